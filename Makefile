@@ -1,0 +1,61 @@
+# Everything is set up by the targets themselves; python3, make and a package index are enough.
+PYTHON ?= python3
+VENV ?= .venv
+# cpu or gpu: which onnxruntime is installed.
+ENGINE ?= cpu
+# Options of `python -m service`, for instance ARGS="--port 9000".
+ARGS ?=
+DATA_DIR ?= data/mnist
+
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+ifdef UV
+MAKE_VENV = uv venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+INSTALL = uv pip install --quiet --python $(BIN)/python
+else
+MAKE_VENV = $(PYTHON) -m venv $(VENV)
+INSTALL = $(BIN)/python -m pip install --quiet
+endif
+# uv does not read pip's variables; whoever set them meant both.
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Print this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.PHONY: serve
+serve: $(VENV)/.serve ## Serve the models in models/
+	$(BIN)/python -m service $(ARGS)
+
+.PHONY: test
+test: $(VENV)/.develop data ## Run every test
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: $(VENV)/.develop ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: data
+data: $(VENV)/.develop ## Fetch MNIST into data/mnist; tests that need it are skipped where that fails
+	-$(BIN)/python -m training data --data-dir $(DATA_DIR)
+
+.PHONY: clean
+clean: ## Remove the virtual environment and the caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BIN)/python:
+	$(MAKE_VENV)
+
+$(VENV)/.serve: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) --constraint constraints.txt --editable ".[$(ENGINE)]"
+	touch $@
+
+$(VENV)/.develop: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) --constraint constraints.txt --editable ".[$(ENGINE),training,test,load]"
+	touch $@ $(VENV)/.serve
