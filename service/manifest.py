@@ -1,0 +1,145 @@
+"""What a model says of itself: manifest.json, checked. Knows nothing of onnxruntime or HTTP.
+
+A manifest lies beside its graph, `models/<name>/<version>/{model.onnx,manifest.json}`, and is the
+only thing that `training` and `service` share.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.errors import ManifestError
+
+MANIFEST_FILE = "manifest.json"
+MODEL_FILE = "model.onnx"
+
+Datatype = Literal[
+    "BOOL", "UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "UINT64", "INT64", "FP16", "FP32", "FP64"
+]
+"""Tensor datatypes by their Open Inference Protocol names."""
+
+Task = Literal["classification", "generation", "encoding"]
+
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(_Frozen):
+    """One input or output of a graph.
+
+    shape: the first axis is the batch axis, always -1; the others are fixed and positive.
+    """
+
+    name: str = Field(min_length=1)
+    datatype: Datatype
+    shape: tuple[int, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _only_the_batch_axis_is_free(self) -> Self:
+        if self.shape[0] != -1 or any(size < 1 for size in self.shape[1:]):
+            raise ValueError(
+                f"shape of {self.name!r} is {list(self.shape)}, expected [-1, ...] with positive sizes"
+            )
+        return self
+
+
+class Manifest(_Frozen):
+    """The contents of manifest.json.
+
+    A classification model has one input, and probabilities FP32 (-1, classes) as its first output.
+    A generation model has an input `z` FP32 (-1, size), may have an input `label` INT64 (-1), and has
+    images UINT8 (-1, height, width) or (-1, height, width, 3) as its first output.
+
+    labels: the names of the classes, in the order of the probabilities; for generation and encoding,
+        the names of the conditions, in the order of the values of `label`.
+    metrics: what `python -m training evaluate` measured on the test set.
+    command: the command that made the model.
+    """
+
+    name: ModelName
+    version: int = Field(ge=1)
+    task: Task
+    description: str = ""
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    labels: tuple[str, ...] = ()
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    metrics: dict[str, float | int | str] = Field(default_factory=dict)
+    command: str = ""
+
+    def input(self, name: str) -> TensorSpec | None:
+        """The input of that name, or None."""
+        return next((spec for spec in self.inputs if spec.name == name), None)
+
+    @model_validator(mode="after")
+    def _tensors_suit_the_task(self) -> Self:
+        if self.task == "classification":
+            self._check_classification()
+        elif self.task == "generation":
+            self._check_generation()
+        label = self.input("label")
+        if label is not None and (label.datatype, label.shape) != ("INT64", (-1,)):
+            raise ValueError(f"input label is {label.datatype} {list(label.shape)}, expected INT64 [-1]")
+        if label is not None and not self.labels:
+            raise ValueError("the model has an input label, expected the names of its values in labels")
+        return self
+
+    def _check_classification(self) -> None:
+        output = self.outputs[0]
+        if len(self.inputs) != 1:
+            raise ValueError(f"a classification model has {len(self.inputs)} inputs, expected 1")
+        if output.datatype != "FP32" or len(output.shape) != 2:
+            raise ValueError(
+                f"output {output.name} is {output.datatype} {list(output.shape)}, expected FP32 [-1, classes]"
+            )
+        if len(self.labels) != output.shape[1]:
+            raise ValueError(f"labels names {len(self.labels)} classes, expected {output.shape[1]}")
+
+    def _check_generation(self) -> None:
+        z, output = self.input("z"), self.outputs[0]
+        if z is None or z.datatype != "FP32" or len(z.shape) != 2:
+            raise ValueError("a generation model needs an input z, FP32 [-1, size]")
+        others = sorted(spec.name for spec in self.inputs if spec.name not in ("z", "label"))
+        if others:
+            raise ValueError(f"a generation model has the inputs {others}, expected z and label alone")
+        if output.datatype != "UINT8" or (len(output.shape) != 3 and output.shape[3:] != (3,)):
+            raise ValueError(
+                f"output {output.name} is {output.datatype} {list(output.shape)}, expected UINT8 "
+                "[-1, height, width] or [-1, height, width, 3]"
+            )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check `folder`/manifest.json.
+
+    Raises ManifestError if it is missing, is not valid, or names another model or version than
+    the folders it lies in.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ManifestError(f"{path} is missing") from None
+    except ValidationError as error:
+        raise ManifestError(f"{path} is not a manifest: {_first_problem(error)}") from error
+    seen, expected = f"{manifest.name}/{manifest.version}", f"{folder.parent.name}/{folder.name}"
+    if seen != expected:
+        raise ManifestError(f"{path} describes {seen}, but lies in {expected}")
+    return manifest
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}" if where else problem["msg"]
