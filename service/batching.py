@@ -1,0 +1,172 @@
+"""Which rows form the next batch: pure decisions, with the time as an argument.
+
+Knows nothing of threads, timers or models; `service.device` acts on what is decided here.
+"""
+
+import asyncio
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from service.errors import QueueFull
+
+Array = NDArray[Any]
+Reason = Literal["full", "idle", "delay"]
+
+SMALL_SHARE = 8
+"""A request of at most 1/8 of a batch is small: half of each batch is kept for those while any wait."""
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One request's rows, from submission to answer.
+
+    inputs: one array per graph input, each (rows, ...).
+    taken: rows handed out in batches; answered: rows whose outputs are in `outputs`.
+    """
+
+    inputs: tuple[Array, ...]
+    rows: int
+    enqueued: float
+    deadline: float
+    future: "asyncio.Future[Answer]"
+    taken: int = 0
+    answered: int = 0
+    left: bool = False
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    outputs: list[tuple[Array, ...]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One request's outputs and what it took to get them.
+
+    outputs: one array per graph output, each (rows, ...), owned by the caller.
+    queue_seconds: from submission until its first batch started.
+    compute_seconds: summed over the batches that held its rows.
+    batch_rows: rows in the last of these batches, other requests' included.
+    """
+
+    outputs: tuple[Array, ...]
+    queue_seconds: float
+    compute_seconds: float
+    batch_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows start..stop of an item, which lie next to each other in a batch."""
+
+    item: Item
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What runs next, in the order of its rows."""
+
+    parts: list[Part]
+    rows: int
+    reason: Reason
+
+
+class BatchQueue:
+    """Decides which rows form the next batch. Bounded in rows, first come first served in each lane.
+
+    Small requests have a lane of their own and the first half of every batch, so that they never
+    wait for a large one to finish; a large request is split over as many batches as it needs, and
+    goes to the end of its lane after each one while it still has a whole batch to go.
+    """
+
+    def __init__(
+        self, max_batch_size: int, max_queue_rows: int, max_queue_delay_seconds: float = 0.0
+    ) -> None:
+        self.max_batch_size = max_batch_size
+        self.max_queue_rows = max_queue_rows
+        self.max_queue_delay_seconds = max_queue_delay_seconds
+        self.rows = 0
+        self.next_deadline = math.inf
+        self._small_rows = max(1, max_batch_size // SMALL_SHARE)
+        self._small: deque[Item] = deque()
+        self._large: deque[Item] = deque()
+
+    def push(self, item: Item) -> None:
+        """Add a request's rows. Raises QueueFull, and keeps nothing, where they do not all fit."""
+        if self.rows + item.rows > self.max_queue_rows:
+            raise QueueFull(
+                f"{self.rows} rows wait and {item.rows} more were sent, expected at most "
+                f"{self.max_queue_rows} waiting"
+            )
+        self.rows += item.rows
+        self.next_deadline = min(self.next_deadline, item.deadline)
+        (self._small if item.rows <= self._small_rows else self._large).append(item)
+
+    def remove(self, item: Item) -> None:
+        """Forget the rows of an item that were not handed out yet."""
+        if not item.left:
+            item.left = True
+            self.rows -= item.rows - item.taken
+
+    def expire(self, now: float) -> list[Item]:
+        """Remove and return the items whose deadline has passed."""
+        expired = []
+        self.next_deadline = math.inf
+        for lane in (self._small, self._large):
+            waiting = [item for item in lane if not item.left]
+            for item in waiting:
+                if item.deadline <= now:
+                    self.remove(item)
+                    expired.append(item)
+                else:
+                    self.next_deadline = min(self.next_deadline, item.deadline)
+            lane.clear()
+            lane.extend(item for item in waiting if not item.left)
+        return expired
+
+    def release_at(self) -> float:
+        """When the rows that wait should run: at once (-inf), at a time, or, with none, never (inf)."""
+        if not self.rows:
+            return math.inf
+        if not self.max_queue_delay_seconds or self.rows >= self.max_batch_size:
+            return -math.inf
+        heads = [item.enqueued for item in (self._head(self._small), self._head(self._large)) if item]
+        return min(heads) + self.max_queue_delay_seconds
+
+    def take(self) -> Batch:
+        """Hand out the next batch; empty when nothing waits."""
+        parts: list[Part] = []
+        large_waits = self._head(self._large) is not None
+        space = self.max_batch_size
+        first = space - space // 2 if large_waits else space
+        space -= first - self._fill(self._small, first, parts)
+        space = self._fill(self._large, space, parts)
+        space = self._fill(self._small, space, parts)
+        rows = self.max_batch_size - space
+        self.rows -= rows
+        reason: Reason = "delay" if self.max_queue_delay_seconds else "idle"
+        return Batch(parts, rows, reason if space else "full")
+
+    def _fill(self, lane: deque[Item], space: int, parts: list[Part]) -> int:
+        """Move rows from the lane into the parts; returns the space that is left."""
+        while space and (item := self._head(lane)) is not None:
+            start = item.taken
+            stop = min(item.rows, start + space)
+            parts.append(Part(item, start, stop))
+            space -= stop - start
+            item.taken = stop
+            if stop == item.rows:
+                item.left = True
+                lane.popleft()
+            elif item.rows - stop >= self.max_batch_size:
+                lane.rotate(-1)
+        return space
+
+    def _head(self, lane: deque[Item]) -> Item | None:
+        while lane and lane[0].left:
+            lane.popleft()
+        return lane[0] if lane else None

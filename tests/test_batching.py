@@ -1,0 +1,175 @@
+"""The queue's decisions; time is a number here and nothing runs."""
+
+import asyncio
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.batching import BatchQueue, Item
+from service.errors import QueueFull
+
+
+def item(rows: int, enqueued: float = 0.0, deadline: float = math.inf) -> Item:
+    future: asyncio.Future = asyncio.Future(loop=_LOOP)
+    return Item((np.zeros((rows, 1)),), rows, enqueued, deadline, future)
+
+
+_LOOP = asyncio.new_event_loop()
+
+
+def taken(queue: BatchQueue) -> list[tuple[Item, int, int]]:
+    return [(part.item, part.start, part.stop) for part in queue.take().parts]
+
+
+def test_requests_leave_in_the_order_they_came() -> None:
+    queue = BatchQueue(max_batch_size=4, max_queue_rows=100)
+    items = [item(1) for _ in range(6)]
+    for each in items:
+        queue.push(each)
+    assert [part[0] for part in taken(queue)] == items[:4]
+    assert [part[0] for part in taken(queue)] == items[4:]
+    assert taken(queue) == []
+
+
+def test_an_oversized_request_is_split_over_batches() -> None:
+    queue = BatchQueue(max_batch_size=4, max_queue_rows=100)
+    large = item(10)
+    queue.push(large)
+    assert [taken(queue) for _ in range(4)] == [[(large, 0, 4)], [(large, 4, 8)], [(large, 8, 10)], []]
+
+
+def test_small_requests_get_half_of_a_batch_beside_large_ones() -> None:
+    queue = BatchQueue(max_batch_size=16, max_queue_rows=1000)
+    large, small = item(100), [item(2) for _ in range(8)]
+    queue.push(large)
+    for each in small:
+        queue.push(each)
+    assert taken(queue) == [*[(each, 0, 2) for each in small[:4]], (large, 0, 8)]
+
+
+def test_a_batch_is_filled_by_either_kind_alone() -> None:
+    queue = BatchQueue(max_batch_size=16, max_queue_rows=1000)
+    queue.push(item(3))
+    for _ in range(20):
+        queue.push(item(1))
+    assert queue.take().rows == 16
+    assert queue.take().rows == 7
+
+
+def test_large_requests_take_turns_batch_by_batch() -> None:
+    queue = BatchQueue(max_batch_size=4, max_queue_rows=1000)
+    first, second = item(12), item(4)
+    queue.push(first)
+    queue.push(second)
+    order = [taken(queue)[0][0] for _ in range(4)]
+    assert order == [first, second, first, first]
+
+
+def test_the_rest_of_a_request_that_fits_in_one_batch_comes_next() -> None:
+    queue = BatchQueue(max_batch_size=8, max_queue_rows=1000)
+    small, first, second = item(1), item(8), item(8)
+    for each in (small, first, second):
+        queue.push(each)
+    assert taken(queue) == [(small, 0, 1), (first, 0, 7)]
+    assert taken(queue) == [(first, 7, 8), (second, 0, 7)]
+
+
+def test_rows_beyond_the_bound_are_refused_and_the_queue_is_unchanged() -> None:
+    queue = BatchQueue(max_batch_size=4, max_queue_rows=10)
+    queue.push(item(8))
+    with pytest.raises(QueueFull, match="8 rows wait and 3 more were sent, expected at most 10 waiting"):
+        queue.push(item(3))
+    queue.push(item(2))
+    assert queue.rows == 10
+
+
+def test_a_removed_request_leaves_its_place_to_others() -> None:
+    queue = BatchQueue(max_batch_size=4, max_queue_rows=10)
+    first, second, third = item(1), item(1), item(1)
+    for each in (first, second, third):
+        queue.push(each)
+    queue.remove(second)
+    queue.remove(second)
+    assert queue.rows == 2
+    assert [part[0] for part in taken(queue)] == [first, third]
+
+
+def test_only_the_waiting_rows_of_a_half_run_request_are_removed() -> None:
+    queue = BatchQueue(max_batch_size=4, max_queue_rows=10)
+    large = item(10)
+    queue.push(large)
+    queue.take()
+    queue.remove(large)
+    assert queue.rows == 0
+    assert taken(queue) == []
+
+
+def test_expired_requests_leave_and_the_next_deadline_is_known() -> None:
+    queue = BatchQueue(max_batch_size=4, max_queue_rows=100)
+    soon, later = item(1, deadline=1.0), item(9, deadline=5.0)
+    queue.push(later)
+    queue.push(soon)
+    assert queue.next_deadline == 1.0
+    assert queue.expire(0.5) == []
+    assert queue.expire(1.0) == [soon]
+    assert (queue.rows, queue.next_deadline) == (9, 5.0)
+    assert queue.expire(5.0) == [later]
+    assert (queue.rows, queue.next_deadline) == (0, math.inf)
+
+
+def test_without_a_delay_rows_are_due_at_once() -> None:
+    queue = BatchQueue(max_batch_size=4, max_queue_rows=100)
+    assert queue.release_at() == math.inf
+    queue.push(item(1, enqueued=7.0))
+    assert queue.release_at() == -math.inf
+    assert queue.take().reason == "idle"
+
+
+def test_with_a_delay_rows_wait_for_it_or_for_a_full_batch() -> None:
+    queue = BatchQueue(max_batch_size=4, max_queue_rows=100, max_queue_delay_seconds=0.5)
+    queue.push(item(1, enqueued=7.0))
+    queue.push(item(1, enqueued=7.2))
+    assert queue.release_at() == 7.5
+    queue.push(item(2, enqueued=7.3))
+    assert queue.release_at() == -math.inf
+    assert queue.take().reason == "full"
+    queue.push(item(1, enqueued=8.0))
+    assert queue.take().reason == "delay"
+
+
+@given(
+    st.integers(1, 16),
+    st.lists(st.one_of(st.integers(1, 40), st.just("take"), st.just("remove")), max_size=60),
+)
+def test_every_row_is_handed_out_once_and_in_order(max_batch_size: int, steps: list[int | str]) -> None:
+    queue = BatchQueue(max_batch_size, max_queue_rows=10_000)
+    items: list[Item] = []
+    seen: dict[int, int] = {}
+    removed: set[int] = set()
+
+    def take() -> int:
+        batch = queue.take()
+        assert batch.rows == sum(part.stop - part.start for part in batch.parts) <= max_batch_size
+        for part in batch.parts:
+            assert id(part.item) not in removed
+            assert part.start == seen.get(id(part.item), 0)
+            seen[id(part.item)] = part.stop
+        return batch.rows
+
+    for step in steps:
+        if isinstance(step, int):
+            items.append(item(step))
+            queue.push(items[-1])
+        elif step == "take":
+            assert take() == 0 or items
+        elif items:
+            queue.remove(items[len(items) // 2])
+            removed.add(id(items[len(items) // 2]))
+        waiting = [each for each in items if id(each) not in removed]
+        assert queue.rows == sum(each.rows - seen.get(id(each), 0) for each in waiting)
+    while queue.rows:
+        assert take() > 0
+    assert all(seen[id(each)] == each.rows for each in items if id(each) not in removed)
