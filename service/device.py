@@ -1,0 +1,251 @@
+"""Runs batches: a device's thread, and each model's futures and timers on the event loop.
+
+Which rows go next is `service.batching`'s decision; what a batch computes is the runner's affair.
+"""
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Protocol
+
+import numpy as np
+
+from service.batching import Answer, Array, Batch, BatchQueue, Item, Part, Reason
+from service.errors import DeadlineExceeded, EngineError, ShuttingDown
+
+logger = logging.getLogger(__name__)
+
+
+class Runner(Protocol):
+    """What runs a batch; `service.engine.Engine` is the real one."""
+
+    def run(self, parts: Sequence[tuple[Array, ...]], rows: int) -> tuple[Array, ...]:
+        """Run the parts as one batch; blocks, and is only ever called from the device's thread."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """What happened to one batch, for the metrics. queue_seconds: one figure per request that started."""
+
+    rows: int
+    reason: Reason
+    compute_seconds: float
+    queue_seconds: list[float]
+    failed: bool
+
+
+class Device:
+    """A thread that runs one batch at a time, for all of a device's batchers in turn.
+
+    A batch is formed at the moment that the device is free to run it, never earlier: while it is
+    busy the queues fill, and an idle device starts at once. Everything but the thread's own loop is
+    called from the event loop.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[Batcher] = deque()
+        self._busy = False
+        self._jobs: SimpleQueue[tuple[Batcher, Batch] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=f"device-{name}", daemon=True)
+        self._thread.start()
+
+    def enter(self, batcher: "Batcher") -> None:
+        """Ask for a turn."""
+        self._waiting.append(batcher)
+        if not self._busy:
+            self._busy = True
+            # Not now but after this turn of the event loop: requests that arrived together batch together.
+            self._loop.call_soon(self._start_next)
+
+    def close(self) -> None:
+        """End the thread after the batch that it runs."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _start_next(self) -> None:
+        while self._waiting:
+            batcher = self._waiting.popleft()
+            batch = batcher.take()
+            if batch.parts:
+                self._jobs.put((batcher, batch))
+                return
+        self._busy = False
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            batcher, batch = job
+            outcome: tuple[Array, ...] | Exception
+            started = time.monotonic()
+            try:
+                outcome = batcher.runner.run([_rows(part) for part in batch.parts], batch.rows)
+            except Exception as error:  # the batch's edge: whatever failed, each of its requests is answered
+                outcome = error
+            ended = time.monotonic()
+            self._loop.call_soon_threadsafe(self._finish, batcher, batch, outcome, started, ended)
+
+    def _finish(
+        self,
+        batcher: "Batcher",
+        batch: Batch,
+        outcome: tuple[Array, ...] | Exception,
+        started: float,
+        ended: float,
+    ) -> None:
+        self._start_next()  # first of all, so that the device works while the answers go out
+        batcher.finish(batch, outcome, started, ended)
+
+
+class Batcher:
+    """One model's queue on a device: submit rows, await their answer. Lives on the event loop."""
+
+    def __init__(
+        self,
+        device: Device,
+        runner: Runner,
+        queue: BatchQueue,
+        record: Callable[[BatchRecord], None] = lambda _: None,
+    ) -> None:
+        self.runner = runner
+        self._device = device
+        self._queue = queue
+        self._record = record
+        self._loop = asyncio.get_running_loop()
+        self._entered = False
+        self._release: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        self._expiry_at = math.inf
+        self._closed = False
+        self._unanswered = 0
+        self._all_answered = asyncio.Event()
+        self._all_answered.set()
+
+    @property
+    def rows_waiting(self) -> int:
+        """Rows in the queue, those of the running batch not counted."""
+        return self._queue.rows
+
+    async def submit(self, inputs: tuple[Array, ...], rows: int, deadline: float) -> Answer:
+        """Run rows as part of whatever batches they fall into.
+
+        inputs: one array per graph input, each (rows, ...), already checked against the model, and
+            not changed by the caller before the answer.
+        deadline: on the clock of `time.monotonic`.
+        Raises QueueFull at once, DeadlineExceeded at the deadline if rows still wait, EngineError if
+        a batch failed, ShuttingDown after `close`. Cancelling takes the rows that wait out of the queue.
+        """
+        if self._closed:
+            raise ShuttingDown("the model is being unloaded and takes no new requests")
+        item = Item(inputs, rows, time.monotonic(), deadline, self._loop.create_future())
+        self._queue.push(item)
+        self._unanswered += 1
+        self._all_answered.clear()
+        self._watch_deadlines()
+        self._enter_when_due()
+        try:
+            return await item.future
+        except asyncio.CancelledError:
+            self._queue.remove(item)
+            raise
+        finally:
+            self._unanswered -= 1
+            if not self._unanswered:
+                self._all_answered.set()
+
+    def take(self) -> Batch:
+        """The device's turn has come: hand it the next batch, empty if the rows have left meanwhile."""
+        batch = self._queue.take()
+        self._entered = False
+        self._enter_when_due()
+        return batch
+
+    def finish(
+        self, batch: Batch, outcome: tuple[Array, ...] | Exception, started: float, ended: float
+    ) -> None:
+        """Answer a batch's requests with their rows of the outcome, or with its error."""
+        failed = isinstance(outcome, Exception)
+        queue_seconds = [started - part.item.enqueued for part in batch.parts if part.start == 0]
+        if isinstance(outcome, Exception):
+            self._fail(batch, outcome)
+        else:
+            self._answer(batch, outcome, started, ended)
+        self._record(BatchRecord(batch.rows, batch.reason, ended - started, queue_seconds, failed))
+
+    async def close(self) -> None:
+        """Refuse new requests, then wait until every accepted one is answered."""
+        self._closed = True
+        await self._all_answered.wait()
+
+    def _answer(self, batch: Batch, outputs: tuple[Array, ...], started: float, ended: float) -> None:
+        offset = 0
+        for part in batch.parts:
+            item, end = part.item, offset + part.stop - part.start
+            item.outputs.append(tuple(output[offset:end] for output in outputs))
+            offset = end
+            if part.start == 0:
+                item.queue_seconds = started - item.enqueued
+            item.compute_seconds += ended - started
+            if part.stop == item.rows and not item.future.done():
+                answer = Answer(_joined(item.outputs), item.queue_seconds, item.compute_seconds, batch.rows)
+                item.future.set_result(answer)
+
+    def _fail(self, batch: Batch, error: Exception) -> None:
+        logger.error("a batch of %d rows failed", batch.rows, exc_info=error)
+        for part in batch.parts:
+            self._queue.remove(part.item)
+            if not part.item.future.done():
+                part.item.future.set_exception(EngineError(f"the batch failed: {error}"))
+
+    def _enter_when_due(self) -> None:
+        if self._entered:
+            return
+        at = self._queue.release_at()
+        wait = at - time.monotonic()
+        if wait <= 0:
+            self._entered = True
+            self._device.enter(self)
+        elif self._release is None and at < math.inf:
+            self._release = self._loop.call_later(wait, self._release_now)
+
+    def _release_now(self) -> None:
+        self._release = None
+        self._enter_when_due()
+
+    def _watch_deadlines(self) -> None:
+        if self._queue.next_deadline >= self._expiry_at:
+            return
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expiry_at = self._queue.next_deadline
+        self._expiry = self._loop.call_later(max(0.0, self._expiry_at - time.monotonic()), self._expire)
+
+    def _expire(self) -> None:
+        self._expiry, self._expiry_at = None, math.inf
+        now = time.monotonic()
+        for item in self._queue.expire(now):
+            if not item.future.done():
+                waited = now - item.enqueued
+                item.future.set_exception(
+                    DeadlineExceeded(f"{item.rows} rows waited {waited:.3f} s, their deadline has passed")
+                )
+        self._watch_deadlines()
+
+
+def _rows(part: Part) -> tuple[Array, ...]:
+    inputs = part.item.inputs
+    if part.stop - part.start == part.item.rows:
+        return inputs
+    return tuple(array[part.start : part.stop] for array in inputs)
+
+
+def _joined(outputs: list[tuple[Array, ...]]) -> tuple[Array, ...]:
+    if len(outputs) == 1:
+        return outputs[0]
+    return tuple(np.concatenate(arrays) for arrays in zip(*outputs, strict=True))

@@ -1,0 +1,251 @@
+"""The device's thread and the batchers' futures, with runners that the test holds and releases."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+
+import numpy as np
+import pytest
+
+from service.batching import BatchQueue
+from service.device import Array, Batcher, BatchRecord, Device
+from service.errors import DeadlineExceeded, EngineError, QueueFull, ShuttingDown
+
+FAR = 1e12
+
+
+class Doubler:
+    """Doubles its rows; waits for `go` first, and notes the rows of every batch."""
+
+    def __init__(self, *, held: bool = False) -> None:
+        self.started = threading.Semaphore(0)
+        self.go = threading.Semaphore(0 if held else 1_000_000)
+        self.batches: list[list[float]] = []
+        self.error: Exception | None = None
+
+    def run(self, parts: Sequence[tuple[Array, ...]], rows: int) -> tuple[Array, ...]:
+        self.started.release()
+        assert self.go.acquire(timeout=30)
+        if self.error is not None:
+            raise self.error
+        batch = np.concatenate([arrays[0] for arrays in parts])
+        assert len(batch) == rows
+        self.batches.append(batch[:, 0].tolist())
+        return (batch * 2,)
+
+    async def running(self) -> None:
+        """Wait until a batch is on the device."""
+        assert await asyncio.to_thread(self.started.acquire, timeout=30)
+
+
+@pytest.fixture
+async def device() -> AsyncIterator[Device]:
+    device = Device("test")
+    yield device
+    device.close()
+
+
+def rows(*values: float) -> tuple[Array, ...]:
+    return (np.array([[value] for value in values]),)
+
+
+def submit(batcher: Batcher, *values: float, deadline: float = FAR) -> "asyncio.Task[list[float]]":
+    async def run() -> list[float]:
+        answer = await batcher.submit(rows(*values), len(values), deadline)
+        return [float(value) for value in answer.outputs[0][:, 0]]
+
+    return asyncio.ensure_future(run())
+
+
+async def settle() -> None:
+    """Let everything that is due on the event loop happen."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_every_caller_gets_its_own_rows(device: Device) -> None:
+    batcher = Batcher(device, Doubler(), BatchQueue(8, 10_000))
+    tasks = [submit(batcher, *range(start, start + 1 + start % 11)) for start in range(100)]
+    for start, task in enumerate(tasks):
+        assert await task == [2.0 * value for value in range(start, start + 1 + start % 11)]
+
+
+async def test_requests_that_arrive_together_run_together(device: Device) -> None:
+    runner = Doubler()
+    batcher = Batcher(device, runner, BatchQueue(8, 100))
+    await asyncio.gather(*(submit(batcher, value) for value in range(5)))
+    assert runner.batches == [[0, 1, 2, 3, 4]]
+
+
+async def test_a_queue_fills_while_the_device_is_busy(device: Device) -> None:
+    runner = Doubler(held=True)
+    batcher = Batcher(device, runner, BatchQueue(8, 100))
+    tasks = [submit(batcher, 0.0)]
+    await runner.running()
+    tasks += [submit(batcher, value) for value in (1.0, 2.0, 3.0)]
+    await settle()
+    assert batcher.rows_waiting == 3
+    runner.go.release(10)
+    await asyncio.gather(*tasks)
+    assert runner.batches == [[0], [1, 2, 3]]
+
+
+async def test_models_on_one_device_take_turns(device: Device) -> None:
+    order: list[str] = []
+
+    class Named(Doubler):
+        def __init__(self, name: str, *, held: bool = False) -> None:
+            super().__init__(held=held)
+            self.name = name
+
+        def run(self, parts: Sequence[tuple[Array, ...]], rows: int) -> tuple[Array, ...]:
+            order.append(self.name)
+            return super().run(parts, rows)
+
+    first, second = Named("first", held=True), Named("second")
+    busy = Batcher(device, first, BatchQueue(1, 100))
+    other = Batcher(device, second, BatchQueue(1, 100))
+    tasks = [submit(busy, value) for value in (1, 2, 3)]
+    await first.running()
+    tasks += [submit(other, 1), submit(other, 2)]
+    await settle()
+    first.go.release(10)
+    await asyncio.gather(*tasks)
+    assert order == ["first", "first", "second", "first", "second"]
+
+
+async def test_cancelled_request_leaves_the_queue_at_once(device: Device) -> None:
+    runner = Doubler(held=True)
+    batcher = Batcher(device, runner, BatchQueue(8, 100))
+    running = submit(batcher, 0.0)
+    await runner.running()
+    leaving, staying = submit(batcher, 1.0), submit(batcher, 2.0)
+    await settle()
+    leaving.cancel()
+    await settle()
+    assert batcher.rows_waiting == 1
+    runner.go.release(10)
+    assert await asyncio.gather(running, staying) == [[0], [4]]
+    assert runner.batches == [[0], [2]]
+
+
+async def test_cancelling_a_running_request_harms_no_batch_mate(device: Device) -> None:
+    runner = Doubler(held=True)
+    batcher = Batcher(device, runner, BatchQueue(8, 100))
+    leaving, staying = submit(batcher, 1.0), submit(batcher, 2.0)
+    await runner.running()
+    leaving.cancel()
+    runner.go.release(10)
+    assert await staying == [4]
+
+
+async def test_deadline_passes_without_waiting_for_the_running_batch(device: Device) -> None:
+    runner = Doubler(held=True)
+    batcher = Batcher(device, runner, BatchQueue(8, 100))
+    running = submit(batcher, 0.0)
+    await runner.running()
+    late = submit(batcher, 1.0, deadline=time.monotonic() + 0.01)
+    with pytest.raises(DeadlineExceeded, match=r"1 rows waited 0\.\d+ s, their deadline has passed"):
+        await late
+    assert batcher.rows_waiting == 0
+    runner.go.release(10)
+    assert await running == [0]
+
+
+async def test_a_sooner_deadline_is_not_hidden_by_a_later_one(device: Device) -> None:
+    runner = Doubler(held=True)
+    batcher = Batcher(device, runner, BatchQueue(8, 100))
+    running = submit(batcher, 0.0)
+    await runner.running()
+    later = submit(batcher, 1.0)
+    await settle()
+    sooner = submit(batcher, 2.0, deadline=time.monotonic() + 0.01)
+    with pytest.raises(DeadlineExceeded):
+        await sooner
+    runner.go.release(10)
+    assert await asyncio.gather(running, later) == [[0], [2]]
+
+
+async def test_a_full_queue_refuses_at_once(device: Device) -> None:
+    runner = Doubler(held=True)
+    batcher = Batcher(device, runner, BatchQueue(1, 2))
+    tasks = [submit(batcher, 0.0)]
+    await runner.running()
+    tasks += [submit(batcher, 1.0), submit(batcher, 2.0)]
+    await settle()
+    with pytest.raises(QueueFull):
+        await submit(batcher, 3.0)
+    runner.go.release(10)
+    assert await asyncio.gather(*tasks) == [[0], [2], [4]]
+
+
+async def test_a_failed_batch_answers_each_of_its_requests_and_no_other(device: Device) -> None:
+    runner = Doubler(held=True)
+    records: list[BatchRecord] = []
+    batcher = Batcher(device, runner, BatchQueue(2, 100), records.append)
+    runner.error = RuntimeError("out of memory")
+    tasks = [submit(batcher, 0.0), submit(batcher, 1.0)]
+    await runner.running()
+    next_batch = submit(batcher, 2.0)
+    runner.go.release()
+    for task in tasks:
+        with pytest.raises(EngineError, match="the batch failed: out of memory"):
+            await task
+    await runner.running()
+    runner.error = None
+    runner.go.release()
+    assert await next_batch == [4]
+    await settle()
+    assert [record.failed for record in records] == [True, False]
+
+
+async def test_a_split_request_whose_first_batch_fails_leaves_the_queue(device: Device) -> None:
+    runner = Doubler()
+    runner.error = RuntimeError("no")
+    batcher = Batcher(device, runner, BatchQueue(2, 100))
+    with pytest.raises(EngineError):
+        await submit(batcher, 1, 2, 3, 4, 5, 6, 7)
+    assert batcher.rows_waiting == 0
+
+
+async def test_closing_answers_what_was_accepted_and_refuses_the_rest(device: Device) -> None:
+    runner = Doubler(held=True)
+    batcher = Batcher(device, runner, BatchQueue(1, 100))
+    tasks = [submit(batcher, 1.0), submit(batcher, 2.0)]
+    await runner.running()
+    closing = asyncio.ensure_future(batcher.close())
+    await settle()
+    with pytest.raises(ShuttingDown):
+        await submit(batcher, 3.0)
+    assert not closing.done()
+    runner.go.release(10)
+    assert await asyncio.gather(*tasks) == [[2], [4]]
+    await closing
+
+
+async def test_a_delay_gathers_rows_on_an_idle_device(device: Device) -> None:
+    runner = Doubler()
+    batcher = Batcher(device, runner, BatchQueue(3, 100, max_queue_delay_seconds=60))
+    tasks = [submit(batcher, 1.0), submit(batcher, 2.0)]
+    await settle()
+    assert batcher.rows_waiting == 2
+    tasks.append(submit(batcher, 3.0))
+    assert await asyncio.gather(*tasks) == [[2], [4], [6]]
+    assert runner.batches == [[1, 2, 3]]
+
+
+async def test_a_delay_ends_by_itself(device: Device) -> None:
+    batcher = Batcher(device, Doubler(), BatchQueue(3, 100, max_queue_delay_seconds=0.01))
+    assert await submit(batcher, 1.0) == [2]
+
+
+async def test_records_say_what_each_batch_held(device: Device) -> None:
+    records: list[BatchRecord] = []
+    batcher = Batcher(device, Doubler(), BatchQueue(4, 100), records.append)
+    await asyncio.gather(submit(batcher, 1, 2, 3), submit(batcher, 4, 5, 6))
+    await settle()
+    assert [(record.rows, record.reason, len(record.queue_seconds)) for record in records] == [
+        (4, "full", 2),
+        (2, "idle", 0),
+    ]
