@@ -1,0 +1,65 @@
+"""Settings from flags and environment."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service import settings as settings_module
+from service.errors import SettingsError
+from service.settings import Settings, available_cores, load_settings
+
+
+def test_flags_win_over_the_environment_and_it_over_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INKSERVE_PORT", "9001")
+    monkeypatch.setenv("INKSERVE_MAX_BATCH_SIZE", "32")
+    settings = load_settings(["--port", "9002", "--access-log"])
+    assert (settings.port, settings.max_batch_size, settings.host) == (9002, 32, "127.0.0.1")
+    assert settings.access_log
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "70000"], r"port: .*less than or equal to 65535 \(seen: '70000'\)"),
+        (["--provider", "gpu"], r"provider: .*'cpu', 'cuda' or 'tensorrt' \(seen: 'gpu'\)"),
+        (["--max-batch-size", "many"], r"max_batch_size: .*valid integer.* \(seen: 'many'\)"),
+        (["--max-request-rows", "99999"], r"^max_request_rows is 99999, expected at most max_queue_rows"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(arguments: list[str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load_settings(arguments)
+
+
+def test_a_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INKSERVE_PROT", "9001")
+    with pytest.raises(SettingsError, match="environment variable INKSERVE_PROT is not a setting"):
+        load_settings([])
+
+
+def test_settings_never_change() -> None:
+    with pytest.raises(ValidationError):
+        Settings().port = 1  # type: ignore[misc]
+
+
+def test_every_setting_is_explained_by_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        load_settings(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for name, field in Settings.model_fields.items():
+        assert "--" + name.replace("_", "-") in text
+        assert field.description
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max 100000", 4), ("200000 100000", 2), ("50000 100000", 1), ("900000 100000", 4)]
+)
+def test_a_container_quota_bounds_the_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
+) -> None:
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(settings_module, "CGROUP_CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr(settings_module.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    assert available_cores() == cores
