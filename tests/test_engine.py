@@ -1,0 +1,145 @@
+"""A real onnxruntime session on the CPU."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import IMAGES, LATENT, PROBABILITIES, make_model, write_model
+from onnx import TensorProto, helper, numpy_helper
+
+from service.engine import Engine, EngineOptions, bucket_sizes
+from service.errors import EngineError, ManifestError
+from service.manifest import MODEL_FILE, TensorSpec, read_manifest
+
+OPTIONS = EngineOptions("cpu", 0, 1, (1, 2, 4, 8))
+
+
+def open_engine(folder: Path, options: EngineOptions = OPTIONS, **changes: object) -> Engine:
+    manifest = read_manifest(folder)
+    return Engine(folder / MODEL_FILE, manifest.model_copy(update=changes), options)
+
+
+def images(*first_pixels: int) -> np.ndarray:
+    batch = np.random.default_rng(1).integers(0, 256, (len(first_pixels), 28, 28), np.uint8)
+    batch[:, 0, 0] = first_pixels
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(1, (1,)), (2, (1, 2)), (6, (1, 2, 4, 6)), (256, (1, 2, 4, 8, 16, 32, 64, 128, 256))]
+)
+def test_buckets_are_powers_of_two_and_the_largest_batch(most: int, sizes: tuple[int, ...]) -> None:
+    assert bucket_sizes(most) == sizes
+
+
+@pytest.mark.parametrize("split", [[5], [1, 4], [1, 1, 1, 1, 1], [2, 3]])
+def test_the_parts_of_a_batch_come_back_in_order(
+    add_classifier: Callable[..., Path], split: list[int]
+) -> None:
+    engine = open_engine(add_classifier())
+    batch = images(3, 1, 4, 1, 5)
+    parts = [(part,) for part in np.split(batch, np.cumsum(split)[:-1])]
+    (probabilities,) = engine.run(parts, 5)
+    assert probabilities.shape == (5, 10)
+    assert probabilities.argmax(axis=1).tolist() == [3, 1, 4, 1, 5]
+
+
+def test_padding_holds_old_rows_that_nobody_sees(add_classifier: Callable[..., Path]) -> None:
+    engine = open_engine(add_classifier())
+    engine.run([(images(*range(8)),)], 8)
+    (probabilities,) = engine.run([(images(9, 9, 9),)], 3)
+    assert probabilities.argmax(axis=1).tolist() == [9, 9, 9]
+
+
+def test_an_answer_outlives_the_next_batch(add_classifier: Callable[..., Path]) -> None:
+    engine = open_engine(add_classifier())
+    (first,) = engine.run([(images(7),)], 1)
+    engine.run([(images(2),)], 1)
+    assert first.argmax() == 7
+
+
+def test_several_inputs_are_bound_by_name(add_generator: Callable[..., Path]) -> None:
+    engine = open_engine(add_generator())
+    z = np.zeros((3, LATENT), np.float32)
+    (pictures,) = engine.run([(z, np.array([0, 1, 2], np.int64))], 3)
+    assert [picture[0, 0] for picture in pictures] == [0, 10, 20]
+
+
+def test_one_fixed_bucket_gives_the_same_bytes_wherever_a_row_lies(
+    add_generator: Callable[..., Path],
+) -> None:
+    engine = open_engine(add_generator(), EngineOptions("cpu", 0, 1, (16,)))
+    rng = np.random.default_rng(0)
+    z, label = rng.normal(size=(16, LATENT)).astype(np.float32), np.arange(16) % 10
+    (together,) = engine.run([(z, label)], 16)
+    for row in range(16):
+        (alone,) = engine.run([(z[row : row + 1], label[row : row + 1])], 1)
+        assert np.array_equal(alone[0], together[row])
+
+
+def test_warming_runs_every_bucket(add_classifier: Callable[..., Path]) -> None:
+    engine = open_engine(add_classifier())
+    engine.warm_up()
+    assert [engine.bucket_for(rows) for rows in (1, 2, 3, 5, 8)] == [1, 2, 4, 8, 8]
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_is_not_there_is_an_error(add_classifier: Callable[..., Path], provider: str) -> None:
+    folder = add_classifier()
+    with pytest.raises(EngineError, match=f"provider {provider} "):
+        open_engine(folder, EngineOptions(provider, 99, 1, (1,)))  # type: ignore[arg-type]
+
+
+def test_a_broken_graph_is_an_error_that_names_the_file(add_classifier: Callable[..., Path]) -> None:
+    folder = add_classifier()
+    (folder / MODEL_FILE).write_bytes(b"not a graph")
+    with pytest.raises(EngineError, match=r"model\.onnx cannot be loaded"):
+        open_engine(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"inputs": (IMAGES.model_copy(update={"name": "x"}),)},
+            r"inputs \['images'\], the manifest names \['x'\]",
+        ),
+        (
+            {"inputs": (IMAGES.model_copy(update={"datatype": "FP32"}),)},
+            r"input images is tensor\(uint8\) in the graph, the manifest says tensor\(float\)",
+        ),
+        (
+            {"outputs": (PROBABILITIES.model_copy(update={"shape": (-1, 9)}),)},
+            r"output probabilities has shape \['batch', 10\] in the graph",
+        ),
+    ],
+)
+def test_a_manifest_that_the_graph_contradicts_is_an_error(
+    add_classifier: Callable[..., Path], changes: dict[str, object], message: str
+) -> None:
+    folder = add_classifier()
+    with pytest.raises(ManifestError, match=message):
+        open_engine(folder, **changes)
+
+
+def test_a_failing_graph_is_an_engine_error(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["label"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "index"], ["probabilities"]),
+    ]
+    table = numpy_helper.from_array(np.eye(10, dtype=np.float32), "table")
+    one_label = TensorSpec(name="label", datatype="INT64", shape=(-1,))
+    folder = write_model(
+        tmp_path,
+        make_model(nodes, [table], (one_label,), (PROBABILITIES,)),
+        name="lookup",
+        task="classification",
+        inputs=(one_label,),
+        outputs=(PROBABILITIES,),
+    )
+    engine = open_engine(folder)
+    with pytest.raises(EngineError, match="out of data bounds"):
+        engine.run([(np.array([10]),)], 1)
+    (probabilities,) = engine.run([(np.array([9]),)], 1)
+    assert probabilities.argmax() == 9

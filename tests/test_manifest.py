@@ -1,0 +1,69 @@
+"""manifest.json: what is accepted and how the rest is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service.errors import ManifestError
+from service.manifest import MANIFEST_FILE, MODEL_FILE, read_manifest, sha256_of
+
+
+def rewrite(folder: Path, **changes: object) -> None:
+    path = folder / MANIFEST_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_written_manifest_is_read_back(add_classifier: Callable[..., Path]) -> None:
+    folder = add_classifier("digits", 3)
+    manifest = read_manifest(folder)
+    assert (manifest.name, manifest.version, manifest.task) == ("digits", 3, "classification")
+    assert manifest.sha256 == sha256_of(folder / MODEL_FILE)
+
+
+def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"manifest\.json is missing"):
+        read_manifest(tmp_path)
+
+
+Tensor = dict[str, object]
+IMAGES: Tensor = {"name": "images", "datatype": "UINT8", "shape": [-1, 28, 28]}
+Z: Tensor = {"name": "z", "datatype": "FP32", "shape": [-1, 4]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sha256": "abc"}, "sha256: String should match pattern"),
+        ({"colour": "red"}, "colour: Extra inputs are not permitted"),
+        ({"name": "../etc"}, "name: String should match pattern"),
+        ({"version": 2}, "describes digits/2, but lies in digits/1"),
+        ({"inputs": [IMAGES | {"datatype": "FLOAT"}]}, "inputs.0.datatype: Input should be 'BOOL'"),
+        ({"inputs": [IMAGES | {"shape": [28, 28]}]}, r"expected \[-1, ...\] with positive sizes"),
+        ({"labels": ["a", "b"]}, "labels names 2 classes, expected 10"),
+        ({"inputs": [IMAGES, Z]}, "a classification model has 2 inputs, expected 1"),
+        ({"outputs": [IMAGES]}, r"output images is UINT8 \[-1, 28, 28\], expected FP32 \[-1, classes\]"),
+        ({"task": "generation"}, "a generation model needs an input z"),
+        ({"task": "generation", "inputs": [Z]}, "output probabilities is FP32"),
+        ({"task": "generation", "inputs": [Z, IMAGES]}, r"has the inputs \['images'\], expected z and label"),
+        (
+            {"task": "encoding", "inputs": [IMAGES | {"name": "label"}]},
+            r"input label is UINT8 \[-1, 28, 28\], expected INT64 \[-1\]",
+        ),
+    ],
+)
+def test_a_wrong_manifest_is_refused_with_the_reason(
+    add_classifier: Callable[..., Path], changes: dict[str, object], message: str
+) -> None:
+    folder = add_classifier("digits")
+    rewrite(folder, **changes)
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(folder)
+
+
+def test_text_that_is_not_json_is_refused(add_classifier: Callable[..., Path]) -> None:
+    folder = add_classifier()
+    (folder / MANIFEST_FILE).write_text("{")
+    with pytest.raises(ManifestError, match="is not a manifest: Invalid JSON"):
+        read_manifest(folder)
