@@ -1,0 +1,83 @@
+"""Every metric, declared once. Knows the names and the buckets, not where the figures come from."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
+from service.device import BatchRecord
+
+PREFIX = "inkserve"
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+class Metrics:
+    """The service's metrics in one registry of their own.
+
+    Label values come from closed sets: our routes, the loaded models, our reasons and status codes.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = self._counter("requests", "Requests answered.", "route", "model", "status")
+        self.request_seconds = self._seconds("request", "From a request's arrival to its answer.", "route")
+        self.queue_seconds = self._seconds("queue", "From submission to the first batch.", "model")
+        self.compute_seconds = self._seconds("compute", "One batch on the device.", "model")
+        self.batch_rows = Histogram(
+            f"{PREFIX}_batch_rows",
+            "Rows in a batch, padding not counted.",
+            ["model"],
+            registry=self.registry,
+            buckets=ROWS,
+        )
+        self.batches = self._counter("batches", "Batches run.", "model", "reason")
+        self.batch_failures = self._counter("batch_failures", "Batches that failed.", "model")
+        self.rows = self._counter("rows", "Rows run.", "model")
+        self.padding_rows = self._counter("padding_rows", "Rows of padding run beside them.", "model")
+        self.rejected = self._counter("rejected_requests", "Requests not served.", "model", "reason")
+        self.model_loads = self._counter("model_loads", "Model versions loaded or not.", "model", "result")
+        self.rows_waiting = Gauge(
+            f"{PREFIX}_rows_waiting", "Rows in a model's queue.", ["model"], registry=self.registry
+        )
+        self.build = Info(f"{PREFIX}_build", "Versions of what runs.", registry=self.registry)
+
+    def of_batches(self, model: str) -> "BatchMetrics":
+        """The metrics of one model's batches."""
+        return BatchMetrics(self, model)
+
+    def watch_rows_waiting(self, model: str, rows_waiting: Callable[[], float]) -> None:
+        """Read a model's queue whenever the metrics are collected."""
+        self.rows_waiting.labels(model).set_function(rows_waiting)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+
+    def _seconds(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(f"{PREFIX}_{name}_seconds", text, labels, registry=self.registry, buckets=SECONDS)
+
+
+class BatchMetrics:
+    """One model's batch metrics, their labels looked up once."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._reasons = {
+            reason: metrics.batches.labels(model, reason) for reason in ("full", "idle", "delay")
+        }
+        self._batch_rows = metrics.batch_rows.labels(model)
+        self._rows = metrics.rows.labels(model)
+        self._padding = metrics.padding_rows.labels(model)
+        self._compute = metrics.compute_seconds.labels(model)
+        self._queue = metrics.queue_seconds.labels(model)
+        self._failures = metrics.batch_failures.labels(model)
+
+    def observe(self, batch: BatchRecord, padded_rows: int) -> None:
+        """Count a batch that was padded to `padded_rows`."""
+        self._reasons[batch.reason].inc()
+        self._batch_rows.observe(batch.rows)
+        self._rows.inc(batch.rows)
+        self._padding.inc(padded_rows - batch.rows)
+        self._compute.observe(batch.compute_seconds)
+        for seconds in batch.queue_seconds:
+            self._queue.observe(seconds)
+        if batch.failed:
+            self._failures.inc()

@@ -1,0 +1,199 @@
+"""The models folder: find, verify, load, warm, swap, drain. Serves what it loaded in this process.
+
+A version that cannot be loaded stops the start; on a reload it changes nothing.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from service.batching import BatchQueue
+from service.device import Batcher, Device
+from service.engine import Engine, EngineOptions, bucket_sizes
+from service.errors import InkserveError, RepositoryError
+from service.manifest import MODEL_FILE, Manifest, read_manifest, sha256_of
+from service.metrics import Metrics
+from service.predictor import Array, Catalogue, Inference, ModelInfo, check_inputs
+from service.settings import Settings, available_cores
+
+logger = logging.getLogger(__name__)
+
+CARD_FILE = "README.md"
+
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A model version that is ready to run."""
+
+    info: ModelInfo
+    engine: Engine
+    batcher: Batcher
+
+
+class Repository:
+    """The predictor of a single process: every model of the folder on one device."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._device = Device(settings.provider)
+        self._loaded: dict[Key, _Loaded] = {}
+        self._catalogue = Catalogue([])
+        self._ready = False
+        self._reloading = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Load every model. Raises RepositoryError or EngineError for the first that cannot be served."""
+        found = find_versions(self._settings.models_dir, self._settings.serve_versions)
+        if not found:
+            raise RepositoryError(f"{self._settings.models_dir} holds no models, expected <name>/<version>/")
+        self._swap([await self._load(folder) for folder in found.values()])
+        self._ready = True
+
+    async def infer(
+        self, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float
+    ) -> Inference:
+        """Run a request's rows; see `Predictor.infer`."""
+        manifest = self._catalogue.find(model, version).manifest
+        rows = check_inputs(manifest, inputs, self._settings.max_request_rows)
+        arrays = tuple(inputs[spec.name] for spec in manifest.inputs)
+        batcher = self._loaded[model, manifest.version].batcher
+        answer = await batcher.submit(arrays, rows, deadline)
+        names = (spec.name for spec in manifest.outputs)
+        return Inference(
+            manifest.version,
+            dict(zip(names, answer.outputs, strict=True)),
+            answer.queue_seconds,
+            answer.compute_seconds,
+            answer.batch_rows,
+        )
+
+    def models(self) -> Catalogue:
+        """The models that are being served now."""
+        return self._catalogue
+
+    def ready(self) -> bool:
+        """Whether every model is loaded and warm, and new work is accepted."""
+        return self._ready
+
+    async def reload(self) -> list[str]:
+        """Load what is new or changed, swap it in, drain and free what it replaces.
+
+        Returns a line for each version that could not be loaded; whatever was served instead of it
+        still is.
+        """
+        async with self._reloading:
+            try:
+                found = find_versions(self._settings.models_dir, self._settings.serve_versions)
+            except RepositoryError as error:
+                return [str(error)]
+            kept, problems = [], []
+            for key, folder in found.items():
+                try:
+                    kept.append(await self._load_if_changed(key, folder))
+                except InkserveError as error:
+                    problems.append(str(error))
+                    logger.error("a model version was not loaded: %s", error)
+                    kept.extend(loaded for other, loaded in self._loaded.items() if other[0] == key[0])
+            replaced = self._swap(kept)
+        await asyncio.gather(*(loaded.batcher.close() for loaded in replaced))
+        return problems
+
+    async def close(self) -> None:
+        """Stop taking work, answer what was accepted, end the device's thread."""
+        self._ready = False
+        await asyncio.gather(*(loaded.batcher.close() for loaded in self._loaded.values()))
+        self._device.close()
+
+    def stop_being_ready(self) -> None:
+        """Tell load balancers to send no more, while what they send is still answered."""
+        self._ready = False
+
+    def _swap(self, models: Iterable[_Loaded]) -> list[_Loaded]:
+        """Serve exactly these; returns those that were served before and no longer are."""
+        before = list(self._loaded.values())
+        self._loaded = {(m.info.manifest.name, m.info.manifest.version): m for m in models}
+        self._catalogue = Catalogue(loaded.info for loaded in self._loaded.values())
+        for name in {key[0] for key in self._loaded}:
+            self._metrics.watch_rows_waiting(name, partial(self._rows_waiting, name))
+        return [loaded for loaded in before if loaded not in self._loaded.values()]
+
+    def _rows_waiting(self, name: str) -> int:
+        return sum(loaded.batcher.rows_waiting for key, loaded in self._loaded.items() if key[0] == name)
+
+    async def _load_if_changed(self, key: Key, folder: Path) -> _Loaded:
+        current = self._loaded.get(key)
+        if current is not None and current.info == await asyncio.to_thread(read_info, folder):
+            return current
+        return await self._load(folder)
+
+    async def _load(self, folder: Path) -> _Loaded:
+        name = folder.parent.name
+        try:
+            info, engine = await asyncio.to_thread(self._open, folder)
+        except InkserveError:
+            self._metrics.model_loads.labels(name, "failed").inc()
+            raise
+        self._metrics.model_loads.labels(name, "loaded").inc()
+        settings = self._settings
+        queue = BatchQueue(engine.buckets[-1], settings.max_queue_rows, settings.max_queue_delay_seconds)
+        metrics = self._metrics.of_batches(name)
+        batcher = Batcher(
+            self._device, engine, queue, lambda batch: metrics.observe(batch, engine.bucket_for(batch.rows))
+        )
+        logger.info("loaded %s version %d", name, info.manifest.version)
+        return _Loaded(info, engine, batcher)
+
+    def _open(self, folder: Path) -> tuple[ModelInfo, Engine]:
+        info = read_info(folder)
+        graph = folder / MODEL_FILE
+        if not graph.is_file():
+            raise RepositoryError(f"{graph} is missing")
+        digest = sha256_of(graph)
+        if digest != info.manifest.sha256:
+            raise RepositoryError(f"{graph} has sha256 {digest}, its manifest expects {info.manifest.sha256}")
+        try:
+            engine = Engine(graph, info.manifest, self._engine_options(info.manifest))
+        except RepositoryError as error:
+            raise type(error)(f"{folder}: {error}") from error
+        engine.warm_up()
+        return info, engine
+
+    def _engine_options(self, manifest: Manifest) -> EngineOptions:
+        settings = self._settings
+        fixed = settings.determinism == "all" or settings.determinism == manifest.task
+        return EngineOptions(
+            settings.provider,
+            settings.device_id,
+            settings.intra_op_threads or max(1, available_cores() - 1),
+            (settings.fixed_batch_size,) if fixed else bucket_sizes(settings.max_batch_size),
+        )
+
+
+def find_versions(models_dir: Path, which: str) -> dict[Key, Path]:
+    """The version folders to serve: of each model the latest, or all.
+
+    Names that start with "." or "_" are not models. Raises RepositoryError if the folder is missing
+    or a model has no version folder.
+    """
+    if not models_dir.is_dir():
+        raise RepositoryError(f"models folder {models_dir} is missing")
+    found: dict[Key, Path] = {}
+    for model in sorted(path for path in models_dir.iterdir() if path.is_dir() and path.name[0] not in "._"):
+        versions = sorted(int(p.name) for p in model.iterdir() if p.is_dir() and p.name.isdecimal())
+        if not versions:
+            raise RepositoryError(f"{model} holds no version folder, expected {model.name}/1 or the like")
+        for version in versions if which == "all" else versions[-1:]:
+            found[model.name, version] = model / str(version)
+    return found
+
+
+def read_info(folder: Path) -> ModelInfo:
+    """A version folder's manifest and model card. Raises ManifestError."""
+    card = folder / CARD_FILE
+    return ModelInfo(read_manifest(folder), card.read_text() if card.is_file() else "")
