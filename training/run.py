@@ -1,0 +1,305 @@
+"""One training run: its folder, devices, seeds, checkpoints and metrics. Knows nothing of any model.
+
+A run's folder holds config.json (every hyperparameter and the command), checkpoint.pt (the whole
+state after the last finished epoch), best.pt (the weights of the best epoch, for runs that give a
+score), metrics.jsonl (a line an epoch) and curves.png. All are replaced atomically, so a run may be
+killed at any instant; `resume` continues after the last finished epoch. Everything random is keyed
+by (seed, epoch, step), never drawn from a stream that a restart would lose, so on one CPU process
+a resumed run ends with the same bits as one that was never interrupted.
+
+How a model uses it (see classifier.py):
+
+    run = Run(folder, asdict(config), epochs=config.epochs, seed=config.seed, ...)
+    model, optimizer = run.fabric.setup(model, optimizer)
+    state = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "ema": ema}
+    run.restore(state)
+    for epoch in run.epochs():
+        for step, rows in run.batches(epoch, len(images), batch_size):
+            ... run.generator(epoch, step) ...
+        run.end_epoch(epoch, state, {"train_loss": run.mean(loss)}, score=..., best=ema.module)
+    run.finish()
+"""
+
+import hashlib
+import json
+import math
+import os
+import shlex
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast, get_args
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from training.data import notice, write_atomically
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+CHECKPOINT_FILE = "checkpoint.pt"
+BEST_FILE = "best.pt"
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.jsonl"
+CURVES_FILE = "curves.png"
+
+
+class RunError(Exception):
+    """The run cannot start or continue as asked; the message says why and what to do."""
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold: modules, optimisers, schedulers, averaged weights."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, as tensors and plain values."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """Take back what `state_dict` gave."""
+
+
+class Run:
+    """One run of training, on one process or on all those of `torchrun`.
+
+    folder: made if it is not there. hyperparameters: plain values; a resumed run must have the same.
+    fabric: Lightning Fabric, launched; use its `setup`, `device`, `backward` and `autocast`.
+    history: the metrics of the finished epochs, one dict an epoch.
+    best_score: the highest score so far, -inf before the first.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        hyperparameters: Mapping[str, float | int | str | bool | None],
+        *,
+        epochs: int,
+        seed: int,
+        device: Device = "auto",
+        precision: Precision = "32-true",
+        resume: bool = False,
+    ) -> None:
+        """Open the folder and launch Fabric.
+
+        Raises RunError if the folder holds a run and `resume` is false, if it holds one with other
+        hyperparameters, or if the device is not there.
+        """
+        self.folder = folder
+        self.seed = seed
+        self.history: list[dict[str, float]] = []
+        self.best_score = -math.inf
+        self._total_epochs = epochs
+        self._saved: dict[str, Any] | None = None
+        self._epoch_started = time.monotonic()
+        self.fabric = _fabric(device, precision)
+        torch.manual_seed(self.key())
+        self._open(dict(hyperparameters) | {"precision": precision, "seed": seed, "epochs": epochs}, resume)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the files and the progress: rank 0 of all."""
+        return self.fabric.is_global_zero
+
+    def key(self, *parts: int) -> int:
+        """A seed for the given place in the run, such as (epoch, step); the same in every process."""
+        text = ",".join(str(part) for part in (self.seed, *parts))
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+
+    def generator(self, *parts: int) -> torch.Generator:
+        """A generator on the run's device, keyed by (seed, parts, rank): for augmentation and noise."""
+        generator = torch.Generator(self.fabric.device)
+        return generator.manual_seed(self.key(*parts, self.fabric.global_rank))
+
+    def restore(self, state: Mapping[str, Stateful]) -> None:
+        """Put the checkpoint's state, if one is being resumed, into the given objects."""
+        if self._saved is None:
+            return
+        for name, part in state.items():
+            part.load_state_dict(self._saved["state"][name])
+        self._saved = None
+
+    def epochs(self) -> Iterator[int]:
+        """The epochs still to do, from 0; each begins with torch's global seed set for it.
+
+        The global seed, which dropout draws from, differs from process to process.
+        """
+        for epoch in range(len(self.history), self._total_epochs):
+            torch.manual_seed(self.key(epoch, self.fabric.global_rank))
+            self._epoch_started = time.monotonic()
+            yield epoch
+
+    def batches(self, epoch: int, rows: int, batch_size: int) -> Iterator[tuple[int, Tensor]]:
+        """Shuffle the rows for an epoch: (step, this process's row numbers, int64, on the device).
+
+        batch_size counts the rows of all processes together; an incomplete last batch is left out.
+        """
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(self.key(epoch)))
+        order = order.to(self.fabric.device)
+        steps, share = rows // batch_size, batch_size // self.fabric.world_size
+        if steps == 0 or share == 0:
+            raise RunError(
+                f"batch size {batch_size} does not fit {rows} rows on {self.fabric.world_size} processes"
+            )
+        first = self.fabric.global_rank * share
+        hidden = not (self.leads and sys.stderr.isatty())
+        title = f"epoch {epoch + 1}/{self._total_epochs}"
+        for step in tqdm(range(steps), desc=title, disable=hidden, leave=False, unit="step"):
+            start = step * batch_size + first
+            yield step, order[start : start + share]
+
+    def mean(self, value: Tensor | float) -> float:
+        """The mean over all processes of a scalar that each has; every process must call it."""
+        tensor = torch.as_tensor(value, dtype=torch.float32, device=self.fabric.device).detach()
+        return float(cast("Tensor", self.fabric.all_reduce(tensor, reduce_op="mean")))
+
+    def end_epoch(
+        self,
+        epoch: int,
+        state: Mapping[str, Stateful],
+        metrics: Mapping[str, float],
+        *,
+        score: float | None = None,
+        best: torch.nn.Module | None = None,
+    ) -> None:
+        """Record an epoch's metrics and write the checkpoint; every process must call it.
+
+        score: higher is better; the weights of `best` at the highest score are kept in best.pt.
+        """
+        seconds = round(time.monotonic() - self._epoch_started, 1)
+        self.history.append({"epoch": epoch + 1, **metrics, "seconds": seconds})
+        improved = score is not None and score > self.best_score
+        if score is not None and improved:
+            self.best_score = score
+        if self.leads:
+            # best.pt goes first: killed in between, the epoch is done again and gives the same.
+            if improved and best is not None:
+                _save(self.folder / BEST_FILE, best.state_dict())
+            _save(self.folder / CHECKPOINT_FILE, self._checkpoint(state))
+            self._write_metrics()
+        self.fabric.barrier()
+
+    def finish(self) -> None:
+        """Draw curves.png from the metrics."""
+        if self.leads and self.history:
+            plot(self.history, self.folder / CURVES_FILE)
+        self.fabric.barrier()
+
+    def _open(self, config: dict[str, Any], resume: bool) -> None:
+        path = self.folder / CHECKPOINT_FILE
+        config_path = self.folder / CONFIG_FILE
+        if path.exists():
+            if not resume:
+                raise RunError(
+                    f"{self.folder} already holds a run: continue it with --resume, or give another --run-dir"
+                )
+            self._check_unchanged(config, json.loads(config_path.read_text())["hyperparameters"])
+            self._saved = torch.load(path, map_location=self.fabric.device, weights_only=True)
+            self.history = self._saved["history"]
+            self.best_score = self._saved["best_score"]
+        if self.leads:
+            if resume:
+                notice(f"{self.folder}: {len(self.history)} of {self._total_epochs} epochs are done")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            record = {"command": command_line(), "hyperparameters": config, "torch": torch.__version__}
+            write_atomically(config_path, (json.dumps(record, indent=2) + "\n").encode())
+        self.fabric.barrier()
+
+    def _check_unchanged(self, config: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+        changed = [
+            f"{name} is {config.get(name)!r}, was {saved.get(name)!r}"
+            for name in sorted({*config, *saved})
+            if config.get(name) != saved.get(name)
+        ]
+        if changed:
+            raise RunError(f"{self.folder} was begun with other hyperparameters: {'; '.join(changed)}")
+
+    def _checkpoint(self, state: Mapping[str, Stateful]) -> dict[str, Any]:
+        return {
+            "state": {name: part.state_dict() for name, part in state.items()},
+            "history": self.history,
+            "best_score": self.best_score,
+        }
+
+    def _write_metrics(self) -> None:
+        lines = "".join(json.dumps(line) + "\n" for line in self.history)
+        write_atomically(self.folder / METRICS_FILE, lines.encode())
+        last = "  ".join(f"{name} {value:.5g}" for name, value in self.history[-1].items())
+        notice(last)
+
+
+def averaged(model: torch.nn.Module, decay: float) -> AveragedModel:
+    """A copy of the model whose weights and buffers follow it as an exponential moving average.
+
+    Call `update_parameters(model)` after each step; use `.module`. The decay begins at 0.1 and rises
+    to `decay` as (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage, so that the random
+    first weights are soon forgotten.
+    """
+
+    def average(averages: Any, weights: Any, count: Tensor | int) -> None:
+        now = min(decay, (1 + int(count)) / (10 + int(count)))
+        get_ema_multi_avg_fn(now)(averages, weights, count)  # type: ignore[no-untyped-call]
+
+    device = next(model.parameters()).device
+    return AveragedModel(model, device=device, multi_avg_fn=average, use_buffers=True)
+
+
+def command_line() -> str:
+    """The command that started this process, as a person would type it, with no machine's paths."""
+    return shlex.join(["python", "-m", "training", *sys.argv[1:]])
+
+
+def plot(history: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Draw one panel for each metric; train_x and validation_x share the panel of x."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    panels: dict[str, list[str]] = defaultdict(list)
+    for name in history[-1]:
+        if name not in ("epoch", "seconds"):
+            panels[name.removeprefix("train_").removeprefix("validation_")].append(name)
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.2), squeeze=False)
+    for axis, (title, names) in zip(axes[0], panels.items(), strict=True):
+        for name in names:
+            axis.plot([line["epoch"] for line in history], [line[name] for line in history], label=name)
+        axis.set(title=title, xlabel="epoch")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    buffer = BytesIO()
+    figure.tight_layout()
+    figure.savefig(buffer, format="png", dpi=80, metadata={"Software": None})
+    plt.close(figure)
+    write_atomically(path, buffer.getvalue())
+
+
+def _save(path: Path, content: Mapping[str, Any]) -> None:
+    buffer = BytesIO()
+    torch.save(dict(content), buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def _fabric(device: Device, precision: Precision) -> Fabric:
+    """Fabric on one device, or on every process that torchrun started (DDP; gloo on CPU)."""
+    if device not in get_args(Device):
+        raise RunError(f"device is {device!r}, expected one of {', '.join(get_args(Device))}")
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise RunError("device is 'cuda', but torch sees no CUDA device")
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    fabric = Fabric(
+        accelerator="cuda" if cuda and device != "cpu" else "cpu",
+        devices=local,
+        num_nodes=max(1, world // local),
+        strategy="ddp" if world > 1 else "auto",
+        precision=precision,
+    )
+    fabric.launch()
+    return fabric
