@@ -1,0 +1,293 @@
+"""The conditional VAE: hyperparameters, networks, ELBO, loop, from top to bottom.
+
+The likelihood is Bernoulli, on pixels binarised anew for every step: each is 1 with the probability
+of its grey level (dynamic binarisation; Burda et al. 2016). So the ELBO is a true lower bound, in
+nats, on the log-probability of a binary image given its label, comparable with the literature's.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.classifier import to_tensors
+from training.data import CLASSES, SIDE, Splits
+from training.run import Precision, Run, averaged
+from training.samples import grid_labels, save_grid
+
+SAMPLES_FILE = "samples.png"
+RECONSTRUCTIONS_FILE = "reconstructions.png"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides the result, apart from the seed.
+
+    latent: the size of z. embedding: the size of a digit's vector beside z. hidden: the width of the
+    layers between z and the feature maps. channels_7 ... channels_28: of the maps of 7x7, 14x14 and
+        28x28 pixels; the encoder has the first two alone.
+    learning_rate: falls along half a cosine to 0. warm_up: the share of the steps in which the KL
+        term's weight rises from 0 to 1 in training; the ELBO that is logged always weighs it by 1.
+    ema_decay: of the averaged weights, per step; they are the ones that are validated and exported.
+    """
+
+    epochs: int
+    batch_size: int
+    latent: int
+    embedding: int
+    hidden: int
+    channels_7: int
+    channels_14: int
+    channels_28: int
+    learning_rate: float
+    warm_up: float
+    ema_decay: float
+    precision: Precision
+
+
+# Conditioning on the label is Sohn et al. 2015; the KL warm-up is Sonderby et al. 2016.
+CONFIG = Config(
+    epochs=20,
+    batch_size=128,
+    latent=32,
+    embedding=32,
+    hidden=256,
+    channels_7=64,
+    channels_14=48,
+    channels_28=16,
+    learning_rate=1e-3,
+    warm_up=0.1,
+    ema_decay=0.999,
+    precision="32-true",
+)
+
+
+class Encoder(nn.Module):
+    """q(z | x, y), a diagonal Gaussian: its mean and log-variance, both (n, latent).
+
+    From images (n, 1, 28, 28) in 0..1 and labels (n,) int64. It is trained on binary images.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(1, config.channels_14, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(config.channels_14, config.channels_7, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+        )
+        self.condition = Condition(config.embedding)
+        self.dense = nn.Sequential(
+            nn.Linear(config.channels_7 * 7 * 7 + config.embedding, config.hidden),
+            nn.SiLU(),
+            nn.Linear(config.hidden, 2 * config.latent),
+        )
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, (n, latent) each."""
+        mean, log_variance = self.dense(self.condition(self.convolutions(images), labels)).chunk(2, 1)
+        return mean, log_variance
+
+
+class Decoder(nn.Module):
+    """p(x | z, y): the logits of the pixels, (n, 1, 28, 28), from z (n, latent) and labels (n,) int64."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.condition = Condition(config.embedding)
+        self.body = nn.Sequential(
+            nn.Linear(config.latent + config.embedding, config.hidden),
+            nn.SiLU(),
+            nn.Linear(config.hidden, config.channels_7 * 7 * 7),
+            nn.SiLU(),
+            nn.Unflatten(1, (config.channels_7, 7, 7)),
+            nn.ConvTranspose2d(config.channels_7, config.channels_14, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.ConvTranspose2d(config.channels_14, config.channels_28, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(config.channels_28, 1, 3, padding=1),
+        )
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Logits, (n, 1, 28, 28)."""
+        logits: Tensor = self.body(self.condition(z, labels))
+        return logits
+
+
+class Condition(nn.Module):
+    """Puts a digit's embedding beside a vector: (n, d) and labels (n,) int64 to (n, d + size).
+
+    A label outside 0..9 has no embedding, only zeros: in an exported graph an index out of range
+    would fail the whole batch, neighbours included.
+    """
+
+    labels: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.randn(CLASSES, size))
+        self.register_buffer("labels", torch.arange(CLASSES), persistent=False)
+
+    def forward(self, vector: Tensor, labels: Tensor) -> Tensor:
+        """The two vectors, (n, d + size)."""
+        one_hot = (labels.unsqueeze(1) == self.labels).to(vector.dtype)
+        return torch.cat([vector, one_hot @ self.embedding.to(vector.dtype)], 1)
+
+
+class ConditionalVae(nn.Module):
+    """The encoder and the decoder."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def forward(self, images: Tensor, labels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The two terms of the ELBO of each image, estimated with one z: E log p(x | z, y) and KL.
+
+        images: (n, 1, 28, 28), 0.0 or 1.0. noise: (n, latent) from N(0, 1). Both terms are (n,), in
+        nats; the ELBO, a bound on log p(x | y), is the first less the second.
+        """
+        mean, log_variance = self.encoder(images, labels)
+        mean, log_variance = mean.float(), log_variance.float()
+        logits = self.decoder(reparameterise(mean, log_variance, noise), labels).float()
+        return log_likelihood(logits, images), kl_divergence(mean, log_variance)
+
+
+def reparameterise(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
+    """A sample of N(mean, exp(log_variance)) (Kingma and Welling 2014): sigma scales the noise alone."""
+    return mean + (log_variance / 2).exp() * noise
+
+
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)), (n,), in nats (Kingma and Welling 2014, appendix B)."""
+    return ((mean.square() + log_variance.exp() - 1 - log_variance) / 2).sum(1)
+
+
+def log_likelihood(logits: Tensor, images: Tensor) -> Tensor:
+    """log p(x | z, y), (n,), in nats, of binary images under independent Bernoulli pixels."""
+    return -functional.binary_cross_entropy_with_logits(logits, images, reduction="none").sum((1, 2, 3))
+
+
+def binarise(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw each pixel of uint8 images as 1.0 with the probability of its level / 255, else as 0.0."""
+    return torch.bernoulli(images.float() / 255, generator=generator)
+
+
+def kl_weight(step: int, steps: int, warm_up: float) -> float:
+    """The weight of the KL term in training: from 0 to 1 over the first `warm_up` of all steps, then 1."""
+    return min(1.0, step / max(1.0, warm_up * steps))
+
+
+def train(config: Config, splits: Splits, run: Run) -> None:
+    """Train to the end of the run; best.pt then holds the averaged weights of the best validation ELBO.
+
+    After every epoch samples of fixed z and reconstructions of validation images are drawn to
+    samples.png and reconstructions.png.
+    """
+    device = run.fabric.device
+    images, labels = to_tensors(splits.train, device)
+    validation = to_tensors(splits.validation, device)
+    model = ConditionalVae(config)
+    ema = averaged(model.to(device), config.ema_decay)
+    average = cast("ConditionalVae", ema.module)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
+    steps_an_epoch = len(labels) // config.batch_size
+    steps = config.epochs * steps_an_epoch
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    wrapped, wrapped_optimizer = run.fabric.setup(model, optimizer)
+    state = {"model": wrapped, "optimizer": wrapped_optimizer, "scheduler": scheduler, "ema": ema}
+    run.restore(state)
+    for epoch in run.epochs():
+        terms = []
+        for step, rows in run.batches(epoch, len(labels), config.batch_size):
+            generator = run.generator(epoch, step)
+            batch = binarise(images[rows], generator)
+            noise = torch.randn(len(rows), config.latent, generator=generator, device=device)
+            reconstruction, kl = wrapped(batch, labels[rows], noise)
+            weight = kl_weight(epoch * steps_an_epoch + step, steps, config.warm_up)
+            wrapped_optimizer.zero_grad()
+            run.fabric.backward((weight * kl - reconstruction).mean())
+            wrapped_optimizer.step()
+            scheduler.step()
+            ema.update_parameters(model)
+            terms.append(torch.stack([reconstruction.detach().mean(), kl.detach().mean()]))
+        reconstruction, kl = torch.stack(terms).mean(0)
+        metrics = {"train_elbo": run.mean(reconstruction - kl), "train_kl": run.mean(kl)}
+        metrics |= validate(average, *validation, config.latent)
+        metrics["learning_rate"] = float(scheduler.get_last_lr()[0])
+        run.end_epoch(epoch, state, metrics, score=metrics["validation_elbo"], best=average)
+        if run.leads:
+            save_samples(average, config, run.folder / SAMPLES_FILE)
+            save_reconstructions(average, *validation, run.folder / RECONSTRUCTIONS_FILE)
+    run.finish()
+
+
+@torch.no_grad()
+def validate(model: nn.Module, images: Tensor, labels: Tensor, latent: int) -> dict[str, float]:
+    """Mean ELBO and KL in nats, in full precision; the same binary images and noise every time."""
+    generator = torch.Generator(images.device).manual_seed(0)
+    terms = []
+    for some, their_labels in zip(images.split(500), labels.split(500), strict=True):  # type: ignore[no-untyped-call]
+        noise = torch.randn(len(some), latent, generator=generator, device=images.device)
+        terms.append(torch.stack(model(binarise(some, generator), their_labels, noise)))
+    reconstruction, kl = torch.cat(terms, 1).mean(1).tolist()
+    return {"validation_elbo": reconstruction - kl, "validation_kl": kl}
+
+
+class Encoding(nn.Module):
+    """The encoder's graph: images (n, 28, 28) uint8 and label (n,) int64 to mean and log_variance.
+
+    Both are (n, latent) float32. Grey levels go in as they are, as the expected value of their binary
+    images; binary ones are bytes of 0 and 255.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance."""
+        mean, log_variance = self.encoder(images.unsqueeze(1).float() / 255, label)
+        return mean, log_variance
+
+
+class Decoding(nn.Module):
+    """The decoder's graph: z (n, latent) float32 and label (n,) int64 to images (n, 28, 28) uint8.
+
+    A pixel is the probability of ink times 255. The second result, the logits (n, 28, 28) float32, is
+    an inner tensor of the graph, from which evaluation computes the ELBO.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, z: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Images, logits."""
+        logits = self.decoder(z, label).squeeze(1)
+        return (logits.sigmoid() * 255).round().clamp(0, 255).to(torch.uint8), logits
+
+
+@torch.no_grad()
+def save_samples(model: ConditionalVae, config: Config, path: Path) -> None:
+    """Draw ten samples of each digit, from the same z every time."""
+    labels = torch.from_numpy(grid_labels())
+    z = torch.randn(len(labels), config.latent, generator=torch.Generator().manual_seed(0))
+    device = next(model.parameters()).device
+    images, _ = Decoding(model.decoder)(z.to(device), labels.to(device))
+    save_grid(images.cpu().numpy(), path)
+
+
+@torch.no_grad()
+def save_reconstructions(model: ConditionalVae, images: Tensor, labels: Tensor, path: Path) -> None:
+    """Draw the first 50 images in rows, each row above the same images decoded from their means."""
+    images, labels = images[:50].squeeze(1), labels[:50]
+    mean, _ = Encoding(model.encoder)(images, labels)
+    decoded, _ = Decoding(model.decoder)(mean, labels)
+    pairs = torch.stack([images.view(5, 10, SIDE, SIDE), decoded.view(5, 10, SIDE, SIDE)], 1)
+    save_grid(pairs.flatten(0, 2).cpu().numpy(), path)
