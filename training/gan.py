@@ -17,6 +17,7 @@ from training.run import Precision, Run, averaged
 from training.samples import grid_labels, save_grid
 
 SAMPLES_FILE = "samples.png"
+SAMPLES_FOLDER = "samples"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Config:
     beta1, beta2: Adam's. r1_gamma: the weight of R1, as gamma / 2 * penalty.
     r1_interval: R1 is added every so many steps, and multiplied by as much.
     ema_decay: of the averaged weights, per step.
+    sample_interval: a grid of samples is kept every so many steps; it changes nothing else.
     """
 
     epochs: int
@@ -49,6 +51,7 @@ class Config:
     r1_gamma: float
     r1_interval: int
     ema_decay: float
+    sample_interval: int
     precision: Precision
 
 
@@ -73,6 +76,7 @@ CONFIG = Config(
     r1_gamma=1.0,
     r1_interval=16,
     ema_decay=0.999,
+    sample_interval=500,
     precision="32-true",
 )
 
@@ -251,12 +255,14 @@ def train(config: Config, splits: Splits, run: Run) -> None:
     """Train to the end of the run; best.pt then holds the averaged generator of the last epoch.
 
     There is no score to choose an epoch by: the losses of a GAN do not measure its samples. Samples
-    of fixed z are drawn to samples.png after every epoch, to be looked at.
+    of fixed z are drawn to samples.png after every epoch, to be looked at, and kept in the folder
+    `samples` every `sample_interval` steps of the whole run.
     """
     device = run.fabric.device
     images, labels = to_tensors(splits.train, device)
     adversaries = Adversaries(config, run)
     run.restore(adversaries.state)
+    steps_an_epoch = len(labels) // config.batch_size
     for epoch in run.epochs():
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
@@ -267,11 +273,19 @@ def train(config: Config, splits: Splits, run: Run) -> None:
             for name, value in metrics.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value
                 counts[name] = counts.get(name, 0) + 1
+            done = epoch * steps_an_epoch + step + 1
+            if run.leads and done % config.sample_interval == 0:
+                save_samples(adversaries.ema.module, config, step_file(run.folder, done))
         means = {name: run.mean(total / counts[name]) for name, total in sums.items()}
         run.end_epoch(epoch, adversaries.state, means, score=epoch, best=adversaries.ema.module)
         if run.leads:
             save_samples(adversaries.ema.module, config, run.folder / SAMPLES_FILE)
     run.finish()
+
+
+def step_file(folder: Path, step: int) -> Path:
+    """Where a run keeps the samples that were drawn after so many steps."""
+    return folder / SAMPLES_FOLDER / f"step-{step:06d}.png"
 
 
 class Drawing(nn.Module):
@@ -293,4 +307,5 @@ def save_samples(generator: nn.Module, config: Config, path: Path) -> None:
     labels = torch.from_numpy(grid_labels())
     z = torch.randn(len(labels), config.latent, generator=torch.Generator().manual_seed(0))
     device = next(generator.parameters()).device
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_grid(Drawing(generator)(z.to(device), labels.to(device)).cpu().numpy(), path)
