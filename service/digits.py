@@ -1,0 +1,153 @@
+"""A picture of one digit -> 28x28 in MNIST's way. Knows nothing of files, models or HTTP.
+
+MNIST's digits were scaled to fit a 20x20 box with their proportions kept, anti-aliased, and centred
+in 28x28 by their centre of mass (LeCun et al. 1998, "Gradient-Based Learning Applied to Document
+Recognition", section III.A). A classifier that was trained on them expects the same of a drawing or
+a photo.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.errors import InvalidInput
+
+Gray = NDArray[np.uint8]
+Ink = NDArray[np.float32]
+
+SIDE = 28
+BOX = 20
+CENTRE = 14
+"""Where MNIST has its centres of mass, in pixel indices; measured over all its images: 14.0 +- 0.5."""
+
+WORKING_SIDE = 512
+"""Larger pictures are averaged down to it first: it bounds the time, and leaves a digit that fills
+a tenth of the picture enough pixels."""
+
+MIN_CONTRAST = 25.0
+"""Grey levels between ink and ground. Below lie the noise and the shadows of an empty sheet."""
+
+
+def digit_from_picture(picture: Image.Image) -> Gray:
+    """The digit in a picture of any size and mode: (28, 28) uint8, light ink on a black ground.
+
+    The ground is what the border shows. A 28x28 picture is taken to be made in MNIST's way already:
+    it is inverted where its ground is light, and otherwise left as it is, bit by bit.
+    Raises InvalidInput for a picture without ink.
+    """
+    gray = _gray(picture)
+    lowest, highest = int(gray.min()), int(gray.max())
+    if lowest == highest:
+        raise InvalidInput(f"image is blank: every pixel has grey level {lowest}, expected a digit")
+    if np.median(_border(gray)) > _threshold(gray):
+        gray = ~gray
+    return gray if gray.shape == (SIDE, SIDE) else _centred(_fitted(_ink(gray)))
+
+
+def _gray(picture: Image.Image) -> Gray:
+    """Grey levels, at most WORKING_SIDE in each direction."""
+    factor = -(-max(picture.size) // WORKING_SIDE)
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if not picture.has_transparency_data:
+        return np.asarray(picture.convert("L").reduce(factor))
+    rgba = picture.convert("RGBA").reduce(factor)
+    return _without_transparency(np.asarray(rgba.convert("L")), np.asarray(rgba.getchannel("A")))
+
+
+def _without_transparency(luma: Gray, alpha: Gray) -> Gray:
+    """Grey levels of a picture with holes.
+
+    Strokes on a transparent ground, whatever their colour, are the opacity itself. A sheet with
+    transparent parts, as round corners, has these filled with its own ground.
+    """
+    seen = luma[alpha > 0]
+    if alpha.min() == 255:
+        return luma
+    if 2 * seen.size < luma.size or np.ptp(seen) < 2 * MIN_CONTRAST:
+        return alpha
+    ground = np.median(seen)
+    return np.rint(ground + (luma - ground) * (alpha / np.float32(255))).astype(np.uint8)
+
+
+def _border(gray: NDArray[Any]) -> NDArray[Any]:
+    return np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
+
+
+def _threshold(gray: Gray) -> int:
+    """The grey level that best parts a picture in two: up to it dark, above it light (Otsu 1979)."""
+    counts = np.bincount(gray.ravel(), minlength=256)
+    below = np.cumsum(counts)
+    sums = np.cumsum(counts * np.arange(256))
+    above = below[-1] - below
+    parted = (below > 0) & (above > 0)
+    means = sums[-1] * (below / below[-1]) - sums
+    spread = np.divide(means**2, below * above, out=np.zeros(256), where=parted)
+    return int(spread.argmax())
+
+
+def _ink(gray: Gray) -> Ink:
+    """How much lighter than the ground each pixel is; 0 for the ground and its noise.
+
+    Raises InvalidInput if nothing stands out.
+    """
+    ink = np.maximum(gray - _ground(gray), 0)
+    levels = np.minimum(ink, 255).astype(np.uint8)
+    strokes = levels > _threshold(levels)
+    contrast = float(ink[strokes].mean() - ink[~strokes].mean()) if strokes.any() else 0.0
+    if contrast < MIN_CONTRAST:
+        raise InvalidInput(
+            f"image has no ink: its lightest and darkest parts differ by {contrast:.0f} grey levels, "
+            f"expected a digit that differs from its ground by at least {MIN_CONTRAST:.0f}"
+        )
+    level = np.median(ink[strokes])
+    noise = ink <= max(0.1 * level, 4 * float(np.std(_border(ink))))
+    return np.where(noise, np.float32(0), np.minimum(ink, level))
+
+
+def _ground(gray: Gray) -> Ink:
+    """The ground under the ink, as a quadratic surface: uneven light on a sheet has no edges.
+
+    Fitted to the border, then to all that lies near the first fit.
+    """
+    cells = np.asarray(Image.fromarray(gray).resize((32, 32), Image.Resampling.BOX), np.float32)
+    y, x = np.mgrid[-1:1:32j, -1:1:32j]
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
+    known = np.ones((32, 32), bool)
+    known[2:-2, 2:-2] = False
+    for _ in range(3):
+        known &= np.abs(cells - np.median(cells[known])) < 128
+        factors = np.linalg.lstsq(terms[known], cells[known], rcond=None)[0]
+        known = np.abs(cells - terms @ factors) < MIN_CONTRAST / 2
+        if known.sum() < 64:
+            break
+    surface = Image.fromarray((terms @ factors).astype(np.float32))
+    return np.asarray(surface.resize((gray.shape[1], gray.shape[0]), Image.Resampling.BILINEAR))
+
+
+def _fitted(ink: Ink) -> Ink:
+    """The ink scaled to 20 pixels in its longer direction, its strongest pixel to 255."""
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    scale = BOX / max(bottom - top, right - left)
+    size = (max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale)))
+    crop = Image.fromarray(np.ascontiguousarray(ink[top:bottom, left:right]))
+    fitted = np.asarray(crop.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR))
+    strongest: Ink = fitted * (255 / fitted.max())
+    return strongest
+
+
+def _centred(digit: Ink) -> Gray:
+    """The digit in 28x28, its centre of mass in the middle."""
+    canvas = np.zeros((SIDE, SIDE), np.uint8)
+    top, left = (_offset(digit.sum(axis=axis)) for axis in (1, 0))
+    canvas[top : top + digit.shape[0], left : left + digit.shape[1]] = np.rint(digit)
+    return canvas
+
+
+def _offset(mass: Ink) -> int:
+    """Where to begin so that the centre of mass comes to lie on CENTRE, without leaving the canvas."""
+    centre = float(mass @ np.arange(len(mass)) / mass.sum())
+    return min(max(round(CENTRE - centre), 0), SIDE - len(mass))
