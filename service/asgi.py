@@ -1,0 +1,192 @@
+"""The little HTTP that the hot routes need, straight on ASGI: bodies, queries, Accept, answers.
+
+FastAPI's routing and validation cost more than the rest of a small request together, so
+`/classify` and `/generate` do without. Knows nothing of models.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+import orjson
+
+from service.errors import InvalidInput, NotAcceptable, PayloadTooLarge
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = Mapping[bytes, bytes]
+T = TypeVar("T")
+
+DISCONNECT_WATCH_SECONDS = 0.05
+"""A request that takes less is not watched for its client's leaving: a task for each costs 20 us."""
+
+JSON = "application/json"
+OCTETS = "application/octet-stream"
+
+
+class ClientDisconnected(Exception):
+    """Nobody waits for the answer any more."""
+
+
+async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
+    """The request's body. Raises PayloadTooLarge before it holds more than `max_bytes`."""
+    declared = headers.get(b"content-length")
+    if declared is not None and int(declared) > max_bytes:
+        raise PayloadTooLarge(f"body has {int(declared)} bytes, expected at most {max_bytes}")
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body", False) and message["type"] == "http.request":
+        if len(body) > max_bytes:
+            raise PayloadTooLarge(f"body has over {max_bytes} bytes, expected at most {max_bytes}")
+        return body
+    return await _read_chunks(message, receive, max_bytes)
+
+
+async def _read_chunks(message: Message, receive: Receive, max_bytes: int) -> bytes:
+    chunks, size = [], 0
+    while True:
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnected
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > max_bytes:
+            raise PayloadTooLarge(f"body has over {max_bytes} bytes, expected at most {max_bytes}")
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+        message = await receive()
+
+
+async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Await the work, but cancel it when the client leaves; then raises ClientDisconnected.
+
+    The body must have been read: what `receive` says next is that the client has left.
+    """
+    loop, current = asyncio.get_running_loop(), asyncio.current_task()
+    watcher: asyncio.Task[None] | None = None
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left = True
+        assert current is not None
+        current.cancel()
+
+    def start_watching() -> None:
+        nonlocal watcher
+        watcher = loop.create_task(watch())
+
+    timer = loop.call_later(DISCONNECT_WATCH_SECONDS, start_watching)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if left and current is not None and not current.uncancel():
+            raise ClientDisconnected from None
+        raise
+    finally:
+        timer.cancel()
+        if watcher is not None:
+            watcher.cancel()
+
+
+def read_query(scope: Scope, known: Sequence[str]) -> dict[str, str]:
+    """The query's parameters. Raises InvalidInput for one that is unknown or given twice."""
+    query = scope["query_string"]
+    if not query:
+        return {}
+    try:
+        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, max_num_fields=32)
+    except ValueError as error:
+        raise InvalidInput(f"query string cannot be read: {error}") from None
+    values: dict[str, str] = {}
+    for name, value in pairs:
+        if name not in known:
+            raise InvalidInput(f"unknown query parameter {name!r}, expected one of {', '.join(known)}")
+        if name in values:
+            raise InvalidInput(f"query parameter {name} is given twice, expected once")
+        values[name] = value
+    return values
+
+
+def parse_int(name: str, text: str, low: int, high: int) -> int:
+    """A whole number from a query. Raises InvalidInput outside low..high."""
+    digits = text.removeprefix("-")
+    value = int(text) if digits.isascii() and digits.isdigit() and len(digits) <= 20 else None
+    if value is None or not low <= value <= high:
+        raise InvalidInput(f"{name} is {text[:40]!r}, expected a whole number in {low}..{high}")
+    return value
+
+
+def media_type(headers: Headers) -> str:
+    """The Content-Type without its parameters, in lower case; empty if there is none."""
+    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
+
+
+def negotiate(headers: Headers, offered: Sequence[str]) -> str:
+    """The offered media type that the Accept header likes best; the first offered one if all are alike.
+
+    Raises NotAcceptable (RFC 9110, section 12.5.1).
+    """
+    accept = headers.get(b"accept", b"*/*")
+    if accept == b"*/*":
+        return offered[0]
+    ranges = [_media_range(part) for part in accept.decode("latin-1").lower().split(",") if part.strip()]
+    best, best_quality = "", 0.0
+    for candidate in offered:
+        quality = _quality(candidate, ranges)
+        if quality > best_quality:
+            best, best_quality = candidate, quality
+    if not best:
+        raise NotAcceptable(
+            f"Accept is {accept.decode('latin-1')[:200]!r}, expected one of {', '.join(offered)}"
+        )
+    return best
+
+
+def _media_range(text: str) -> tuple[str, float]:
+    name, *parameters = (part.strip() for part in text.split(";"))
+    quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+    try:
+        return name, float(quality)
+    except ValueError:
+        return name, 0.0
+
+
+def _quality(candidate: str, ranges: Sequence[tuple[str, float]]) -> float:
+    """Of the ranges that cover the candidate, the most specific one's quality."""
+    for pattern in (candidate, candidate.partition("/")[0] + "/*", "*/*"):
+        for name, quality in ranges:
+            if name == pattern:
+                return quality
+    return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer. model: the name of the model it came from, for the metrics, or empty."""
+
+    body: bytes
+    content_type: str = JSON
+    status: int = 200
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    model: str = ""
+
+    async def send(self, send: Send) -> None:
+        """Send it, with its length."""
+        start = [
+            (b"content-type", self.content_type.encode("latin-1")),
+            (b"content-length", str(len(self.body)).encode("ascii")),
+            *self.headers,
+        ]
+        await send({"type": "http.response.start", "status": self.status, "headers": start})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+def to_json(value: object) -> bytes:
+    """JSON, numpy arrays and numbers included."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
