@@ -150,3 +150,36 @@ def _values(specs: tuple[TensorSpec, ...]) -> list[onnx.ValueInfoProto]:
         helper.make_tensor_value_info(spec.name, _TYPES[spec.datatype], ["batch", *spec.shape[1:]])
         for spec in specs
     ]
+
+
+@pytest.fixture
+def add_slow(tmp_path: Path) -> Callable[[], Path]:
+    """A models folder with one classifier that takes some milliseconds a row."""
+
+    def add() -> Path:
+        size = 1500
+        rng = np.random.default_rng(0)
+        nodes = [
+            helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
+            helper.make_node("Flatten", ["float"], ["h0"], axis=1),
+            helper.make_node("MatMul", ["h0", "first"], ["h1"]),
+            *[helper.make_node("MatMul", [f"h{i}", "square"], [f"h{i + 1}"]) for i in range(1, 13)],
+            helper.make_node("MatMul", ["h13", "last"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        ]
+        constants = [
+            numpy_helper.from_array(rng.normal(0, 0.01, (784, size)).astype(np.float32), "first"),
+            numpy_helper.from_array(rng.normal(0, 0.01, (size, size)).astype(np.float32), "square"),
+            numpy_helper.from_array(rng.normal(0, 0.01, (size, 10)).astype(np.float32), "last"),
+        ]
+        write_model(
+            tmp_path,
+            make_model(nodes, constants, (IMAGES,), (PROBABILITIES,)),
+            name="slow",
+            task="classification",
+            inputs=(IMAGES,),
+            outputs=(PROBABILITIES,),
+        )
+        return tmp_path
+
+    return add

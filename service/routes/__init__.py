@@ -1,0 +1,1 @@
+"""The HTTP routes, one module per protocol; none of them knows how a model is run."""

@@ -1,0 +1,175 @@
+"""POST /classify: images in any of four forms -> labels and probabilities."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+
+from service import codecs
+from service.asgi import (
+    JSON,
+    OCTETS,
+    Answer,
+    Headers,
+    Receive,
+    Scope,
+    media_type,
+    negotiate,
+    parse_int,
+    read_body,
+    read_query,
+    to_json,
+)
+from service.errors import InvalidInput, PayloadTooLarge, UnsupportedMedia
+from service.manifest import TensorSpec
+from service.predictor import Predictor
+from service.routes.native import (
+    INLINE_BYTES,
+    PNG,
+    Array,
+    find_target,
+    infer,
+    load_json,
+    off_loop,
+    parse_version,
+    raw_answer,
+)
+from service.routes.schemas import ClassifyRequest, invalid_input
+from service.settings import Settings
+
+QUERY = ("model", "version", "top_k")
+UNDECLARED = ("", "application/x-www-form-urlencoded")
+"""No Content-Type, or what curl sends where none was given: the body's first bytes decide."""
+
+
+class Classify:
+    """The endpoint, over a predictor."""
+
+    def __init__(self, predictor: Predictor, settings: Settings) -> None:
+        self._predictor = predictor
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive) -> Answer:
+        """From a request's bytes to its answer."""
+        deadline = time.monotonic() + self._settings.request_timeout_seconds
+        headers: Headers = dict(scope["headers"])
+        query = read_query(scope, QUERY)
+        accepted = negotiate(headers, (JSON, OCTETS))
+        target = find_target(
+            self._predictor,
+            "classification",
+            query.get("model"),
+            parse_version(query),
+            self._settings.default_classifier,
+        )
+        manifest = target.manifest
+        top_k = _top_k(query, len(manifest.labels), accepted)
+        body = await read_body(headers, receive, self._settings.max_body_bytes)
+        spec = manifest.inputs[0]
+        rows = await self._decode(headers, body, spec)
+        inference = await infer(self._predictor, receive, target, {spec.name: rows}, deadline)
+        probabilities = inference.outputs[manifest.outputs[0].name]
+        if accepted == OCTETS:
+            return raw_answer(target, inference, probabilities)
+        predictions = _predictions(probabilities, manifest.labels, top_k)
+        answer = {"model": manifest.name, "version": inference.version, "predictions": predictions}
+        return Answer(to_json(answer), model=manifest.name)
+
+    async def _decode(self, headers: Headers, body: bytes, spec: TensorSpec) -> Array:
+        """The images as the model's input, whatever form they came in."""
+        kind = media_type(headers)
+        if kind == OCTETS or (kind in UNDECLARED and not codecs.is_image(body)):
+            return codecs.rows_from_raw(body, spec, self._settings.max_request_rows)
+        if kind == JSON:
+            return await off_loop(len(body) > INLINE_BYTES, self._from_json, body, spec)
+        if kind == "multipart/form-data":
+            return await self._from_form(headers, body, spec)
+        if kind in UNDECLARED or kind.startswith("image/"):
+            return await off_loop(len(body) > INLINE_BYTES, self._from_image, body, spec)
+        raise UnsupportedMedia(
+            f"Content-Type is {kind[:80]!r}, expected {OCTETS}, {PNG}, image/jpeg, {JSON} or "
+            "multipart/form-data"
+        )
+
+    def _from_image(self, body: bytes, spec: TensorSpec) -> Array:
+        return codecs.image_to_rows(body, spec, self._settings.max_image_pixels)
+
+    def _from_json(self, body: bytes, spec: TensorSpec) -> Array:
+        value = load_json(body)
+        try:
+            request = ClassifyRequest.model_validate(value if isinstance(value, dict) else {"images": value})
+        except ValidationError as error:
+            raise invalid_input(error) from None
+        limits = self._settings
+        return codecs.rows_from_json(request.images, spec, limits.max_request_rows, limits.max_image_pixels)
+
+    async def _from_form(self, headers: Headers, body: bytes, spec: TensorSpec) -> Array:
+        """Every file of a form, in its order: a PNG, a JPEG, or raw rows."""
+        most = self._settings.max_request_rows
+        parts: list[Array] = []
+        for content in await _form_files(headers, body, most):
+            if codecs.is_image(content):
+                parts.append(await off_loop(len(content) > INLINE_BYTES, self._from_image, content, spec))
+            else:
+                parts.append(codecs.rows_from_raw(content, spec, most))
+        rows = np.concatenate(parts)
+        if len(rows) > most:
+            raise PayloadTooLarge(f"form has {len(rows)} images, expected at most {most}")
+        return rows
+
+
+async def _form_files(headers: Headers, body: bytes, most: int) -> list[bytes]:
+    """The contents of a multipart form's files, at least one. Raises InvalidInput."""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    request = Request({"type": "http", "headers": list(headers.items())}, receive)
+    try:
+        async with request.form(max_files=most, max_fields=16) as form:
+            fields = [name for name, value in form.multi_items() if not isinstance(value, UploadFile)]
+            files = [await v.read() for _, v in form.multi_items() if isinstance(v, UploadFile)]
+    except MultiPartException as error:
+        raise InvalidInput(f"form cannot be read: {error.message}") from None
+    if fields or not files:
+        raise InvalidInput(f"form has {len(files)} files and the fields {fields[:5]}, expected files alone")
+    return files
+
+
+def _top_k(query: dict[str, str], classes: int, accepted: str) -> int | None:
+    if "top_k" not in query:
+        return None
+    if accepted == OCTETS:
+        raise InvalidInput(f"top_k is given with Accept: {OCTETS}, which holds every probability")
+    return parse_int("top_k", query["top_k"], 1, classes)
+
+
+def _predictions(
+    probabilities: NDArray[np.float32], labels: Sequence[str], top_k: int | None
+) -> list[dict[str, object]]:
+    """Each row's prediction, as `schemas.Prediction` says."""
+    if top_k is None:
+        best = probabilities.argmax(axis=1).tolist()
+        return [
+            {
+                "label": labels[index],
+                "probability": row[index],
+                "probabilities": dict(zip(labels, row, strict=True)),
+            }
+            for index, row in zip(best, probabilities.tolist(), strict=True)
+        ]
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k].tolist()
+    return [
+        {
+            "label": labels[top[0]],
+            "probability": row[top[0]],
+            "probabilities": {labels[index]: row[index] for index in top},
+        }
+        for top, row in zip(order, probabilities.tolist(), strict=True)
+    ]

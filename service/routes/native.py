@@ -1,0 +1,85 @@
+"""What `/classify` and `/generate` share: finding the model, awaiting it, raw answers."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+from numpy.typing import NDArray
+
+from service.asgi import OCTETS, Answer, Receive, parse_int, unless_disconnected
+from service.errors import InvalidInput
+from service.manifest import Manifest, Task
+from service.predictor import Inference, Predictor
+
+Array = NDArray[Any]
+T = TypeVar("T")
+
+PNG = "image/png"
+MAX_VERSION = 2**31
+INLINE_BYTES = 16 * 1024
+"""Bodies up to this are decoded on the event loop: handing them to a thread would take longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The model that a request is for. version: as the caller pinned it, None for the latest."""
+
+    manifest: Manifest
+    version: int | None
+
+
+def find_target(
+    predictor: Predictor, task: Task, name: str | None, version: int | None, default: str | None
+) -> Target:
+    """The model that is named, or the default one for the task. Raises ModelNotFound, InvalidInput."""
+    models = predictor.models()
+    name = name or default or models.first(task).manifest.name
+    manifest = models.find(name, version).manifest
+    if manifest.task != task:
+        raise InvalidInput(f"model {name} is for {manifest.task}, expected one for {task}")
+    return Target(manifest, version)
+
+
+def parse_version(query: Mapping[str, str]) -> int | None:
+    """The version that the query pins, if it does. Raises InvalidInput."""
+    return parse_int("version", query["version"], 1, MAX_VERSION) if "version" in query else None
+
+
+async def infer(
+    predictor: Predictor, receive: Receive, target: Target, inputs: dict[str, Array], deadline: float
+) -> Inference:
+    """Run a request's rows, unless its client leaves."""
+    work = predictor.infer(target.manifest.name, target.version, inputs, deadline)
+    return await unless_disconnected(receive, work)
+
+
+def raw_answer(
+    target: Target, inference: Inference, array: Array, headers: Sequence[tuple[bytes, bytes]] = ()
+) -> Answer:
+    """The rows as they lie in memory, little-endian; the shape is in a header."""
+    shape = (b"inkserve-shape", ",".join(map(str, array.shape)).encode("ascii"))
+    every = [*model_headers(target, inference), shape, *headers]
+    return Answer(array.tobytes(), OCTETS, headers=every, model=target.manifest.name)
+
+
+def model_headers(target: Target, inference: Inference) -> list[tuple[bytes, bytes]]:
+    """Which model answered, for answers that are not JSON."""
+    return [
+        (b"inkserve-model", target.manifest.name.encode("ascii")),
+        (b"inkserve-version", str(inference.version).encode("ascii")),
+    ]
+
+
+def load_json(body: bytes) -> Any:
+    """A JSON body. Raises InvalidInput."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(f"body is not JSON: {error}") from None
+
+
+async def off_loop(large: bool, function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function here, or on a thread if it would hold the event loop up."""
+    return await asyncio.to_thread(function, *arguments) if large else function(*arguments)

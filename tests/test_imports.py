@@ -1,0 +1,70 @@
+"""Imports point one way: read off the sources, so that nothing needs to be imported to know."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HTTP = ("service.app", "service.asgi", "service.codecs", "service.routes")
+
+
+def modules(package: str) -> dict[str, Path]:
+    files = sorted((ROOT / package).rglob("*.py"))
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
+
+
+def imported(file: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+def within(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+@pytest.mark.parametrize("file", modules("service").values(), ids=modules("service"))
+def test_the_service_imports_neither_torch_nor_training(file: Path) -> None:
+    assert not [
+        each for each in imported(file) if within(each, ("torch", "training", "onnx", "lightning_fabric"))
+    ]
+
+
+@pytest.mark.parametrize("file", modules("training").values(), ids=modules("training"))
+def test_training_imports_nothing_of_the_service_but_the_manifest(file: Path) -> None:
+    allowed = ("service.manifest", "service.errors")
+    assert not [
+        each
+        for each in imported(file)
+        if within(each, ("service",)) and not within(each, allowed) and each != "service"
+    ]
+
+
+@pytest.mark.parametrize(("name", "file"), modules("service").items())
+def test_only_the_engine_knows_onnxruntime(name: str, file: Path) -> None:
+    assert name == "service.engine" or not any(within(each, ("onnxruntime",)) for each in imported(file))
+
+
+@pytest.mark.parametrize("name", ["service.asgi", "service.predictor", "service.codecs", "service.batching"])
+def test_what_an_http_worker_loads_leads_to_no_engine(name: str) -> None:
+    files = modules("service") | {"service": ROOT / "service" / "__init__.py"}
+    seen, left = set(), [name]
+    while left:
+        each = left.pop()
+        if each in files and each not in seen:
+            seen.add(each)
+            left += imported(files[each])
+    assert "service.engine" not in seen
+
+
+@pytest.mark.parametrize(
+    "name", ["batching", "device", "engine", "repository", "manifest", "predictor", "tensors", "latents"]
+)
+def test_inference_knows_nothing_of_http(name: str) -> None:
+    names = imported(ROOT / "service" / f"{name}.py")
+    assert not [each for each in names if within(each, ("fastapi", "starlette", "uvicorn", *HTTP))]
