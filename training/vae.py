@@ -50,7 +50,7 @@ class Config:
 
 # Conditioning on the label is Sohn et al. 2015; the KL warm-up is Sonderby et al. 2016.
 CONFIG = Config(
-    epochs=20,
+    epochs=12,
     batch_size=128,
     latent=32,
     embedding=32,
