@@ -13,7 +13,7 @@ from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 
-from service.asgi import Answer, ClientDisconnected, Message, Receive, Scope, Send, to_json
+from service.asgi import Answer, ClientDisconnected, DisconnectWatch, Message, Receive, Scope, Send, to_json
 from service.errors import (
     DeadlineExceeded,
     InkserveError,
@@ -66,7 +66,8 @@ def create_app(predictor: Predictor, settings: Settings, metrics: Metrics) -> "F
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     describe_hot_routes(app)
-    classify, generate = Classify(predictor, settings), Generate(predictor, settings)
+    watch = DisconnectWatch()
+    classify, generate = Classify(predictor, settings, watch), Generate(predictor, settings, watch)
     hot: dict[str, dict[str, Endpoint]] = {
         "/classify": {"POST": classify},
         "/generate": {"GET": generate, "POST": generate},
@@ -155,8 +156,7 @@ class Front:
             self._count(getattr(route, "path", "other"), "", status, started)
 
     def _count(self, route: str, model: str, status: int, started: float) -> None:
-        self._metrics.requests.labels(route, model, status).inc()
-        self._metrics.request_seconds.labels(route).observe(time.perf_counter() - started)
+        self._metrics.count_request(route, model, status, time.perf_counter() - started)
 
 
 def _method_not_allowed(method: str, endpoints: Mapping[str, Endpoint]) -> Answer:

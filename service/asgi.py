@@ -7,7 +7,9 @@ FastAPI's routing and validation cost more than the rest of a small request toge
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import lru_cache, wraps
+from types import MappingProxyType
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import parse_qsl
 
 import orjson
@@ -20,9 +22,13 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = Mapping[bytes, bytes]
 T = TypeVar("T")
+P = ParamSpec("P")
 
-DISCONNECT_WATCH_SECONDS = 0.05
-"""A request that takes less is not watched for its client's leaving: a task for each costs 20 us."""
+DISCONNECT_TICK_SECONDS = 0.05
+"""A request that takes less is not watched for its client's leaving."""
+
+REMEMBERED = 256
+"""How many headers or queries a parser remembers, and the longest in bytes: clients send the same few."""
 
 JSON = "application/json"
 OCTETS = "application/octet-stream"
@@ -60,45 +66,87 @@ async def _read_chunks(message: Message, receive: Receive, max_bytes: int) -> by
         message = await receive()
 
 
-async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Await the work, but cancel it when the client leaves; then raises ClientDisconnected.
+def remembered(parse: Callable[P, T]) -> Callable[P, T]:
+    """Parse the same short header or query, the first argument, only once. Errors are not remembered."""
+    cached = lru_cache(REMEMBERED)(parse)
 
-    The body must have been read: what `receive` says next is that the client has left.
+    @wraps(parse)
+    def remember(*arguments: P.args, **options: P.kwargs) -> T:
+        text = arguments[0]
+        assert isinstance(text, bytes)
+        return cached(*arguments) if len(text) <= REMEMBERED else parse(*arguments, **options)
+
+    return remember
+
+
+class DisconnectWatch:
+    """Cancels the work of clients that have left, looking only at what takes longer than a tick.
+
+    A timer and a task for each request would cost more than the rest of a small one.
     """
-    loop, current = asyncio.get_running_loop(), asyncio.current_task()
-    watcher: asyncio.Task[None] | None = None
-    left = False
 
-    async def watch() -> None:
-        nonlocal left
-        while (await receive())["type"] != "http.disconnect":
+    def __init__(self, tick_seconds: float = DISCONNECT_TICK_SECONDS) -> None:
+        self._tick_seconds = tick_seconds
+        self._new: set[_Guarded] = set()
+        self._waited: set[_Guarded] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def guard(self, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+        """Await the work, but cancel it when the client leaves; then raises ClientDisconnected.
+
+        The body must have been read: what `receive` says next is that the client has left.
+        """
+        guarded = _Guarded(receive, asyncio.current_task())
+        self._new.add(guarded)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._tick_seconds, self._tick)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if guarded.left and guarded.task is not None and not guarded.task.uncancel():
+                raise ClientDisconnected from None
+            raise
+        finally:
+            self._new.discard(guarded)
+            self._waited.discard(guarded)
+            if guarded.watcher is not None:
+                guarded.watcher.cancel()
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        for guarded in self._waited:
+            if guarded.watcher is None:
+                guarded.watcher = loop.create_task(guarded.watch())
+        self._waited |= self._new
+        self._new.clear()
+        self._timer = loop.call_later(self._tick_seconds, self._tick) if self._waited else None
+
+
+@dataclass(slots=True, eq=False)
+class _Guarded:
+    """A request that is being worked on. left: whether its client has."""
+
+    receive: Receive
+    task: "asyncio.Task[Any] | None"
+    watcher: "asyncio.Task[None] | None" = None
+    left: bool = False
+
+    async def watch(self) -> None:
+        """Cancel the request's task when its client leaves."""
+        while (await self.receive())["type"] != "http.disconnect":
             pass
-        left = True
-        assert current is not None
-        current.cancel()
-
-    def start_watching() -> None:
-        nonlocal watcher
-        watcher = loop.create_task(watch())
-
-    timer = loop.call_later(DISCONNECT_WATCH_SECONDS, start_watching)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if left and current is not None and not current.uncancel():
-            raise ClientDisconnected from None
-        raise
-    finally:
-        timer.cancel()
-        if watcher is not None:
-            watcher.cancel()
+        self.left = True
+        if self.task is not None:
+            self.task.cancel()
 
 
-def read_query(scope: Scope, known: Sequence[str]) -> dict[str, str]:
+def read_query(scope: Scope, known: tuple[str, ...]) -> Mapping[str, str]:
     """The query's parameters. Raises InvalidInput for one that is unknown or given twice."""
-    query = scope["query_string"]
-    if not query:
-        return {}
+    return _parse_query(scope["query_string"], known)
+
+
+@remembered
+def _parse_query(query: bytes, known: tuple[str, ...]) -> Mapping[str, str]:
     try:
         pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, max_num_fields=32)
     except ValueError as error:
@@ -110,7 +158,7 @@ def read_query(scope: Scope, known: Sequence[str]) -> dict[str, str]:
         if name in values:
             raise InvalidInput(f"query parameter {name} is given twice, expected once")
         values[name] = value
-    return values
+    return MappingProxyType(values)
 
 
 def parse_int(name: str, text: str, low: int, high: int) -> int:
@@ -124,17 +172,24 @@ def parse_int(name: str, text: str, low: int, high: int) -> int:
 
 def media_type(headers: Headers) -> str:
     """The Content-Type without its parameters, in lower case; empty if there is none."""
-    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
+    return _media_type(headers.get(b"content-type", b""))
 
 
-def negotiate(headers: Headers, offered: Sequence[str]) -> str:
+@remembered
+def _media_type(header: bytes) -> str:
+    return header.partition(b";")[0].strip().lower().decode("latin-1")
+
+
+def negotiate(headers: Headers, offered: tuple[str, ...]) -> str:
     """The offered media type that the Accept header likes best; the first offered one if all are alike.
 
     Raises NotAcceptable (RFC 9110, section 12.5.1).
     """
-    accept = headers.get(b"accept", b"*/*")
-    if accept == b"*/*":
-        return offered[0]
+    return _negotiate(headers.get(b"accept", b"*/*"), offered)
+
+
+@remembered
+def _negotiate(accept: bytes, offered: tuple[str, ...]) -> str:
     ranges = [_media_range(part) for part in accept.decode("latin-1").lower().split(",") if part.strip()]
     best, best_quality = "", 0.0
     for candidate in offered:

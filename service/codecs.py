@@ -7,6 +7,7 @@ import base64
 import binascii
 import io
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from PIL import Image, ImageOps
 
 from service import digits
 from service.errors import InvalidInput, PayloadTooLarge
-from service.manifest import TensorSpec
-from service.tensors import dtype_of
+from service.manifest import Datatype, TensorSpec
+from service.tensors import DTYPES, dtype_of
 
 Array = NDArray[Any]
 
@@ -37,16 +38,22 @@ def rows_from_raw(content: bytes, spec: TensorSpec, max_rows: int) -> Array:
 
     Raises InvalidInput unless there is a whole number of rows, PayloadTooLarge above `max_rows`.
     """
-    dtype, shape = dtype_of(spec), spec.shape[1:]
-    row_bytes = dtype.itemsize * math.prod(shape)
+    dtype, row_bytes = _row_layout(spec.datatype, spec.shape)
     rows, rest = divmod(len(content), row_bytes)
     if rest or not rows:
         raise InvalidInput(
             f"{spec.name} has {len(content)} bytes, expected a multiple of {row_bytes}: "
-            f"rows of {spec.datatype} {list(shape)}"
+            f"rows of {spec.datatype} {list(spec.shape[1:])}"
         )
     _check_rows(rows, spec, max_rows)
-    return np.frombuffer(content, dtype).reshape(rows, *shape)
+    return np.ndarray((rows, *spec.shape[1:]), dtype, content)
+
+
+@lru_cache
+def _row_layout(datatype: Datatype, shape: tuple[int, ...]) -> tuple[np.dtype[Any], int]:
+    """The dtype of a tensor and the bytes of one of its rows."""
+    dtype = DTYPES[datatype]
+    return dtype, dtype.itemsize * math.prod(shape[1:])
 
 
 def image_to_rows(content: bytes, spec: TensorSpec, max_pixels: int) -> Array:

@@ -40,6 +40,17 @@ class Metrics:
             f"{PREFIX}_rows_waiting", "Rows in a model's queue.", ["model"], registry=self.registry
         )
         self.build = Info(f"{PREFIX}_build", "Versions of what runs.", registry=self.registry)
+        self._of_requests: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def count_request(self, route: str, model: str, status: int, seconds: float) -> None:
+        """Count an answered request. model: empty where none was found."""
+        key = (route, model, status)
+        pair = self._of_requests.get(key)
+        if pair is None:  # looking labels up costs more than counting
+            pair = self.requests.labels(*key), self.request_seconds.labels(route)
+            self._of_requests[key] = pair
+        pair[0].inc()
+        pair[1].observe(seconds)
 
     def of_batches(self, model: str) -> "BatchMetrics":
         """The metrics of one model's batches."""

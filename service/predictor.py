@@ -109,12 +109,14 @@ def check_inputs(manifest: Manifest, inputs: Mapping[str, Array], max_rows: int)
     number of rows than the rest, or holds labels that the model does not know; PayloadTooLarge
     above `max_rows`.
     """
-    expected = [spec.name for spec in manifest.inputs]
-    if len(inputs) != len(expected) or any(name not in inputs for name in expected):
+    counts = {
+        spec.name: check_tensor(spec, inputs[spec.name]) for spec in manifest.inputs if spec.name in inputs
+    }
+    if not len(counts) == len(inputs) == len(manifest.inputs):
+        expected = [spec.name for spec in manifest.inputs]
         raise InvalidInput(f"inputs are {sorted(inputs)}, model {manifest.name} expects {expected}")
-    counts = {spec.name: check_tensor(spec, inputs[spec.name]) for spec in manifest.inputs}
-    rows = counts[expected[0]]
-    if len(counts) > 1 and len(set(counts.values())) > 1:
+    rows = max(counts.values())
+    if rows != min(counts.values()):
         raise InvalidInput(f"inputs have different numbers of rows: {counts}, expected the same")
     if rows > max_rows:
         raise PayloadTooLarge(f"request has {rows} rows, expected at most {max_rows}")

@@ -7,16 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import asgi
 from service.asgi import (
     ClientDisconnected,
+    DisconnectWatch,
     Message,
     media_type,
     negotiate,
     parse_int,
     read_body,
     read_query,
-    unless_disconnected,
 )
 from service.errors import InkserveError, InvalidInput, NotAcceptable, PayloadTooLarge
 
@@ -61,8 +60,7 @@ async def test_a_client_that_leaves_while_sending_is_noticed(messages: list[Mess
         await read_body({}, receiving(*messages, {"type": "http.disconnect"}), 4)
 
 
-async def test_work_is_cancelled_when_the_client_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asgi, "DISCONNECT_WATCH_SECONDS", 0)
+async def test_work_is_cancelled_when_the_client_leaves() -> None:
     cancelled = asyncio.Event()
 
     async def work() -> None:
@@ -72,22 +70,40 @@ async def test_work_is_cancelled_when_the_client_leaves(monkeypatch: pytest.Monk
             cancelled.set()
 
     with pytest.raises(ClientDisconnected):
-        await unless_disconnected(receiving({"type": "http.disconnect"}), work())
+        await DisconnectWatch(0.001).guard(receiving({"type": "http.disconnect"}), work())
     assert cancelled.is_set()
     assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
 
 
-async def test_work_that_ends_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asgi, "DISCONNECT_WATCH_SECONDS", 0)
+async def test_only_the_client_that_left_is_cancelled() -> None:
+    watch = DisconnectWatch(0.001)
+    staying = asyncio.ensure_future(watch.guard(receiving(), asyncio.sleep(0.05, "stayed")))
+    with pytest.raises(ClientDisconnected):
+        await watch.guard(receiving({"type": "http.disconnect"}), asyncio.Event().wait())
+    assert await staying == "stayed"
+
+
+async def test_work_that_ends_leaves_nothing_behind() -> None:
+    watched = asyncio.Event()
+    watch = DisconnectWatch(0.001)
+
+    async def receive() -> Message:
+        watched.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
     before = asyncio.all_tasks()
-
-    async def work() -> int:
-        await asyncio.sleep(0.01)
-        return 7
-
-    assert await unless_disconnected(receiving(), work()) == 7
+    assert await watch.guard(receive, watched.wait()) is True
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
+
+
+async def test_work_that_ends_soon_is_not_watched() -> None:
+    async def receive() -> Message:
+        raise AssertionError("nobody should ask")
+
+    assert await DisconnectWatch(0.001).guard(receive, asyncio.sleep(0, 7)) == 7
+    await asyncio.sleep(0.01)
 
 
 async def test_a_cancelled_server_task_is_not_taken_for_a_client_that_left() -> None:
@@ -97,7 +113,7 @@ async def test_a_cancelled_server_task_is_not_taken_for_a_client_that_left() -> 
         started.set()
         await asyncio.Event().wait()
 
-    task = asyncio.ensure_future(unless_disconnected(receiving(), work()))
+    task = asyncio.ensure_future(DisconnectWatch().guard(receiving(), work()))
     await started.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -1,7 +1,7 @@
 """POST /classify: images in any of four forms -> labels and probabilities."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from service.asgi import (
     JSON,
     OCTETS,
     Answer,
+    DisconnectWatch,
     Headers,
     Receive,
     Scope,
@@ -34,7 +35,6 @@ from service.routes.native import (
     PNG,
     Array,
     find_target,
-    infer,
     load_json,
     off_loop,
     parse_version,
@@ -51,9 +51,10 @@ UNDECLARED = ("", "application/x-www-form-urlencoded")
 class Classify:
     """The endpoint, over a predictor."""
 
-    def __init__(self, predictor: Predictor, settings: Settings) -> None:
+    def __init__(self, predictor: Predictor, settings: Settings, watch: DisconnectWatch) -> None:
         self._predictor = predictor
         self._settings = settings
+        self._watch = watch
 
     async def __call__(self, scope: Scope, receive: Receive) -> Answer:
         """From a request's bytes to its answer."""
@@ -73,7 +74,8 @@ class Classify:
         body = await read_body(headers, receive, self._settings.max_body_bytes)
         spec = manifest.inputs[0]
         rows = await self._decode(headers, body, spec)
-        inference = await infer(self._predictor, receive, target, {spec.name: rows}, deadline)
+        work = self._predictor.infer(manifest.name, target.version, {spec.name: rows}, deadline)
+        inference = await self._watch.guard(receive, work)
         probabilities = inference.outputs[manifest.outputs[0].name]
         if accepted == OCTETS:
             return raw_answer(target, inference, probabilities)
@@ -142,7 +144,7 @@ async def _form_files(headers: Headers, body: bytes, most: int) -> list[bytes]:
     return files
 
 
-def _top_k(query: dict[str, str], classes: int, accepted: str) -> int | None:
+def _top_k(query: Mapping[str, str], classes: int, accepted: str) -> int | None:
     if "top_k" not in query:
         return None
     if accepted == OCTETS:

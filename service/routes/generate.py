@@ -14,6 +14,7 @@ from service.asgi import (
     JSON,
     OCTETS,
     Answer,
+    DisconnectWatch,
     Headers,
     Receive,
     Scope,
@@ -31,7 +32,6 @@ from service.routes.native import (
     PNG,
     Array,
     find_target,
-    infer,
     load_json,
     model_headers,
     off_loop,
@@ -49,9 +49,10 @@ INLINE_IMAGES = 16
 class Generate:
     """The endpoint, over a predictor."""
 
-    def __init__(self, predictor: Predictor, settings: Settings) -> None:
+    def __init__(self, predictor: Predictor, settings: Settings, watch: DisconnectWatch) -> None:
         self._predictor = predictor
         self._settings = settings
+        self._watch = watch
 
     async def __call__(self, scope: Scope, receive: Receive) -> Answer:
         """From a request's bytes to its answer."""
@@ -68,14 +69,15 @@ class Generate:
         labels = _label_indexes(wanted.digit, len(z), manifest)
         if labels is not None:
             inputs["label"] = labels
-        inference = await infer(self._predictor, receive, target, inputs, deadline)
+        work = self._predictor.infer(manifest.name, target.version, inputs, deadline)
+        inference = await self._watch.guard(receive, work)
         images = inference.outputs[manifest.outputs[0].name]
         seed_header = [] if seed is None else [(b"inkserve-seed", str(seed).encode("ascii"))]
         if accepted == OCTETS:
             return raw_answer(target, inference, images, seed_header)
         if accepted == PNG:
             body = await off_loop(len(images) > INLINE_IMAGES, _sprite_png, images)
-            every = [*model_headers(target, inference), *seed_header]
+            every = [*model_headers(manifest.name, inference.version), *seed_header]
             return Answer(body, PNG, headers=every, model=manifest.name)
         digits = [None] * len(images) if labels is None else [manifest.labels[index] for index in labels]
         pictures = await off_loop(len(images) > INLINE_IMAGES, _pictures, images, digits)

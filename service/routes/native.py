@@ -1,14 +1,15 @@
-"""What `/classify` and `/generate` share: finding the model, awaiting it, raw answers."""
+"""What `/classify` and `/generate` share: finding the model, raw answers."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import orjson
 from numpy.typing import NDArray
 
-from service.asgi import OCTETS, Answer, Receive, parse_int, unless_disconnected
+from service.asgi import OCTETS, Answer, parse_int
 from service.errors import InvalidInput
 from service.manifest import Manifest, Task
 from service.predictor import Inference, Predictor
@@ -47,29 +48,20 @@ def parse_version(query: Mapping[str, str]) -> int | None:
     return parse_int("version", query["version"], 1, MAX_VERSION) if "version" in query else None
 
 
-async def infer(
-    predictor: Predictor, receive: Receive, target: Target, inputs: dict[str, Array], deadline: float
-) -> Inference:
-    """Run a request's rows, unless its client leaves."""
-    work = predictor.infer(target.manifest.name, target.version, inputs, deadline)
-    return await unless_disconnected(receive, work)
-
-
 def raw_answer(
     target: Target, inference: Inference, array: Array, headers: Sequence[tuple[bytes, bytes]] = ()
 ) -> Answer:
     """The rows as they lie in memory, little-endian; the shape is in a header."""
-    shape = (b"inkserve-shape", ",".join(map(str, array.shape)).encode("ascii"))
-    every = [*model_headers(target, inference), shape, *headers]
-    return Answer(array.tobytes(), OCTETS, headers=every, model=target.manifest.name)
+    name = target.manifest.name
+    shape = (b"inkserve-shape", b",".join(b"%d" % size for size in array.shape))
+    every = [*model_headers(name, inference.version), shape, *headers]
+    return Answer(array.tobytes(), OCTETS, headers=every, model=name)
 
 
-def model_headers(target: Target, inference: Inference) -> list[tuple[bytes, bytes]]:
+@lru_cache
+def model_headers(name: str, version: int) -> tuple[tuple[bytes, bytes], ...]:
     """Which model answered, for answers that are not JSON."""
-    return [
-        (b"inkserve-model", target.manifest.name.encode("ascii")),
-        (b"inkserve-version", str(inference.version).encode("ascii")),
-    ]
+    return (b"inkserve-model", name.encode("ascii")), (b"inkserve-version", b"%d" % version)
 
 
 def load_json(body: bytes) -> Any:
