@@ -15,7 +15,7 @@ from service.manifest import TensorSpec
 from training.augment import Deformation, deform
 from training.data import CLASSES, SIDE, Dataset, Splits
 from training.evaluate import classification
-from training.export import Card, Target, load_weights, publish, read_history, read_hyperparameters
+from training.export import Card, Model, Target, load_weights, publish, read_history, read_hyperparameters
 from training.run import Precision, Run, averaged
 
 PIXELS = SIDE * SIDE
@@ -257,13 +257,19 @@ class Serving(nn.Module):
 
 
 def fold_batch_norm(body: nn.Sequential) -> nn.Sequential:
-    """The same function in eval mode, with each batch normalisation merged into the layer before it."""
+    """The same function in eval mode, with batch normalisation merged into the linear layer before it.
+
+    One that has no linear layer or convolution right before it stays.
+    """
     layers: list[nn.Module] = []
     for layer in body:
-        if isinstance(layer, nn.BatchNorm1d) and isinstance(layers[-1], nn.Linear):
-            layers[-1] = fuse_linear_bn_eval(layers[-1], layer)
-        elif isinstance(layer, nn.BatchNorm2d) and isinstance(layers[-1], nn.Conv2d):
-            layers[-1] = fuse_conv_bn_eval(layers[-1], layer)
+        before = layers[-1] if layers else None
+        if isinstance(layer, nn.BatchNorm1d) and isinstance(before, nn.Linear):
+            layers[-1] = fuse_linear_bn_eval(before, layer)
+        elif isinstance(layer, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
+            layers[-1] = fuse_conv_bn_eval(before, layer)
+        elif isinstance(layer, nn.BatchNorm2d) and isinstance(before, nn.ConvTranspose2d):
+            layers[-1] = fuse_conv_bn_eval(before, layer, transpose=True)
         elif not isinstance(layer, nn.Dropout):
             layers.append(layer)
     return nn.Sequential(*layers).eval()
@@ -274,22 +280,20 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
     config = config_of(read_hyperparameters(run_dir))
     classifier = build(config)
     load_weights(classifier, run_dir)
-    return publish(
-        Serving(classifier.eval()).eval(),
+    model = Model(
         name=name,
         task="classification",
+        network=Serving(classifier.eval()).eval(),
         inputs=[TensorSpec(name="images", datatype="UINT8", shape=(-1, SIDE, SIDE))],
         outputs=[TensorSpec(name="probabilities", datatype="FP32", shape=(-1, CLASSES))],
         keep=["logits", "features"],
-        labels=splits.labels,
         parity_inputs={"images": splits.test.images},
         tolerance=PARITY_TOLERANCE,
         measure=lambda path: classification(path, splits.test),
         card=_card(config, sum(w.numel() for w in classifier.parameters()), read_history(run_dir)),
-        splits=splits,
-        run_dir=run_dir,
-        target=target,
     )
+    (folder,) = publish([model], splits=splits, run_dir=run_dir, target=target)
+    return folder
 
 
 def config_of(hyperparameters: Mapping[str, Any]) -> Config:

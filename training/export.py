@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,58 +64,82 @@ class Card:
     limits: str
 
 
-def publish(
-    network: nn.Module,
-    *,
-    name: str,
-    task: Task,
-    inputs: Sequence[TensorSpec],
-    outputs: Sequence[TensorSpec],
-    keep: Sequence[str] = (),
-    labels: Sequence[str],
-    parity_inputs: Arrays,
-    tolerance: float,
-    measure: Callable[[Path], Mapping[str, float | int | str]],
-    card: Card,
-    splits: Splits,
-    run_dir: Path,
-    target: Target,
-) -> Path:
-    """Export, check, measure and publish a network; returns the version's folder.
+@dataclass(frozen=True)
+class Model:
+    """One graph to publish, and what belongs beside it.
 
-    network: in eval mode; takes the inputs in order; gives a tuple, the outputs and then `keep`.
+    network: in eval mode; takes the inputs in order; gives the outputs and then `keep`, as a tuple if
+        they are several.
     keep: names of inner tensors that the graph keeps under these names without giving them out.
     parity_inputs: real inputs by name, all with the same number of rows.
     tolerance: the largest difference of any output element between torch and onnxruntime.
-    measure: takes the path of model.onnx, gives the manifest's metrics.
-    Raises ExportError, and then publishes nothing.
+    measure: takes the path of model.onnx, gives the manifest's metrics. The path lies in a folder
+        that is laid out as models_dir and already holds the graphs of all models published together.
+    pictures: by file name, functions that do as `measure` does and write a PNG to the second path.
     """
-    folder = _version_folder(name, target)
+
+    name: str
+    task: Task
+    network: nn.Module
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    parity_inputs: Arrays
+    tolerance: float
+    measure: Callable[[Path], Mapping[str, float | int | str]]
+    card: Card
+    keep: Sequence[str] = ()
+    pictures: Mapping[str, Callable[[Path, Path], None]] = field(default_factory=dict)
+
+
+def publish(models: Sequence[Model], *, splits: Splits, run_dir: Path, target: Target) -> list[Path]:
+    """Export, check, measure and publish the models of a run, all under one version number.
+
+    They appear in the given order, each by one rename, after all have been checked and measured.
+    Returns their folders. Raises ExportError, and then publishes nothing.
+    """
+    version = _version([model.name for model in models], target)
     target.models_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.models_dir) as temporary:
-        staged = Path(temporary) / "version"
-        staged.mkdir(mode=0o755)
-        save_graph(to_onnx(network, inputs, outputs, keep), staged / MODEL_FILE)
-        difference = check_parity(network, staged / MODEL_FILE, outputs, parity_inputs, tolerance)
-        manifest = Manifest(
-            name=name,
-            version=int(folder.name),
-            task=task,
-            description=card.description,
-            inputs=tuple(inputs),
-            outputs=tuple(outputs),
-            labels=tuple(labels),
-            sha256=sha256_of(staged / MODEL_FILE),
-            metrics={**measure(staged / MODEL_FILE), "data": splits.name, "data_digest": splits.digest},
-            command=_training_command(run_dir),
-        )
-        (staged / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n")
-        parity = (len(next(iter(parity_inputs.values()))), difference, tolerance)
-        (staged / CARD_FILE).write_text(_card_text(manifest, card, splits, parity))
-        _copy_log(run_dir, staged)
-        _move_into_place(staged, folder, target.force)
-    notice(f"published {folder}")
-    return folder
+        staged = [Path(temporary) / model.name / version for model in models]
+        differences = [_stage_graph(*pair) for pair in zip(models, staged, strict=True)]
+        for model, folder, difference in zip(models, staged, differences, strict=True):
+            _describe(model, folder, difference, splits, run_dir)
+        published = [target.models_dir / model.name / version for model in models]
+        for folder, place in zip(staged, published, strict=True):
+            _move_into_place(folder, place, target.force)
+            notice(f"published {place}")
+    return published
+
+
+def _stage_graph(model: Model, folder: Path) -> float:
+    """Write the checked model.onnx; returns its largest difference from the torch network."""
+    folder.mkdir(parents=True, mode=0o755)
+    save_graph(to_onnx(model.network, model.inputs, model.outputs, model.keep), folder / MODEL_FILE)
+    return check_parity(
+        model.network, folder / MODEL_FILE, model.outputs, model.parity_inputs, model.tolerance
+    )
+
+
+def _describe(model: Model, folder: Path, difference: float, splits: Splits, run_dir: Path) -> None:
+    """Write everything that lies beside model.onnx."""
+    path = folder / MODEL_FILE
+    manifest = Manifest(
+        name=model.name,
+        version=int(folder.name),
+        task=model.task,
+        description=model.card.description,
+        inputs=tuple(model.inputs),
+        outputs=tuple(model.outputs),
+        labels=tuple(splits.labels),
+        sha256=sha256_of(path),
+        metrics={**model.measure(path), "data": splits.name, "data_digest": splits.digest},
+        command=_training_command(run_dir),
+    )
+    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n")
+    for name, draw in model.pictures.items():
+        draw(path, folder / name)
+    (folder / CARD_FILE).write_text(_card_text(manifest, model, splits, difference))
+    _copy_log(run_dir, folder)
 
 
 def load_weights(network: nn.Module, run_dir: Path) -> None:
@@ -225,13 +249,17 @@ def check_parity(
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Without torch 2.13's remarks on itself: that torchvision is absent, a deprecated call of its own."""
+    """Without torch 2.13's remarks on itself.
+
+    That torchvision is absent; a deprecated call of its own; that two inputs share one batch axis.
+    """
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            warnings.filterwarnings("ignore", "# The axis name: rows will not be used", UserWarning)
             yield
     finally:
         logger.setLevel(level)
@@ -257,7 +285,9 @@ def _difference(spec: TensorSpec, seen: NDArray[Any], expected: NDArray[Any], to
 @torch.no_grad()
 def _run_torch(network: nn.Module, inputs: Arrays, rows: int = 256) -> list[NDArray[Any]]:
     tensors = [torch.from_numpy(array.copy()) for array in inputs.values()]
-    parts = [network(*part) for part in zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True)]
+    split = zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True)
+    results = [network(*part) for part in split]
+    parts = [(result,) if isinstance(result, torch.Tensor) else result for result in results]
     return [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
 
 
@@ -289,13 +319,15 @@ def _check_signature(
             raise ExportError(f"the graph has {seen}, expected {expected}")
 
 
-def _version_folder(name: str, target: Target) -> Path:
-    parent = target.models_dir / name
-    taken = [int(path.name) for path in parent.glob("*") if path.name.isdecimal()]
-    version = target.version or max(taken, default=0) + 1
-    if version in taken and not target.force:
-        raise ExportError(f"{parent / str(version)} is there already: give another --version, or --force")
-    return parent / str(version)
+def _version(names: Sequence[str], target: Target) -> str:
+    """The version that is asked for, or the next one that is free for all the names."""
+    parents = [target.models_dir / name for name in names]
+    taken = [path for parent in parents for path in parent.glob("*") if path.name.isdecimal()]
+    version = target.version or max((int(path.name) for path in taken), default=0) + 1
+    existing = [parent / str(version) for parent in parents if parent / str(version) in taken]
+    if existing and not target.force:
+        raise ExportError(f"{existing[0]} is there already: give another --version, or --force")
+    return str(version)
 
 
 def _training_command(run_dir: Path) -> str:
@@ -334,8 +366,9 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _card_text(manifest: Manifest, card: Card, splits: Splits, parity: tuple[int, float, float]) -> str:
-    rows, difference, tolerance = parity
+def _card_text(manifest: Manifest, model: Model, splits: Splits, difference: float) -> str:
+    card, rows = model.card, len(next(iter(model.parity_inputs.values())))
+    pictures = "".join(f"![{Path(name).stem}]({name})\n\n" for name in model.pictures)
     metrics = "\n".join(f"| {name} | {value} |" for name, value in manifest.metrics.items())
     tensors = "\n".join(
         f"| {kind} | `{spec.name}` | {spec.datatype} | {list(spec.shape)} |"
@@ -374,9 +407,9 @@ Measured on the test set, with onnxruntime on the CPU, from `{MODEL_FILE}` alone
 {metrics}
 
 Over {rows} inputs the graph's outputs differ from the torch network's by at most {difference:.2g} \
-(allowed: {tolerance:.2g}).
+(allowed: {model.tolerance:.2g}).
 
-## Intended use
+{pictures}## Intended use
 {card.intended_use}
 
 ## Limits
