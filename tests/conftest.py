@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -9,6 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from service.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, TensorSpec, sha256_of
+
+if TYPE_CHECKING:
+    from tiny_runs import Workshop
 
 IMAGES = TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28))
 PROBABILITIES = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 10))
@@ -130,6 +134,14 @@ def add_generator(tmp_path: Path) -> Callable[..., Path]:
         )
 
     return add
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> "Workshop":
+    """Tiny trained and exported models of every family (torch is imported for those who ask)."""
+    from tiny_runs import make
+
+    return make(tmp_path_factory.mktemp("workshop"))
 
 
 def make_model(

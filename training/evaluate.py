@@ -1,7 +1,7 @@
 """Metrics of exported models, measured from model.onnx alone with onnxruntime on the CPU.
 
-`classification` and its parts are also what export writes into the manifest, so that a manifest's
-numbers and a later evaluation come from the same code.
+`classification`, `generation`, `bound` and `encoding` are also what export writes into the manifest,
+so that a manifest's numbers and a later evaluation come from the same code.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from service.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, read_manifest, sha256_of
 from training.data import Dataset, Splits
 from training.export import open_session, run_in_parts
+from training.samples import frechet_distance, normals, precision_recall, uniforms
 
 Metrics = dict[str, float | int | str]
 
@@ -23,18 +24,69 @@ TOLERANCE = 1e-4
 
 CALIBRATION_BINS = 15
 
+# The model that judges generated images.
+JUDGE = "cnn"
+# Precision and recall compare all pairs: of 5,000 images they take 100 MB and a second.
+NEIGHBOUR_ROWS = 5000
+IMPORTANCE_SAMPLES = 10
+
+# Of the z of samples, of binary images, and of the noise of the ELBO: no two share their numbers.
+SAMPLES_SEED, BINARY_SEED, NOISE_SEED = 1, 2, 1000
+
 
 class EvaluationError(Exception):
     """The model cannot be evaluated on this data; the message says why."""
 
 
+class Judge:
+    """The CNN, which says what generated images show: it was trained on the same data.
+
+    identity: its name, version and the first digits of its SHA-256, as metrics.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        manifest = _verified(folder)
+        self.identity: Metrics = {
+            "classifier": f"{manifest.name}/{manifest.version}",
+            "classifier_digest": manifest.sha256[:12],
+        }
+        self._session = open_session(folder / MODEL_FILE, ["features"])
+
+    def __call__(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Features (n, d) and the most probable labels (n,) of images (n, 28, 28)."""
+        names = ["features", "probabilities"]
+        features, probabilities = run_in_parts(self._session, names, {"images": images})
+        return features, probabilities.argmax(1)
+
+
+def latest_judge(models_dir: Path, splits: Splits) -> Judge:
+    """The highest version of the CNN that belongs to this data. Raises EvaluationError."""
+    manifests = [read_manifest(path.parent) for path in models_dir.glob(f"{JUDGE}/[0-9]*/{MANIFEST_FILE}")]
+    versions = [each.version for each in manifests if each.metrics.get("data_digest") == splits.digest]
+    if not versions:
+        raise EvaluationError(
+            f"{models_dir / JUDGE} holds no version trained on {splits.name} (digest {splits.digest}), "
+            f"which judges generated images: first run python -m training train {JUDGE} and "
+            f"python -m training export {JUDGE}, with the same --data-dir and --models-dir"
+        )
+    return Judge(models_dir / JUDGE / str(max(versions)))
+
+
 def measure(manifest: Manifest, folder: Path, splits: Splits, models_dir: Path) -> Metrics:
-    """Every metric of a version's manifest, measured again. The one place that tells the tasks apart."""
+    """Every metric of a version's manifest, measured again. The one place that tells the tasks apart.
+
+    A generator is judged by the version of the CNN that judged it first. Raises EvaluationError.
+    """
+    path = folder / MODEL_FILE
     if manifest.task == "classification":
-        return classification(folder / MODEL_FILE, splits.test)
-    raise EvaluationError(
-        f"{manifest.name}: no metrics are known for the task {manifest.task!r} ({models_dir})"
-    )
+        return classification(path, splits.test)
+    if manifest.task == "encoding":
+        return encoding(path, splits.test)
+    judge = models_dir / str(manifest.metrics.get("classifier", JUDGE))
+    if not (judge / MANIFEST_FILE).is_file():
+        raise EvaluationError(f"{judge}, which judged {folder}, is missing")
+    metrics = generation(path, splits, Judge(judge))
+    return metrics | bound(path, splits.test) if "test_elbo" in manifest.metrics else metrics
 
 
 def classification(path: Path, test: Dataset) -> Metrics:
@@ -81,6 +133,123 @@ def worst_recall(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) 
     return min(float(correct[labels == label].mean()) for label in np.unique(labels))
 
 
+def generation(path: Path, splits: Splits, judge: Judge) -> Metrics:
+    """The metrics of a generator's samples: one for each test image, of its label.
+
+    The names that begin with `real` are those of as many training images in place of the samples:
+    what a perfect generator would get, for such numbers are never 0 and 1. (The CNN has seen these
+    images in training, so its agreement with their labels is that of a training set.)
+    """
+    reference, _ = judge(splits.test.images)
+    labels = splits.test.labels
+    metrics = _quality(draw(path, labels), labels, reference, judge, "")
+    rows = spread(len(splits.train), len(labels))
+    real = _quality(splits.train.images[rows], splits.train.labels[rows], reference, judge, "real_")
+    return {"samples": len(labels)} | metrics | real | judge.identity
+
+
+def _quality(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    reference: NDArray[np.float32],
+    judge: Judge,
+    prefix: str,
+) -> Metrics:
+    features, seen = judge(images)
+    precision, recall = precision_recall(
+        reference[spread(len(reference), NEIGHBOUR_ROWS)], features[spread(len(features), NEIGHBOUR_ROWS)]
+    )
+    return {
+        f"{prefix}frechet_distance": round(frechet_distance(features, reference), 6),
+        f"{prefix}precision": round(precision, 6),
+        f"{prefix}recall": round(recall, 6),
+        f"{prefix}label_agreement": round(float((seen == labels).mean()), 6),
+    }
+
+
+def draw(path: Path, labels: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Samples of a generator's graph, one for each label, always from the same z: (n, 28, 28)."""
+    session = open_session(path)
+    size = next(each.shape[1] for each in session.get_inputs() if each.name == "z")
+    z = normals(SAMPLES_SEED, (len(labels), size))
+    images: NDArray[np.uint8]
+    (images,) = run_in_parts(session, ["images"], {"z": z, "label": labels})
+    return images
+
+
+def spread(rows: int, count: int) -> NDArray[np.int64]:
+    """Row numbers, `count` of them if there are so many, evenly spread: MNIST's first half is easier."""
+    return np.arange(min(rows, count)) * rows // min(rows, count)
+
+
+def encoder_of(decoder: Path) -> Path:
+    """The encoder's graph that belongs to a VAE's: of `<name>-encoder`, in the same version."""
+    version = decoder.parent
+    return version.parent.with_name(f"{version.parent.name}-encoder") / version.name / MODEL_FILE
+
+
+def bound(decoder: Path, test: Dataset) -> Metrics:
+    """What a VAE's two graphs say of log p(x | y) of binary test images, in nats.
+
+    The ELBO, its two terms, and the importance-weighted bound, which is tighter (Burda et al. 2016);
+    the expectations over z are means of IMPORTANCE_SAMPLES draws. Raises EvaluationError.
+    """
+    if not encoder_of(decoder).is_file():
+        raise EvaluationError(f"{encoder_of(decoder)} is missing: the ELBO of {decoder} needs it")
+    images, mean, log_variance = _encode(encoder_of(decoder), test)
+    session = open_session(decoder, ["logits"])
+    likelihoods, weights = [], []
+    for sample in range(IMPORTANCE_SAMPLES):
+        noise = normals(NOISE_SEED + sample, mean.shape)
+        z = mean + np.exp(log_variance / 2) * noise
+        (logits,) = run_in_parts(session, ["logits"], {"z": z, "label": test.labels})
+        likelihoods.append(log_likelihood(logits, images))
+        weights.append(likelihoods[-1] + ((noise**2 + log_variance - z**2) / 2).sum(1, dtype=np.float64))
+    reconstruction, kl = float(np.mean(likelihoods)), float(kl_divergence(mean, log_variance).mean())
+    tighter = np.logaddexp.reduce(weights, axis=0) - np.log(IMPORTANCE_SAMPLES)
+    return {
+        "test_images": len(test),
+        "test_elbo": round(reconstruction - kl, 6),
+        "test_reconstruction": round(reconstruction, 6),
+        "test_kl": round(kl, 6),
+        f"test_iwae_{IMPORTANCE_SAMPLES}": round(float(tighter.mean()), 6),
+    }
+
+
+def encoding(path: Path, test: Dataset) -> Metrics:
+    """The metrics of a VAE's encoder alone, on binary test images.
+
+    A unit of z is active if its mean varies over the images by more than 0.01 (Burda et al. 2016).
+    """
+    _, mean, log_variance = _encode(path, test)
+    return {
+        "test_images": len(test),
+        "test_kl": round(float(kl_divergence(mean, log_variance).mean()), 6),
+        "test_active_units": int((mean.var(0) > 0.01).sum()),
+    }
+
+
+def _encode(path: Path, test: Dataset) -> tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
+    """Binary images, always the same ones, and the mean and log-variance of their z."""
+    images = uniforms(BINARY_SEED, test.images.shape) <= test.images / 255
+    inputs = {"images": images.astype(np.uint8) * np.uint8(255), "label": test.labels}
+    mean, log_variance = run_in_parts(open_session(path), ["mean", "log_variance"], inputs)
+    return images, mean, log_variance
+
+
+def log_likelihood(logits: NDArray[np.float32], images: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """log p(x | z, y) of binary images under independent Bernoulli pixels, (n,), in nats."""
+    nats: NDArray[np.float64] = np.logaddexp(0, np.where(images, -logits, logits)).sum((1, 2), np.float64)
+    return -nats
+
+
+def kl_divergence(mean: NDArray[np.float32], log_variance: NDArray[np.float32]) -> NDArray[np.float64]:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)), (n,), in nats."""
+    terms = (mean**2 + np.exp(log_variance) - 1 - log_variance) / 2
+    nats: NDArray[np.float64] = terms.sum(1, dtype=np.float64)
+    return nats
+
+
 def evaluate(names: Sequence[str], models_dir: Path, splits: Splits) -> bool:
     """Measure every version of the named models, or of all, and print a table; whether all agree.
 
@@ -103,13 +272,19 @@ def _agree(recorded: float | int | str | None, seen: float | int | str | None) -
     return recorded == seen
 
 
-def _evaluate_version(folder: Path, models_dir: Path, splits: Splits) -> bool:
+def _verified(folder: Path) -> Manifest:
+    """The manifest of a version whose graph has the SHA-256 that it names."""
     manifest = read_manifest(folder)
     digest = sha256_of(folder / MODEL_FILE)
     if digest != manifest.sha256:
         raise EvaluationError(
             f"{folder / MODEL_FILE}: SHA-256 is {digest}, expected {manifest.sha256} ({MANIFEST_FILE})"
         )
+    return manifest
+
+
+def _evaluate_version(folder: Path, models_dir: Path, splits: Splits) -> bool:
+    manifest = _verified(folder)
     recorded = dict(manifest.metrics)
     data, data_digest = recorded.pop("data", "unknown"), recorded.pop("data_digest", "")
     if data_digest != splits.digest:
@@ -122,7 +297,7 @@ def _evaluate_version(folder: Path, models_dir: Path, splits: Splits) -> bool:
     for name in sorted({*recorded, *seen}):
         mark = "DIFFERS" if name in wrong else "ok"
         model = f"{manifest.name}/{manifest.version}"
-        print(f"{model:<12} {name:<20} {recorded.get(name, '-')!s:>14} {seen.get(name, '-')!s:>14}  {mark}")
+        print(f"{model:<14} {name:<21} {recorded.get(name, '-')!s:>14} {seen.get(name, '-')!s:>14}  {mark}")
     return not wrong
 
 
@@ -134,5 +309,5 @@ def _versions(names: Sequence[str], models_dir: Path) -> list[Path]:
     chosen = [folder for folder in found if not names or folder.parent.name in names]
     if not chosen:
         raise EvaluationError(f"{models_dir} holds no model")
-    print(f"{'model':<12} {'metric':<20} {'manifest':>14} {'seen':>14}")
+    print(f"{'model':<14} {'metric':<21} {'manifest':>14} {'seen':>14}")
     return chosen

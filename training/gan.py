@@ -4,20 +4,31 @@ What is exported is an exponential average of the generator's weights, with its 
 frozen, so that an image depends on its own z and label and on nothing else in the batch.
 """
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.classifier import to_tensors
+from service.manifest import TensorSpec
+from training.classifier import fold_batch_norm, to_tensors
 from training.data import CLASSES, SIDE, Splits
+from training.evaluate import draw, generation, latest_judge
+from training.export import Card, Model, Target, load_weights, publish, read_history, read_hyperparameters
 from training.run import Precision, Run, averaged
-from training.samples import grid_labels, save_grid
+from training.samples import grid_labels, normals, save_grid
 
 SAMPLES_FILE = "samples.png"
 SAMPLES_FOLDER = "samples"
+
+# Of grey levels, between torch and onnxruntime: one that lies half-way between two may be rounded
+# either way, for float32 sums are taken in another order.
+PARITY_TOLERANCE = 1.0
+PARITY_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -301,6 +312,13 @@ class Drawing(nn.Module):
         return levels.round().clamp(0, 255).to(torch.uint8)
 
 
+def folded(generator: Generator) -> Generator:
+    """The same function in eval mode, with batch normalisation merged into the layers before it."""
+    generator = copy.deepcopy(generator).eval()
+    generator.dense, generator.body = fold_batch_norm(generator.dense), fold_batch_norm(generator.body)
+    return generator
+
+
 @torch.no_grad()
 def save_samples(generator: nn.Module, config: Config, path: Path) -> None:
     """Draw ten samples of each digit, from the same z every time."""
@@ -309,3 +327,60 @@ def save_samples(generator: nn.Module, config: Config, path: Path) -> None:
     device = next(generator.parameters()).device
     path.parent.mkdir(parents=True, exist_ok=True)
     save_grid(Drawing(generator)(z.to(device), labels.to(device)).cpu().numpy(), path)
+
+
+def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
+    """Publish a run's averaged generator as models/<name>/<version>.
+
+    Raises EvaluationError if models_dir holds no CNN to judge its samples.
+    """
+    judge = latest_judge(target.models_dir, splits)
+    config = config_of(read_hyperparameters(run_dir))
+    generator = Generator(config)
+    load_weights(generator, run_dir)
+    labels = splits.test.labels
+    model = Model(
+        name=name,
+        task="generation",
+        network=Drawing(folded(generator)).eval(),
+        inputs=[
+            TensorSpec(name="z", datatype="FP32", shape=(-1, config.latent)),
+            TensorSpec(name="label", datatype="INT64", shape=(-1,)),
+        ],
+        outputs=[TensorSpec(name="images", datatype="UINT8", shape=(-1, SIDE, SIDE))],
+        parity_inputs={"z": normals(PARITY_SEED, (len(labels), config.latent)), "label": labels},
+        tolerance=PARITY_TOLERANCE,
+        measure=lambda path: generation(path, splits, judge),
+        card=_card(config, sum(w.numel() for w in generator.parameters()), len(read_history(run_dir))),
+        pictures={SAMPLES_FILE: lambda path, picture: save_grid(draw(path, grid_labels()), picture)},
+    )
+    (folder,) = publish([model], splits=splits, run_dir=run_dir, target=target)
+    return folder
+
+
+def config_of(hyperparameters: Mapping[str, Any]) -> Config:
+    """The configuration that a run recorded."""
+    return Config(**{field.name: hyperparameters[field.name] for field in fields(Config)})
+
+
+def _card(config: Config, parameters: int, epochs: int) -> Card:
+    return Card(
+        description="Generates 28x28 grey images of the class that is asked for, with a conditional DCGAN.",
+        architecture=f"z ~ N(0, 1) of {config.latent} and the class's embedding of {config.embedding}; a "
+        f"hidden layer of {config.hidden} units; maps of 7x7, 14x14 and 28x28 pixels with "
+        f"{config.channels_7}, {config.channels_14} and {config.channels_28} channels, by 4x4 transposed "
+        f"convolutions of stride 2; a 3x3 convolution and tanh; {parameters:,} parameters while training. "
+        "Batch normalisation is frozen, and folded where a convolution or linear layer precedes it, so an "
+        "image depends on its own z and label alone. The graph gives raw bytes (0..255, ink bright). A label "
+        "outside 0..9 gives the image of no class in particular.",
+        training=f"Non-saturating loss with R1 (gamma {config.r1_gamma:g}, every {config.r1_interval} steps) "
+        f"against a projection discriminator; Adam, learning rate {config.learning_rate:g}, betas "
+        f"{config.beta1:g} and {config.beta2:g}, batches of {config.batch_size}, {epochs} epochs, "
+        f"{config.precision}. Published are the averaged weights (decay {config.ema_decay:g}) after the last "
+        "epoch; no choice was made by looking at the test set.",
+        intended_use="Demonstrations and load tests of inkserve.",
+        limits="The distances are taken between features of the CNN named under `classifier`, not of "
+        "Inception: compare them with the `real_` ones beside them, which are what real training images get, "
+        "and not with those of papers. Some samples show no symbol, or another than the one asked for: "
+        "`label_agreement` is the share that the CNN reads as asked.",
+    )

@@ -5,21 +5,44 @@ of its grey level (dynamic binarisation; Burda et al. 2016). So the ELBO is a tr
 nats, on the log-probability of a binary image given its label, comparable with the literature's.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from service.manifest import TensorSpec
 from training.classifier import to_tensors
 from training.data import CLASSES, SIDE, Splits
+from training.evaluate import bound, draw, encoder_of, encoding, generation, latest_judge
+from training.export import (
+    Card,
+    Model,
+    Target,
+    load_weights,
+    open_session,
+    publish,
+    read_history,
+    read_hyperparameters,
+    run_in_parts,
+)
 from training.run import Precision, Run, averaged
-from training.samples import grid_labels, save_grid
+from training.samples import grid_labels, normals, save_grid
 
 SAMPLES_FILE = "samples.png"
 RECONSTRUCTIONS_FILE = "reconstructions.png"
+
+# Between torch and onnxruntime, which take float32 sums in another order. Of grey levels: one that
+# lies half-way between two may be rounded either way. Of means and log-variances of up to about 10:
+# sums of 3,136 terms.
+LEVEL_TOLERANCE = 1.0
+ENCODING_TOLERANCE = 1e-4
+PARITY_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -289,5 +312,122 @@ def save_reconstructions(model: ConditionalVae, images: Tensor, labels: Tensor, 
     images, labels = images[:50].squeeze(1), labels[:50]
     mean, _ = Encoding(model.encoder)(images, labels)
     decoded, _ = Decoding(model.decoder)(mean, labels)
-    pairs = torch.stack([images.view(5, 10, SIDE, SIDE), decoded.view(5, 10, SIDE, SIDE)], 1)
-    save_grid(pairs.flatten(0, 2).cpu().numpy(), path)
+    save_pairs(images.cpu().numpy(), decoded.cpu().numpy(), path)
+
+
+def save_pairs(images: NDArray[np.uint8], decoded: NDArray[np.uint8], path: Path) -> None:
+    """Draw rows of ten images, (n, 28, 28), each row above its reconstructions; the last is filled up."""
+    padding = ((0, -len(images) % 10), (0, 0), (0, 0))
+    rows = [np.pad(each, padding).reshape(-1, 10, SIDE, SIDE) for each in (images, decoded)]
+    save_grid(np.stack(rows, 1).reshape(-1, SIDE, SIDE), path)
+
+
+def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
+    """Publish a run's decoder as models/<name>/<version>, its encoder as <name>-encoder/<version>.
+
+    Both have the same version number, by which they are known to belong together: the one asked for,
+    or the next that is free for both. The encoder appears first. Returns the decoder's folder.
+    Raises EvaluationError if models_dir holds no CNN to judge the samples.
+    """
+    judge = latest_judge(target.models_dir, splits)
+    config = config_of(read_hyperparameters(run_dir))
+    vae = ConditionalVae(config)
+    load_weights(vae, run_dir)
+    history = read_history(run_dir)
+    label = TensorSpec(name="label", datatype="INT64", shape=(-1,))
+    images = TensorSpec(name="images", datatype="UINT8", shape=(-1, SIDE, SIDE))
+    labels = splits.test.labels
+
+    def reconstruct(path: Path, picture: Path) -> None:
+        _draw_reconstructions(path, splits, picture)
+
+    encoder = Model(
+        name=f"{name}-encoder",
+        task="encoding",
+        network=Encoding(vae.encoder).eval(),
+        inputs=[images, label],
+        outputs=[
+            TensorSpec(name="mean", datatype="FP32", shape=(-1, config.latent)),
+            TensorSpec(name="log_variance", datatype="FP32", shape=(-1, config.latent)),
+        ],
+        parity_inputs={"images": splits.test.images, "label": labels},
+        tolerance=ENCODING_TOLERANCE,
+        measure=lambda path: encoding(path, splits.test),
+        card=_card(_ENCODER, config, vae.encoder, history),
+    )
+    decoder = Model(
+        name=name,
+        task="generation",
+        network=Decoding(vae.decoder).eval(),
+        inputs=[TensorSpec(name="z", datatype="FP32", shape=(-1, config.latent)), label],
+        outputs=[images],
+        keep=["logits"],
+        parity_inputs={"z": normals(PARITY_SEED, (len(labels), config.latent)), "label": labels},
+        tolerance=LEVEL_TOLERANCE,
+        measure=lambda path: generation(path, splits, judge) | bound(path, splits.test),
+        card=_card(_DECODER, config, vae.decoder, history),
+        pictures={
+            SAMPLES_FILE: lambda path, picture: save_grid(draw(path, grid_labels()), picture),
+            RECONSTRUCTIONS_FILE: reconstruct,
+        },
+    )
+    _, folder = publish([encoder, decoder], splits=splits, run_dir=run_dir, target=target)
+    return folder
+
+
+def _draw_reconstructions(decoder: Path, splits: Splits, picture: Path) -> None:
+    """As `save_reconstructions`, from the two graphs, with the first 50 test images."""
+    images, labels = splits.test.images[:50], splits.test.labels[:50]
+    encoder = open_session(encoder_of(decoder))
+    (mean,) = run_in_parts(encoder, ["mean"], {"images": images, "label": labels})
+    (decoded,) = run_in_parts(open_session(decoder), ["images"], {"z": mean, "label": labels})
+    save_pairs(images, decoded, picture)
+
+
+def config_of(hyperparameters: Mapping[str, Any]) -> Config:
+    """The configuration that a run recorded."""
+    return Config(**{field.name: hyperparameters[field.name] for field in fields(Config)})
+
+
+_DECODER = (
+    "Generates 28x28 grey images of the class that is asked for, with the decoder of a conditional VAE.",
+    "z of {config.latent} and the class's embedding of {config.embedding}; a hidden layer of {config.hidden} "
+    "units; maps of 7x7, 14x14 and 28x28 pixels with {config.channels_7}, {config.channels_14} and "
+    "{config.channels_28} channels, by 4x4 transposed convolutions of stride 2, with SiLU; a 3x3 "
+    "convolution; {parameters:,} parameters. The graph gives raw bytes (0..255, ink bright): the probability "
+    "of ink. Its inner tensor `logits` keeps this name. A label outside 0..9 gives the image of no class in "
+    "particular. The encoder of the same version is `vae-encoder`.",
+    "Samples are softer than real images, for each pixel is a mean. The distances are taken between features "
+    "of the CNN named under `classifier`, not of Inception: compare them with the `real_` ones beside them, "
+    "which are what real training images get. The bounds are in nats, of dynamically binarised images given "
+    "their label; those of papers are often unconditional, or of images binarised once and for all.",
+)
+_ENCODER = (
+    "Encodes 28x28 grey images of a known class as a diagonal Gaussian over z, for the decoder `vae`.",
+    "Two 4x4 convolutions of stride 2 with {config.channels_14} and {config.channels_7} channels and SiLU; "
+    "the class's embedding of {config.embedding}; a hidden layer of {config.hidden} units; {parameters:,} "
+    "parameters. The graph takes raw bytes (0..255, ink bright) and scales them itself; it gives the mean "
+    "and the natural logarithm of the variance of z. The decoder of the same version is `vae`.",
+    "Trained on binary images (bytes of 0 and 255); grey levels are taken as the mean of binary ones. An "
+    "image that is not of the class named by the label is encoded all the same.",
+)
+
+
+def _card(
+    texts: tuple[str, str, str], config: Config, network: nn.Module, history: Sequence[Mapping[str, float]]
+) -> Card:
+    description, architecture, limits = texts
+    best = max(history, key=lambda line: line["validation_elbo"])
+    parameters = sum(weight.numel() for weight in network.parameters())
+    return Card(
+        description=description,
+        architecture=architecture.format(config=config, parameters=parameters),
+        training="The ELBO of images binarised anew for every step, both networks together; Adam, learning "
+        f"rate {config.learning_rate:g} falling along half a cosine, batches of {config.batch_size}, "
+        f"{config.epochs} epochs, {config.precision}; the weight of the KL term rises to 1 over the first "
+        f"{config.warm_up:.0%} of the steps. Published are the averaged weights (decay {config.ema_decay:g}) "
+        f"of epoch {best['epoch']:.0f}, the best on the validation images: ELBO "
+        f"{best['validation_elbo']:.2f} nats.",
+        intended_use="Demonstrations and load tests of inkserve on images made like the training set's.",
+        limits=limits,
+    )
