@@ -156,6 +156,15 @@ def test_averaged_weights_forget_the_first_ones_soon() -> None:
     assert ema(torch.ones(1)).item() == pytest.approx(1.0, abs=1e-3)
 
 
+def test_averaging_leaves_whole_numbers_as_they_are() -> None:
+    model = nn.Linear(1, 1)
+    model.register_buffer("labels", torch.arange(10))
+    ema = averaged(model, 0.999)
+    for _ in range(200):
+        ema.update_parameters(model)
+    assert torch.equal(ema.module.labels, torch.arange(10))
+
+
 def test_curves_pair_training_and_validation(tmp_path: Path) -> None:
     line = {"epoch": 1, "train_loss": 1.0, "validation_loss": 2.0, "seconds": 3.0}
     plot([line, line | {"epoch": 2}], tmp_path / CURVES_FILE)
