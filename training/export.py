@@ -97,23 +97,37 @@ def publish(models: Sequence[Model], *, splits: Splits, run_dir: Path, target: T
     They appear in the given order, each by one rename, after all have been checked and measured.
     Returns their folders. Raises ExportError, and then publishes nothing.
     """
-    version = _version([model.name for model in models], target)
-    target.models_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=target.models_dir) as temporary:
-        staged = [Path(temporary) / model.name / version for model in models]
+    with staging([model.name for model in models], target) as staged:
         differences = [_stage_graph(*pair) for pair in zip(models, staged, strict=True)]
         for model, folder, difference in zip(models, staged, differences, strict=True):
             _describe(model, folder, difference, splits, run_dir)
-        published = [target.models_dir / model.name / version for model in models]
-        for folder, place in zip(staged, published, strict=True):
+    return [
+        target.models_dir / model.name / folder.name for model, folder in zip(models, staged, strict=True)
+    ]
+
+
+@contextlib.contextmanager
+def staging(names: Sequence[str], target: Target) -> Iterator[list[Path]]:
+    """Empty folders, one for each name, laid out as models_dir; what they then hold is published.
+
+    They appear in the given order, each by one rename, once the block has ended; if it raises, none does.
+    Raises ExportError if the version is there already.
+    """
+    version = _version(names, target)
+    target.models_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=target.models_dir) as temporary:
+        staged = [Path(temporary) / name / version for name in names]
+        for folder in staged:
+            folder.mkdir(parents=True, mode=0o755)
+        yield staged
+        for name, folder in zip(names, staged, strict=True):
+            place = target.models_dir / name / version
             _move_into_place(folder, place, target.force)
             notice(f"published {place}")
-    return published
 
 
 def _stage_graph(model: Model, folder: Path) -> float:
     """Write the checked model.onnx; returns its largest difference from the torch network."""
-    folder.mkdir(parents=True, mode=0o755)
     save_graph(to_onnx(model.network, model.inputs, model.outputs, model.keep), folder / MODEL_FILE)
     return check_parity(
         model.network, folder / MODEL_FILE, model.outputs, model.parity_inputs, model.tolerance
@@ -192,7 +206,7 @@ def to_onnx(
         raise ExportError("torch.onnx.export gave no program")
     graph = program.model_proto
     del graph.graph.output[len(outputs) :]
-    _strip(graph)
+    strip(graph)
     onnx.checker.check_model(graph, full_check=True)
     _check_signature(graph, inputs, outputs)
     return graph
@@ -291,7 +305,7 @@ def _run_torch(network: nn.Module, inputs: Arrays, rows: int = 256) -> list[NDAr
     return [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
 
 
-def _strip(graph: onnx.ModelProto) -> None:
+def strip(graph: onnx.ModelProto) -> None:
     """Remove what the exporter tells of its machine: source lines, stack traces, module paths."""
     graph.doc_string = ""
     graph.graph.doc_string = ""
