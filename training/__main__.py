@@ -1,4 +1,4 @@
-"""Commands: data, train, export, evaluate. Reads arguments, calls one function, prints its errors.
+"""Commands: data, train, export, quantize, evaluate. Reads arguments, calls one function, prints its errors.
 
 Every model family is a module with the same three functions, and a configuration for each model:
 `train(config, splits, run)`, `export(name, run_dir, splits, target)`, and what evaluate.py calls.
@@ -52,6 +52,7 @@ def _input_errors() -> tuple[type[Exception], ...]:
         ("training.run", "RunError"),
         ("training.export", "ExportError"),
         ("training.evaluate", "EvaluationError"),
+        ("training.quantize", "QuantizationError"),
         ("service.errors", "ManifestError"),
     )
     for module, name in later:
@@ -103,6 +104,21 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _quantize(options: argparse.Namespace) -> int:
+    from training.quantize import quantize
+
+    quantize(
+        options.model,
+        load(options.data_dir),
+        options.models_dir,
+        options.version,
+        options.calibration_images,
+        options.allow_loss,
+        options.force,
+    )
+    return 0
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     from training.evaluate import evaluate
 
@@ -147,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_train(commands)
     _add_export(commands)
+    _add_quantize(commands)
     _add_evaluate(commands)
     return parser
 
@@ -202,6 +219,24 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--models-dir", type=Path, default=Path("models"), help="the model repository")
     parser.add_argument("--version", type=_positive, help="None is the next free one")
     parser.add_argument("--force", action="store_true", help="replace the version if it is there")
+
+
+def _add_quantize(commands: Any) -> None:
+    about = (
+        "Publish a classifier's int8 version as models/MODEL-int8/VERSION, calibrated on training images, "
+        "once its loss of accuracy is measured."
+    )
+    parser = _add(commands, "quantize", _quantize, about)
+    parser.add_argument("model", help="a published classifier, such as mlp")
+    parser.add_argument("--models-dir", type=Path, default=Path("models"), help="the model repository")
+    parser.add_argument("--version", type=_positive, help="the version to quantise; None is the latest")
+    parser.add_argument(
+        "--calibration-images", type=_positive, default=500, help="training images that give the scales"
+    )
+    parser.add_argument(
+        "--allow-loss", type=float, default=0.10, metavar="POINTS", help="of accuracy on the test set, of 100"
+    )
+    parser.add_argument("--force", action="store_true", help="replace the int8 version if it is there")
 
 
 def _add_evaluate(commands: Any) -> None:

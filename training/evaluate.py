@@ -21,6 +21,8 @@ Metrics = dict[str, float | int | str]
 # across a decision; counts may differ by one, other numbers by 1e-4 and 1e-4 of their size.
 COUNT_TOLERANCE = 1
 TOLERANCE = 1e-4
+# A difference of two accuracies, of which each may move by TOLERANCE, in points of 100.
+POINTS_TOLERANCE = 0.02
 
 CALIBRATION_BINS = 15
 
@@ -45,7 +47,7 @@ class Judge:
     """
 
     def __init__(self, folder: Path) -> None:
-        manifest = _verified(folder)
+        manifest = verified(folder)
         self.identity: Metrics = {
             "classifier": f"{manifest.name}/{manifest.version}",
             "classifier_digest": manifest.sha256[:12],
@@ -78,6 +80,8 @@ def measure(manifest: Manifest, folder: Path, splits: Splits, models_dir: Path) 
     A generator is judged by the version of the CNN that judged it first. Raises EvaluationError.
     """
     path = folder / MODEL_FILE
+    if "source" in manifest.metrics:
+        return quantization(path, models_dir / str(manifest.metrics["source"]), splits.test)
     if manifest.task == "classification":
         return classification(path, splits.test)
     if manifest.task == "encoding":
@@ -101,6 +105,27 @@ def classification(path: Path, test: Dataset) -> Metrics:
         "test_ece": round(calibration_error(probabilities, test.labels), 6),
         "test_brier": round(brier_score(probabilities, test.labels), 6),
         "test_worst_recall": round(worst_recall(probabilities, test.labels), 6),
+    }
+
+
+def quantization(path: Path, source: Path, test: Dataset) -> Metrics:
+    """The metrics of a quantised classifier: its own, and what it lost against the version it is made from.
+
+    source: that version's folder. Raises EvaluationError if it is missing or changed.
+    """
+    if not (source / MANIFEST_FILE).is_file():
+        raise EvaluationError(f"{source}, from which {path} was made, is missing")
+    manifest = verified(source)
+    before, after = (
+        run_in_parts(open_session(graph), ["probabilities"], {"images": test.images})[0].argmax(1)
+        for graph in (source / MODEL_FILE, path)
+    )
+    loss = 100 * float((before == test.labels).mean() - (after == test.labels).mean())
+    return classification(path, test) | {
+        "source": f"{manifest.name}/{manifest.version}",
+        "source_sha256": manifest.sha256,
+        "source_agreement": round(float((before == after).mean()), 6),
+        "accuracy_loss_points": round(loss, 4),
     }
 
 
@@ -261,18 +286,19 @@ def evaluate(names: Sequence[str], models_dir: Path, splits: Splits) -> bool:
 
 def differences(recorded: Mapping[str, float | int | str], seen: Mapping[str, float | int | str]) -> set[str]:
     """The names of the metrics that differ by more than the tolerance, or are on one side only."""
-    return {name for name in {*recorded, *seen} if not _agree(recorded.get(name), seen.get(name))}
+    return {name for name in {*recorded, *seen} if not _agree(name, recorded.get(name), seen.get(name))}
 
 
-def _agree(recorded: float | int | str | None, seen: float | int | str | None) -> bool:
+def _agree(name: str, recorded: float | int | str | None, seen: float | int | str | None) -> bool:
     if isinstance(recorded, int) and isinstance(seen, int):
         return abs(seen - recorded) <= COUNT_TOLERANCE
     if isinstance(recorded, (int, float)) and isinstance(seen, (int, float)):
-        return abs(seen - recorded) <= TOLERANCE + TOLERANCE * abs(recorded)
+        tolerance = POINTS_TOLERANCE if name.endswith("_points") else TOLERANCE
+        return abs(seen - recorded) <= tolerance + TOLERANCE * abs(recorded)
     return recorded == seen
 
 
-def _verified(folder: Path) -> Manifest:
+def verified(folder: Path) -> Manifest:
     """The manifest of a version whose graph has the SHA-256 that it names."""
     manifest = read_manifest(folder)
     digest = sha256_of(folder / MODEL_FILE)
@@ -284,7 +310,7 @@ def _verified(folder: Path) -> Manifest:
 
 
 def _evaluate_version(folder: Path, models_dir: Path, splits: Splits) -> bool:
-    manifest = _verified(folder)
+    manifest = verified(folder)
     recorded = dict(manifest.metrics)
     data, data_digest = recorded.pop("data", "unknown"), recorded.pop("data_digest", "")
     if data_digest != splits.digest:
