@@ -51,14 +51,17 @@ class _Bucket:
     run_options: ort.RunOptions
 
 
-def bucket_sizes(max_batch_size: int) -> tuple[int, ...]:
-    """1, 2, 4, ... and max_batch_size itself.
+def bucket_sizes(max_batch_size: int, per_octave: int = 1) -> tuple[int, ...]:
+    """Batch sizes up to max_batch_size, that many from each power of two to the next.
 
     >>> bucket_sizes(6)
     (1, 2, 4, 6)
+    >>> bucket_sizes(20, per_octave=4)
+    (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20)
     """
-    powers = [1 << power for power in range(max_batch_size.bit_length()) if 1 << power < max_batch_size]
-    return (*powers, max_batch_size)
+    powers = [1 << power for power in range(max_batch_size.bit_length())]
+    sizes = {power + power * step // per_octave for power in powers for step in range(per_octave)}
+    return (*sorted(size for size in sizes if size < max_batch_size), max_batch_size)
 
 
 class Engine:
@@ -68,6 +71,7 @@ class Engine:
 
     def __init__(self, graph: Path, manifest: Manifest, options: EngineOptions) -> None:
         self.buckets = options.buckets
+        self._warm_up_runs = 1 if options.provider == "cpu" else 2
         self._session = _open_session(graph, options)
         _check_tensors(manifest.inputs, self._session.get_inputs(), "input")
         _check_tensors(manifest.outputs, self._session.get_outputs(), "output")
@@ -82,10 +86,11 @@ class Engine:
     def warm_up(self) -> None:
         """Run every bucket, so that no request meets a shape that the session has not seen.
 
-        Twice each, because a CUDA graph is captured by the first run and replayed by the next.
+        The largest first, which makes the memory arena as large as it will ever be. On a GPU twice
+        each, because a CUDA graph is captured by the first run and replayed by the next.
         """
-        for size in self.buckets:
-            for _ in range(2):
+        for size in reversed(self.buckets):
+            for _ in range(self._warm_up_runs):
                 self._execute(self._by_size[size])
 
     def bucket_for(self, rows: int) -> int:

@@ -33,6 +33,13 @@ def test_buckets_are_powers_of_two_and_the_largest_batch(most: int, sizes: tuple
     assert bucket_sizes(most) == sizes
 
 
+def test_finer_buckets_waste_a_fifth_at_most() -> None:
+    sizes = bucket_sizes(256, per_octave=4)
+    assert sizes[:13] == (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20)
+    assert sizes[-3:] == (192, 224, 256)
+    assert all(following - 1 <= size * 1.25 for size, following in zip(sizes, sizes[1:], strict=False))
+
+
 @pytest.mark.parametrize("split", [[5], [1, 4], [1, 1, 1, 1, 1], [2, 3]])
 def test_the_parts_of_a_batch_come_back_in_order(
     add_classifier: Callable[..., Path], split: list[int]

@@ -301,12 +301,12 @@ async def test_after_close_nothing_is_accepted(
 async def test_batches_are_counted(add_classifier: Callable[..., Path], tmp_path: Path) -> None:
     add_classifier()
     metrics = Metrics()
-    repository = Repository(Settings(models_dir=tmp_path, max_batch_size=8), metrics)
+    repository = Repository(Settings(models_dir=tmp_path, max_batch_size=16), metrics)
     await repository.start()
-    await classify(repository, 1, 2, 3)
+    await classify(repository, *range(9))
     await asyncio.sleep(0)
     sample = metrics.registry.get_sample_value
-    assert sample("inkserve_rows_total", {"model": "first-pixel"}) == 3
+    assert sample("inkserve_rows_total", {"model": "first-pixel"}) == 9
     assert sample("inkserve_padding_rows_total", {"model": "first-pixel"}) == 1
     assert sample("inkserve_batches_total", {"model": "first-pixel", "reason": "idle"}) == 1
     assert sample("inkserve_queue_seconds_count", {"model": "first-pixel"}) == 1
