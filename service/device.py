@@ -45,62 +45,57 @@ class Device:
     """A thread that runs one batch at a time, for all of a device's batchers in turn.
 
     A batch is formed at the moment that the device is free to run it, never earlier: while it is
-    busy the queues fill, and an idle device starts at once. Everything but the thread's own loop is
-    called from the event loop.
+    busy the queues fill, and an idle device starts at once. The thread forms its next batch itself,
+    so that it need not wait for an event loop that is busy with the answers of the last one; `lock`
+    guards the turns and every queue. All else is called from the event loop.
     """
 
     def __init__(self, name: str) -> None:
+        self.lock = threading.Lock()
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[Batcher] = deque()
+        self._turns: deque[Batcher] = deque()
         self._busy = False
-        self._jobs: SimpleQueue[tuple[Batcher, Batch] | None] = SimpleQueue()
+        self._wake: SimpleQueue[bool] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"device-{name}", daemon=True)
         self._thread.start()
 
     def enter(self, batcher: "Batcher") -> None:
-        """Ask for a turn."""
-        self._waiting.append(batcher)
+        """Ask for a turn. The lock must be held."""
+        self._turns.append(batcher)
         if not self._busy:
             self._busy = True
             # Not now but after this turn of the event loop: requests that arrived together batch together.
-            self._loop.call_soon(self._start_next)
+            self._loop.call_soon(self._wake.put, True)
 
     def close(self) -> None:
-        """End the thread after the batch that it runs."""
-        self._jobs.put(None)
+        """End the thread after the batches that wait."""
+        self._wake.put(False)
         self._thread.join()
 
-    def _start_next(self) -> None:
-        while self._waiting:
-            batcher = self._waiting.popleft()
-            batch = batcher.take()
-            if batch.parts:
-                self._jobs.put((batcher, batch))
-                return
-        self._busy = False
-
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            batcher, batch = job
-            outcome: tuple[Array, ...] | Exception
-            started = time.monotonic()
-            try:
-                outcome = batcher.runner.run([_rows(part) for part in batch.parts], batch.rows)
-            except Exception as error:  # the batch's edge: whatever failed, each of its requests is answered
-                outcome = error
-            ended = time.monotonic()
-            self._loop.call_soon_threadsafe(self._finish, batcher, batch, outcome, started, ended)
+        while self._wake.get():
+            while (job := self._next()) is not None:
+                self._run(*job)
 
-    def _finish(
-        self,
-        batcher: "Batcher",
-        batch: Batch,
-        outcome: tuple[Array, ...] | Exception,
-        started: float,
-        ended: float,
-    ) -> None:
-        self._start_next()  # first of all, so that the device works while the answers go out
-        batcher.finish(batch, outcome, started, ended)
+    def _next(self) -> "tuple[Batcher, Batch] | None":
+        with self.lock:
+            while self._turns:
+                batcher = self._turns.popleft()
+                batch = batcher.take()
+                if batch.parts:
+                    return batcher, batch
+            self._busy = False
+        return None
+
+    def _run(self, batcher: "Batcher", batch: Batch) -> None:
+        outcome: tuple[Array, ...] | Exception
+        started = time.monotonic()
+        try:
+            outcome = batcher.runner.run([_rows(part) for part in batch.parts], batch.rows)
+        except Exception as error:  # the batch's edge: whatever failed, each of its requests is answered
+            outcome = error
+        ended = time.monotonic()
+        self._loop.call_soon_threadsafe(batcher.finish, batch, outcome, started, ended)
 
 
 class Batcher:
@@ -144,15 +139,18 @@ class Batcher:
         if self._closed:
             raise ShuttingDown("the model is being unloaded and takes no new requests")
         item = Item(inputs, rows, time.monotonic(), deadline, self._loop.create_future())
-        self._queue.push(item)
+        with self._device.lock:
+            self._queue.push(item)
+            self._enter_when_due()
+            next_deadline = self._queue.next_deadline
         self._unanswered += 1
         self._all_answered.clear()
-        self._watch_deadlines()
-        self._enter_when_due()
+        self._watch_deadlines(next_deadline)
         try:
             return await item.future
         except asyncio.CancelledError:
-            self._queue.remove(item)
+            with self._device.lock:
+                self._queue.remove(item)
             raise
         finally:
             self._unanswered -= 1
@@ -160,10 +158,15 @@ class Batcher:
                 self._all_answered.set()
 
     def take(self) -> Batch:
-        """The device's turn has come: hand it the next batch, empty if the rows have left meanwhile."""
+        """The device's turn has come: hand it the next batch, empty if the rows have left meanwhile.
+
+        Called from the device's thread, which holds the lock. Rows that are left for a later time are
+        asked after when this batch is finished, for timers belong to the event loop.
+        """
         batch = self._queue.take()
-        self._entered = False
-        self._enter_when_due()
+        self._entered = self._queue.release_at() == -math.inf
+        if self._entered:
+            self._device.enter(self)
         return batch
 
     def finish(
@@ -177,6 +180,8 @@ class Batcher:
         else:
             self._answer(batch, outcome, started, ended)
         self._record(BatchRecord(batch.rows, batch.reason, ended - started, queue_seconds, failed))
+        with self._device.lock:
+            self._enter_when_due()
 
     async def close(self) -> None:
         """Refuse new requests, then wait until every accepted one is answered."""
@@ -199,11 +204,13 @@ class Batcher:
     def _fail(self, batch: Batch, error: Exception) -> None:
         logger.error("a batch of %d rows failed", batch.rows, exc_info=error)
         for part in batch.parts:
-            self._queue.remove(part.item)
+            with self._device.lock:
+                self._queue.remove(part.item)
             if not part.item.future.done():
                 part.item.future.set_exception(EngineError(f"the batch failed: {error}"))
 
     def _enter_when_due(self) -> None:
+        """Ask for a turn now, or set a timer. The lock must be held."""
         if self._entered:
             return
         at = self._queue.release_at()
@@ -216,26 +223,30 @@ class Batcher:
 
     def _release_now(self) -> None:
         self._release = None
-        self._enter_when_due()
+        with self._device.lock:
+            self._enter_when_due()
 
-    def _watch_deadlines(self) -> None:
-        if self._queue.next_deadline >= self._expiry_at:
+    def _watch_deadlines(self, next_deadline: float) -> None:
+        if next_deadline >= self._expiry_at:
             return
         if self._expiry is not None:
             self._expiry.cancel()
-        self._expiry_at = self._queue.next_deadline
-        self._expiry = self._loop.call_later(max(0.0, self._expiry_at - time.monotonic()), self._expire)
+        self._expiry_at = next_deadline
+        self._expiry = self._loop.call_later(max(0.0, next_deadline - time.monotonic()), self._expire)
 
     def _expire(self) -> None:
         self._expiry, self._expiry_at = None, math.inf
         now = time.monotonic()
-        for item in self._queue.expire(now):
+        with self._device.lock:
+            expired = self._queue.expire(now)
+            next_deadline = self._queue.next_deadline
+        for item in expired:
             if not item.future.done():
                 waited = now - item.enqueued
                 item.future.set_exception(
                     DeadlineExceeded(f"{item.rows} rows waited {waited:.3f} s, their deadline has passed")
                 )
-        self._watch_deadlines()
+        self._watch_deadlines(next_deadline)
 
 
 def _rows(part: Part) -> tuple[Array, ...]:
