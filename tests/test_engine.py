@@ -1,6 +1,7 @@
 """A real onnxruntime session on the CPU."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def test_finer_buckets_waste_a_fifth_at_most() -> None:
     sizes = bucket_sizes(256, per_octave=4)
     assert sizes[:13] == (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20)
     assert sizes[-3:] == (192, 224, 256)
-    assert all(following - 1 <= size * 1.25 for size, following in zip(sizes, sizes[1:], strict=False))
+    assert all(following - 1 <= size * 1.25 for size, following in pairwise(sizes))
 
 
 @pytest.mark.parametrize("split", [[5], [1, 4], [1, 1, 1, 1, 1], [2, 3]])
