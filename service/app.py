@@ -1,15 +1,12 @@
 """The HTTP application: its routes put together, and the one table from errors to answers."""
 
 import logging
-import platform
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse
-from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 
@@ -24,7 +21,7 @@ from service.errors import (
     Unavailable,
     UnsupportedMedia,
 )
-from service.metrics import Metrics
+from service.metrics import Metrics, package_version
 from service.predictor import Predictor
 from service.routes import health, models
 from service.routes.classify import Classify
@@ -73,14 +70,6 @@ def create_app(predictor: Predictor, settings: Settings, metrics: Metrics) -> "F
         "/generate": {"GET": generate, "POST": generate},
     }
     return Front(app, hot, metrics)
-
-
-def package_version() -> str:
-    """inkserve's own version."""
-    try:
-        return version("inkserve")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "0+unknown"
 
 
 def error_answer(error: Exception) -> Answer:
@@ -165,9 +154,7 @@ def _method_not_allowed(method: str, endpoints: Mapping[str, Endpoint]) -> Answe
 
 
 def _add_operations(app: FastAPI, metrics: Metrics) -> None:
-    for collector in (ProcessCollector, PlatformCollector, GCCollector):
-        collector(registry=metrics.registry)
-    metrics.build.info({"version": package_version(), "python": platform.python_version()})
+    metrics.watch_process()
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:

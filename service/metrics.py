@@ -1,8 +1,19 @@
 """Every metric, declared once. Knows the names and the buckets, not where the figures come from."""
 
+import platform
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+)
 
 from service.device import BatchRecord
 
@@ -60,6 +71,12 @@ class Metrics:
         """Read a model's queue whenever the metrics are collected."""
         self.rows_waiting.labels(model).set_function(rows_waiting)
 
+    def watch_process(self) -> None:
+        """Add what the process itself is and uses: versions, memory, processor time, collections."""
+        self.build.info({"version": package_version(), "python": platform.python_version()})
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)
 
@@ -92,3 +109,11 @@ class BatchMetrics:
             self._queue.observe(seconds)
         if batch.failed:
             self._failures.inc()
+
+
+def package_version() -> str:
+    """inkserve's own version."""
+    try:
+        return version("inkserve")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "0+unknown"

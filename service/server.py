@@ -1,0 +1,82 @@
+"""The HTTP server: uvicorn, with an end that loses nothing. Knows nothing of models."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from service.app import Front
+from service.settings import Settings
+
+logger = logging.getLogger("inkserve")
+
+KEEP_ALIVE_SECONDS = 75
+"""Longer than the 60 s that common proxies keep idle connections, so that it is they who close them."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but SIGTERM first makes the service unready and then, after `drain_seconds`, stops it.
+
+    unready: called at the first signal.
+    started: called with the listener's socket once it listens.
+    """
+
+    def __init__(
+        self,
+        app: Front,
+        settings: Settings,
+        unready: Callable[[], None],
+        listening: Callable[[socket.socket], None],
+    ) -> None:
+        super().__init__(_config(app, settings))
+        self._unready = unready
+        self._listening = listening
+        self._drain_seconds = settings.drain_seconds
+        self._loop = asyncio.get_running_loop()
+        self._stopping = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop at the first signal; at the second, stop at once."""
+        del frame
+        if self._stopping:
+            self.should_exit = self.force_exit = True
+            return
+        self._stopping = True
+        logger.info("%s: unready, stopping in %g s", signal.Signals(sig).name, self._drain_seconds)
+        self._unready()
+        self._loop.call_soon_threadsafe(self._loop.call_later, self._drain_seconds, self._stop)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where."""
+        await super().startup(sockets)
+        if self.started:
+            self._listening(self.servers[0].sockets[0])
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+
+def log_ready(listener: socket.socket) -> None:
+    """Say where the service is."""
+    host, port = listener.getsockname()[:2]
+    logger.info("ready at http://%s:%d, documentation at /docs", host, port)
+
+
+def _config(app: Front, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http="httptools",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=settings.access_log,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=round(settings.shutdown_timeout_seconds),
+    )
