@@ -15,6 +15,7 @@ InkserveError
 ├── EngineError             the device or the graph failed on a valid batch
 ├── RepositoryError         a model folder that must not be served
 │   └── ManifestError       manifest.json is missing, malformed or untrue
+├── FrameError              another process of the service sent what it must not
 └── SettingsError           the environment or the flags do not make valid settings
 """
 
@@ -77,6 +78,10 @@ class RepositoryError(InkserveError):
 
 class ManifestError(RepositoryError):
     """manifest.json is missing, malformed or does not tell the truth about its model."""
+
+
+class FrameError(InkserveError):
+    """Another process of the service sent what is not a frame, or not one that makes sense."""
 
 
 class SettingsError(InkserveError):
