@@ -1,0 +1,99 @@
+"""One service's metrics out of several processes': what counts adds up, and outlives who counted it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from operator import add
+
+from prometheus_client import CollectorRegistry, Metric
+
+COUNTING = ("counter", "histogram")
+OLDEST = ("process_start_time_seconds", "process_max_fds")
+"""Gauges of which the service's is its processes' least: started then, limited to that."""
+
+
+@dataclass
+class _Source:
+    run: str
+    families: list[Metric]
+    alive: bool = True
+
+
+class Totals:
+    """The metrics of a service's processes, of those that live and of those that lived."""
+
+    def __init__(self) -> None:
+        self._sources: dict[str, _Source] = {}
+        self._retired: list[Metric] = []
+
+    def update(self, role: str, run: str, families: Iterable[Metric]) -> None:
+        """Take the metrics that a process has now.
+
+        role: which process of the service; run: which of those that had the role one after the
+        other. A new run starts at zero, so that what the one before it counted is added to it.
+        """
+        before = self._sources.get(role)
+        if before is not None and before.run != run:
+            self._retired = merge([*self._retired, *_counting(before.families)])
+        self._sources[role] = _Source(run, list(families))
+
+    def lose(self, role: str) -> None:
+        """Forget the gauges of a process that has ended, and keep its counts."""
+        if role in self._sources:
+            self._sources[role].alive = False
+
+    def collect(self) -> Iterator[Metric]:
+        """The service's metrics; see `prometheus_client.registry.Collector`."""
+        families = (
+            source.families if source.alive else _counting(source.families)
+            for source in self._sources.values()
+        )
+        return iter(merge(chain(*families, self._retired)))
+
+    def registry(self) -> CollectorRegistry:
+        """The service's metrics as they are now, to be encoded."""
+        return registry_of(list(self.collect()))
+
+
+class _Fixed:
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def registry_of(families: list[Metric]) -> CollectorRegistry:
+    """A registry that holds just these."""
+    registry = CollectorRegistry()
+    registry.register(_Fixed(families))
+    return registry
+
+
+def merge(families: Iterable[Metric]) -> list[Metric]:
+    """One family for each name, one sample for each name and labels."""
+    merged: dict[str, Metric] = {}
+    values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+    for family in families:
+        merged.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+        samples = values.setdefault(family.name, {})
+        for sample in family.samples:
+            key = sample.name, tuple(sample.labels.items())
+            combine = _combiner(sample.name, family.type)
+            samples[key] = combine(samples[key], sample.value) if key in samples else sample.value
+    for name, family in merged.items():
+        for (sample_name, labels), value in values[name].items():
+            family.add_sample(sample_name, dict(labels), value)
+    return list(merged.values())
+
+
+def _combiner(sample_name: str, kind: str) -> Callable[[float, float], float]:
+    if sample_name in OLDEST or sample_name.endswith("_created"):
+        return min
+    if kind == "info" or sample_name.endswith("_info"):
+        return max
+    return add
+
+
+def _counting(families: Iterable[Metric]) -> list[Metric]:
+    return [family for family in families if family.type in COUNTING]

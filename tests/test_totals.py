@@ -1,0 +1,91 @@
+"""Several processes' metrics as one."""
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+
+from service.frames import FrameReader, frame_pieces
+from service.messages import metrics_header, read_metrics
+from service.totals import Totals, registry_of
+
+
+class Process:
+    """Metrics of one process of the service."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("requests", "Requests.", ["route"], registry=self.registry)
+        self.seconds = Histogram("seconds", "Seconds.", buckets=(1.0, 2.0), registry=self.registry)
+        self.waiting = Gauge("waiting", "Rows.", registry=self.registry)
+        self.started = Gauge("process_start_time_seconds", "Start.", registry=self.registry)
+        self.build = Info("build", "Versions.", registry=self.registry)
+        self.build.info({"version": "1"})
+
+    def push(self, totals: Totals, role: str, run: str = "1") -> None:
+        totals.update(role, run, self.registry.collect())
+
+
+def value(totals: Totals, name: str, **labels: str) -> float | None:
+    return totals.registry().get_sample_value(name, labels)
+
+
+@pytest.fixture
+def processes() -> tuple[Process, Process]:
+    first, second = Process(), Process()
+    first.requests.labels("/a").inc(3)
+    second.requests.labels("/a").inc(4)
+    second.requests.labels("/b").inc()
+    first.seconds.observe(1.5)
+    second.seconds.observe(0.5)
+    first.waiting.set(5)
+    second.waiting.set(6)
+    first.started.set(100)
+    second.started.set(200)
+    return first, second
+
+
+def test_what_counts_adds_up_and_what_names_does_not(processes: tuple[Process, Process]) -> None:
+    totals = Totals()
+    for number, process in enumerate(processes):
+        process.push(totals, f"worker {number}")
+    assert value(totals, "requests_total", route="/a") == 7
+    assert value(totals, "requests_total", route="/b") == 1
+    assert value(totals, "seconds_bucket", le="1.0") == 1
+    assert value(totals, "seconds_bucket", le="+Inf") == 2
+    assert value(totals, "seconds_sum") == 2.0
+    assert value(totals, "waiting") == 11
+    assert value(totals, "process_start_time_seconds") == 100
+    assert value(totals, "build_info", version="1") == 1
+
+
+def test_a_process_that_died_keeps_its_counts_and_loses_its_gauges(
+    processes: tuple[Process, Process],
+) -> None:
+    totals = Totals()
+    for number, process in enumerate(processes):
+        process.push(totals, f"worker {number}")
+    totals.lose("worker 0")
+    assert value(totals, "requests_total", route="/a") == 7
+    assert value(totals, "waiting") == 6
+    again = Process()
+    for run in ("2", "3"):
+        again.push(totals, "worker 0", run)
+        assert value(totals, "requests_total", route="/a") == 7
+    again.requests.labels("/a").inc()
+    again.push(totals, "worker 0", "3")
+    assert value(totals, "requests_total", route="/a") == 8
+    assert value(totals, "seconds_count") == 2
+
+
+def test_one_process_alone_reads_as_it_would_without(processes: tuple[Process, Process]) -> None:
+    totals = Totals()
+    processes[1].push(totals, "only")
+    assert generate_latest(totals.registry()) == generate_latest(processes[1].registry)
+
+
+def test_metrics_cross_a_frame_unchanged(processes: tuple[Process, Process]) -> None:
+    registry = processes[0].registry
+    stream = b"".join(frame_pieces(4, metrics_header(1, "run", list(registry.collect()))))
+    (frame,) = FrameReader(0).feed(stream)
+    run, families = read_metrics(frame)
+    assert run == "run"
+    assert generate_latest(registry_of(families)) == generate_latest(registry)
