@@ -1,0 +1,185 @@
+"""Serves a predictor to other processes over a Unix socket; the other end of `service.remote`.
+
+All the clients' requests go to the one predictor, so that its batches form across them.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Callable, Coroutine, Iterable
+from pathlib import Path
+
+from prometheus_client import Metric
+
+from service import messages
+from service.errors import FrameError, InkserveError
+from service.frames import Frame, Link
+from service.messages import Kind, Request, State
+from service.predictor import Predictor
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 128
+FLUSH_SECONDS = 5.0
+
+
+class Host:
+    """A predictor's server. collect: the metrics of this process. Lives on the event loop."""
+
+    def __init__(
+        self, predictor: Predictor, max_request_rows: int, collect: Callable[[], Iterable[Metric]]
+    ) -> None:
+        self._predictor = predictor
+        self._max_request_rows = max_request_rows
+        self._collect = collect
+        self._instance = uuid.uuid4().hex
+        self._links: dict[Link, dict[int, asyncio.Task[None]]] = {}
+        self._path: Path | None = None
+        self._server: asyncio.Server | None = None
+        self._nobody = asyncio.Event()
+        self._nobody.set()
+
+    async def start(self, path: Path) -> None:
+        """Listen on a socket that only this user can open. Raises InkserveError where it is taken."""
+        listener = bind_unix(path)
+        self._path = path
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(
+            lambda: Link(self, hold_back=True), sock=listener, backlog=BACKLOG
+        )
+
+    async def reload(self) -> list[str]:
+        """Reload the predictor, and tell every client what it serves now."""
+        problems = await self._predictor.reload()
+        self.tell_state()
+        return problems
+
+    def tell_state(self) -> None:
+        """Send every client what is being served, and whether new work is welcome."""
+        for link in self._links:
+            self._send_state(link)
+
+    async def clients_left(self) -> None:
+        """Wait until no client is connected."""
+        await self._nobody.wait()
+
+    async def close(self) -> None:
+        """Answer what was asked, which a closed predictor does at once; then end every connection."""
+        if self._server is not None and self._path is not None:
+            _unlink(self._path)  # while it is surely ours: another engine may take it once we do not listen
+            self._server.close()
+        tasks = [task for calls in self._links.values() for task in calls.values()]
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for link in list(self._links):
+            link.close()
+        with contextlib.suppress(TimeoutError):  # a client may be too stuck to take its answers
+            await asyncio.wait_for(self._nobody.wait(), FLUSH_SECONDS)
+
+    def link_opened(self, link: Link) -> None:
+        """See `service.frames.Owner`."""
+        self._links[link] = {}
+        self._nobody.clear()
+        self._send_state(link)
+
+    def link_lost(self, link: Link) -> None:
+        """See `service.frames.Owner`: nobody waits for these answers any more."""
+        for task in self._links.pop(link).values():
+            task.cancel()
+        if not self._links:
+            self._nobody.set()
+
+    def _send_state(self, link: Link) -> None:
+        predictor = self._predictor
+        state = State(self._instance, predictor.ready(), self._max_request_rows, predictor.models())
+        link.allow_body(state.input_bytes())
+        link.send(Kind.STATE, messages.state_header(state))
+
+    def frame_received(self, link: Link, frame: Frame) -> None:
+        """See `service.frames.Owner`."""
+        if frame.kind == Kind.INFER:
+            request = messages.read_request(frame)
+            self._start(link, request.id, self._infer(link, request))
+            return
+        number = messages.read_id(frame)
+        if frame.kind == Kind.CANCEL:
+            task = self._links[link].get(number)
+            if task is not None:
+                task.cancel()
+        elif frame.kind == Kind.RELOAD:
+            self._start(link, number, self._reload(link, number))
+        elif frame.kind == Kind.METRICS:
+            header = messages.metrics_header(number, self._instance, list(self._collect()))
+            link.send(Kind.REPLY, header)
+        elif frame.kind == Kind.PING:
+            link.send(Kind.REPLY, [number])
+        else:
+            raise FrameError(f"frame is of kind {frame.kind}, expected one that a client sends")
+
+    def _start(self, link: Link, number: int, work: Coroutine[None, None, None]) -> None:
+        calls = self._links[link]
+        if number in calls:
+            work.close()
+            raise FrameError(f"two calls have the id {number}, expected another")
+        task = asyncio.get_running_loop().create_task(work)
+        calls[number] = task
+        task.add_done_callback(lambda _: calls.pop(number, None))
+
+    async def _infer(self, link: Link, request: Request) -> None:
+        try:
+            inference = await self._predictor.infer(
+                request.model, request.version, request.inputs, request.deadline
+            )
+        except Exception as error:  # the request's edge, as in `service.app`
+            _send_error(link, request.id, error)
+            return
+        header = messages.inference_header(request.id, inference)
+        link.send(Kind.REPLY, header, tuple(inference.outputs.values()))
+
+    async def _reload(self, link: Link, number: int) -> None:
+        try:
+            problems = await self.reload()
+        except Exception as error:  # the request's edge
+            _send_error(link, number, error)
+            return
+        link.send(Kind.REPLY, [number, problems])
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """A listener's socket that only this user can open; takes the place of a dead engine's.
+
+    Raises InkserveError if the path cannot be had, or if an engine answers there.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        _remove_dead(path)
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise InkserveError(f"socket {path} cannot be listened on: {error}") from error
+    finally:
+        os.umask(before)
+    return listener
+
+
+def _unlink(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def _remove_dead(path: Path) -> None:
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if probe.connect_ex(str(path)) != errno.ECONNREFUSED:
+            raise OSError(errno.EADDRINUSE, "an engine answers there")
+    path.unlink()
+
+
+def _send_error(link: Link, number: int, error: Exception) -> None:
+    if not isinstance(error, InkserveError):
+        logger.exception("a request failed", exc_info=error)
+    link.send(Kind.ERROR, messages.error_header(number, error))
