@@ -1,0 +1,92 @@
+"""A child process that is kept running. Knows nothing of what the process does."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Awaitable, Callable
+
+logger = logging.getLogger("inkserve")
+
+FIRST_DELAY_SECONDS = 0.1
+LAST_DELAY_SECONDS = 5.0
+LASTING_SECONDS = 10.0
+"""A process that lived so long has not failed at its start: the next is started without delay's growth."""
+
+
+class Child:
+    """A process that is started again, ever later, whenever it ends.
+
+    spawn: starts it; ended: called each time that it ended.
+    settled: once true, its end is not the end. Before, a process that cannot start is not tried again.
+    """
+
+    def __init__(
+        self, name: str, spawn: Callable[[], Awaitable[asyncio.subprocess.Process]], ended: Callable[[], None]
+    ) -> None:
+        self.settled = False
+        self._name = name
+        self._spawn = spawn
+        self._ended = ended
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = asyncio.Event()
+        self._over = asyncio.Event()
+
+    async def keep(self) -> int:
+        """Run the process, again and again, until `stop`; returns the exit code of its last run."""
+        delay = FIRST_DELAY_SECONDS
+        try:
+            while True:
+                began = time.monotonic()
+                code = await self._run()
+                if self._stopping.is_set() or not self.settled:
+                    return code
+                if time.monotonic() - began > LASTING_SECONDS:
+                    delay = FIRST_DELAY_SECONDS
+                logger.error("%s ended with %s, starting it again in %g s", self._name, _cause(code), delay)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), delay)
+                    return code
+                delay = min(2 * delay, LAST_DELAY_SECONDS)
+        finally:
+            self._over.set()
+
+    def signal(self, sig: signal.Signals) -> None:
+        """Send the process a signal, if it runs."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(sig)
+
+    def kill(self) -> None:
+        """End the process at once; it is not started again."""
+        self._stopping.set()
+        self.signal(signal.SIGKILL)
+
+    async def stop(self, timeout_seconds: float) -> None:
+        """End the process with SIGTERM, or, if that takes too long, at once; it is not started again."""
+        self._stopping.set()
+        self.signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(self._over.wait(), timeout_seconds)
+        except TimeoutError:
+            logger.error("%s did not end in %g s and gets killed", self._name, timeout_seconds)
+            self.kill()
+            await self._over.wait()
+
+    async def _run(self) -> int:
+        try:
+            self._process = await self._spawn()
+        except OSError as error:  # the system has no process or descriptor left
+            logger.error("%s cannot be started: %s", self._name, error)
+            return 1
+        if self._stopping.is_set():  # it came too late to see the signal
+            self.signal(signal.SIGTERM)
+        code = await self._process.wait()
+        self._process = None
+        self._ended()
+        return code
+
+
+def _cause(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"code {code}"
