@@ -1,56 +1,152 @@
-"""The command `python -m service`: settings, models, HTTP server, and an end that loses nothing."""
+"""The command `python -m service [serve | http | engine] [flags]`.
+
+serve: the whole service; with `--workers N`, split into N HTTP workers and an engine process.
+http, engine: the halves of a split service on their own, for containers that share `--socket`.
+(worker: what the first two start for each of their workers.)
+
+Only what a command needs is imported: an HTTP worker loads no onnxruntime, the engine no HTTP.
+"""
 
 import asyncio
+import contextlib
 import logging
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 
 import uvloop
 
-from service.app import create_app
 from service.errors import InkserveError, SettingsError
 from service.logs import configure_logging
-from service.metrics import Metrics
-from service.repository import Repository
-from service.server import Server, log_ready
 from service.settings import Settings, load_settings
 
 logger = logging.getLogger("inkserve")
 
+COMMANDS = ("serve", "http", "engine", "worker")
 
-async def serve(settings: Settings) -> None:
-    """Load the models, serve until a signal, answer what was accepted.
+
+async def serve(settings: Settings) -> int:
+    """Load the models, serve until a signal, answer what was accepted; all in this process.
 
     Raises RepositoryError or EngineError where a model cannot be served.
     """
+    from service.app import create_app
+    from service.metrics import Metrics
+    from service.repository import Repository
+    from service.server import Server, log_ready
+
     metrics = Metrics()
     repository = Repository(settings, metrics)
     await repository.start()
     app = create_app(repository, settings, metrics)
     server = Server(app, settings, repository.stop_being_ready, log_ready)
-    asyncio.get_running_loop().add_signal_handler(
-        signal.SIGHUP, lambda: asyncio.ensure_future(repository.reload())
-    )
+    _on_hangup(repository.reload)
     await server.serve()
     await repository.close()
     logger.info("stopped")
+    return 0
+
+
+async def supervise(settings: Settings, arguments: Sequence[str], with_engine: bool) -> int:
+    """Run the processes of a split service, or its HTTP half alone."""
+    from service.supervisor import Supervisor, private_socket
+
+    if settings.socket is not None:
+        return await Supervisor(settings, arguments, settings.socket, with_engine).run()
+    with private_socket() as path:
+        return await Supervisor(settings, arguments, path, with_engine).run()
+
+
+async def run_engine(settings: Settings, path: Path, lifeline: int | None) -> int:
+    """Serve the models on a Unix socket until a signal.
+
+    lifeline: the reading end of a pipe; when it ends, the supervisor is dead, and so are we soon.
+    """
+    from service.host import Host
+    from service.metrics import Metrics
+    from service.repository import Repository
+
+    loop = asyncio.get_running_loop()
+    if lifeline is not None:
+        loop.add_reader(lifeline, _stop_without_supervisor, lifeline)
+    metrics = Metrics()
+    metrics.watch_process()
+    repository = Repository(settings, metrics)
+    await repository.start()
+    host = Host(repository, settings.max_request_rows, metrics.registry.collect)
+    stopping = asyncio.Event()
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(sig, stopping.set)
+    _on_hangup(host.reload)
+    await host.start(path)
+    logger.info("the engine is ready at %s", path)
+    await stopping.wait()
+    repository.stop_being_ready()
+    host.tell_state()
+    with contextlib.suppress(TimeoutError):
+        longest = settings.drain_seconds + settings.shutdown_timeout_seconds
+        await asyncio.wait_for(host.clients_left(), longest)
+    await repository.close()
+    await host.close()
+    return 0
+
+
+async def run_worker(settings: Settings, path: Path, listener_fd: int, line_fd: int) -> int:
+    """Serve HTTP for a supervisor."""
+    from service.worker import run
+
+    await run(settings, path, listener_fd, line_fd)
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the service; returns the process's exit code: 0, 1 if it cannot serve, 2 for bad settings."""
+    """Run a command; returns the process's exit code: 0, 1 if it cannot serve, 2 for bad settings."""
+    command, fds, flags = _split(list(sys.argv[1:] if arguments is None else arguments))
     try:
-        settings = load_settings(sys.argv[1:] if arguments is None else arguments)
+        settings = load_settings(flags)
+        work = _work(command, fds, settings, flags)
     except SettingsError as error:
         print(f"inkserve: {error}", file=sys.stderr)
         return 2
     configure_logging(settings)
     try:
-        uvloop.run(serve(settings))
+        return uvloop.run(work)
     except InkserveError as error:
         logger.error("%s", error)
         return 1
-    return 0
+
+
+def _split(arguments: list[str]) -> tuple[str, list[int], list[str]]:
+    """The command, the file descriptors that a supervisor passes on, and the flags."""
+    command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "serve"
+    fds = []
+    while command in ("engine", "worker") and arguments and arguments[0].isdecimal():
+        fds.append(int(arguments.pop(0)))
+    return command, fds, arguments
+
+
+def _work(command: str, fds: list[int], settings: Settings, flags: list[str]) -> Coroutine[None, None, int]:
+    if command == "serve":
+        return supervise(settings, flags, with_engine=True) if settings.workers else serve(settings)
+    if settings.socket is None:
+        raise SettingsError(f"socket is not set, expected the path of one for the command {command}")
+    if command == "http":
+        return supervise(settings, flags, with_engine=False)
+    if command == "engine":
+        return run_engine(settings, settings.socket, fds[0] if fds else None)
+    return run_worker(settings, settings.socket, *fds)
+
+
+def _on_hangup(reload: Callable[[], Coroutine[None, None, list[str]]]) -> None:
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(reload()))
+
+
+def _stop_without_supervisor(lifeline: int) -> None:
+    asyncio.get_running_loop().remove_reader(lifeline)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 
@@ -47,10 +48,17 @@ CLIENT_CLOSED_REQUEST = 499
 """Not sent to anybody: the status, after nginx, under which a request is counted whose client left."""
 
 Endpoint = Callable[[Scope, Receive], Awaitable[Answer]]
+Gather = Callable[[], Awaitable[CollectorRegistry]]
 
 
-def create_app(predictor: Predictor, settings: Settings, metrics: Metrics) -> "Front":
-    """The ASGI application over a predictor that is ready."""
+def create_app(
+    predictor: Predictor, settings: Settings, metrics: Metrics, gather: Gather | None = None
+) -> "Front":
+    """The ASGI application over a predictor.
+
+    metrics: where this process counts its requests.
+    gather: the metrics of the whole service, where it has more processes than this one.
+    """
     app = FastAPI(
         title="inkserve",
         version=package_version(),
@@ -58,7 +66,7 @@ def create_app(predictor: Predictor, settings: Settings, metrics: Metrics) -> "F
     )
     app.include_router(health.routes(predictor))
     app.include_router(models.routes(predictor))
-    _add_operations(app, metrics)
+    _add_operations(app, metrics, gather)
     app.add_exception_handler(InkserveError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -153,7 +161,7 @@ def _method_not_allowed(method: str, endpoints: Mapping[str, Endpoint]) -> Answe
     return _error(405, f"method is {method}, expected {allowed}", {"allow": allowed})
 
 
-def _add_operations(app: FastAPI, metrics: Metrics) -> None:
+def _add_operations(app: FastAPI, metrics: Metrics, gather: Gather | None) -> None:
     metrics.watch_process()
 
     @app.get("/", include_in_schema=False)
@@ -164,7 +172,8 @@ def _add_operations(app: FastAPI, metrics: Metrics) -> None:
     async def prometheus_metrics(request: Request) -> Response:
         """Metrics, in the text format of Prometheus or of OpenMetrics."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(metrics.registry), media_type=content_type)
+        registry = metrics.registry if gather is None else await gather()
+        return Response(encode(registry), media_type=content_type)
 
 
 def _as_response(answer: Answer) -> Response:

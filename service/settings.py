@@ -32,6 +32,17 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: Port = Field(8000, description="Port to listen on; 0 lets the system choose one.")
+    workers: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="HTTP worker processes beside one engine process; 0 does both in one process.",
+    )
+    socket: Path | None = Field(
+        None,
+        description="Unix socket between HTTP and the engine: for the commands `http` and `engine`; "
+        "`serve` makes one in a private folder if unset.",
+    )
     models_dir: Path = Field(
         Path("models"), description="Folder of <name>/<version>/{model.onnx,manifest.json}."
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HTTP = ("service.app", "service.asgi", "service.codecs", "service.routes")
+HTTP = ("service.app", "service.asgi", "service.codecs", "service.routes", "service.server", "service.worker")
 
 
 def modules(package: str) -> dict[str, Path]:
@@ -50,7 +50,7 @@ def test_only_the_engine_knows_onnxruntime(name: str, file: Path) -> None:
     assert name == "service.engine" or not any(within(each, ("onnxruntime",)) for each in imported(file))
 
 
-@pytest.mark.parametrize("name", ["service.asgi", "service.predictor", "service.codecs", "service.batching"])
+@pytest.mark.parametrize("name", ["service.worker", "service.supervisor", "service.host", "service.batching"])
 def test_what_an_http_worker_loads_leads_to_no_engine(name: str) -> None:
     files = modules("service") | {"service": ROOT / "service" / "__init__.py"}
     seen, left = set(), [name]
@@ -63,7 +63,11 @@ def test_what_an_http_worker_loads_leads_to_no_engine(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["batching", "device", "engine", "repository", "manifest", "predictor", "tensors", "latents"]
+    "name",
+    [
+        *("batching", "device", "engine", "repository", "manifest", "predictor", "tensors", "latents"),
+        *("frames", "messages", "host", "remote", "children", "totals", "supervisor"),
+    ],
 )
 def test_inference_knows_nothing_of_http(name: str) -> None:
     names = imported(ROOT / "service" / f"{name}.py")
