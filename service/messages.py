@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 from prometheus_client import Metric
@@ -46,8 +47,7 @@ class Kind(IntEnum):
     READY = 9
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A call of `Predictor.infer`.
 
     deadline: on the clock of `time.monotonic`, which on Linux is one for all of a host's processes.
