@@ -10,6 +10,7 @@ from types import FrameType
 import uvicorn
 
 from service.app import Front
+from service.protocol import CorkedProtocol
 from service.settings import Settings
 
 logger = logging.getLogger("inkserve")
@@ -71,7 +72,8 @@ def _config(app: Front, settings: Settings) -> uvicorn.Config:
         app,
         host=settings.host,
         port=settings.port,
-        http="httptools",
+        http=CorkedProtocol,
+        proxy_headers=False,
         lifespan="off",
         log_config=None,
         log_level="warning",
