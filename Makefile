@@ -20,6 +20,9 @@ endif
 ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
+# Without files that lie on this machine alone; for every Python and processor at once.
+LOCK = UV_FIND_LINKS= $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--constraint constraints.txt --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
 
@@ -44,6 +47,13 @@ lint: $(VENV)/.develop ## Check style and types
 .PHONY: data
 data: $(VENV)/.develop ## Fetch MNIST into data/mnist; tests that need it are skipped where that fails
 	-$(BIN)/python -m training data --data-dir $(DATA_DIR)
+
+.PHONY: lock
+lock: $(VENV)/.develop ## Pin and hash the packages of the image, at the versions in constraints.txt
+	$(INSTALL) --constraint constraints.txt uv
+	$(LOCK) --extra cpu --output-file requirements/cpu.txt pyproject.toml
+	$(LOCK) --extra gpu --output-file requirements/gpu.txt pyproject.toml
+	echo hatchling | $(LOCK) --output-file requirements/build.txt -
 
 .PHONY: clean
 clean: ## Remove the virtual environment and the caches
