@@ -3,6 +3,7 @@
 import base64
 import io
 import logging
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -107,6 +108,20 @@ async def test_a_form_of_files_is_classified_in_its_order(client: httpx.AsyncCli
         ("x", ("c.png", png(4))),
     ]
     assert labels(await client.post("/classify", files=files)) == ["2", "6", "4"]
+
+
+async def test_a_large_form_needs_no_disk(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    noise = np.random.default_rng(0).integers(0, 256, (1200, 1200), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG", compress_level=0)
+    assert file.tell() > 2**20  # what the form parser would otherwise hold in memory
+    large = settings(tmp_path).model_copy(update={"max_body_bytes": 2**21})
+    app = create_app(repository, large, Metrics())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        assert len(labels(await client.post("/classify", files={"image": file.getvalue()}))) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,14 @@
 """POST /classify: images in any of four forms -> labels and probabilities."""
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from starlette.datastructures import Headers as FormHeaders
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
-from starlette.requests import Request
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service import codecs
 from service.asgi import (
@@ -126,19 +125,26 @@ class Classify:
         return rows
 
 
+class _FormParser(MultiPartParser):
+    """Keeps files in memory: they are there already, bounded, and the root may be read-only."""
+
+    spool_max_size = 0  # what SpooledTemporaryFile takes for "never to the disk"
+
+
 async def _form_files(headers: Headers, body: bytes, most: int) -> list[bytes]:
     """The contents of a multipart form's files, at least one. Raises InvalidInput."""
 
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": body, "more_body": False}
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
 
-    request = Request({"type": "http", "headers": list(headers.items())}, receive)
+    parser = _FormParser(FormHeaders(raw=list(headers.items())), stream(), max_files=most, max_fields=16)
     try:
-        async with request.form(max_files=most, max_fields=16) as form:
-            fields = [name for name, value in form.multi_items() if not isinstance(value, UploadFile)]
-            files = [await v.read() for _, v in form.multi_items() if isinstance(v, UploadFile)]
+        form = await parser.parse()
     except MultiPartException as error:
         raise InvalidInput(f"form cannot be read: {error.message}") from None
+    fields = [name for name, value in form.multi_items() if not isinstance(value, UploadFile)]
+    files = [await value.read() for _, value in form.multi_items() if isinstance(value, UploadFile)]
+    await form.close()
     if fields or not files:
         raise InvalidInput(f"form has {len(files)} files and the fields {fields[:5]}, expected files alone")
     return files
