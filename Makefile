@@ -44,6 +44,10 @@ lint: $(VENV)/.develop ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.PHONY: image-lint
+image-lint: $(VENV)/.develop ## Check the Dockerfile
+	$(BIN)/hadolint Dockerfile
+
 .PHONY: data
 data: $(VENV)/.develop ## Fetch MNIST into data/mnist; tests that need it are skipped where that fails
 	-$(BIN)/python -m training data --data-dir $(DATA_DIR)

