@@ -48,6 +48,10 @@ lint: $(VENV)/.develop ## Check style and types
 image-lint: $(VENV)/.develop ## Check the Dockerfile
 	$(BIN)/hadolint Dockerfile
 
+.PHONY: image-check
+image-check: ## Build the image without a Docker engine and send its server a digit; needs root and Debian
+	.ci/image-check
+
 .PHONY: data
 data: $(VENV)/.develop ## Fetch MNIST into data/mnist; tests that need it are skipped where that fails
 	-$(BIN)/python -m training data --data-dir $(DATA_DIR)
@@ -61,7 +65,7 @@ lock: $(VENV)/.develop ## Pin and hash the packages of the image, at the version
 
 .PHONY: clean
 clean: ## Remove the virtual environment and the caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(BIN)/python:
 	$(MAKE_VENV)
