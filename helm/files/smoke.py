@@ -1,0 +1,78 @@
+"""The check of `helm test`: classify a drawn seven and generate another. Needs nothing but Python itself.
+
+Exits 0, or with a line that says what was seen and what was expected.
+"""
+
+import argparse
+import json
+import sys
+import urllib.request
+
+SIDE = 28
+TIMEOUT_SECONDS = 30
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def drawn_seven() -> bytes:
+    """A seven in MNIST's way: 784 bytes, a bar and a slanted stem, bright on black, in the middle 20 x 20."""
+    image = bytearray(SIDE * SIDE)
+    points = [(column, 6) for column in range(7, 20)]
+    points += [(19 - round(step * 8 / 16), 6 + step) for step in range(17)]
+    for column, row in points:
+        for dx, dy, ink in ((0, 0, 255), (1, 0, 255), (0, 1, 255), (1, 1, 255), (-1, 0, 90), (2, 1, 90)):
+            index = (row + dy) * SIDE + column + dx
+            image[index] = max(image[index], ink)
+    return bytes(image)
+
+
+def ask(url: str, body: bytes | None = None) -> bytes:
+    """The body of a 200 answer. Raises urllib.error.URLError."""
+    headers = {"Content-Type": "application/octet-stream"} if body else {}
+    request = urllib.request.Request(url, body, headers)
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+        answer: bytes = response.read()
+    return answer
+
+
+def check_classify(url: str, expected_label: str) -> str:
+    """Raises ValueError for an answer that is not that of one image, or names another label."""
+    answer = json.loads(ask(f"{url}/classify", drawn_seven()))
+    if len(answer["predictions"]) != 1:
+        raise ValueError(f"one image was posted, {len(answer['predictions'])} predictions came back")
+    prediction = answer["predictions"][0]
+    total = sum(prediction["probabilities"].values())
+    if abs(total - 1) > 0.001:  # float32 rounding over ten classes is below 1e-6
+        raise ValueError(f"the probabilities add up to {total}, expected 1")
+    if expected_label not in ("", prediction["label"]):
+        raise ValueError(f"the drawn seven was read as {prediction['label']!r}, expected {expected_label!r}")
+    label, probability = prediction["label"], prediction["probability"]
+    return f"{answer['model']} read the drawn seven as {label}, p = {probability:.4f}"
+
+
+def check_generate(url: str) -> str:
+    """Raises ValueError for an answer that is not a PNG."""
+    image = ask(f"{url}/generate?digit=7&seed=1")
+    if not image.startswith(PNG_SIGNATURE):
+        raise ValueError(f"/generate gave {image[:8]!r}, expected a PNG")
+    return f"a seven was generated, a PNG of {len(image)} bytes"
+
+
+def main() -> int:
+    """Run the checks against the service at a URL."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("url")
+    parser.add_argument("--expected-label", default="", help="empty: any label")
+    parser.add_argument("--no-generate", action="store_true")
+    options = parser.parse_args()
+    try:
+        print(check_classify(options.url, options.expected_label))
+        if not options.no_generate:
+            print(check_generate(options.url))
+    except (OSError, ValueError) as error:  # URLError is an OSError
+        print(f"{options.url}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+{{- define "inkserve.name" -}}
+{{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "inkserve.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" }}
+{{- else if contains (include "inkserve.name" .) .Release.Name }}
+{{- .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name (include "inkserve.name" .) | trunc 63 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- /* Labels that never change over a release's life: selectors are immutable. */}}
+{{- define "inkserve.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "inkserve.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+app.kubernetes.io/component: server
+{{- end }}
+
+{{- define "inkserve.labels" -}}
+app.kubernetes.io/name: {{ include "inkserve.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" | quote }}
+{{- end }}
+
+{{- define "inkserve.serviceAccountName" -}}
+{{- .Values.serviceAccount.name | default (ternary (include "inkserve.fullname" .) "default" .Values.serviceAccount.create) }}
+{{- end }}
+
+{{- /* "true" where a pod takes a GPU. */}}
+{{- define "inkserve.gpu" -}}
+{{- if ne (.Values.settings.provider | default "cpu") "cpu" }}true{{ end }}
+{{- end }}
+
+{{- define "inkserve.image" -}}
+{{- $tag := .Values.image.tag | default (printf "%s%s" .Chart.AppVersion (ternary "-gpu" "" (eq (include "inkserve.gpu" .) "true"))) }}
+{{- .Values.image.repository }}:{{ $tag }}{{ with .Values.image.digest }}@{{ . }}{{ end }}
+{{- end }}
+
+{{- /* The settings as environment variables. Helm reads numbers as floats, and 1.6777216e+07 is no integer. */}}
+{{- define "inkserve.env" -}}
+{{- range $name, $value := .Values.settings }}
+{{- if not (kindIs "invalid" $value) }}
+- name: INKSERVE_{{ $name | snakecase | upper }}
+  {{- if and (kindIs "float64" $value) (eq $value (floor $value)) }}
+  value: {{ $value | int64 | toString | quote }}
+  {{- else }}
+  value: {{ $value | toString | quote }}
+  {{- end }}
+{{- end }}
+{{- end }}
+{{- if include "inkserve.gpu" . }}
+- name: CUDA_CACHE_PATH
+  value: /tmp/cuda
+{{- end }}
+{{- end }}
+
+{{- define "inkserve.modelsDir" -}}
+{{- required "inkserve: settings.modelsDir is unset, expected the folder of the models in the pod" .Values.settings.modelsDir }}
+{{- end }}
+
+{{- define "inkserve.port" -}}
+{{- .Values.settings.port | default 8000 | int64 }}
+{{- end }}
+
+{{- define "inkserve.minReplicas" -}}
+{{- ternary .Values.replicas .Values.autoscaling.minReplicas (eq .Values.autoscaling.mode "off") | int64 }}
+{{- end }}
+
+{{- /* From SIGTERM to the exit at its slowest; SIGKILL earlier than that would lose accepted requests. */}}
+{{- define "inkserve.gracePeriodSeconds" -}}
+{{- $timeout := .Values.settings.shutdownTimeoutSeconds | default 30 }}
+{{- $needed := addf (.Values.settings.drainSeconds | default 0) $timeout .Values.preStopSleepSeconds 5 | ceil | int64 }}
+{{- $given := .Values.terminationGracePeriodSeconds }}
+{{- if kindIs "invalid" $given }}
+{{- $needed }}
+{{- else if lt (int64 $given) $needed }}
+{{- fail (printf "inkserve: terminationGracePeriodSeconds is %d, expected at least %d: preStopSleepSeconds + drainSeconds + shutdownTimeoutSeconds + 5" (int64 $given) $needed) }}
+{{- else }}
+{{- int64 $given }}
+{{- end }}
+{{- end }}
+
+{{- /* Both halves of the restricted pod security standard. */}}
+{{- define "inkserve.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: {{ .Values.podSecurity.runAsUser | int64 }}
+runAsGroup: {{ .Values.podSecurity.runAsGroup | int64 }}
+fsGroup: {{ .Values.podSecurity.fsGroup | int64 }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- define "inkserve.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{- define "inkserve.tolerations" -}}
+{{- $all := .Values.tolerations }}
+{{- if include "inkserve.gpu" . }}{{ $all = concat $all .Values.gpu.tolerations }}{{ end }}
+{{- with $all }}
+{{- toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- /* What no schema can say: settings that only fail together. The service would refuse them at its start. */}}
+{{- define "inkserve.check" -}}
+{{- $request := .Values.settings.maxRequestRows | default 4096 | int64 }}
+{{- $queue := .Values.settings.maxQueueRows | default 16384 | int64 }}
+{{- if gt $request $queue }}
+{{- fail (printf "inkserve: settings.maxRequestRows is %d, expected at most settings.maxQueueRows (%d)" $request $queue) }}
+{{- end }}
+{{- if and (ne .Values.autoscaling.mode "off") (gt (int64 .Values.autoscaling.minReplicas) (int64 .Values.autoscaling.maxReplicas)) }}
+{{- fail (printf "inkserve: autoscaling.minReplicas is %d, expected at most maxReplicas (%d)" (int64 .Values.autoscaling.minReplicas) (int64 .Values.autoscaling.maxReplicas)) }}
+{{- end }}
+{{- end }}
+
+{{- /* Up at once, since rows wait; down slowly, since load comes back. */}}
+{{- define "inkserve.scalingBehavior" -}}
+scaleUp:
+  stabilizationWindowSeconds: 0
+scaleDown:
+  stabilizationWindowSeconds: {{ .Values.autoscaling.scaleDownStabilizationSeconds | int64 }}
+{{- end }}

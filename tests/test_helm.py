@@ -1,0 +1,458 @@
+"""The chart, rendered by Helm's own engine and held against the schemas of what it renders."""
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from json_values import values_of as any_values_of
+from pydantic import ValidationError
+
+from service.metrics import Metrics
+from service.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+CHART = ROOT / "helm"
+SCHEMAS = ROOT / "tests" / "schemas"
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+CI_VALUES = {file.name.removesuffix("-values.yaml"): file for file in sorted((CHART / "ci").glob("*.yaml"))}
+CASES = ["defaults", *CI_VALUES]
+CUSTOM = {
+    "monitoring.coreos.com/v1 ServiceMonitor": "servicemonitor",
+    "monitoring.coreos.com/v1 PrometheusRule": "prometheusrule",
+    "keda.sh/v1alpha1 ScaledObject": "scaledobject",
+    "gateway.networking.k8s.io/v1 HTTPRoute": "httproute",
+}
+OLDEST_KUBERNETES = "1.27"
+NEWEST_KUBERNETES = "1.37"
+
+Values = dict[str, Any]
+Manifest = dict[str, Any]
+
+
+@cache
+def chart() -> helm_python.Chart:
+    return helm_python.Chart.load(CHART)
+
+
+def values_of(case: str) -> Values:
+    values: Values = {} if case == "defaults" else yaml.safe_load(CI_VALUES[case].read_text())
+    return values
+
+
+def render(values: Values, name: str = "digits", of: helm_python.Chart | None = None) -> list[Manifest]:
+    """Every manifest but the notes."""
+    files = (of or chart()).render(values, name=name, namespace="serving")
+    texts = [text for path, text in files.items() if not path.endswith("NOTES.txt")]
+    return [manifest for text in texts for manifest in yaml.load_all(text, yaml.CSafeLoader) if manifest]
+
+
+def one(manifests: list[Manifest], kind: str) -> Manifest:
+    (found,) = [manifest for manifest in manifests if manifest["kind"] == kind]
+    return found
+
+
+def pod_specs(manifests: list[Manifest]) -> Iterator[Manifest]:
+    for manifest in manifests:
+        if manifest["kind"] == "Pod":
+            yield manifest["spec"]
+        elif manifest["kind"] == "Deployment":
+            yield manifest["spec"]["template"]["spec"]
+
+
+def server(manifests: list[Manifest]) -> Manifest:
+    container: Manifest = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    return container
+
+
+def environment(manifests: list[Manifest]) -> dict[str, str]:
+    return {entry["name"]: entry["value"] for entry in server(manifests)["env"]}
+
+
+def validate(manifest: Manifest, kubernetes: str) -> None:
+    schema = CUSTOM.get(f"{manifest['apiVersion']} {manifest['kind']}")
+    if schema:
+        jsonschema.validate(manifest, json.loads((SCHEMAS / f"{schema}.json").read_text()))
+    else:
+        kubernetes_validate.validate(manifest, kubernetes, strict=True)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_lint_finds_nothing(case: str) -> None:
+    found = helm_python.lint(CHART, values_of(case), strict=True)
+    assert found["errors"] == []
+    assert [message["error"] for message in found["messages"]] == ["icon is recommended"]
+
+
+@pytest.mark.parametrize("kubernetes", [OLDEST_KUBERNETES, NEWEST_KUBERNETES])
+@pytest.mark.parametrize("case", CASES)
+def test_every_manifest_fits_its_strict_schema(case: str, kubernetes: str) -> None:
+    manifests = render(values_of(case))
+    newer = {"image-volume-keda": "volumes of images came with 1.31", "public": "preStop.sleep with 1.29"}
+    for manifest in manifests:
+        if case in newer and kubernetes == OLDEST_KUBERNETES and manifest["kind"] == "Deployment":
+            with pytest.raises(kubernetes_validate.ValidationError):
+                validate(manifest, kubernetes)
+        else:
+            validate(manifest, kubernetes)
+
+
+def test_a_schema_would_notice_a_wrong_manifest() -> None:
+    manifests = render(values_of("public")) + render(values_of("image-volume-keda"))
+    for kind in ("Deployment", "ServiceMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute"):
+        wrong = copy.deepcopy(next(manifest for manifest in manifests if manifest["kind"] == kind))
+        wrong["spec"]["notAField"] = 1
+        with pytest.raises(jsonschema.ValidationError, match="notAField"):
+            validate(wrong, NEWEST_KUBERNETES)
+
+
+def test_the_cases_render_every_template() -> None:
+    rendered = set()
+    for case in CASES:
+        files = chart().render(values_of(case), name="digits", namespace="serving")
+        rendered |= {path for path, text in files.items() if text.strip()}
+    templates = {f"inkserve/{template['name']}" for template in chart().templates}
+    without_dashboards = {"inkserve/templates/dashboards.yaml"} - rendered
+    partials = {path for path in templates if Path(path).name.startswith("_")}
+    assert templates - rendered == partials | without_dashboards
+
+
+def test_the_chart_has_the_projects_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert chart().metadata["appVersion"] == project["version"]
+
+
+def camel_case(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.title() for word in rest)
+
+
+def expected_settings_schema() -> dict[str, Any]:
+    """What pydantic says of each setting, under the chart's names, and where the chart asks for more."""
+    expected = {}
+    for name, field in Settings.model_json_schema()["properties"].items():
+        kept = {key: value for key, value in field.items() if key not in ("title", "format")}
+        if "anyOf" in kept:
+            kept["type"] = [option["type"] for option in kept.pop("anyOf")]
+        expected[camel_case(name)] = kept
+    expected["port"]["minimum"] = 1  # 0 lets the system choose, and the probes would not know
+    expected["modelsDir"]["pattern"] = "^/."  # where a volume is mounted
+    return expected
+
+
+def test_the_schema_lists_the_services_settings_with_their_types_and_bounds() -> None:
+    assert SCHEMA["properties"]["settings"]["properties"] == expected_settings_schema()
+
+
+def closed_objects(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of each object of fixed names, having checked that no object takes just anything."""
+    if path == ("global",):
+        return
+    if "$ref" in schema:
+        schema = SCHEMA["$defs"][schema["$ref"].removeprefix("#/$defs/")]
+    if schema.get("type") == "object" and "properties" in schema:
+        assert schema["additionalProperties"] is False, path
+        yield path
+        for name, child in schema["properties"].items():
+            yield from closed_objects(child, (*path, name))
+    elif schema.get("type") == "object":
+        assert isinstance(schema["additionalProperties"], dict), path
+    elif schema.get("type") == "array":
+        for _ in closed_objects(schema["items"], (*path, "0")):
+            pass  # an item's fields are checked to be closed; a typo in one is tried below
+
+
+def test_every_object_refuses_a_typo() -> None:
+    paths = list(closed_objects(SCHEMA))
+    assert ("probes", "startup") in paths
+    for path in paths:
+        values: Values = {}
+        inner = values
+        for name in path:
+            inner = inner.setdefault(name, {})
+        inner["tpyo"] = "x"
+        with pytest.raises(helm_python.HelmValuesError, match="additional properties 'tpyo' not allowed"):
+            render(values)
+
+
+def test_every_default_is_in_the_schema_and_every_key_of_the_schema_has_a_default() -> None:
+    open_names = {("global",), ("settings",)}
+
+    def compare(schema: dict[str, Any], values: Any, path: tuple[str, ...]) -> None:
+        if path in open_names or "properties" not in schema:
+            return
+        assert set(schema["properties"]) - {"global"} == set(values), path
+        for name in values:
+            compare(schema["properties"][name], values[name], (*path, name))
+
+    compare(SCHEMA, chart().values, ())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"settings": {"maxBatchSize": 0}}, "/settings/maxBatchSize': minimum: got 0, want 1"),
+        ({"settings": {"provider": "gpu"}}, "/settings/provider'"),
+        ({"models": {"source": "persistentVolumeClaim"}}, "/models/persistentVolumeClaim/claimName'"),
+        ({"models": {"source": "imageVolume"}}, "/models/imageVolume/reference'"),
+        ({"models": {"source": "objectStore"}}, "/models/objectStore/path'"),
+        ({"ingress": {"enabled": True}}, "/ingress/hosts'"),
+        ({"httpRoute": {"enabled": True}}, "/httpRoute/parentRefs'"),
+        ({"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}}, "/rollingUpdate"),
+        ({"tolerations": [{"kee": "a"}]}, "/tolerations/0': additional properties 'kee' not allowed"),
+        ({"podSecurity": {"runAsUser": 0}}, "/podSecurity/runAsUser'"),
+        ({"settings": {"maxRequestRows": 20000}}, "maxRequestRows is 20000, expected at most .* .16384."),
+        ({"terminationGracePeriodSeconds": 44}, "is 44, expected at least 45"),
+        (
+            {"podDisruptionBudget": {"minAvailable": 2}},
+            "minAvailable is 2, expected less than the 2 replicas",
+        ),
+        (
+            {"autoscaling": {"mode": "hpa", "minReplicas": 9}},
+            "minReplicas is 9, expected at most maxReplicas",
+        ),
+        (
+            {"settings": {"modelsDir": None}, "models": values_of("object-store")["models"]},
+            "modelsDir is unset",
+        ),
+    ],
+)
+def test_values_that_cannot_work_are_refused(values: Values, message: str) -> None:
+    with pytest.raises((helm_python.HelmValuesError, helm_python.HelmRenderError), match=message):
+        render(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "seconds"),
+    [
+        ({}, 45),
+        ({"settings": {"drainSeconds": 0.5, "shutdownTimeoutSeconds": 10}}, 16),
+        ({"settings": {"drainSeconds": None, "shutdownTimeoutSeconds": None}}, 35),  # the service's 0 and 30
+        ({"preStopSleepSeconds": 5}, 50),
+        ({"terminationGracePeriodSeconds": 600}, 600),
+    ],
+)
+def test_the_grace_period_covers_the_whole_shutdown(values: Values, seconds: int) -> None:
+    pod = one(render(values), "Deployment")["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == seconds
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pods_meet_the_restricted_security_standard(case: str) -> None:
+    for pod in pod_specs(render(values_of(case))):
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for volume in pod.get("volumes", []):
+            assert volume.keys() - {"name"} <= {"emptyDir", "persistentVolumeClaim", "image"}
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"].keys() == {"requests", "limits"}
+            assert all("hostPort" not in port for port in container.get("ports", []))
+
+
+def test_a_service_of_the_same_name_does_not_reach_the_settings() -> None:
+    for pod in pod_specs(render({}, name="inkserve")):
+        assert pod["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("case", ["public", "pvc-hpa"])
+def test_selectors_find_the_servers_and_not_the_test_pod(case: str) -> None:
+    manifests = render(values_of(case) | {"podLabels": {"app.kubernetes.io/component": "mine"}})
+    deployment = one(manifests, "Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"].items()
+    service = one(manifests, "Service")
+    selectors = [
+        deployment["spec"]["selector"]["matchLabels"],
+        service["spec"]["selector"],
+        one(manifests, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        one(manifests, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+        *(c["labelSelector"]["matchLabels"] for c in pod_spread(deployment)),
+    ]
+    for selector in selectors:
+        assert selector.items() <= labels
+        assert not selector.items() <= one(manifests, "Pod")["metadata"]["labels"].items()
+    if case == "public":
+        monitor = one(manifests, "ServiceMonitor")["spec"]
+        assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+        assert monitor["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+
+
+def pod_spread(deployment: Manifest) -> list[Manifest]:
+    spread: list[Manifest] = deployment["spec"]["template"]["spec"].get("topologySpreadConstraints", [])
+    return spread
+
+
+def test_a_gpu_is_asked_for_where_the_provider_needs_one_and_nowhere_else() -> None:
+    for provider in ("cuda", "tensorrt"):
+        manifests = render(values_of("gpu") | {"settings": {"provider": provider}})
+        pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
+        assert server(manifests)["resources"]["limits"]["nvidia.com/gpu"] == 1
+        assert server(manifests)["image"].endswith("-gpu")
+        assert pod["runtimeClassName"] == "nvidia"
+        assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+        assert "nvidia.com/gpu.product" in json.dumps(pod["affinity"])
+    assert "nvidia" not in json.dumps(render({}))
+
+
+def test_one_replica_has_no_disruption_budget() -> None:
+    assert "PodDisruptionBudget" not in {manifest["kind"] for manifest in render({"replicas": 1})}
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"), [("pvc-hpa", "HorizontalPodAutoscaler"), ("image-volume-keda", "ScaledObject")]
+)
+def test_an_autoscaled_deployment_has_no_replicas_of_its_own(case: str, kind: str) -> None:
+    manifests = render(values_of(case))
+    deployment = one(manifests, "Deployment")
+    assert "replicas" not in deployment["spec"]
+    target = one(manifests, kind)["spec"]["scaleTargetRef"]
+    assert target["name"] == deployment["metadata"]["name"]
+
+
+def test_the_autoscalers_ask_for_a_metric_of_the_service_under_its_own_job() -> None:
+    names = {family.name for family in Metrics().registry.collect()}
+    hpa = one(render(values_of("pvc-hpa")), "HorizontalPodAutoscaler")["spec"]
+    assert hpa["metrics"][0]["pods"]["metric"]["name"] in names
+    manifests = render(values_of("image-volume-keda"))
+    query = one(manifests, "ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
+    service = one(manifests, "Service")["metadata"]
+    assert set(re.findall(r"inkserve_\w+", query)) <= names
+    assert f'job="{service["name"]}", namespace="{service["namespace"]}"' in query
+
+
+def test_the_rules_are_the_files_under_the_releases_own_name() -> None:
+    source = (CHART / "rules" / "inkserve.yaml").read_text()
+    rule = one(render(values_of("public")), "PrometheusRule")
+    own = json.dumps(rule["spec"])
+    assert 'job=\\"inkserve\\"' not in own
+    assert 'deployment=\\"inkserve\\"' not in own
+    ours = own.replace('job=\\"digits-inkserve\\",namespace=\\"serving\\"', 'job=\\"inkserve\\"')
+    ours = ours.replace(
+        'deployment=\\"digits-inkserve\\",namespace=\\"serving\\"', 'deployment=\\"inkserve\\"'
+    )
+    assert json.loads(ours) == yaml.safe_load(source)
+
+
+def test_dashboards_in_the_folder_become_a_config_map(tmp_path: Path) -> None:
+    copied = tmp_path / "chart"
+    shutil.copytree(CHART, copied)
+    dashboard = {"title": "inkserve", "panels": [{"expr": 'rate(x{job="a"}[5m])', "legend": "{{model}}"}]}
+    (copied / "dashboards").mkdir(exist_ok=True)
+    (copied / "dashboards" / "another.json").write_text(json.dumps(dashboard, indent=2))
+    with helm_python.Chart.load(copied) as changed:
+        config = one(render({"grafanaDashboard": {"enabled": True}}, of=changed), "ConfigMap")
+    validate(config, NEWEST_KUBERNETES)
+    assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(config["data"]["another.json"]) == dashboard
+
+
+def test_the_network_policy_lets_nothing_out_but_the_fetch_of_models() -> None:
+    assert one(render({}), "NetworkPolicy")["spec"]["egress"] == []
+    (egress,) = one(render(values_of("object-store")), "NetworkPolicy")["spec"]["egress"]
+    assert {port["port"] for port in egress["ports"]} == {53, 443}
+
+
+def test_metrics_are_not_published() -> None:
+    manifests = render(values_of("public"))
+    paths = [path["path"] for path in one(manifests, "Ingress")["spec"]["rules"][0]["http"]["paths"]]
+    matches = one(manifests, "HTTPRoute")["spec"]["rules"][0]["matches"]
+    assert paths == [match["path"]["value"] for match in matches]
+    assert not any("/metrics".startswith(path) for path in paths)
+
+
+@pytest.mark.skipif(not shutil.which("rclone"), reason="rclone is missing: Debian has it")
+def test_the_init_container_fetches_what_the_service_then_reads(tmp_path: Path) -> None:
+    bucket, models = tmp_path / "bucket", tmp_path / "models"
+    (bucket / "digits" / "cnn" / "1").mkdir(parents=True)
+    (bucket / "digits" / "cnn" / "1" / "model.onnx").write_bytes(b"graph")
+    store = {"path": f"{bucket}/digits", "remote": {"type": "local"}}
+    values = {
+        "models": {"source": "objectStore", "objectStore": store},
+        "settings": {"modelsDir": str(models)},
+    }
+    pod = one(render(values), "Deployment")["spec"]["template"]["spec"]
+    (fetch,) = pod["initContainers"]
+    env = {entry["name"]: entry["value"] for entry in fetch["env"]}
+    rclone = shutil.which("rclone")
+    assert rclone
+    subprocess.run([rclone, *fetch["args"]], env=env, check=True, timeout=60, capture_output=True)
+    assert (models / "cnn" / "1" / "model.onnx").read_bytes() == b"graph"
+    mounts = [container["volumeMounts"] for container in (fetch, *pod["containers"])]
+    assert all({"name": "models", "mountPath": str(models)}.items() <= mount[1].items() for mount in mounts)
+
+
+SEARCH = settings(
+    deadline=None,
+    max_examples=50,
+    derandomize=True,  # the same values each time: a failure is a change's, not chance's
+    phases=[
+        Phase.generate
+    ],  # shrinking hundreds of values takes minutes, and Helm names the one that it dislikes
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def snake_case(name: str) -> str:
+    return re.sub(r"[A-Z]", lambda letter: "_" + letter[0].lower(), name)
+
+
+def settings_from(env: dict[str, str]) -> Settings:
+    """The service's settings where these are the environment's variables."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        return Settings()
+
+
+@SEARCH
+@given(any_values_of(SCHEMA["properties"]["settings"], SCHEMA))
+def test_settings_reach_the_service_unchanged_or_both_refuse_them(values: Values) -> None:
+    set_values = {snake_case(name): value for name, value in values.items() if value is not None}
+    try:
+        manifests = render({"settings": values, "terminationGracePeriodSeconds": 2000})
+    except helm_python.HelmRenderError as error:
+        assert "inkserve: settings.maxRequestRows" in str(error)  # noqa: PT017
+        with pytest.raises(ValidationError, match="max_request_rows"):
+            Settings(**set_values)
+        return
+    assert settings_from(environment(manifests)) == Settings(**(chart_settings() | set_values))
+
+
+def chart_settings() -> dict[str, Any]:
+    return {snake_case(name): value for name, value in chart().values["settings"].items()}
+
+
+@SEARCH
+@given(any_values_of(SCHEMA, SCHEMA))
+def test_any_values_render_to_a_valid_deployment_or_are_refused_in_our_words(values: Values) -> None:
+    assume(jsonschema.Draft7Validator(SCHEMA).is_valid(values))
+    try:
+        manifests = render(values)
+    except helm_python.HelmValuesError:  # merged with the defaults they break a rule between two values
+        return
+    except helm_python.HelmRenderError as error:
+        assert "inkserve: " in str(error)  # noqa: PT017
+        return
+    for kind in ("Deployment", "NetworkPolicy", "Service"):
+        for manifest in manifests:
+            if manifest["kind"] == kind:
+                validate(manifest, NEWEST_KUBERNETES)
