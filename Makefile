@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # cpu or gpu: which onnxruntime is installed.
 ENGINE ?= cpu
-# Options of `python -m service`, for instance ARGS="--port 9000".
+# Options of what the target runs, for instance `make serve ARGS="--port 9000"`.
 ARGS ?=
 DATA_DIR ?= data/mnist
 
@@ -40,6 +40,10 @@ lint: $(VENV)/.develop ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+.PHONY: peers
+peers: $(VENV)/.develop ## Measure inkserve and other model servers; needs wrk and half an hour
+	$(BIN)/python -m loadtests.peers $(ARGS)
 
 .PHONY: data
 data: $(VENV)/.develop ## Fetch MNIST into data/mnist; tests that need it are skipped where that fails
