@@ -41,6 +41,10 @@ lint: $(VENV)/.develop ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.PHONY: bench
+bench: $(VENV)/.develop ## Run the micro-benchmarks
+	$(BIN)/python -m pytest loadtests/benchmarks $(ARGS)
+
 .PHONY: peers
 peers: $(VENV)/.develop ## Measure inkserve and other model servers; needs wrk and half an hour
 	$(BIN)/python -m loadtests.peers $(ARGS)
