@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from loadtests import machine, open_loop_report
 from loadtests.generator import Outcome, Plan, generate
 from loadtests.peers import wire
 from loadtests.peers.contestants import ASGI, Contestant, inkserve, newest_graph
-from loadtests.peers.measure import images_of
+from loadtests.peers.measure import images_of, right_answer
 from loadtests.processes import end_servers_on_sigterm, free_port, serving
 
 LOADS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 2.0, 5.0)
@@ -190,8 +189,7 @@ def _started(contestant: Contestant, parsed: argparse.Namespace) -> Iterator[int
     images = images_of(1)
     expected: NDArray[np.float32] = np.zeros((1, 10), np.float32)  # as the empty application answers
     if contestant.model:
-        session = ort.InferenceSession(newest_graph(models_dir, contestant.model))
-        expected = session.run(["probabilities"], {"images": images})[0]
+        expected = right_answer(newest_graph(models_dir, contestant.model), images)
 
     def ready() -> bool:
         return wire.agrees(port, contestant.path, contestant.wire, images, expected)

@@ -125,6 +125,7 @@ EVERY: tuple[Contestant, ...] = (
     ASGI,
     INKSERVE,
     inkserve("inkserve-int8", "raw, defaults, int8 model", model="mlp-int8"),
+    inkserve("inkserve-split", "raw, 2 HTTP workers and an engine", ["--workers", "2"]),
     BATCHER,
     Contestant(
         "fastapi_plain", "JSON, pydantic, no batching", "/classify", wire.LISTS, OWN_APP, own_packages=False

@@ -18,6 +18,7 @@ class Classifier:
         options = ort.SessionOptions()
         options.intra_op_num_threads = int(os.environ["THREADS"])
         options.inter_op_num_threads = 1
+        options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(os.environ["MODEL"], options, providers=["CPUExecutionProvider"])
         self(np.zeros((MAX_BATCH_SIZE, SIDE, SIDE), np.uint8))  # warm: the first run allocates
