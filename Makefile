@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # cpu or gpu: which onnxruntime is installed.
 ENGINE ?= cpu
-# Options of `python -m service`, for instance ARGS="--port 9000".
+# Options of what the target runs, for instance `make serve ARGS="--port 9000"`.
 ARGS ?=
 DATA_DIR ?= data/mnist
 
@@ -51,6 +51,14 @@ image-lint: $(VENV)/.develop ## Check the Dockerfile
 .PHONY: image-check
 image-check: ## Build the image without a Docker engine and send its server a digit; needs root and Debian
 	.ci/image-check
+
+.PHONY: bench
+bench: $(VENV)/.develop ## Run the micro-benchmarks
+	$(BIN)/python -m pytest loadtests/benchmarks $(ARGS)
+
+.PHONY: peers
+peers: $(VENV)/.develop ## Measure inkserve and other model servers; needs wrk and half an hour
+	$(BIN)/python -m loadtests.peers $(ARGS)
 
 .PHONY: data
 data: $(VENV)/.develop ## Fetch MNIST into data/mnist; tests that need it are skipped where that fails

@@ -1,0 +1,1 @@
+"""Micro-benchmarks of inkserve's parts, for `make bench`."""

@@ -1,0 +1,67 @@
+"""What it costs to form batches, and to pass requests through a device that computes nothing."""
+
+import asyncio
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import uvloop
+from numpy.typing import NDArray
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from service.batching import Answer, Batch, BatchQueue, Item
+from service.device import Batcher, Device
+
+MAX_BATCH_SIZE = 256
+MAX_QUEUE_ROWS = 16384
+
+
+class Instant:
+    """A runner that answers with zeros."""
+
+    def run(self, parts: Sequence[tuple[NDArray[Any], ...]], rows: int) -> tuple[NDArray[Any], ...]:
+        del parts
+        return (np.zeros((rows, 10), np.float32),)
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = uvloop.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.mark.parametrize("rows", [1, 16, 256])
+def test_form_a_batch(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, rows: int) -> None:
+    """A full batch of requests of so many rows: pushed and taken."""
+    images = np.zeros((rows, 28, 28), np.uint8)
+
+    def push_and_take() -> Batch:
+        queue = BatchQueue(MAX_BATCH_SIZE, MAX_QUEUE_ROWS)
+        for _ in range(MAX_BATCH_SIZE // rows):
+            future: asyncio.Future[Answer] = loop.create_future()
+            queue.push(Item((images,), rows, 0.0, math.inf, future))
+        return queue.take()
+
+    assert benchmark(push_and_take).rows == MAX_BATCH_SIZE
+
+
+@pytest.mark.parametrize("requests", [1, 64, 256])
+def test_submit_together(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, requests: int) -> None:
+    """So many one-row requests at once: through the queue, the device's thread and back."""
+    image = np.zeros((1, 28, 28), np.uint8)
+
+    async def start() -> tuple[Device, Batcher]:
+        device = Device("benchmark")
+        return device, Batcher(device, Instant(), BatchQueue(MAX_BATCH_SIZE, MAX_QUEUE_ROWS))
+
+    device, batcher = loop.run_until_complete(start())
+
+    async def submit() -> list[Answer]:
+        return await asyncio.gather(*(batcher.submit((image,), 1, math.inf) for _ in range(requests)))
+
+    answers = benchmark(lambda: loop.run_until_complete(submit()))
+    assert [answer.outputs[0].shape for answer in answers] == [(1, 10)] * requests
+    device.close()

@@ -1,0 +1,247 @@
+"""The command `python -m loadtests.open_loop`: latency under load, and goodput under overload.
+
+The load does not wait for the server: see `loadtests.generator`.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtests import machine, open_loop_report
+from loadtests.generator import Outcome, Plan, generate
+from loadtests.peers import wire
+from loadtests.peers.contestants import ASGI, Contestant, inkserve, newest_graph
+from loadtests.peers.measure import images_of, right_answer
+from loadtests.processes import end_servers_on_sigterm, free_port, serving
+
+LOADS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 2.0, 5.0)
+"""Offered loads, in capacities."""
+
+CAPACITY_CONNECTIONS = 64
+WARM_UP_SECONDS = 1.0
+NICENESS = -10
+"""So that on few cores the generator sends in time; the server has what the generator leaves."""
+
+SATURATED_LATENESS_SECONDS = 0.005
+SATURATED_CPU_SHARE = 0.9
+
+Json = dict[str, Any]
+Run = Callable[[Plan], Outcome]
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one offered load led to. Rates are per second of the load, latencies count from due time.
+
+    goodput: answered 200 within the deadline. rejected_*: the answers 503, from sending. waited:
+    requests for which there was no free connection. late_*: how long after their due time the
+    others were sent. generator_saturated: the figures then tell of the generator, not of the server.
+    """
+
+    load: float
+    offered: float
+    sent: float
+    answered: float
+    goodput: float
+    rejected: float
+    failed: int
+    p50_seconds: float
+    p99_seconds: float
+    p999_seconds: float
+    rejected_p50_seconds: float
+    rejected_p99_seconds: float
+    rejected_max_seconds: float
+    waited: int
+    late_p50_seconds: float
+    late_p99_seconds: float
+    connections: int
+    generator_cpu_share: float
+    generator_saturated: bool
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the process's exit code."""
+    parsed = _parser().parse_args(arguments)
+    end_servers_on_sigterm()
+    _allow_many_sockets()
+    result: Json = {"machine": machine.describe(), "flags": parsed.flags, "scenarios": []}
+    result |= {"deadline_seconds": parsed.deadline_seconds, "seconds": parsed.seconds}
+    with _generator_process() as run:
+        result["generator"] = _measure_generator(run, parsed)
+        _say(f"generator: at most {result['generator']['requests_per_second']:,.0f} requests/s")
+        for rows in parsed.images:
+            scenario: Json = {"images": rows, "points": []}
+            result["scenarios"].append(scenario)
+            for point in _scenario(run, rows, scenario, parsed):
+                _say(f"  {open_loop_report.one_line(asdict(point))}")
+                scenario["points"].append(asdict(point))
+                _write(result, parsed.output)
+    open_loop_report.draw(result, parsed.figure)
+    print(open_loop_report.markdown(result))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m loadtests.open_loop", description=__doc__)
+    add = parser.add_argument
+    add(
+        "--images",
+        type=int,
+        nargs="+",
+        default=[1, 16],
+        help="a request; one scenario for each, default 1 16",
+    )
+    add("--seconds", type=float, default=8.0, help="of each load; default 8")
+    add("--deadline-seconds", type=float, default=0.25, help="later answers are no goodput; default 0.25")
+    add("--connections", type=int, default=1024, help="most of the generator's; default 1024")
+    add("--loads", type=float, nargs="+", default=LOADS, help="offered, in capacities")
+    add("--model", default="mlp", help="default mlp")
+    add("--threads", type=int, default=max(1, machine.cores() - 1), help="onnxruntime's")
+    add("--flags", default="", help="more flags of `python -m service`, as one argument")
+    add("--models-dir", type=Path, default=machine.ROOT / "models", help="default models/")
+    add("--output", type=Path, default=machine.RESULTS / "open_loop", help="less .json and .md")
+    add("--figure", type=Path, default=machine.ROOT / "docs" / "latency.png")
+    return parser
+
+
+def _scenario(run: Run, rows: int, scenario: Json, parsed: argparse.Namespace) -> Iterator[Point]:
+    """The capacity with `rows` images a request, then what each load leads to."""
+    contestant = inkserve("inkserve", "", shlex.split(parsed.flags), model=parsed.model)
+    with _started(contestant, parsed) as port:
+        request = _request(port, contestant, rows)
+        closed = Plan(port, request, None, WARM_UP_SECONDS, CAPACITY_CONNECTIONS)
+        run(closed)
+        outcome = run(Plan(port, request, None, parsed.seconds, CAPACITY_CONNECTIONS))
+        scenario["capacity"] = capacity = _rate(outcome, outcome.status == 200)
+        _say(f"{rows} images a request: capacity {capacity:,.0f} requests/s")
+        for seed, load in enumerate(parsed.loads):
+            plan = Plan(port, request, load * capacity, parsed.seconds, parsed.connections, seed=seed)
+            yield summarise(load, run(plan), parsed.deadline_seconds)
+
+
+def summarise(load: float, outcome: Outcome, deadline_seconds: float) -> Point:
+    """From every request's fate to the figures of one load."""
+    latency = outcome.done - outcome.due
+    good = outcome.status == 200
+    rejected = outcome.status == 503
+    lateness = (outcome.sent - outcome.due)[~np.isnan(outcome.sent) & ~outcome.waited]
+    rejection = (outcome.done - outcome.sent)[rejected]
+    late_p99 = _quantile(lateness, 0.99)
+    return Point(
+        load=load,
+        offered=len(outcome.due) / outcome.seconds,
+        sent=_rate(outcome, outcome.sent <= outcome.seconds),
+        answered=_rate(outcome, good),
+        goodput=_rate(outcome, good & (latency <= deadline_seconds)),
+        rejected=_rate(outcome, rejected),
+        failed=int(np.sum(~good & ~rejected)),
+        p50_seconds=_quantile(latency[good], 0.5),
+        p99_seconds=_quantile(latency[good], 0.99),
+        p999_seconds=_quantile(latency[good], 0.999),
+        rejected_p50_seconds=_quantile(rejection, 0.5),
+        rejected_p99_seconds=_quantile(rejection, 0.99),
+        rejected_max_seconds=_quantile(rejection, 1.0),
+        waited=int(np.sum(outcome.waited)),
+        late_p50_seconds=_quantile(lateness, 0.5),
+        late_p99_seconds=late_p99,
+        connections=outcome.connections,
+        generator_cpu_share=outcome.cpu_share,
+        generator_saturated=late_p99 > SATURATED_LATENESS_SECONDS or outcome.cpu_share > SATURATED_CPU_SHARE,
+    )
+
+
+def _measure_generator(run: Run, parsed: argparse.Namespace) -> Json:
+    """What the generator can do at all: against an application that does nothing."""
+    with _started(ASGI, parsed) as port:
+        request = _request(port, ASGI, 1)
+        run(Plan(port, request, None, WARM_UP_SECONDS, CAPACITY_CONNECTIONS))
+        outcome = run(Plan(port, request, None, parsed.seconds, CAPACITY_CONNECTIONS))
+        most = _rate(outcome, outcome.status == 200)
+        plan = Plan(port, request, most / 2, parsed.seconds, parsed.connections)
+        half = summarise(0.5, run(plan), parsed.deadline_seconds)
+    return {
+        "requests_per_second": most,
+        "cpu_share": outcome.cpu_share,
+        "cpu_seconds_per_request": outcome.cpu_share / most,
+        "at_half": asdict(half),
+    }
+
+
+@contextmanager
+def _started(contestant: Contestant, parsed: argparse.Namespace) -> Iterator[int]:
+    """The port of the running server."""
+    port = free_port()
+    models_dir = parsed.models_dir.resolve()
+    command, environment = contestant.launch(port, models_dir, parsed.threads)
+    images = images_of(1)
+    expected: NDArray[np.float32] = np.zeros((1, 10), np.float32)  # as the empty application answers
+    if contestant.model:
+        expected = right_answer(newest_graph(models_dir, contestant.model), images)
+
+    def ready() -> bool:
+        return wire.agrees(port, contestant.path, contestant.wire, images, expected)
+
+    with serving(command, ready, directory=contestant.directory, environment=environment):
+        yield port
+
+
+@contextmanager
+def _generator_process() -> Iterator[Run]:
+    """Runs plans in a process of its own, ahead of the server wherever the system allows it."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_be_prompt) as pool:
+        yield lambda plan: pool.submit(generate, plan).result(plan.seconds + plan.patience_seconds + 60)
+
+
+def _be_prompt() -> None:
+    try:
+        os.nice(NICENESS)
+    except PermissionError:  # only root may; its lateness is reported in any case
+        print("loadtests: the generator runs at normal priority", file=sys.stderr)
+
+
+def _allow_many_sockets() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
+
+
+def _request(port: int, contestant: Contestant, rows: int) -> bytes:
+    body, headers = contestant.wire.encode(images_of(rows))
+    lines = [f"POST {contestant.path} HTTP/1.1", f"Host: 127.0.0.1:{port}", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode("ascii") + body
+
+
+def _rate(outcome: Outcome, which: NDArray[np.bool_]) -> float:
+    return float(np.sum(which) / outcome.seconds)
+
+
+def _quantile(values: NDArray[np.float64], share: float) -> float:
+    return float(np.quantile(values, share)) if len(values) else 0.0
+
+
+def _write(result: Json, output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    output.with_suffix(".md").write_text(open_loop_report.markdown(result))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

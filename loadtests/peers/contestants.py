@@ -1,0 +1,174 @@
+"""Who runs, how they are started, and what they are asked."""
+
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loadtests.machine import ROOT
+from loadtests.peers import wire
+from loadtests.peers.wire import Wire
+
+PEERS = Path(__file__).parent
+VENVS = ROOT / ".cache" / "peers"
+INSTALL_SECONDS = 900
+
+
+class NotInstalled(Exception):
+    """A peer's packages cannot be installed here, or its model is not there."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A server to be measured.
+
+    command: its arguments; {bin} is its virtual environment's bin folder, {python} inkserve's own
+        interpreter, {port}, {models} and {threads} what they say.
+    model: the folder under models/ whose graph it runs; bounds that run none have an empty one.
+    own_packages: whether it has a requirements.txt and a virtual environment of its own.
+    """
+
+    name: str
+    configuration: str
+    path: str
+    wire: Wire
+    command: Sequence[str]
+    model: str = "mlp"
+    own_packages: bool = True
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def directory(self) -> Path:
+        """Where it is started: its own folder, inkserve in the repository's root."""
+        own = PEERS / self.name
+        return own if own.is_dir() else ROOT
+
+    def launch(self, port: int, models_dir: Path, threads: int) -> tuple[list[str], dict[str, str]]:
+        """Its command line and environment."""
+        values = {
+            "bin": str(VENVS / self.name / "bin"),
+            "python": sys.executable,
+            "port": str(port),
+            "models": str(models_dir),
+            "threads": str(threads),
+            "libpython": str(sysconfig.get_config_var("LIBDIR")),
+        }
+        environment = {
+            "MODEL": str(newest_graph(models_dir, self.model)) if self.model else "",
+            "PORT": str(port),
+            "THREADS": str(threads),
+            "OMP_NUM_THREADS": str(threads),
+            "PYTHONPATH": str(ROOT),
+            **{name: value.format(**values) for name, value in self.environment.items()},
+        }
+        return [part.format(**values) for part in self.command], environment
+
+    def install(self) -> None:
+        """Make its virtual environment, unless that was done before. Raises NotInstalled."""
+        if not self.own_packages:
+            return
+        requirements = self.directory / "requirements.txt"
+        venv = VENVS / self.name
+        done = venv / "installed.txt"
+        if done.exists() and done.read_bytes() == requirements.read_bytes():
+            return
+        _run([sys.executable, "-m", "venv", str(venv)])
+        _run([str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "-r", str(requirements)])
+        done.write_bytes(requirements.read_bytes())
+
+
+def newest_graph(models_dir: Path, name: str) -> Path:
+    """The ONNX file of a model's highest version. Raises NotInstalled if there is none."""
+    versions = [path for path in (models_dir / name).glob("*/model.onnx") if path.parent.name.isdigit()]
+    if not versions:
+        raise NotInstalled(f"there is no model {name}")
+    return max(versions, key=lambda path: int(path.parent.name))
+
+
+def _run(command: Sequence[str]) -> None:
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=INSTALL_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise NotInstalled(f"installing took more than {INSTALL_SECONDS} s") from None
+    if run.returncode:
+        reason = [line for line in run.stderr.splitlines() if line.startswith("ERROR")]
+        raise NotInstalled(" ".join(reason[-1:])[:300] or f"pip ended with code {run.returncode}")
+
+
+def inkserve(name: str, configuration: str, extra: Sequence[str] = (), model: str = "mlp") -> Contestant:
+    """inkserve with extra flags, on all of its models, asked for one of them."""
+    command = ["{python}", "-m", "service", "--models-dir", "{models}", "--port", "{port}"]
+    command += ["--intra-op-threads", "{threads}", *extra]
+    path = f"/classify?model={model}"
+    return Contestant(name, configuration, path, wire.RAW, command, model=model, own_packages=False)
+
+
+APP = ("{bin}/python", "app.py")
+OWN_APP = ("{python}", "app.py")
+
+ASGI = Contestant(
+    "asgi", "empty ASGI app, uvicorn, uvloop, httptools", "/", wire.RAW, OWN_APP, model="", own_packages=False
+)
+BATCHER = Contestant(
+    "fastapi_batcher",
+    "raw, asyncio batcher, thread",
+    "/classify",
+    wire.RAW,
+    OWN_APP,
+    own_packages=False,
+)
+INKSERVE = inkserve("inkserve", "raw, defaults")
+
+EVERY: tuple[Contestant, ...] = (
+    ASGI,
+    INKSERVE,
+    inkserve("inkserve-int8", "raw, defaults, int8 model", model="mlp-int8"),
+    inkserve("inkserve-split", "raw, 2 HTTP workers and an engine", ["--workers", "2"]),
+    BATCHER,
+    Contestant(
+        "fastapi_plain", "JSON, pydantic, no batching", "/classify", wire.LISTS, OWN_APP, own_packages=False
+    ),
+    Contestant(
+        "mosec",
+        "raw, batch 64",
+        "/inference",
+        wire.RAW,
+        (*APP, "--address", "127.0.0.1", "--port", "{port}", "--log-level", "warning"),
+    ),
+    Contestant("litserve", "base64 in JSON, batch 64", "/predict", wire.BASE64, APP),
+    Contestant(
+        "bentoml",
+        "base64 in JSON, adaptive batching",
+        "/classify",
+        wire.BASE64_LIST,
+        ("{bin}/bentoml", "serve", "app:Digits", "--host", "127.0.0.1", "--port", "{port}"),
+        environment={"BENTOML_DO_NOT_TRACK": "True"},
+    ),
+    Contestant(
+        "mlserver",
+        "V2, base64 in JSON, batch 64",
+        "/v2/models/mlp/infer",
+        wire.V2_BASE64,
+        ("{bin}/mlserver", "start", "."),
+        environment={"MLSERVER_HTTP_PORT": "{port}", "MLSERVER_GRPC_PORT": "0"},
+    ),
+    Contestant(
+        "ray",
+        "raw, serve.batch 64",
+        "/",
+        wire.RAW,
+        APP,
+        environment={"RAY_USAGE_STATS_ENABLED": "0"},
+    ),
+    Contestant(
+        "pytriton",
+        "V2 binary, dynamic batcher",
+        "/v2/models/mlp/infer",
+        wire.V2_BINARY,
+        APP,
+        # Triton's Python backend links to libpython; another one than this interpreter's breaks it.
+        environment={"LD_LIBRARY_PATH": "{libpython}"},
+    ),
+)

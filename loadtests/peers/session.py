@@ -1,0 +1,34 @@
+"""The onnxruntime session that every peer runs, so that they differ in all but the engine."""
+
+import os
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+SIDE = 28
+PIXELS = SIDE * SIDE
+MAX_BATCH_SIZE = 256
+
+
+class Classifier:
+    """The model of the environment variable MODEL, on THREADS threads."""
+
+    def __init__(self) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = int(os.environ["THREADS"])
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = ort.InferenceSession(os.environ["MODEL"], options, providers=["CPUExecutionProvider"])
+        self(np.zeros((MAX_BATCH_SIZE, SIDE, SIDE), np.uint8))  # warm: the first run allocates
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Images (n, 28, 28) to probabilities (n, 10); blocks."""
+        probabilities: NDArray[np.float32] = self._session.run(["probabilities"], {"images": images})[0]
+        return probabilities
+
+
+def rows_of(body: bytes) -> NDArray[np.uint8]:
+    """A raw body as images, (n, 28, 28)."""
+    return np.frombuffer(body, np.uint8).reshape(-1, SIDE, SIDE)

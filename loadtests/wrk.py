@@ -1,0 +1,78 @@
+"""Closed-loop load by wrk: so many connections, each with one request in flight at any time."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+SCRIPT = Path(__file__).with_name("post.lua")
+TIMEOUT_SECONDS = 10
+
+
+class WrkMissing(Exception):
+    """There is no wrk on this machine."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What wrk saw.
+
+    requests: answered with a status below 400. errors: all others, whether refused, broken off or
+    not answered in 10 s. client_cpu_seconds: what wrk itself took of the machine.
+    """
+
+    requests: int
+    seconds: float
+    p50_seconds: float
+    p99_seconds: float
+    max_seconds: float
+    errors: int
+    client_cpu_seconds: float
+
+
+def post(url: str, body: bytes, headers: Mapping[str, str], *, connections: int, seconds: float) -> Load:
+    """POST the body over the connections for some seconds. Raises WrkMissing."""
+    wrk = shutil.which("wrk")
+    if wrk is None:
+        raise WrkMissing("wrk is missing; on Debian: apt-get install wrk")
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(body)
+        file.flush()
+        lines = "\n".join(f"{name}: {value}" for name, value in headers.items())
+        # One thread: wrk then takes no more than one core, and less than a tenth of it from slow servers.
+        command = [wrk, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s"]
+        command += ["--timeout", f"{TIMEOUT_SECONDS}s", "-s", str(SCRIPT), url]
+        before = _children_cpu_seconds()
+        run = subprocess.run(
+            command,
+            env={**os.environ, "BODY_FILE": file.name, "HEADERS": lines},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=seconds + 60,
+        )
+        client_cpu_seconds = _children_cpu_seconds() - before
+    line = next(line for line in run.stdout.splitlines() if line.startswith("RESULT "))
+    return _load(json.loads(line.removeprefix("RESULT ")), client_cpu_seconds)
+
+
+def _load(seen: Mapping[str, float], client_cpu_seconds: float) -> Load:
+    return Load(
+        requests=int(seen["requests"] - seen["refused"]),
+        seconds=seen["seconds"],
+        p50_seconds=seen["p50"],
+        p99_seconds=seen["p99"],
+        max_seconds=seen["max"],
+        errors=int(seen["failed"] + seen["refused"]),
+        client_cpu_seconds=client_cpu_seconds,
+    )
+
+
+def _children_cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

@@ -1,0 +1,130 @@
+"""The open-loop generator against real sockets."""
+
+import socket
+import socketserver
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from loadtests.generator import Outcome, Plan, arrivals, generate
+from loadtests.open_loop import summarise
+
+REQUEST = b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody"
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+
+Answer = Callable[[socketserver.BaseRequestHandler], bool]
+
+
+@contextmanager
+def answering(answer: Answer) -> Iterator[int]:
+    """A server that calls `answer` for each request, on a thread per connection, until it says no."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while self.request.recv(len(REQUEST), socket.MSG_WAITALL) and answer(self):
+                pass
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        request_queue_size = 256
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+def answer_in_two_parts(handler: socketserver.BaseRequestHandler) -> bool:
+    handler.request.sendall(ANSWER[:20])
+    handler.request.sendall(ANSWER[20:])
+    return True
+
+
+def test_requests_leave_while_earlier_ones_are_not_answered() -> None:
+    enough = threading.Event()
+    count = 0
+    lock = threading.Lock()
+
+    def hold(handler: socketserver.BaseRequestHandler) -> bool:
+        nonlocal count
+        with lock:
+            count += 1
+            if count == 40:
+                enough.set()
+        enough.wait(20)
+        return answer_in_two_parts(handler)
+
+    with answering(hold) as port:
+        outcome = generate(Plan(port, REQUEST, rate=300, seconds=0.5, connections=512, patience_seconds=20))
+    assert (outcome.status == 200).all()
+    assert outcome.connections >= 40
+    # The clock of the first request runs from when it was due until the server stops stalling.
+    assert outcome.done[0] - outcome.due[0] >= outcome.due[39] - outcome.due[0]
+
+
+def test_without_a_rate_it_is_a_closed_loop() -> None:
+    with answering(answer_in_two_parts) as port:
+        outcome = generate(Plan(port, REQUEST, rate=None, seconds=0.3, connections=4))
+    assert outcome.connections == 4
+    assert len(outcome.status) > 4
+    assert (outcome.status == 200).all()
+
+
+def test_requests_wait_for_a_connection_when_all_are_busy() -> None:
+    with answering(answer_in_two_parts) as port:
+        outcome = generate(Plan(port, REQUEST, rate=5_000, seconds=0.2, connections=1, patience_seconds=20))
+    assert outcome.connections == 1
+    assert outcome.waited.any()
+    assert (outcome.status == 200).all()
+    assert (outcome.sent >= outcome.due).all()
+
+
+def test_a_connection_that_breaks_fails_its_request_alone() -> None:
+    broken = threading.Event()
+
+    def break_once(handler: socketserver.BaseRequestHandler) -> bool:
+        if broken.is_set():
+            return answer_in_two_parts(handler)
+        broken.set()
+        return False
+
+    with answering(break_once) as port:
+        outcome = generate(Plan(port, REQUEST, rate=200, seconds=0.3, connections=8))
+    assert (outcome.status == 0).sum() == 1
+    assert (outcome.status == 200).sum() == len(outcome.status) - 1
+
+
+def test_arrivals_are_a_poisson_process() -> None:
+    times = arrivals(rate=1000, seconds=20, seed=1)
+    gaps = np.diff(times)
+    assert times.min() >= 0
+    assert times.max() <= 20
+    # 20,000 events: the mean and the spread of the gaps are known to 0.7 %; five times that is allowed.
+    assert gaps.mean() == pytest.approx(1e-3, rel=0.035)
+    assert gaps.std() == pytest.approx(1e-3, rel=0.035)
+
+
+def test_goodput_counts_only_answers_within_the_deadline_of_their_due_time() -> None:
+    outcome = Outcome(
+        due=np.array([0.0, 0.1, 0.2, 0.3, 0.4]),
+        sent=np.array([0.0, 0.15, 0.2, 0.3, np.nan]),
+        done=np.array([0.05, 0.25, 0.4, 0.302, np.nan]),
+        waited=np.array([False, True, False, False, True]),
+        status=np.array([200, 200, 200, 503, 0], np.int16),
+        seconds=1.0,
+        connections=2,
+        cpu_share=0.1,
+    )
+    point = summarise(2.0, outcome, deadline_seconds=0.12)
+    assert (point.offered, point.sent, point.answered, point.goodput) == (5, 4, 3, 1)
+    assert (point.rejected, point.failed, point.waited) == (1, 1, 2)
+    assert point.rejected_p99_seconds == pytest.approx(0.002)
+    assert point.p50_seconds == pytest.approx(0.15)
+    assert point.late_p99_seconds == 0  # waiting for a connection is the server's doing
+    assert not point.generator_saturated
