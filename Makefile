@@ -6,6 +6,10 @@ ENGINE ?= cpu
 # Options of `python -m service`, for instance ARGS="--port 9000".
 ARGS ?=
 DATA_DIR ?= data/mnist
+# make load: an empty HOST starts the service; more in docs/load-testing.md.
+HOST ?=
+STAGES ?= ramp
+RATE ?= 200
 
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
@@ -44,6 +48,16 @@ lint: $(VENV)/.develop ## Check style and types
 .PHONY: data
 data: $(VENV)/.develop ## Fetch MNIST into data/mnist; tests that need it are skipped where that fails
 	-$(BIN)/python -m training data --data-dir $(DATA_DIR)
+
+.PHONY: load
+load: $(VENV)/.develop ## Load the service with real digits: HOST= STAGES=ramp|spike|soak RATE= ARGS=
+	$(BIN)/python -m loadtests.load --host "$(HOST)" --stages $(STAGES) --rate $(RATE) $(ARGS)
+
+.PHONY: capacity
+capacity: $(VENV)/.develop ## Measure one pod, check the simulation against it, simulate to a million requests/s
+	$(BIN)/python -m loadtests.capacity measure
+	-$(BIN)/python -m loadtests.check_simulation
+	$(BIN)/python -m loadtests.scaling
 
 .PHONY: clean
 clean: ## Remove the virtual environment and the caches

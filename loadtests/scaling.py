@@ -75,7 +75,7 @@ def diurnal_scenarios(peak: float, costs: PodCosts, options: ClusterOptions) -> 
     rate, most = diurnal(peak), 2 * replicas_for(peak, costs)
     start = replicas_for(rate(0), costs)
     spec = Spec(2, most, TARGET)
-    return [Scenario("diurnal", DAY_SECONDS, rate, start, options, spec, tick_seconds=10.0)]
+    return [Scenario("diurnal", DAY_SECONDS, rate, start, options, spec, tick_seconds=5.0)]
 
 
 def flash_scenarios(peak: float, costs: PodCosts, options: ClusterOptions) -> list[Scenario]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import simpy
 
-from loadtests.autoscaler import Autoscaler, Spec
+from loadtests.autoscaler import SYNC_SECONDS, Autoscaler, Spec
 from loadtests.cluster import Cluster, ClusterOptions, Metric
 from loadtests.pod import (
     Floats,
@@ -104,8 +104,12 @@ class _Recorder:
 def simulate(scenario: Scenario, costs: PodCosts, usual: Stationary | None, seed: int) -> Outcome:
     """Run a scenario. usual: latencies for the fluid model, None for every request on its own.
 
-    The same seed gives the same outcome.
+    The same seed gives the same outcome. Raises ValueError if a sync is not a whole number of ticks: the
+    autoscaler would see a metric that jumps.
     """
+    ticks = SYNC_SECONDS / scenario.tick_seconds
+    if scenario.spec is not None and abs(ticks - round(ticks)) > 1e-9:
+        raise ValueError(f"tick is {scenario.tick_seconds:g} s, expected a part of {SYNC_SECONDS:g} s")
     rng = np.random.default_rng(seed)
     env = simpy.Environment()
     if usual is None:

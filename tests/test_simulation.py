@@ -146,3 +146,15 @@ def test_a_pod_beyond_the_room_waits_for_a_node(usual: dict[PodCosts, Stationary
 
     assert 18 <= ready_at(room=3) <= 24  # the first sync, the start, at most one probe period
     assert 58 <= ready_at(room=2) <= 64
+
+
+def test_a_tick_that_does_not_divide_the_sync_is_refused(usual: dict[PodCosts, Stationary]) -> None:
+    scenario = Scenario("day", 60, lambda _: 100.0, 2, OPTIONS, spec=Spec(1, 3, 0.6), tick_seconds=10.0)
+    with pytest.raises(ValueError, match=r"tick is 10 s, expected a part of 15 s"):
+        simulate(scenario, LOOP_BOUND, usual[LOOP_BOUND], seed=1)
+
+
+def test_the_autoscaler_settles_where_its_target_is_met(usual: dict[PodCosts, Stationary]) -> None:
+    scenario = Scenario("steady", 600, lambda _: 2900.0, 2, OPTIONS, spec=Spec(1, 20, 0.6), tick_seconds=5.0)
+    replicas = simulate(scenario, LOOP_BOUND, usual[LOOP_BOUND], seed=1).series["replicas"]
+    assert (replicas[-20:] == 5).all()  # ceil(2.9 / 0.6)
