@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from loadtests.autoscaler import Spec
+from loadtests.check_simulation import simulate_pod
 from loadtests.cluster import ClusterOptions
+from loadtests.generator import arrivals
 from loadtests.pod import LEVELS, PodCosts, Stationary, stationary, steady_latencies
 from loadtests.simulation import Outcome, Rollout, Scenario, simulate
 
@@ -158,3 +160,10 @@ def test_the_autoscaler_settles_where_its_target_is_met(usual: dict[PodCosts, St
     scenario = Scenario("steady", 600, lambda _: 2900.0, 2, OPTIONS, spec=Spec(1, 20, 0.6), tick_seconds=5.0)
     replicas = simulate(scenario, LOOP_BOUND, usual[LOOP_BOUND], seed=1).series["replicas"]
     assert (replicas[-20:] == 5).all()  # ceil(2.9 / 0.6)
+
+
+def test_the_check_sends_the_model_what_the_generator_sends() -> None:
+    step = simulate_pod(LOOP_BOUND, rate=400, seconds=5, seed=3)
+    assert step.offered_rate == len(arrivals(400, 5, 3)) / 5
+    assert step.answered_rate == pytest.approx(step.offered_rate, rel=0.01)
+    assert 0.001 < step.p50_seconds < step.p99_seconds < 0.02
