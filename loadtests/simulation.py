@@ -138,7 +138,8 @@ def _run(
 ) -> Outcome:
     if scenario.spec is not None:
         autoscaler = Autoscaler(scenario.spec)
-        env.process(cluster.autoscale(autoscaler, scenario.metric, costs.saturation_rate))
+        syncs = cluster.autoscale(autoscaler, scenario.metric, costs.saturation_rate)
+        env.process(_after(env, scenario.tick_seconds / 2, syncs))  # so that each sync sees whole ticks
     if scenario.rollout is not None:
         env.process(_later(env, scenario.rollout, cluster))
     env.run(until=scenario.seconds + scenario.tick_seconds / 2)
@@ -150,6 +151,11 @@ def _run(
 def _later(env: simpy.Environment, rollout: Rollout, cluster: AnyCluster) -> Process:
     yield env.timeout(rollout.at_seconds)
     yield env.process(cluster.roll_out(rollout.max_surge, rollout.max_unavailable))
+
+
+def _after(env: simpy.Environment, seconds: float, process: Process) -> Process:
+    yield env.timeout(seconds)
+    yield from process
 
 
 def _send(cluster: Cluster[RequestPod], tally: Tally, rng: np.random.Generator) -> None:

@@ -167,3 +167,8 @@ def test_the_check_sends_the_model_what_the_generator_sends() -> None:
     assert step.offered_rate == len(arrivals(400, 5, 3)) / 5
     assert step.answered_rate == pytest.approx(step.offered_rate, rel=0.01)
     assert 0.001 < step.p50_seconds < step.p99_seconds < 0.02
+
+
+def test_the_autoscaler_leaves_a_steady_load_alone(usual: dict[PodCosts, Stationary]) -> None:
+    scenario = Scenario("steady", 600, lambda _: 3000.0, 5, OPTIONS, spec=Spec(1, 20, 0.6), tick_seconds=5.0)
+    assert (simulate(scenario, LOOP_BOUND, usual[LOOP_BOUND], seed=1).series["replicas"] == 5).all()
