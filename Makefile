@@ -6,6 +6,10 @@ ENGINE ?= cpu
 # Options of what the target runs, for instance `make serve ARGS="--port 9000"`.
 ARGS ?=
 DATA_DIR ?= data/mnist
+# make load: an empty HOST starts the service; more in docs/load-testing.md.
+HOST ?=
+STAGES ?= ramp
+RATE ?= 200
 
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
@@ -70,6 +74,16 @@ lock: $(VENV)/.develop ## Pin and hash the packages of the image, at the version
 	$(LOCK) --extra cpu --output-file requirements/cpu.txt pyproject.toml
 	$(LOCK) --extra gpu --output-file requirements/gpu.txt pyproject.toml
 	echo hatchling | $(LOCK) --output-file requirements/build.txt -
+
+.PHONY: load
+load: $(VENV)/.develop ## Load the service with real digits: HOST= STAGES=ramp|spike|soak RATE= ARGS=
+	$(BIN)/python -m loadtests.load --host "$(HOST)" --stages $(STAGES) --rate $(RATE) $(ARGS)
+
+.PHONY: capacity
+capacity: $(VENV)/.develop ## Measure one pod, check the simulation against it, simulate to a million requests/s
+	$(BIN)/python -m loadtests.capacity measure
+	-$(BIN)/python -m loadtests.check_simulation
+	$(BIN)/python -m loadtests.scaling
 
 .PHONY: clean
 clean: ## Remove the virtual environment and the caches

@@ -1,0 +1,363 @@
+"""What one pod can do, and how many a target needs: `python -m loadtests.capacity measure | plan`."""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from loadtests import machine
+from loadtests.generator import Outcome, Plan, generate
+from loadtests.pod import PodCosts
+from loadtests.service_process import ROOT, Service, serving
+
+RESULT = ROOT / "loadtests" / "results" / "capacity.json"
+DIGITS = (ROOT / "tests" / "digits" / "digits.raw").read_bytes()
+ROW_BYTES = 784
+DEVICE_ROWS = (1, 4, 16, 64, 256)
+CONNECTIONS = 1024
+CLOSED_CONNECTIONS = 64
+LOOP_BOUND_SHARE = 0.9
+"""Below this part of the device's rate, a saturated service is held up by its event loop."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one offered rate led to. Rates are per second; latencies count from the time due.
+
+    late_p99_seconds: by how much the generator itself sent too late.
+    """
+
+    offered_rate: float
+    answered_rate: float
+    shed: int
+    failed: int
+    p50_seconds: float
+    p99_seconds: float
+    late_p99_seconds: float
+
+    def meets(self, p99_seconds: float) -> bool:
+        """Whether every request was answered, and 99 of 100 in time."""
+        return not self.shed and not self.failed and self.p99_seconds <= p99_seconds
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A plan. pod_rate: what each pod is given; base_replicas: without any to spare."""
+
+    pod_rate: float
+    base_replicas: int
+    replicas: int
+    nodes: int
+    gpus: int
+    cost_per_hour: float | None
+    utilisation: float
+    utilisation_after_a_loss: float
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the process's exit code."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        return _measure(parsed) if parsed.command == "measure" else _plan(parsed)
+    except ValueError as error:
+        print(f"capacity: {error}", file=sys.stderr)
+        return 1
+
+
+def _measure(parsed: argparse.Namespace) -> int:
+    result = measure(parsed.models_dir, parsed.model, parsed.p99, parsed.seconds)
+    parsed.output.parent.mkdir(parents=True, exist_ok=True)
+    parsed.output.write_text(json.dumps(result, indent=1) + "\n")
+    shown = {key: result[key] for key in ("capacity_rate", "saturation_rate", "costs")}
+    print(json.dumps(shown, indent=1))
+    return 0
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    print(_shown(parsed, plan_for(json.loads(parsed.measured.read_text()), parsed)))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m loadtests.capacity", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser("measure", help="one pod on this machine").add_argument
+    add("--model", default="mlp", help="a classifier; default mlp")
+    add("--models-dir", type=Path, default=ROOT / "models")
+    add("--p99", type=float, default=0.05, help="latency in seconds; default 0.05")
+    add("--seconds", type=float, default=8.0, help="of each step; default 8")
+    add("--output", type=Path, default=RESULT)
+    add = commands.add_parser("plan", help="replicas, nodes, GPUs and cost for a target").add_argument
+    add("--rate", type=float, required=True, help="one-image requests per second")
+    add("--p99", type=float, default=0.05, help="latency in seconds; default 0.05")
+    add("--utilisation", type=float, default=0.6, help="most of a pod's saturation; default 0.6")
+    add("--spare", type=int, default=1, help="pods that may be lost; default 1 (N+1)")
+    add("--zones", type=int, default=1, help="with more than 1, a whole zone may be lost")
+    add("--pods-per-node", type=int, default=1)
+    add("--gpus-per-replica", type=int, default=0, help="no pod with a GPU was measured here")
+    add("--pod-cost-per-hour", type=float, help="of one pod, in whatever currency")
+    add("--measured", type=Path, default=RESULT)
+    return parser
+
+
+def measure(models_dir: Path, model: str, p99_seconds: float, seconds: float) -> Json:
+    """Everything about one pod: its costs, its saturation, its capacity at the latency."""
+    start_seconds = [_start_once(models_dir, model) for _ in range(2)]
+    with serving(_flags(models_dir, model)) as service:
+        pod = _Pod(service, model, seconds)
+        device = [{"rows": rows, "seconds": pod.device_seconds(rows)} for rows in DEVICE_ROWS]
+        alone = pod.closed(1, 1)
+        with pod.counted() as spent:
+            saturated = pod.closed(1, CLOSED_CONNECTIONS)
+        saturation = saturated.answered_rate
+        if not saturation:
+            raise ValueError(f"nothing was answered within {seconds:g} s: is the machine busy?")
+        steps = [asdict(step) for step in _search(pod, saturation, p99_seconds)]
+        start_seconds.append(service.start_seconds)
+        memory_bytes = psutil.Process(service.pid).memory_info().rss
+    batch_seconds, row_seconds = _fit(device)
+    device_rate = 256 / (batch_seconds + 256 * row_seconds)
+    loop_seconds = spent["cpu_seconds_per_request"] - spent["device_seconds_per_request"]
+    if saturation < LOOP_BOUND_SHARE * device_rate:
+        loop_seconds = 1 / saturation
+    overhead = alone.p50_seconds - loop_seconds - device[0]["seconds"]
+    costs = PodCosts(
+        batch_seconds, row_seconds, loop_seconds, max(0.0, overhead), statistics.median(start_seconds)
+    )
+    good = [step["offered_rate"] for step in steps if Step(**step).meets(p99_seconds)]
+    return {
+        "machine": machine.describe(),
+        "model": model,
+        "p99_seconds": p99_seconds,
+        "capacity_rate": max(good, default=0.0),
+        "saturation_rate": saturation,
+        "unloaded_p50_seconds": alone.p50_seconds,
+        "costs": asdict(costs),
+        "device": device,
+        "start_seconds": start_seconds,
+        "memory_bytes": memory_bytes,
+        **spent,
+        "steps": steps,
+    }
+
+
+def capacity_at(steps: Sequence[Json], p99_seconds: float) -> float:
+    """The highest measured rate at which 99 of 100 were in time. Raises ValueError if there is none."""
+    good = [step["offered_rate"] for step in steps if Step(**step).meets(p99_seconds)]
+    if not good:
+        raise ValueError(f"no measured step has a p99 of at most {p99_seconds:g} s: measure one that has")
+    return float(max(good))
+
+
+def plan(
+    rate: float,
+    capacity_rate: float,
+    saturation_rate: float,
+    *,
+    utilisation: float,
+    spare: int = 1,
+    zones: int = 1,
+    pods_per_node: int = 1,
+    gpus_per_replica: int = 0,
+    pod_cost_per_hour: float | None = None,
+) -> Answer:
+    """Size a deployment; the formulas are explained in docs/scaling.md.
+
+    A pod is given no more than capacity_rate, at which the latency was met, and no more than
+    `utilisation` of its saturation: what is left absorbs bursts (the wait grows as 1/(1 - utilisation),
+    Kingman 1961) and the time until the autoscaler's pods are ready. On top come `spare` pods, or with
+    zones so many that all but one zone carry the rate.
+    """
+    if rate <= 0 or not 0 < utilisation < 1 or zones < 1 or spare < 0 or pods_per_node < 1:
+        raise ValueError("rate, zones and pods per node must be positive, utilisation between 0 and 1")
+    pod_rate = min(capacity_rate, utilisation * saturation_rate)
+    base = math.ceil(rate / pod_rate - 1e-9)
+    replicas = base + spare
+    left = replicas - spare
+    if zones > 1:
+        each = math.ceil(base / (zones - 1))
+        replicas, left = max(replicas, zones * each), max(base, (zones - 1) * each)
+    return Answer(
+        pod_rate=pod_rate,
+        base_replicas=base,
+        replicas=replicas,
+        nodes=math.ceil(replicas / pods_per_node),
+        gpus=replicas * gpus_per_replica,
+        cost_per_hour=None if pod_cost_per_hour is None else replicas * pod_cost_per_hour,
+        utilisation=rate / replicas / saturation_rate,
+        utilisation_after_a_loss=rate / left / saturation_rate,
+    )
+
+
+def plan_for(measured: Json, parsed: argparse.Namespace) -> Answer:
+    """The plan that the command line asks for. Raises ValueError."""
+    return plan(
+        parsed.rate,
+        capacity_at(measured["steps"], parsed.p99),
+        measured["saturation_rate"],
+        utilisation=parsed.utilisation,
+        spare=parsed.spare,
+        zones=parsed.zones,
+        pods_per_node=parsed.pods_per_node,
+        gpus_per_replica=parsed.gpus_per_replica,
+        pod_cost_per_hour=parsed.pod_cost_per_hour,
+    )
+
+
+def _shown(parsed: argparse.Namespace, answer: Answer) -> str:
+    lines = [
+        f"each pod      {answer.pod_rate:,.0f} requests/s",
+        f"replicas      {answer.replicas:,} ({answer.base_replicas:,} and the rest to spare)",
+        f"nodes         {answer.nodes:,}",
+        f"utilisation   {answer.utilisation:.0%}, {answer.utilisation_after_a_loss:.0%} after the loss",
+    ]
+    if answer.gpus:
+        lines.append(f"GPUs          {answer.gpus:,} (the measured pod had none: measure one that has)")
+    if answer.cost_per_hour is not None:
+        lines.append(
+            f"cost          {answer.cost_per_hour:,.2f} an hour, {24 * answer.cost_per_hour:,.2f} a day, "
+            f"{1e6 * answer.cost_per_hour / 3600 / parsed.rate:.4f} for a million requests"
+        )
+    return "\n".join(lines)
+
+
+def post_request(port: int, rows: int) -> bytes:
+    """A whole HTTP request to classify the shipped digits, over and over, raw."""
+    body = (DIGITS * (rows // 10 + 1))[: rows * ROW_BYTES]
+    head = (
+        f"POST /classify HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {len(body)}\r\n"
+        "Content-Type: application/octet-stream\r\nAccept: application/octet-stream\r\n\r\n"
+    )
+    return head.encode("ascii") + body
+
+
+def step_of(outcome: Outcome) -> Step:
+    """An open or closed loop's outcome in figures."""
+    answered = outcome.status == 200
+    latency = (outcome.done - outcome.due)[answered]
+    lateness = (outcome.sent - outcome.due)[~np.isnan(outcome.sent)]
+    return Step(
+        offered_rate=len(outcome.due) / outcome.seconds,
+        answered_rate=float(np.sum(answered & (outcome.done <= outcome.seconds)) / outcome.seconds),
+        shed=int(np.sum(outcome.status == 503)),
+        failed=int(np.sum(~answered & (outcome.status != 503))),
+        p50_seconds=float(np.quantile(latency, 0.5)) if len(latency) else math.inf,
+        p99_seconds=float(np.quantile(latency, 0.99)) if len(latency) else math.inf,
+        late_p99_seconds=float(np.quantile(lateness, 0.99)) if len(lateness) else math.inf,
+    )
+
+
+class _Pod:
+    """Load on a running service, and what it says that it spent."""
+
+    def __init__(self, service: Service, model: str, seconds: float) -> None:
+        self._service = service
+        self._model = model
+        self._seconds = seconds
+        self._process = psutil.Process(service.pid)
+
+    def closed(self, rows: int, connections: int) -> Step:
+        """As much as so many callers send who wait for their answers; the first second is not counted."""
+        request = post_request(self._service.port, rows)
+        generate(Plan(self._service.port, request, None, min(1.0, self._seconds), connections))
+        return step_of(generate(Plan(self._service.port, request, None, self._seconds, connections)))
+
+    def open(self, rate: float, seed: int) -> Step:
+        """Poisson arrivals of one-image requests."""
+        port = self._service.port
+        plan = Plan(port, post_request(port, 1), rate, self._seconds, CONNECTIONS, seed=seed)
+        return step_of(generate(plan))
+
+    def device_seconds(self, rows: int) -> float:
+        """The mean time of a batch of so many rows, as the service's own metrics say."""
+        count, seconds = self._computed()
+        self.closed(rows, 1)
+        count_after, seconds_after = self._computed()
+        return (seconds_after - seconds) / (count_after - count)
+
+    @contextmanager
+    def counted(self) -> Iterator[dict[str, float]]:
+        """Fills in what the service spent for each request inside the block."""
+        spent: dict[str, float] = {}
+        requests, cpu, device = self._answered(), sum(self._process.cpu_times()[:2]), self._computed()[1]
+        yield spent
+        requests = self._answered() - requests
+        spent["cpu_seconds_per_request"] = (sum(self._process.cpu_times()[:2]) - cpu) / requests
+        spent["device_seconds_per_request"] = (self._computed()[1] - device) / requests
+
+    def _computed(self) -> tuple[float, float]:
+        """Batches run, and the seconds that they took."""
+        name = "inkserve_compute_seconds"
+        return self._metric(f"{name}_count"), self._metric(f"{name}_sum")
+
+    def _answered(self) -> float:
+        return self._metric("inkserve_requests_total")
+
+    def _metric(self, name: str) -> float:
+        """The sum over the model's samples of that name."""
+        text = httpx.get(f"{self._service.url}/metrics").text
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and sample.labels.get("model") == self._model
+        )
+
+
+def _flags(models_dir: Path, model: str) -> list[str]:
+    return ["--models-dir", str(models_dir.resolve()), "--default-classifier", model]
+
+
+def _start_once(models_dir: Path, model: str) -> float:
+    with serving(_flags(models_dir, model)) as service:
+        return service.start_seconds
+
+
+def _search(pod: _Pod, saturation: float, p99_seconds: float) -> Iterator[Step]:
+    """Fixed steps for the curve, then bisection for the highest rate that meets the latency."""
+    low, high = 0.0, saturation
+    for seed, part in enumerate((0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.2)):
+        step = pod.open(part * saturation, seed)
+        _say(step)
+        yield step
+        if step.meets(p99_seconds):
+            low = max(low, part * saturation)
+    high = min(high, max(low * 1.2, 0.1 * saturation))
+    for seed in range(100, 104):
+        rate = (low + high) / 2
+        step = pod.open(rate, seed)
+        _say(step)
+        yield step
+        low, high = (rate, high) if step.meets(p99_seconds) else (low, rate)
+
+
+def _fit(device: Sequence[Json]) -> tuple[float, float]:
+    """The line a + b * rows through the times, each weighed by its own size, neither below 0."""
+    rows = np.array([point["rows"] for point in device], float)
+    seconds = np.array([point["seconds"] for point in device])
+    terms = np.stack([np.ones_like(rows), rows], axis=1) / seconds[:, None]
+    (a, b), *_ = np.linalg.lstsq(terms, np.ones_like(seconds), rcond=None)
+    return max(float(a), 0.0), max(float(b), 1e-9)
+
+
+def _say(step: Step) -> None:
+    latencies = f"p50 {1e3 * step.p50_seconds:.2f} ms, p99 {1e3 * step.p99_seconds:.2f} ms"
+    text = f"{step.offered_rate:,.0f}/s: {latencies}, {step.shed} times 503, {step.failed} failed"
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""A realistic mix of real digits for locust; every answer is checked: see docs/load-testing.md.
+
+Knows the service by its HTTP interface alone.
+"""
+
+import base64
+import hashlib
+import io
+import math
+import random
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from locust import FastHttpUser, LoadTestShape, constant_throughput, events, task
+from locust.argument_parser import LocustArgumentParser
+from locust.contrib.fasthttp import ResponseContextManager
+from locust.env import Environment
+from locust.runners import WorkerRunner
+from PIL import Image
+
+FOLDER = Path(__file__).resolve().parent.parent / "tests" / "digits"
+SIDE = 28
+DIGITS = np.frombuffer((FOLDER / "digits.raw").read_bytes(), np.uint8).reshape(10, SIDE, SIDE)
+PNGS = [(FOLDER / f"{digit}.png").read_bytes() for digit in range(10)]
+
+RAW = {"Content-Type": "application/octet-stream"}
+RAW_BOTH = RAW | {"Accept": "application/octet-stream"}
+BATCH_ROWS = (2, 64)
+JSON_IMAGES = (1, 4)
+SEEDS = 50
+COUNTS = (1, 4, 16)
+
+Check = Callable[[ResponseContextManager], None]
+
+USER_RATE = 5.0
+"""Requests per second of one user; a user waits for each answer, so it is slower once one takes 0.2 s."""
+
+SHED = "shed: 503"
+"""Begins the message of an overload's answer, which is right, and counts apart from wrong ones."""
+
+MIX = {"raw": 45, "png": 20, "json": 10, "batch": 10, "generate": 15}
+
+STAGES: dict[str, tuple[tuple[float, float], ...]] = {
+    "ramp": ((0.0, 0.05), (0.8, 1.0), (1.0, 1.0)),
+    "spike": ((0.0, 0.2), (0.3, 0.2), (0.32, 1.0), (0.6, 1.0), (0.62, 0.2), (1.0, 0.2)),
+    "soak": ((0.0, 1.0), (1.0, 1.0)),
+}
+"""For each shape: (part of the time, part of the rate), joined by straight lines."""
+
+_digests: dict[tuple[str, str, str], str] = {}
+"""What a model version answered to a generate path in this process."""
+
+
+class Wrong(Exception):
+    """An answer that should have been another; the message says what was seen and what was expected."""
+
+
+def parse_mix(text: str) -> dict[str, int]:
+    """The weights in `raw=45,png=20`; what is not named has none."""
+    try:
+        weights = {name: int(weight) for name, weight in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise ArgumentTypeError(f"mix is {text!r}, expected for instance raw=45,png=20") from None
+    if unknown := weights.keys() - MIX.keys():
+        raise ArgumentTypeError(f"mix names {', '.join(sorted(unknown))}, expected {', '.join(MIX)}")
+    if min(weights.values()) < 0 or not sum(weights.values()):
+        raise ArgumentTypeError(f"mix is {text!r}, expected weights of at least 0, not all of them 0")
+    return weights
+
+
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
+def add_arguments(parser: LocustArgumentParser) -> None:
+    group = parser.add_argument_group("inkserve")
+    text = ",".join(f"{name}={weight}" for name, weight in MIX.items())
+    group.add_argument("--stages", choices=STAGES, default="ramp", env_var="STAGES", help="Load over time")
+    group.add_argument("--rate", type=float, default=200, env_var="RATE", help="Highest requests per second")
+    group.add_argument("--seconds", type=float, default=60, env_var="SECONDS", help="Of the whole test")
+    group.add_argument("--mix", type=parse_mix, default=text, env_var="MIX", help="Weights of the requests")
+    group.add_argument("--classifier", default="", env_var="CLASSIFIER", help="A model; else the default one")
+    group.add_argument("--generator", default="", env_var="GENERATOR", help="A model; else the default one")
+
+
+class Stages(LoadTestShape):
+    """As many users as the stage's rate needs, second by second."""
+
+    def tick(self) -> tuple[int, float] | None:
+        options = self.runner.environment.parsed_options if self.runner else None
+        assert options is not None
+        now = float(self.get_run_time())  # type: ignore[no-untyped-call]
+        if now > options.seconds:
+            return None
+        times, parts = zip(*STAGES[options.stages], strict=True)
+        rate = options.rate * float(np.interp(now / options.seconds, times, parts))
+        users = max(1, round(rate / USER_RATE))
+        return users, max(10.0, options.rate / USER_RATE)  # a spike's users all come within a second
+
+
+class Visitor(FastHttpUser):
+    """Somebody who sends USER_RATE requests a second, whatever the answers' time, up to 0.2 s."""
+
+    wait_time = constant_throughput(USER_RATE)
+    connection_timeout = 10.0
+    network_timeout = 30.0
+
+    def on_start(self) -> None:
+        options = self.environment.parsed_options
+        assert options is not None
+        weights = parse_mix(options.mix) if isinstance(options.mix, str) else options.mix
+        asks = {
+            "raw": self.classify_raw,
+            "png": self.classify_png,
+            "json": self.classify_json,
+            "batch": self.classify_batch,
+            "generate": self.generate,
+        }
+        self._asks = [asks[name] for name in weights]
+        self._weights = list(weights.values())
+        self._classifier = f"?model={options.classifier}" if options.classifier else ""
+        self._generator = f"&model={options.generator}" if options.generator else ""
+
+    @task
+    def ask(self) -> None:
+        (ask,) = random.choices(self._asks, self._weights)
+        ask()
+
+    def classify_raw(self) -> None:
+        digit = random.randrange(10)
+        self._classify("raw", DIGITS[digit].tobytes(), RAW, [digit])
+
+    def classify_png(self) -> None:
+        digit = random.randrange(10)
+        self._classify("png", PNGS[digit], {"Content-Type": "image/png"}, [digit])
+
+    def classify_json(self) -> None:
+        """Some images: pixels as nested lists, or base64 of a PNG."""
+        digits = random.choices(range(10), k=random.randint(*JSON_IMAGES))
+        images = [
+            DIGITS[digit].tolist() if random.random() < 0.5 else base64.b64encode(PNGS[digit]).decode("ascii")
+            for digit in digits
+        ]
+        self._classify("json", {"images": images}, {}, digits)
+
+    def classify_batch(self) -> None:
+        """Raw rows in one request, raw probabilities back."""
+        digits = np.random.default_rng().integers(0, 10, random.randint(*BATCH_ROWS))
+
+        def check(response: ResponseContextManager) -> None:
+            check_probabilities(response.content or b"", digits)
+
+        self._post("batch", DIGITS[digits].tobytes(), RAW_BOTH, check)
+
+    def generate(self) -> None:
+        """A digit of some seed, or several in a sprite; twice the same seed must be twice the same bytes."""
+        count, seed = random.choice(COUNTS), random.randrange(SEEDS)
+        path = f"/generate?digit={random.randrange(10)}&count={count}&seed={seed}{self._generator}"
+        headers = {"Accept": "image/png"}
+        with self.client.get(path, headers=headers, name="/generate", catch_response=True) as response:
+            judge(response, lambda response: check_sprite(response, path, count))
+
+    def _classify(self, form: str, body: Any, headers: Mapping[str, str], digits: list[int]) -> None:
+        def check(response: ResponseContextManager) -> None:
+            check_labels(response.json(), digits)
+
+        self._post(form, body, headers, check)
+
+    def _post(
+        self,
+        form: str,
+        body: Any,
+        headers: Mapping[str, str],
+        check: Callable[[ResponseContextManager], None],
+    ) -> None:
+        content = {"json": body} if isinstance(body, dict) else {"data": body}
+        name = f"/classify {form}"
+        with self.client.post(
+            f"/classify{self._classifier}", headers=dict(headers), name=name, catch_response=True, **content
+        ) as response:
+            judge(response, check)
+
+
+def judge(response: ResponseContextManager, check: Check) -> None:
+    """Count an answer as right, as shed, or as a failure that says what was seen and expected."""
+    if (problem := _problem(response, check)) is not None:
+        response.failure(problem)  # type: ignore[no-untyped-call]
+
+
+def _problem(response: ResponseContextManager, check: Check) -> str | None:
+    if response.status_code == 503 and _header(response, "retry-after"):
+        return SHED
+    if response.status_code != 200:
+        return f"status is {response.status_code}, expected 200: {(response.text or '')[:200]}"
+    try:
+        check(response)
+    except Wrong as wrong:
+        return str(wrong)
+    except (KeyError, TypeError, ValueError, OSError) as error:  # an answer of another form altogether
+        return f"answer cannot be read: {error!r}"
+    return None
+
+
+def _header(response: ResponseContextManager, name: str) -> str:
+    return str(response.headers.get(name, "")) if response.headers else ""
+
+
+def check_labels(answer: Any, digits: list[int]) -> None:
+    """Raise Wrong unless the predictions are those of the digits, and probabilities."""
+    predictions = answer["predictions"]
+    labels = [prediction["label"] for prediction in predictions]
+    if labels != [str(digit) for digit in digits]:
+        raise Wrong(f"labels are {labels}, expected {digits}")
+    for prediction in predictions:
+        total = sum(prediction["probabilities"].values())
+        if not math.isclose(total, 1, abs_tol=1e-3):
+            raise Wrong(f"probabilities add up to {total:.4f}, expected 1")
+
+
+def check_probabilities(body: bytes, digits: np.ndarray[Any, Any]) -> None:
+    """Raise Wrong unless the rows of 10 probabilities are highest at the digits."""
+    if len(body) != 40 * len(digits):
+        raise Wrong(f"body has {len(body)} bytes, expected {40 * len(digits)}")
+    read = np.frombuffer(body, "<f4").reshape(-1, 10).argmax(axis=1)
+    if not np.array_equal(read, digits):
+        row = int(np.flatnonzero(read != digits)[0])
+        raise Wrong(f"row {row} of {len(digits)} is read as {read[row]}, expected {digits[row]}")
+
+
+def check_sprite(response: ResponseContextManager, path: str, count: int) -> None:
+    """Raise Wrong unless it is a PNG of that many images, and the bytes that the path gave before."""
+    body = response.content or b""
+    columns = math.ceil(math.sqrt(count))
+    expected = (columns * SIDE, math.ceil(count / columns) * SIDE)
+    with Image.open(io.BytesIO(body)) as image:
+        image.load()
+        if image.format != "PNG" or image.size != expected:
+            raise Wrong(f"picture is {image.format} of {image.size}, expected PNG of {expected}")
+    key = (_header(response, "inkserve-model"), _header(response, "inkserve-version"), path)
+    digest = hashlib.sha256(body).hexdigest()
+    before = _digests.setdefault(key, digest)
+    if before != digest:
+        raise Wrong(f"{path} gave sha256 {digest[:12]}, expected {before[:12]} as before")
+
+
+@events.quitting.add_listener  # type: ignore[untyped-decorator]
+def set_exit_code(environment: Environment, **_: Any) -> None:
+    """1 if an answer was wrong or nothing was answered; what was shed does not count as wrong."""
+    if isinstance(environment.runner, WorkerRunner):
+        return  # what it saw has gone to the master
+    stats = environment.stats
+    wrong = sum(error.occurrences for error in stats.errors.values() if SHED not in str(error.error))
+    answered = stats.total.num_requests - stats.total.num_failures
+    environment.process_exit_code = 1 if wrong or not answered else 0

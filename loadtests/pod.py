@@ -1,0 +1,344 @@
+"""How one pod serves one-image requests: its measured costs and two models of it.
+
+`RequestPod` follows every request through the service's own BatchQueue; `FluidPod` moves their numbers,
+tick by tick, for rates at which single requests are too many. Knows nothing of how many pods there are.
+"""
+
+import asyncio
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+
+from service.batching import Answer, BatchQueue, Item
+from service.errors import QueueFull
+
+Event = simpy.Event
+Process = Generator[Event, None, None]
+Floats = NDArray[np.float64]
+
+UTILISATIONS = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+LEVELS = np.array([*np.arange(0.5, 99.0) / 100, 0.9925, 0.9975])
+"""The quantiles that stand for a distribution, each in the middle of its share (1 %, at the end 0.5 %)."""
+SHARES = np.array([*np.full(99, 0.01), 0.005, 0.005])
+
+
+@dataclass(frozen=True)
+class PodCosts:
+    """What a pod was measured to take, and its limits.
+
+    A batch of n rows, padded to the next power of two as the service pads it, takes
+    batch_seconds + n * row_seconds on the device's thread. request_seconds: of the event loop's thread,
+    for each request. overhead_seconds: what a caller sees on top (sockets, its own work).
+    start_seconds: from starting the process to readiness. deadline_seconds: after which a caller leaves.
+    """
+
+    batch_seconds: float
+    row_seconds: float
+    request_seconds: float
+    overhead_seconds: float
+    start_seconds: float
+    max_batch_size: int = 256
+    max_queue_rows: int = 16384
+    deadline_seconds: float = 30.0
+
+    def device_seconds(self, rows: int) -> float:
+        """One batch on the device."""
+        padded = min(1 << (rows - 1).bit_length(), self.max_batch_size)
+        return self.batch_seconds + padded * self.row_seconds
+
+    @property
+    def device_rate(self) -> float:
+        """Rows per second of a device that is always busy."""
+        return self.max_batch_size / self.device_seconds(self.max_batch_size)
+
+    @property
+    def saturation_rate(self) -> float:
+        """One-row requests per second at which the busier of the two threads is always busy."""
+        return min(self.device_rate, 1 / self.request_seconds)
+
+    @property
+    def sheds(self) -> bool:
+        """Whether overload fills the queue, so that requests get 503.
+
+        Where the event loop is the slower of the two, requests pile up before it, unseen, in their sockets.
+        """
+        return self.device_rate < 1 / self.request_seconds
+
+
+def load_costs(file: Path) -> PodCosts:
+    """The costs that `loadtests.capacity measure` wrote."""
+    return PodCosts(**json.loads(file.read_text())["costs"])
+
+
+class Latencies:
+    """A histogram of latencies in seconds, 2.3 % a bin, into which numbers of requests go."""
+
+    LOW, BINS = 1e-5, 800
+    PER_LOG = BINS / math.log(1e8)
+    EDGES = np.geomspace(LOW, LOW * 1e8, BINS + 1)
+
+    def __init__(self) -> None:
+        self.counts: Floats = np.zeros(self.BINS)
+
+    def add_one(self, seconds: float) -> None:
+        """Count a request that took so long."""
+        place = int(math.log(max(seconds, self.LOW) / self.LOW) * self.PER_LOG)
+        self.counts[min(place, self.BINS - 1)] += 1
+
+    def add(self, seconds: Floats, counts: Floats) -> None:
+        """Count requests that took so long, so many of each."""
+        places = np.searchsorted(self.EDGES, np.maximum(seconds, self.LOW), side="right") - 1
+        np.add.at(self.counts, np.minimum(places, self.BINS - 1), counts)
+
+    def quantile(self, level: float) -> float:
+        """The latency below which that part of the requests lies; nan without any."""
+        if not self.counts.sum():
+            return float("nan")
+        below = np.cumsum(self.counts) / self.counts.sum()
+        place = int(np.searchsorted(below, level))
+        return math.sqrt(self.EDGES[place] * self.EDGES[place + 1])
+
+    def share_above(self, seconds: float) -> float:
+        """The part of the requests that took longer."""
+        total = self.counts.sum()
+        return (
+            float(self.counts[int(np.searchsorted(self.EDGES, seconds)) + 1 :].sum() / total)
+            if total
+            else 0.0
+        )
+
+
+@dataclass
+class Tally:
+    """Where requests went. refused: sent to a pod that had closed its port already."""
+
+    arrived: float = 0.0
+    answered: float = 0.0
+    shed: float = 0.0
+    expired: float = 0.0
+    refused: float = 0.0
+    latencies: Latencies = field(default_factory=Latencies)
+
+
+class RequestPod:
+    """A pod, one request at a time: the event loop's thread, the service's queue, the device's thread.
+
+    A request takes half of `request_seconds` on the loop before it is queued and half after its batch;
+    the loop does what became due first, so that under overload a request waits there twice.
+    """
+
+    def __init__(self, env: simpy.Environment, costs: PodCosts, tally: Tally) -> None:
+        self.offered = self.worked = 0.0
+        self._env = env
+        self._costs = costs
+        self._tally = tally
+        self._queue = BatchQueue(costs.max_batch_size, costs.max_queue_rows)
+        self._in_pod = 0
+        self._loop_free_at = 0.0
+        self._idle: Event | None = None
+        env.process(self._work())
+
+    @property
+    def waiting(self) -> float:
+        """Requests that are inside, whether queued or in a batch."""
+        return self._in_pod
+
+    def send(self, rows: int = 1) -> None:
+        """A request arrives now."""
+        self.offered += 1
+        self._tally.arrived += 1
+        self._in_pod += 1
+        arrived = self._env.now
+        ready = self._env.timeout(self._on_loop() - arrived)
+        ready.callbacks.append(lambda _: self._push(arrived, rows))
+
+    def _on_loop(self) -> float:
+        """When half a request's work, begun as soon as the loop is free, is done."""
+        self._loop_free_at = max(self._env.now, self._loop_free_at) + self._costs.request_seconds / 2
+        return self._loop_free_at
+
+    def _push(self, arrived: float, rows: int) -> None:
+        self._expire()
+        self.worked += 0 if self._costs.sheds else 0.5
+        deadline = arrived + self._costs.deadline_seconds
+        if deadline <= self._env.now:
+            self._leave(expired=1)
+            return
+        # The queue hands an item's future through, and looks only at its rows and times.
+        future = cast("asyncio.Future[Answer]", arrived)
+        try:
+            self._queue.push(Item((), rows, self._env.now, deadline, future))
+        except QueueFull:
+            self._on_loop()
+            self._leave(shed=1)
+            return
+        if self._idle is not None:
+            self._idle.succeed()
+            self._idle = None
+
+    def _leave(self, answered: int = 0, shed: int = 0, expired: int = 0) -> None:
+        self._in_pod -= answered + shed + expired
+        self._tally.answered += answered
+        self._tally.shed += shed
+        self._tally.expired += expired
+
+    def _expire(self) -> None:
+        if self._queue.next_deadline <= self._env.now:
+            self._leave(expired=len(self._queue.expire(self._env.now)))
+
+    def _work(self) -> Process:
+        while True:
+            self._expire()
+            batch = self._queue.take()
+            if not batch.parts:
+                self._idle = self._env.event()
+                yield self._idle
+                continue
+            yield self._env.timeout(self._costs.device_seconds(batch.rows))
+            for part in batch.parts:
+                if part.stop == part.item.rows:
+                    self._answer(cast("float", part.item.future))
+
+    def _answer(self, arrived: float) -> None:
+        self.worked += 1 if self._costs.sheds else 0.5
+        seconds = self._on_loop() - arrived + self._costs.overhead_seconds
+        if seconds > self._costs.deadline_seconds:
+            self._leave(expired=1)
+            return
+        self._leave(answered=1)
+        self._tally.latencies.add_one(seconds)
+
+
+@dataclass(frozen=True)
+class Stationary:
+    """Latencies of a pod at steady load. seconds: (utilisations, levels), from `RequestPod`."""
+
+    seconds: Floats
+
+    def at(self, utilisation: float) -> Floats:
+        """The latencies at LEVELS, (levels,)."""
+        place = float(np.interp(utilisation, UTILISATIONS, np.arange(len(UTILISATIONS))))
+        low = int(place)
+        high = min(low + 1, len(UTILISATIONS) - 1)
+        mixed: Floats = self.seconds[low] + (place - low) * (self.seconds[high] - self.seconds[low])
+        return mixed
+
+
+def stationary(costs: PodCosts, seed: int, requests: int = 20_000) -> Stationary:
+    """Run one pod at each of UTILISATIONS until so many requests are answered."""
+    rows = [steady_latencies(costs, part * costs.saturation_rate, seed, requests) for part in UTILISATIONS]
+    return Stationary(np.array([[each.quantile(level) for level in LEVELS] for each in rows]))
+
+
+def steady_latencies(costs: PodCosts, rate: float, seed: int, requests: int) -> Latencies:
+    """Latencies of one pod at a steady rate, until about so many requests have come."""
+    tally = Tally()
+    env = simpy.Environment()
+    pod = RequestPod(env, costs, tally)
+    env.process(poisson(env, lambda _: rate, pod.send, np.random.default_rng(seed)))
+    env.run(until=requests / rate)
+    return tally.latencies
+
+
+def poisson(
+    env: simpy.Environment, rate: Callable[[float], float], send: Callable[[], None], rng: np.random.Generator
+) -> Process:
+    """Arrivals without memory, at a rate that may change slowly against its own inverse."""
+    while True:
+        yield env.timeout(rng.exponential(1 / max(rate(env.now), 1e-9)))
+        send()
+
+
+class FluidTally(Tally):
+    """A tally for many pods that do the same: their latencies are added up once a tick."""
+
+    def __init__(self, usual: Stationary) -> None:
+        super().__init__()
+        self._usual = usual
+        self._served: dict[tuple[float, float], float] = {}
+
+    def serve(self, waited: float, utilisation: float, count: float) -> None:
+        """Requests that waited so long behind a backlog in a pod that is this busy."""
+        self.answered += count
+        key = (round(waited, 6), round(utilisation, 3))
+        self._served[key] = self._served.get(key, 0.0) + count
+
+    def flush(self) -> None:
+        """Add up the tick's latencies."""
+        for (waited, utilisation), count in self._served.items():
+            self.latencies.add(waited + self._usual.at(utilisation), count * SHARES)
+        self._served.clear()
+
+
+class FluidPod:
+    """A pod as a number of requests that wait, first come first served, in cohorts of one tick.
+
+    Each passes the device once or, where that is the slower one, the event loop twice. Follows what a
+    backlog does; the latency of a pod without one is `Stationary`'s.
+    """
+
+    def __init__(self, costs: PodCosts, tally: FluidTally) -> None:
+        self.offered = self.worked = 0.0
+        self.waiting = 0.0
+        self._costs = costs
+        self._tally = tally
+        self._passes = 1 if costs.sheds else 2
+        self._cohorts: deque[tuple[float, float, int]] = deque()
+
+    def step(self, now: float, seconds: float, requests: float) -> None:
+        """Take what arrived in the tick that ends now, serve what could be served in it."""
+        self.offered += requests
+        self._tally.arrived += requests
+        if requests:
+            self._cohorts.append((now, requests, 1))
+            self.waiting += requests
+        self._expire(now)
+        self._serve(now, seconds)
+        self._shed()
+
+    def _serve(self, now: float, seconds: float) -> None:
+        capacity = self._costs.saturation_rate * seconds
+        utilisation = min(self.waiting / capacity, 1.0)
+        while capacity > 1e-9 and self._cohorts:
+            arrived, count, turn = self._cohorts.popleft()
+            done = min(count, capacity * self._passes)
+            if done < count:
+                self._cohorts.appendleft((arrived, count - done, turn))
+            capacity -= done / self._passes
+            self.worked += done / self._passes
+            if now - arrived >= self._costs.deadline_seconds:
+                self._tally.expired += done
+                self._leave(done)
+            elif turn < self._passes:
+                self._cohorts.append((arrived, done, turn + 1))
+            else:
+                self._tally.serve(now - arrived, utilisation, done)
+                self._leave(done)
+
+    def _expire(self, now: float) -> None:
+        """Deadlines are watched in the queue only, not before it."""
+        oldest = now - self._costs.deadline_seconds
+        while self._costs.sheds and self._cohorts and self._cohorts[0][0] <= oldest:
+            _, count, _ = self._cohorts.popleft()
+            self._leave(count)
+            self._tally.expired += count
+
+    def _shed(self) -> None:
+        """What does not fit is refused at its arrival: the youngest cohort's."""
+        excess = self.waiting - self._costs.max_queue_rows
+        if excess > 0 and self._costs.sheds:
+            arrived, count, turn = self._cohorts.pop()
+            self._cohorts.append((arrived, count - excess, turn))
+            self._leave(excess)
+            self._tally.shed += excess
+
+    def _leave(self, count: float) -> None:
+        self.waiting = self.waiting - count if self._cohorts else 0.0

@@ -1,0 +1,259 @@
+"""The command `python -m loadtests.scaling`: scenarios up to a rate, their table and their pictures."""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from loadtests import machine
+from loadtests.autoscaler import Spec
+from loadtests.capacity import RESULT
+from loadtests.cluster import ClusterOptions
+from loadtests.pod import PodCosts, Stationary, load_costs, stationary
+from loadtests.service_process import ROOT
+from loadtests.simulation import Outcome, Rollout, Scenario, simulate
+
+matplotlib.use("Agg")  # no display is needed
+
+from matplotlib import pyplot as plt
+
+FOLDER = ROOT / "docs" / "scaling"
+TARGET = 0.6
+DAY_SECONDS = 86_400.0
+RATES = (10_000.0, 100_000.0, 1_000_000.0)
+HEAD = (
+    "scenario",
+    "peak/s",
+    "requests",
+    "answered",
+    "503",
+    "expired",
+    "refused",
+    "p50 ms",
+    "p99 ms",
+    "over the target",
+    "pods least/most",
+    "pod-hours",
+)
+
+Rate = Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Scenarios that one picture compares."""
+
+    name: str
+    make: Callable[[float, PodCosts, ClusterOptions], list[Scenario]]
+
+
+def replicas_for(rate: float, costs: PodCosts) -> int:
+    """Pods at the autoscaler's target."""
+    return max(2, math.ceil(rate / (TARGET * costs.saturation_rate)))
+
+
+def diurnal(peak: float) -> Rate:
+    """A day from a tenth of the peak at night to the peak in the afternoon and back, as a cosine."""
+    return lambda now: peak * (0.55 - 0.45 * math.cos(2 * math.pi * now / DAY_SECONDS))
+
+
+def flash_crowd(peak: float) -> Rate:
+    """A fifth of the peak; at 300 s up to the peak within 30 s, for 15 minutes, and down within 60 s."""
+    times, parts = (0, 300, 330, 1230, 1290), (0.2, 0.2, 1.0, 1.0, 0.2)
+    return lambda now: peak * float(np.interp(now, times, parts))
+
+
+def diurnal_scenarios(peak: float, costs: PodCosts, options: ClusterOptions) -> list[Scenario]:
+    """The default behaviour over a day."""
+    rate, most = diurnal(peak), 2 * replicas_for(peak, costs)
+    start = replicas_for(rate(0), costs)
+    spec = Spec(2, most, TARGET)
+    return [Scenario("diurnal", DAY_SECONDS, rate, start, options, spec, tick_seconds=5.0)]
+
+
+def flash_scenarios(peak: float, costs: PodCosts, options: ClusterOptions) -> list[Scenario]:
+    """What helps against a crowd: the metric, room on the nodes, pods in advance."""
+    rate, most = flash_crowd(peak), 2 * replicas_for(peak, costs)
+    start = replicas_for(rate(0), costs)
+    spec = Spec(2, most, TARGET)
+    roomy = replace(options, room=most)
+    cpu = Scenario("flash crowd, CPU", 2400, rate, start, options, spec)
+    by_rate = replace(cpu, name="flash crowd, requests", metric="requests")
+    room = replace(by_rate, name="flash crowd, requests, room on nodes", options=roomy)
+    ahead = max(start, math.ceil(peak / (0.95 * costs.saturation_rate)))
+    in_advance = replace(
+        room, name="flash crowd, pods in advance", replicas=ahead, spec=replace(spec, min_replicas=ahead)
+    )
+    return [cpu, by_rate, room, in_advance]
+
+
+def rollout_scenarios(peak: float, costs: PodCosts, options: ClusterOptions) -> list[Scenario]:
+    """A rolling update under steady load: how fast, and what a drain that is too short costs."""
+    pods = replicas_for(peak, costs)
+    quarter = math.ceil(pods / 4)
+    one_by_one = pods * (options.start_seconds + options.image_seconds + options.probe_seconds + 2)
+    roomy = replace(options, room=2 * pods)
+    surge = Scenario(
+        "rollout, maxSurge 25%", 900, lambda _: peak, pods, roomy, rollout=Rollout(60.0, quarter, 0)
+    )
+    hasty = replace(surge, name="rollout, maxSurge 25%, no drain", options=replace(roomy, drain_seconds=0.0))
+    single = replace(
+        surge,
+        name="rollout, maxSurge 1",
+        seconds=120 + one_by_one,
+        rollout=Rollout(60.0, 1, 0),
+        tick_seconds=2.0,
+    )
+    return [surge, hasty, single]
+
+
+FAMILIES = (
+    Family("diurnal", diurnal_scenarios),
+    Family("flash-crowd", flash_scenarios),
+    Family("rolling-update", rollout_scenarios),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command: writes results.md, results.json and the pictures."""
+    parsed = _parser().parse_args(arguments)
+    costs = load_costs(parsed.measured)
+    options = ClusterOptions(
+        costs.start_seconds,
+        image_seconds=parsed.image_seconds,
+        node_seconds=parsed.node_seconds,
+        endpoint_seconds=parsed.endpoint_seconds,
+        drain_seconds=parsed.drain_seconds,
+    )
+    usual = stationary(costs, parsed.seed)
+    parsed.output.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for family, peak, outcomes in _outcomes(parsed.rates, costs, options, usual, parsed.seed):
+        rows += [row_of(peak, outcome, parsed.p99) for outcome in outcomes]
+        if peak == max(parsed.rates):
+            draw(outcomes, parsed.p99, parsed.output / f"{family.name}.png")
+    _write(parsed, costs, options, rows)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m loadtests.scaling", description=__doc__)
+    add = parser.add_argument
+    add("--measured", type=Path, default=RESULT, help="what `capacity measure` wrote")
+    add("--rates", type=float, nargs="+", default=RATES, help="peaks in requests per second")
+    add("--p99", type=float, default=0.05, help="target in seconds; default 0.05")
+    add("--image-seconds", type=float, default=5.0, help="to pull the image; default 5")
+    add("--node-seconds", type=float, default=90.0, help="until a new node is there; default 90")
+    add("--endpoint-seconds", type=float, default=5.0, help="until balancers know of an end; default 5")
+    add("--drain-seconds", type=float, default=10.0, help="INKSERVE_DRAIN_SECONDS; default 10")
+    add("--seed", type=int, default=1)
+    add("--output", type=Path, default=FOLDER)
+    return parser
+
+
+def _outcomes(
+    rates: Sequence[float], costs: PodCosts, options: ClusterOptions, usual: Stationary, seed: int
+) -> Iterator[tuple[Family, float, list[Outcome]]]:
+    for family in FAMILIES:
+        for peak in rates:
+            scenarios = family.make(peak, costs, options)
+            print(f"{family.name} to {peak:,.0f}/s", file=sys.stderr, flush=True)
+            yield family, peak, [simulate(scenario, costs, usual, seed) for scenario in scenarios]
+
+
+def row_of(peak: float, outcome: Outcome, p99_seconds: float) -> dict[str, Any]:
+    """One line of the table; answered and what was lost are parts of what arrived."""
+    tally, ready = outcome.tally, outcome.series["ready"]
+    return {
+        "scenario": outcome.scenario.name,
+        "peak_rate": peak,
+        "requests": tally.arrived,
+        "answered": tally.answered / tally.arrived,
+        "shed": tally.shed / tally.arrived,
+        "expired": tally.expired / tally.arrived,
+        "refused": tally.refused / tally.arrived,
+        "p50_seconds": tally.latencies.quantile(0.5),
+        "p99_seconds": tally.latencies.quantile(0.99),
+        "late": tally.latencies.share_above(p99_seconds) * tally.answered / tally.arrived,
+        "pods_least": int(ready.min()),
+        "pods_most": int(ready.max()),
+        "pod_hours": outcome.pod_seconds / 3600,
+    }
+
+
+def draw(outcomes: Sequence[Outcome], p99_seconds: float, file: Path) -> None:
+    """Load and capacity, answers lost, and latency over time, one line a scenario."""
+    figure, (load, lost, latency) = plt.subplots(3, 1, figsize=(8, 7), sharex=True, layout="constrained")
+    hours = outcomes[0].scenario.seconds > 7200
+    for outcome in outcomes:
+        series = outcome.series
+        times = series["seconds"] / (3600 if hours else 60)
+        load.plot(times, series["ready"], label=outcome.scenario.name, linewidth=1)
+        lost.plot(times, 100 * series["lost"] / np.maximum(series["rate"], 1), linewidth=1)
+        latency.plot(times, series["p99"], linewidth=1)
+    offered = load.twinx()
+    first = outcomes[0].series
+    offered.plot(first["seconds"] / (3600 if hours else 60), first["rate"], "k:", linewidth=1)
+    offered.set_ylabel("requests/s (dotted)")
+    offered.set_ylim(bottom=0)
+    load.set_ylabel("ready pods")
+    load.set_ylim(bottom=0)
+    load.legend(fontsize="small")
+    lost.set_ylabel("lost, % of offered")
+    latency.set_ylabel("p99, seconds")
+    latency.set_yscale("log")
+    latency.axhline(p99_seconds, color="k", linestyle="--", linewidth=0.8)
+    latency.set_xlabel("hours" if hours else "minutes")
+    figure.savefig(file, dpi=80)
+    plt.close(figure)
+
+
+def _write(
+    parsed: argparse.Namespace, costs: PodCosts, options: ClusterOptions, rows: Sequence[dict[str, Any]]
+) -> None:
+    about = machine.describe()
+    result = {
+        "machine": about,
+        "costs": costs.__dict__,
+        "cluster": options.__dict__,
+        "p99_seconds": parsed.p99,
+    }
+    (parsed.output / "results.json").write_text(json.dumps(result | {"scenarios": rows}, indent=1) + "\n")
+    (parsed.output / "results.md").write_text(markdown(result, rows))
+
+
+def markdown(result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    """The table, and what it was computed from."""
+    about, costs, cluster = result["machine"], result["costs"], result["cluster"]
+    parts = [f"{name} {value:g}" for name, value in (costs | cluster).items()]
+    lines = [
+        "# Simulated scenarios",
+        "",
+        f"`{about['command']}` at commit {about['commit']}, {about['measured_at']}. Simulated, not measured; "
+        "the pod's costs were measured: see [scaling.md](../scaling.md).",
+        "",
+        f"Pod and cluster: {', '.join(parts)}.",
+        "",
+        f"Parts are of all requests; the target is {1e3 * result['p99_seconds']:g} ms.",
+        "",
+        f"| {' | '.join(HEAD)} |",
+        f"|{'---|' * len(HEAD)}",
+    ]
+    for row in rows:
+        figures = [row["scenario"], f"{row['peak_rate']:,.0f}", f"{row['requests']:,.0f}"]
+        figures += [f"{row[name]:.3%}" for name in ("answered", "shed", "expired", "refused")]
+        figures += [f"{1e3 * row[name]:,.2f}" for name in ("p50_seconds", "p99_seconds")]
+        figures += [f"{row['late']:.3%}", f"{row['pods_least']:,} / {row['pods_most']:,}"]
+        lines.append(f"| {' | '.join([*figures, format(row['pod_hours'], ',.1f')])} |")
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

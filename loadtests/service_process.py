@@ -1,0 +1,71 @@
+"""The service as a process of its own, on a port of the system's choice."""
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).resolve().parent.parent
+READY = re.compile(r"ready at (http://127\.0\.0\.1:(\d+))")
+STOP_SECONDS = 60
+
+
+class NotStarted(Exception):
+    """The service ended before it was ready; the message holds what it logged."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running service. start_seconds: from starting the process to readiness."""
+
+    url: str
+    port: int
+    pid: int
+    start_seconds: float
+
+
+@contextmanager
+def serving(arguments: Sequence[str]) -> Iterator[Service]:
+    """Run `python -m service` with these flags until the block ends. Raises NotStarted."""
+    command = [sys.executable, "-m", "service", "--port", "0", *arguments]
+    started = time.monotonic()
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            ready = _await_ready(process.stderr)
+            service = Service(ready[1], int(ready[2]), process.pid, time.monotonic() - started)
+            # Read on, or the service stops once the pipe is full.
+            reader = threading.Thread(target=_discard, args=(process.stderr,))
+            reader.start()
+            yield service
+        finally:
+            _stop(process)
+        reader.join()
+
+
+def _await_ready(stream: IO[str]) -> re.Match[str]:
+    lines = []
+    for line in stream:
+        lines.append(line)
+        if ready := READY.search(line):
+            return ready
+    raise NotStarted("the service did not start:\n" + "".join(lines))
+
+
+def _discard(stream: IO[str]) -> None:
+    for _ in stream:
+        pass
+
+
+def _stop(process: "subprocess.Popen[str]") -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()

@@ -1,0 +1,104 @@
+"""The planner's arithmetic, and a short measurement of a real, tiny pod."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loadtests import capacity
+from loadtests.capacity import Step, capacity_at, plan
+from loadtests.pod import load_costs
+
+
+def test_a_pod_is_given_the_lesser_of_its_capacity_and_its_utilisation() -> None:
+    by_utilisation = plan(100_000, 3000, 4000, utilisation=0.6, spare=0)
+    assert by_utilisation.pod_rate == 2400
+    assert by_utilisation.replicas == 42  # ceil(41.67)
+    by_latency = plan(100_000, 2000, 4000, utilisation=0.6, spare=0)
+    assert by_latency.pod_rate == 2000
+    assert by_latency.replicas == 50
+    assert by_latency.utilisation == pytest.approx(0.5)
+
+
+def test_a_spare_pod_keeps_the_utilisation_when_one_is_lost() -> None:
+    answer = plan(9000, 3000, 5000, utilisation=0.6)
+    assert (answer.base_replicas, answer.replicas) == (3, 4)
+    assert answer.utilisation == pytest.approx(9000 / 4 / 5000)
+    assert answer.utilisation_after_a_loss == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("zones", "replicas", "after"),
+    [
+        (1, 11, 10),
+        (2, 20, 10),  # either of two zones carries all
+        (3, 15, 10),  # two of three do
+        (4, 16, 12),  # four in each: three zones of ceil(10 / 3)
+    ],
+)
+def test_all_zones_but_one_carry_the_rate(zones: int, replicas: int, after: int) -> None:
+    answer = plan(30_000, 3000, 5000, utilisation=0.6, zones=zones)
+    assert answer.replicas == replicas
+    assert answer.utilisation_after_a_loss == pytest.approx(30_000 / after / 5000)
+
+
+def test_nodes_gpus_and_cost_follow_from_the_replicas() -> None:
+    answer = plan(
+        30_000,
+        3000,
+        5000,
+        utilisation=0.6,
+        pods_per_node=4,
+        gpus_per_replica=2,
+        pod_cost_per_hour=0.25,
+    )
+    assert (answer.replicas, answer.nodes, answer.gpus) == (11, 3, 22)
+    assert answer.cost_per_hour == pytest.approx(2.75)
+    assert plan(30_000, 3000, 5000, utilisation=0.6).cost_per_hour is None
+
+
+@pytest.mark.parametrize("wrong", [{"utilisation": 1.0}, {"zones": 0}, {"spare": -1}, {"pods_per_node": 0}])
+def test_what_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be positive"):
+        plan(1000, 3000, 5000, **{"utilisation": 0.6, **wrong})  # type: ignore[arg-type]
+
+
+def test_the_capacity_is_the_highest_step_that_met_the_latency_without_loss() -> None:
+    steps = [
+        Step(1000, 1000, 0, 0, 0.001, 0.010, 0.0),
+        Step(2000, 2000, 0, 0, 0.002, 0.045, 0.0),
+        Step(2500, 2400, 3, 0, 0.002, 0.040, 0.0),  # quick, but it shed
+        Step(3000, 2900, 0, 0, 0.010, 0.200, 0.0),
+    ]
+    measured = [step.__dict__ for step in steps]
+    assert capacity_at(measured, 0.05) == 2000
+    assert capacity_at(measured, 0.02) == 1000
+    with pytest.raises(ValueError, match=r"no measured step has a p99 of at most 0\.001 s"):
+        capacity_at(measured, 0.001)
+
+
+def test_a_real_pod_is_measured_and_planned_with(
+    tmp_path: Path,
+    add_classifier: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    add_classifier("mlp")
+    output = tmp_path_factory.mktemp("results") / "capacity.json"
+    flags = ["--models-dir", str(tmp_path), "--seconds", "0.6", "--p99", "5", "--output", str(output)]
+    assert capacity.main(["measure", *flags]) == 0
+    result = json.loads(output.read_text())
+    assert [point["rows"] for point in result["device"]] == [1, 4, 16, 64, 256]
+    assert 0 < result["device_seconds_per_request"] < result["cpu_seconds_per_request"] < 1
+    assert result["saturation_rate"] > 10
+    assert all(step["failed"] == 0 for step in result["steps"])
+    costs = load_costs(output)
+    assert costs.start_seconds > 0
+    assert costs.saturation_rate == pytest.approx(result["saturation_rate"], rel=0.2) or costs.sheds
+    capsys.readouterr()
+    target = ["--rate", "100000", "--p99", "5", "--pod-cost-per-hour", "1", "--measured", str(output)]
+    assert capacity.main(["plan", *target]) == 0
+    assert "for a million requests" in capsys.readouterr().out
+    assert capacity.main(["plan", "--rate", "1", "--p99", "1e-9", "--measured", str(output)]) == 1
+    assert "no measured step" in capsys.readouterr().err

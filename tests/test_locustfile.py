@@ -1,0 +1,115 @@
+"""The load test against the real service: right answers pass, a wrong one fails the run."""
+
+import csv
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import IMAGES, PROBABILITIES, make_model, write_model
+from onnx import TensorProto, helper, numpy_helper
+
+ROOT = Path(__file__).parent.parent
+MODELS = ROOT / "models"
+SHORT = ("--rate", "40", "--seconds", "4")
+
+
+def template_classifier() -> onnx.ModelProto:
+    """A graph that reads the ten shipped digits: the most similar of them, by cosine."""
+    digits = np.fromfile(ROOT / "tests" / "digits" / "digits.raw", np.uint8).reshape(10, 784)
+    templates = digits.astype(np.float32)
+    templates /= 12.75 * np.linalg.norm(templates, axis=1, keepdims=True)
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["float"], ["flat"], axis=1),
+        helper.make_node("MatMul", ["flat", "templates"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    constants = [numpy_helper.from_array(np.ascontiguousarray(templates.T), "templates")]
+    return make_model(nodes, constants, (IMAGES,), (PROBABILITIES,))
+
+
+def add_reader(models_dir: Path) -> None:
+    write_model(
+        models_dir,
+        template_classifier(),
+        name="template",
+        task="classification",
+        inputs=(IMAGES,),
+        outputs=(PROBABILITIES,),
+    )
+
+
+def load(models_dir: Path, reports: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "loadtests.load", "--models-dir", str(models_dir)]
+    command += ["--reports", str(reports), *SHORT, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def counts(reports: Path) -> dict[str, tuple[int, int]]:
+    """Requests and failures by name."""
+    with (reports / "load_stats.csv").open() as file:
+        rows: Sequence[dict[str, str]] = list(csv.DictReader(file))
+    return {row["Name"]: (int(row["Request Count"]), int(row["Failure Count"])) for row in rows}
+
+
+def test_right_answers_pass_from_two_processes(
+    tmp_path: Path, add_generator: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    add_reader(tmp_path)
+    add_generator()
+    reports = tmp_path_factory.mktemp("reports")
+    run = load(tmp_path, reports, "--mix", "raw=1,png=1,json=1,batch=1,generate=1")
+    assert run.returncode == 0, run.stdout + run.stderr
+    seen = counts(reports)
+    assert seen.keys() == {
+        "/classify raw",
+        "/classify png",
+        "/classify json",
+        "/classify batch",
+        "/generate",
+        "Aggregated",
+    }
+    assert all(requests > 0 and failures == 0 for requests, failures in seen.values())
+    assert "<html" in (reports / "report.html").read_text()[:500]
+    # Two workers: the master itself sends nothing.
+    assert run.stderr.count("Worker") >= 2
+
+
+def test_a_wrong_answer_is_counted_and_fails_the_run(
+    tmp_path: Path, add_classifier: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    add_classifier()  # sees a 0 in every digit, since their first pixel is 0
+    reports = tmp_path_factory.mktemp("reports")
+    run = load(tmp_path, reports, "--mix", "raw=1,batch=1", "--stages", "soak", "--workers", "0")
+    assert run.returncode == 1, run.stdout + run.stderr
+    requests, failures = counts(reports)["Aggregated"]
+    assert 0.8 * requests < failures <= requests  # nine digits of ten
+    assert "labels are ['0'], expected [7]" in (reports / "load_failures.csv").read_text()
+
+
+def test_a_service_that_does_not_start_fails_the_run(tmp_path: Path) -> None:
+    run = load(tmp_path / "nothing", tmp_path)
+    assert run.returncode == 1
+    assert "did not start" in run.stderr
+
+
+@pytest.mark.skipif(
+    not all((MODELS / name).is_dir() for name in ("mlp", "gan")), reason="models/ has not both kinds of model"
+)
+@pytest.mark.parametrize("stages", ["ramp", "spike", "soak"])
+def test_the_shipped_models_answer_rightly(tmp_path: Path, stages: str) -> None:
+    run = load(MODELS, tmp_path, "--stages", stages)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("text", ["raw", "row=1", "raw=0", "raw=-1,png=2"])
+def test_a_mix_that_makes_no_sense_is_refused(text: str) -> None:
+    # In a process of its own: importing locust replaces the standard library's sockets.
+    command = [sys.executable, "-m", "locust", "--locustfile", "loadtests/locustfile.py", "--mix", text]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 2
+    assert "argument --mix: mix" in run.stderr

@@ -1,0 +1,174 @@
+"""The simulation: nothing is lost, seeds repeat, and its two models agree where both can run."""
+
+import math
+
+import numpy as np
+import pytest
+
+from loadtests.autoscaler import Spec
+from loadtests.check_simulation import simulate_pod
+from loadtests.cluster import ClusterOptions
+from loadtests.generator import arrivals
+from loadtests.pod import LEVELS, PodCosts, Stationary, stationary, steady_latencies
+from loadtests.simulation import Outcome, Rollout, Scenario, simulate
+
+DEVICE_BOUND = PodCosts(0.004, 0.0005, 0.0001, 0.0002, 3.0, max_batch_size=32, max_queue_rows=1000)
+"""1600 rows/s at 32 a batch, 10,000 requests/s through the event loop."""
+
+LOOP_BOUND = PodCosts(0.001, 0.0001, 0.001, 0.0002, 3.0, deadline_seconds=2.0)
+"""1000 requests/s through the event loop; the device could do 9600 rows/s."""
+
+OPTIONS = ClusterOptions(start_seconds=3.0, node_seconds=20.0, room=4)
+
+
+@pytest.fixture(scope="module")
+def usual() -> dict[PodCosts, Stationary]:
+    return {costs: stationary(costs, seed=1, requests=3000) for costs in (DEVICE_BOUND, LOOP_BOUND)}
+
+
+def step(low: float, high: float, at: float, until: float) -> Scenario:
+    def rate(now: float) -> float:
+        return high if at <= now < until else low
+
+    return Scenario("step", 60, rate, 2, OPTIONS, tick_seconds=0.1)
+
+
+def conserved(outcome: Outcome) -> bool:
+    return math.isclose(outcome.tally.arrived, outcome.tally.answered + outcome.lost + outcome.waiting)
+
+
+@pytest.mark.parametrize("costs", [DEVICE_BOUND, LOOP_BOUND], ids=["device-bound", "loop-bound"])
+@pytest.mark.parametrize("fluid", [False, True], ids=["requests", "fluid"])
+@pytest.mark.parametrize("load", [0.3, 1.5, 4.0])
+def test_every_request_that_arrived_is_accounted_for(
+    usual: dict[PodCosts, Stationary], costs: PodCosts, fluid: bool, load: float
+) -> None:
+    rate = load * costs.saturation_rate
+    scenario = Scenario(
+        "all at once",
+        30,
+        lambda _: rate,
+        1,
+        ClusterOptions(start_seconds=1.0, endpoint_seconds=8.0, drain_seconds=1.0, room=9),
+        spec=Spec(1, 3, 0.6),
+        rollout=Rollout(10.0),
+    )
+    outcome = simulate(scenario, costs, usual[costs] if fluid else None, seed=3)
+    assert conserved(outcome)
+    assert outcome.tally.arrived == pytest.approx(rate * 30, rel=0.03)
+    assert outcome.tally.refused > 0  # the port closed seven seconds before the balancer knew
+
+
+def test_the_same_seed_gives_the_same_outcome(usual: dict[PodCosts, Stationary]) -> None:
+    scenario = step(300, 1500, 5, 10)
+    for table in (None, usual[LOOP_BOUND]):
+        first, second = (simulate(scenario, LOOP_BOUND, table, seed=5) for _ in range(2))
+        other = simulate(scenario, LOOP_BOUND, table, seed=6)
+        assert all(np.array_equal(first.series[k], second.series[k], equal_nan=True) for k in first.series)
+        assert not np.array_equal(first.series["answered"], other.series["answered"])
+
+
+@pytest.mark.parametrize("costs", [DEVICE_BOUND, LOOP_BOUND], ids=["device-bound", "loop-bound"])
+@pytest.mark.parametrize("load", [0.5, 0.8])
+def test_the_models_agree_at_a_steady_load(
+    usual: dict[PodCosts, Stationary], costs: PodCosts, load: float
+) -> None:
+    rate = 2 * load * costs.saturation_rate
+    scenario = Scenario("steady", 20, lambda _: rate, 2, OPTIONS, tick_seconds=0.1)
+    each = simulate(scenario, costs, None, seed=1)
+    fluid = simulate(scenario, costs, usual[costs], seed=1)
+    assert each.lost == fluid.lost == 0
+    assert fluid.tally.answered == pytest.approx(each.tally.answered, rel=0.03)  # two Poisson samples
+    for level, tolerance in ((0.5, 0.15), (0.99, 0.3)):  # the tail of 30,000 requests at 80 % is itself noisy
+        expected = each.tally.latencies.quantile(level)
+        assert fluid.tally.latencies.quantile(level) == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.parametrize("costs", [DEVICE_BOUND, LOOP_BOUND], ids=["device-bound", "loop-bound"])
+def test_the_models_agree_on_an_overload(usual: dict[PodCosts, Stationary], costs: PodCosts) -> None:
+    scenario = step(costs.saturation_rate, 4 * costs.saturation_rate, 10, 14)
+    each = simulate(scenario, costs, None, seed=2)
+    fluid = simulate(scenario, costs, usual[costs], seed=2)
+    assert fluid.tally.answered == pytest.approx(each.tally.answered, rel=0.03)
+    assert fluid.lost == pytest.approx(each.lost, rel=0.1)
+    assert each.lost > 0
+    assert (each.tally.shed > 0) == (fluid.tally.shed > 0) == costs.sheds
+    expected = each.tally.latencies.quantile(0.99)
+    assert fluid.tally.latencies.quantile(0.99) == pytest.approx(expected, rel=0.15)
+
+
+def test_the_models_agree_on_what_the_autoscaler_does(usual: dict[PodCosts, Stationary]) -> None:
+    scenario = Scenario(
+        "growth",
+        120,
+        lambda now: 300 + 12 * now,
+        2,
+        OPTIONS,
+        spec=Spec(1, 20, 0.6),
+    )
+    each = simulate(scenario, LOOP_BOUND, None, seed=4)
+    fluid = simulate(scenario, LOOP_BOUND, usual[LOOP_BOUND], seed=4)
+    assert np.abs(each.series["replicas"] - fluid.series["replicas"]).max() <= 1
+    assert fluid.series["replicas"][-1] >= 3
+    assert fluid.tally.latencies.quantile(0.5) == pytest.approx(each.tally.latencies.quantile(0.5), rel=0.15)
+
+
+def test_a_queue_of_one_server_waits_as_theory_says() -> None:
+    """M/D/1: the mean wait is rho / (2 (1 - rho)) services (Pollaczek and Khinchine)."""
+    costs = PodCosts(0.001, 0.0, 1e-9, 0.0, 1.0, max_batch_size=1)
+    for load in (0.3, 0.6):
+        latencies = steady_latencies(costs, 1000 * load, seed=2, requests=30_000)
+        mean = float(np.mean([latencies.quantile(level) for level in LEVELS[:-2]]))
+        expected = 0.001 * (1 + load / (2 * (1 - load)))
+        # The error is the bins' width, 2.3 %, the sample's, and the highest percentile that is left out.
+        assert mean == pytest.approx(expected, rel=0.05)
+
+
+def test_a_rollout_one_by_one_loses_nothing_where_the_drain_outlasts_the_balancer(
+    usual: dict[PodCosts, Stationary],
+) -> None:
+    def roll(drain: float) -> Outcome:
+        options = ClusterOptions(start_seconds=3.0, endpoint_seconds=5.0, drain_seconds=drain, room=10)
+        scenario = Scenario("rollout", 120, lambda _: 1200.0, 4, options, rollout=Rollout(10.0))
+        return simulate(scenario, LOOP_BOUND, usual[LOOP_BOUND], seed=1)
+
+    careful, hasty = roll(10.0), roll(1.0)
+    assert careful.lost == 0
+    assert careful.series["ready"].min() >= 4  # maxUnavailable 0
+    assert (careful.series["replicas"] == 4).all()
+    assert hasty.tally.refused == pytest.approx(4 * 4 * 1200 / 5, rel=0.3)  # 4 pods, 4 s, a fifth each
+
+
+def test_a_pod_beyond_the_room_waits_for_a_node(usual: dict[PodCosts, Stationary]) -> None:
+    def ready_at(room: int) -> float:
+        options = ClusterOptions(start_seconds=3.0, node_seconds=40.0, room=room, image_seconds=0.0)
+        scenario = Scenario("growth", 120, lambda _: 1200.0, 2, options, spec=Spec(2, 3, 0.5))
+        series = simulate(scenario, LOOP_BOUND, usual[LOOP_BOUND], seed=1).series
+        return float(series["seconds"][np.flatnonzero(series["ready"] == 3)[0]])
+
+    assert 18 <= ready_at(room=3) <= 24  # the first sync, the start, at most one probe period
+    assert 58 <= ready_at(room=2) <= 64
+
+
+def test_a_tick_that_does_not_divide_the_sync_is_refused(usual: dict[PodCosts, Stationary]) -> None:
+    scenario = Scenario("day", 60, lambda _: 100.0, 2, OPTIONS, spec=Spec(1, 3, 0.6), tick_seconds=10.0)
+    with pytest.raises(ValueError, match=r"tick is 10 s, expected a part of 15 s"):
+        simulate(scenario, LOOP_BOUND, usual[LOOP_BOUND], seed=1)
+
+
+def test_the_autoscaler_settles_where_its_target_is_met(usual: dict[PodCosts, Stationary]) -> None:
+    scenario = Scenario("steady", 600, lambda _: 2900.0, 2, OPTIONS, spec=Spec(1, 20, 0.6), tick_seconds=5.0)
+    replicas = simulate(scenario, LOOP_BOUND, usual[LOOP_BOUND], seed=1).series["replicas"]
+    assert (replicas[-20:] == 5).all()  # ceil(2.9 / 0.6)
+
+
+def test_the_check_sends_the_model_what_the_generator_sends() -> None:
+    step = simulate_pod(LOOP_BOUND, rate=400, seconds=5, seed=3)
+    assert step.offered_rate == len(arrivals(400, 5, 3)) / 5
+    assert step.answered_rate == pytest.approx(step.offered_rate, rel=0.01)
+    assert 0.001 < step.p50_seconds < step.p99_seconds < 0.02
+
+
+def test_the_autoscaler_leaves_a_steady_load_alone(usual: dict[PodCosts, Stationary]) -> None:
+    scenario = Scenario("steady", 600, lambda _: 3000.0, 5, OPTIONS, spec=Spec(1, 20, 0.6), tick_seconds=5.0)
+    assert (simulate(scenario, LOOP_BOUND, usual[LOOP_BOUND], seed=1).series["replicas"] == 5).all()
