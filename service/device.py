@@ -26,7 +26,11 @@ class Runner(Protocol):
     """What runs a batch; `service.engine.Engine` is the real one."""
 
     def run(self, parts: Sequence[tuple[Array, ...]], rows: int) -> tuple[Array, ...]:
-        """Run the parts as one batch; blocks, and is only ever called from the device's thread."""
+        """Run the parts as one batch; blocks. Never called from two threads at a time."""
+        ...
+
+    def seconds_for(self, rows: int) -> float:
+        """How long a batch of so many rows is expected to take."""
         ...
 
 
@@ -48,14 +52,17 @@ class Device:
     busy the queues fill, and an idle device starts at once. The thread forms its next batch itself,
     so that it need not wait for an event loop that is busy with the answers of the last one; `lock`
     guards the turns and every queue. All else is called from the event loop.
+
+    inline_seconds: batches that are expected to take no longer run on the event loop, not on the thread.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, inline_seconds: float = 0.0) -> None:
         self.lock = threading.Lock()
+        self._inline_seconds = inline_seconds
         self._loop = asyncio.get_running_loop()
         self._turns: deque[Batcher] = deque()
         self._busy = False
-        self._wake: SimpleQueue[bool] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[Batcher, Batch] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"device-{name}", daemon=True)
         self._thread.start()
 
@@ -65,17 +72,31 @@ class Device:
         if not self._busy:
             self._busy = True
             # Not now but after this turn of the event loop: requests that arrived together batch together.
-            self._loop.call_soon(self._wake.put, True)
+            self._loop.call_soon(self._begin)
 
     def close(self) -> None:
         """End the thread after the batches that wait."""
-        self._wake.put(False)
+        self._jobs.put(None)
         self._thread.join()
 
+    def _begin(self) -> None:
+        """Run the next batch here if it is a short one, or else have the thread run all that follow."""
+        job = self._next()
+        if job is None:
+            return
+        batcher, batch = job
+        if batcher.runner.seconds_for(batch.rows) > self._inline_seconds:
+            self._jobs.put(job)
+            return
+        batcher.finish(batch, *_run(batcher.runner, batch))
+        self._loop.call_soon(self._begin)
+
     def _work(self) -> None:
-        while self._wake.get():
-            while (job := self._next()) is not None:
-                self._run(*job)
+        while (job := self._jobs.get()) is not None:
+            while job is not None:
+                batcher, batch = job
+                self._loop.call_soon_threadsafe(batcher.finish, batch, *_run(batcher.runner, batch))
+                job = self._next()
 
     def _next(self) -> "tuple[Batcher, Batch] | None":
         with self.lock:
@@ -86,16 +107,6 @@ class Device:
                     return batcher, batch
             self._busy = False
         return None
-
-    def _run(self, batcher: "Batcher", batch: Batch) -> None:
-        outcome: tuple[Array, ...] | Exception
-        started = time.monotonic()
-        try:
-            outcome = batcher.runner.run([_rows(part) for part in batch.parts], batch.rows)
-        except Exception as error:  # the batch's edge: whatever failed, each of its requests is answered
-            outcome = error
-        ended = time.monotonic()
-        self._loop.call_soon_threadsafe(batcher.finish, batch, outcome, started, ended)
 
 
 class Batcher:
@@ -247,6 +258,17 @@ class Batcher:
                     DeadlineExceeded(f"{item.rows} rows waited {waited:.3f} s, their deadline has passed")
                 )
         self._watch_deadlines(next_deadline)
+
+
+def _run(runner: Runner, batch: Batch) -> tuple[tuple[Array, ...] | Exception, float, float]:
+    """The batch's outputs, or its error, and when it started and ended."""
+    outcome: tuple[Array, ...] | Exception
+    started = time.monotonic()
+    try:
+        outcome = runner.run([_rows(part) for part in batch.parts], batch.rows)
+    except Exception as error:  # the batch's edge: whatever failed, each of its requests is answered
+        outcome = error
+    return outcome, started, time.monotonic()
 
 
 def _rows(part: Part) -> tuple[Array, ...]:

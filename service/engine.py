@@ -3,6 +3,8 @@
 Knows nothing of requests, queues or time; `run` blocks and is called from one thread at a time.
 """
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +73,7 @@ class Engine:
 
     def __init__(self, graph: Path, manifest: Manifest, options: EngineOptions) -> None:
         self.buckets = options.buckets
+        self._seconds = dict.fromkeys(options.buckets, math.inf)
         self._warm_up_runs = 1 if options.provider == "cpu" else 2
         self._session = _open_session(graph, options)
         _check_tensors(manifest.inputs, self._session.get_inputs(), "input")
@@ -91,7 +94,13 @@ class Engine:
         """
         for size in reversed(self.buckets):
             for _ in range(self._warm_up_runs):
+                started = time.perf_counter()
                 self._execute(self._by_size[size])
+                self._seconds[size] = time.perf_counter() - started
+
+    def seconds_for(self, rows: int) -> float:
+        """What a batch of `rows` rows took in the warm-up."""
+        return self._seconds[self.bucket_for(rows)]
 
     def bucket_for(self, rows: int) -> int:
         """The batch size that `rows` rows are padded to, 1 <= rows <= buckets[-1]."""

@@ -64,7 +64,8 @@ class Settings(BaseSettings):
     intra_op_threads: int = Field(
         0,
         ge=0,
-        description="onnxruntime threads for one batch on the CPU; 0 takes the available cores less one.",
+        description="onnxruntime threads for one batch on the CPU; 0 takes the available cores, less one "
+        "where there are more than two.",
     )
     determinism: Determinism = Field(
         "generation",

@@ -23,16 +23,22 @@ class Doubler:
         self.go = threading.Semaphore(0 if held else 1_000_000)
         self.batches: list[list[float]] = []
         self.error: Exception | None = None
+        self.seconds_a_row = 1.0
+        self.threads: list[str] = []
 
     def run(self, parts: Sequence[tuple[Array, ...]], rows: int) -> tuple[Array, ...]:
         self.started.release()
         assert self.go.acquire(timeout=30)
         if self.error is not None:
             raise self.error
+        self.threads.append(threading.current_thread().name)
         batch = np.concatenate([arrays[0] for arrays in parts])
         assert len(batch) == rows
         self.batches.append(batch[:, 0].tolist())
         return (batch * 2,)
+
+    def seconds_for(self, rows: int) -> float:
+        return self.seconds_a_row * rows
 
     async def running(self) -> None:
         """Wait until a batch is on the device."""
@@ -249,3 +255,38 @@ async def test_records_say_what_each_batch_held(device: Device) -> None:
         (4, "full", 2),
         (2, "idle", 0),
     ]
+
+
+async def test_short_batches_run_on_the_event_loop_and_long_ones_on_the_thread() -> None:
+    device = Device("test", inline_seconds=2.0)
+    runner = Doubler()
+    batcher = Batcher(device, runner, BatchQueue(4, 100))
+    assert await submit(batcher, 1, 2) == [2, 4]
+    assert await submit(batcher, 1, 2, 3) == [2, 4, 6]
+    assert await submit(batcher, 5) == [10]
+    assert runner.threads == ["MainThread", "device-test", "MainThread"]
+    device.close()
+
+
+async def test_the_loop_turns_between_two_batches_that_run_on_it() -> None:
+    device = Device("test", inline_seconds=4.0)
+    runner = Doubler()
+    batcher = Batcher(device, runner, BatchQueue(2, 100))
+    both = asyncio.gather(submit(batcher, 1, 2), submit(batcher, 3, 4))
+    seen = []
+    while not both.done():
+        seen.append(len(runner.batches))
+        await asyncio.sleep(0)
+    assert await both == [[2, 4], [6, 8]]
+    assert seen.count(1) >= 1
+    device.close()
+
+
+async def test_a_short_batch_that_fails_answers_its_requests() -> None:
+    device = Device("test", inline_seconds=2.0)
+    runner = Doubler()
+    runner.error = RuntimeError("broken")
+    batcher = Batcher(device, runner, BatchQueue(4, 100))
+    with pytest.raises(EngineError, match="broken"):
+        await submit(batcher, 1)
+    device.close()
