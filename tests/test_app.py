@@ -6,6 +6,7 @@ import logging
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -140,6 +141,22 @@ async def test_a_large_form_needs_no_disk(
 )
 async def test_json_is_classified(client: httpx.AsyncClient, body: object, expected: list[str]) -> None:
     assert labels(await client.post("/classify", json=body)) == expected
+
+
+async def test_a_version_that_comes_between_answers_with_its_own_labels(
+    client: httpx.AsyncClient, repository: Repository, add_classifier: Callable[..., Path]
+) -> None:
+    infer = repository.infer
+
+    async def reload_first(*arguments: Any) -> Any:
+        add_classifier(version=2, labels=tuple("ABCDEFGHIJ"))
+        assert await repository.reload() == []
+        return await infer(*arguments)
+
+    repository.infer = reload_first  # type: ignore[method-assign]
+    response = await client.post("/classify", content=image(2).tobytes(), headers=OCTETS)
+    assert labels(response) == ["C"]
+    assert response.json()["version"] == 2
 
 
 async def test_top_k_keeps_the_largest_in_descending_order(client: httpx.AsyncClient) -> None:

@@ -33,6 +33,7 @@ from service.routes.native import (
     INLINE_BYTES,
     PNG,
     Array,
+    answered_by,
     find_target,
     load_json,
     off_loop,
@@ -75,6 +76,7 @@ class Classify:
         rows = await self._decode(headers, body, spec)
         work = self._predictor.infer(manifest.name, target.version, {spec.name: rows}, deadline)
         inference = await self._watch.guard(receive, work)
+        manifest = answered_by(self._predictor, manifest, inference)
         probabilities = inference.outputs[manifest.outputs[0].name]
         if accepted == OCTETS:
             return raw_answer(target, inference, probabilities)

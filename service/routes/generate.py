@@ -31,6 +31,7 @@ from service.predictor import Predictor
 from service.routes.native import (
     PNG,
     Array,
+    answered_by,
     find_target,
     load_json,
     model_headers,
@@ -71,6 +72,7 @@ class Generate:
             inputs["label"] = labels
         work = self._predictor.infer(manifest.name, target.version, inputs, deadline)
         inference = await self._watch.guard(receive, work)
+        manifest = answered_by(self._predictor, manifest, inference)
         images = inference.outputs[manifest.outputs[0].name]
         seed_header = [] if seed is None else [(b"inkserve-seed", str(seed).encode("ascii"))]
         if accepted == OCTETS:

@@ -43,6 +43,13 @@ def find_target(
     return Target(manifest, version)
 
 
+def answered_by(predictor: Predictor, asked: Manifest, inference: Inference) -> Manifest:
+    """The manifest of the version that answered: a newer one than was asked if a reload came between."""
+    if inference.version == asked.version:
+        return asked
+    return predictor.models().find(asked.name, inference.version).manifest
+
+
 def parse_version(query: Mapping[str, str]) -> int | None:
     """The version that the query pins, if it does. Raises InvalidInput."""
     return parse_int("version", query["version"], 1, MAX_VERSION) if "version" in query else None
