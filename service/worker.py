@@ -111,16 +111,12 @@ async def run(settings: Settings, path: Path, listener_fd: int, line_fd: int) ->
     predictor = RemotePredictor(path)
     app = create_app(predictor, settings, metrics, line.gather)
     pushing = asyncio.ensure_future(line.keep_pushing())
-    telling = asyncio.ensure_future(_tell_ready(predictor, line))
-    server = Server(app, settings, predictor.stop_being_ready, lambda _: None)
+    # The workers share a port: one that accepted before it has an engine would answer 503 beside others
+    # that answer.
+    await predictor.connected()
+    server = Server(app, settings, predictor.stop_being_ready, lambda _: line.tell_ready())
     await server.serve([socket.socket(fileno=listener_fd)])
     pushing.cancel()
-    telling.cancel()
     line.push()
     await predictor.close()
     await line.close()
-
-
-async def _tell_ready(predictor: RemotePredictor, line: Line) -> None:
-    await predictor.connected()
-    line.tell_ready()
