@@ -1,4 +1,4 @@
-"""One model's onnxruntime session on one device: its providers, its buckets, its buffers.
+"""One model's onnxruntime session on one device: its providers and its buckets.
 
 Knows nothing of requests, queues or time; `run` blocks and is called from one thread at a time.
 """
@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from service.bindings import Binding, DeviceBinding, HostBinding
 from service.errors import EngineError, ManifestError
 from service.manifest import Manifest, TensorSpec
 from service.settings import Provider
@@ -29,29 +30,36 @@ PROVIDERS: dict[Provider, str] = {
 }
 
 
+CUDA_OPTIONS = {
+    # Let the convolution algorithm be chosen by rule, not by a race: every start, and every replica on such a
+    # GPU, computes the same bits. The race would also run once for each bucket at the start.
+    "cudnn_conv_algo_search": "HEURISTIC",
+    # TF32 keeps 10 of float32's 23 bits of mantissa. Answers shall be the CPU's, but for rounding.
+    "use_tf32": "0",
+}
+
+
 @dataclass(frozen=True)
 class EngineOptions:
     """How a session runs.
 
     buckets: the batch sizes that the graph ever sees, ascending; a batch is padded to the next one.
+    cuda_graphs: with provider cuda, capture each bucket's kernels once and replay them as a whole.
     """
 
     provider: Provider
     device_id: int
     intra_op_threads: int
     buckets: tuple[int, ...]
+    cuda_graphs: bool = True
 
 
 @dataclass(frozen=True)
 class _Bucket:
-    """The buffers of one batch size, bound to the session at fixed addresses."""
+    """One batch size. inputs: the first rows of the buffers that all buckets share."""
 
     inputs: tuple[Array, ...]
-    outputs: tuple[Array, ...]
-    device_inputs: tuple[ort.OrtValue, ...]
-    device_outputs: tuple[ort.OrtValue, ...]
-    binding: ort.IOBinding
-    run_options: ort.RunOptions
+    binding: Binding
 
 
 def bucket_sizes(max_batch_size: int, per_octave: int = 1) -> tuple[int, ...]:
@@ -75,26 +83,30 @@ class Engine:
     def __init__(self, graph: Path, manifest: Manifest, options: EngineOptions) -> None:
         self.buckets = options.buckets
         self._seconds = dict.fromkeys(options.buckets, math.inf)
-        self._warm_up_runs = 1 if options.provider == "cpu" else 2
+        self._options = options
         self._session = _open_session(graph, options)
         _check_tensors(manifest.inputs, self._session.get_inputs(), "input")
         _check_tensors(manifest.outputs, self._session.get_outputs(), "output")
         most = options.buckets[-1]
-        inputs = tuple(_buffer(spec, most) for spec in manifest.inputs)
-        outputs = tuple(_buffer(spec, most) for spec in manifest.outputs)
-        self._by_size = {
-            size: self._bind(index, size, manifest, options, inputs, outputs)
-            for index, size in enumerate(options.buckets)
-        }
+        inputs = {spec.name: _buffer(spec, most) for spec in manifest.inputs}
+        outputs = {spec.name: _buffer(spec, most) for spec in manifest.outputs}
+        try:
+            self._by_size = {
+                size: self._bind(index, size, inputs, outputs) for index, size in enumerate(options.buckets)
+            }
+        except Exception as error:  # onnxruntime raises its own types where the device's memory is full
+            raise EngineError(f"{graph}: no buffers on the device: {error}") from error
 
     def warm_up(self) -> None:
         """Run every bucket, so that no request meets a shape that the session has not seen.
 
-        The largest first, which makes the memory arena as large as it will ever be. On a GPU twice
-        each, because a CUDA graph is captured by the first run and replayed by the next.
+        The largest first, which makes the memory arena as large as it will ever be; then the smallest,
+        so that TensorRT, which builds anew for a shape outside the range it knows, builds only twice.
+        With CUDA graphs, from the thread that will call `run`: onnxruntime keeps a thread's graphs for that
+        thread alone. Twice each: the first run captures, the second is the first replay.
         """
-        for size in reversed(self.buckets):
-            for _ in range(self._warm_up_runs):
+        for size in (self.buckets[-1], *self.buckets[:-1]):
+            for _ in range(1 if self._options.provider == "cpu" else 2):
                 started = time.perf_counter()
                 self._execute(self._by_size[size])
                 self._seconds[size] = time.perf_counter() - started
@@ -123,50 +135,25 @@ class Engine:
                 buffer[offset:end] = array
             offset = end
         # Rows past `offset` keep what an earlier batch left there: padding, whose outputs nobody reads.
-        self._execute(bucket)
-        return tuple(buffer[:rows].copy() for buffer in bucket.outputs)
+        return tuple(output[:rows].copy() for output in self._execute(bucket))
 
-    def _execute(self, bucket: _Bucket) -> None:
+    def _execute(self, bucket: _Bucket) -> tuple[Array, ...]:
         try:
-            for value, array in zip(bucket.device_inputs, bucket.inputs, strict=False):
-                value.update_inplace(array)
-            self._session.run_with_iobinding(bucket.binding, bucket.run_options)
-            for value, array in zip(bucket.device_outputs, bucket.outputs, strict=False):
-                np.copyto(array, value.numpy())
+            return bucket.binding.run()
         except Exception as error:  # onnxruntime raises its own types, RuntimeError and more
             raise EngineError(str(error)) from error
 
-    def _bind(
-        self,
-        index: int,
-        size: int,
-        manifest: Manifest,
-        options: EngineOptions,
-        inputs: tuple[Array, ...],
-        outputs: tuple[Array, ...],
-    ) -> _Bucket:
+    def _bind(self, index: int, size: int, inputs: dict[str, Array], outputs: dict[str, Array]) -> _Bucket:
         """Bind the first `size` rows of the shared buffers; on a GPU, device memory of that size."""
-        binding = self._session.io_binding()
-        run_options = ort.RunOptions()
-        views_in = tuple(buffer[:size] for buffer in inputs)
-        views_out = tuple(buffer[:size] for buffer in outputs)
-        device_in: tuple[ort.OrtValue, ...] = ()
-        device_out: tuple[ort.OrtValue, ...] = ()
-        if options.provider == "cpu":
-            for spec, view in zip(manifest.inputs, views_in, strict=True):
-                binding.bind_input(spec.name, "cpu", 0, view.dtype, view.shape, view.ctypes.data)
-            for spec, view in zip(manifest.outputs, views_out, strict=True):
-                binding.bind_output(spec.name, "cpu", 0, view.dtype, view.shape, view.ctypes.data)
+        views_in = {name: buffer[:size] for name, buffer in inputs.items()}
+        views_out = {name: buffer[:size] for name, buffer in outputs.items()}
+        binding: Binding
+        if self._options.provider == "cpu":
+            binding = HostBinding(self._session, views_in, views_out)
         else:
-            # One captured graph per bucket: replay needs the addresses that it was captured with.
-            run_options.add_run_config_entry("gpu_graph_id", str(index + 1))
-            device_in = tuple(_on_gpu(view, options.device_id) for view in views_in)
-            device_out = tuple(_on_gpu(view, options.device_id) for view in views_out)
-            for spec, value in zip(manifest.inputs, device_in, strict=True):
-                binding.bind_ortvalue_input(spec.name, value)
-            for spec, value in zip(manifest.outputs, device_out, strict=True):
-                binding.bind_ortvalue_output(spec.name, value)
-        return _Bucket(views_in, views_out, device_in, device_out, binding, run_options)
+            device_id = self._options.device_id
+            binding = DeviceBinding(self._session, views_in, views_out, device_id, graph_id=index + 1)
+        return _Bucket(tuple(views_in.values()), binding)
 
 
 def _open_session(graph: Path, options: EngineOptions) -> ort.InferenceSession:
@@ -174,6 +161,29 @@ def _open_session(graph: Path, options: EngineOptions) -> ort.InferenceSession:
     available = ort.get_available_providers()
     if name not in available:
         raise EngineError(f"provider {options.provider} needs {name}, this onnxruntime has {available}")
+    if options.provider != "cpu":
+        # CUDA and cuDNN as Python packages, where they are installed as such; else as the system finds them.
+        ort.preload_dlls(directory="")
+    try:
+        session = ort.InferenceSession(
+            graph,
+            _session_options(options),
+            providers=_providers(options),
+            enable_fallback=0,  # to the CPU, which onnxruntime would do with no more than a line on stdout
+        )
+    except Exception as error:  # onnxruntime raises its own types for a broken or unsupported graph
+        raise EngineError(
+            f"{graph} cannot be loaded, provider {options.provider} says: {error}{_advice(error)}"
+        ) from error
+    if session.get_providers()[0] != name:
+        raise EngineError(
+            f"provider {options.provider} was asked for, onnxruntime took {session.get_providers()}: "
+            f"is there a device {options.device_id}, with the CUDA and cuDNN that onnxruntime is built for?"
+        )
+    return session
+
+
+def _session_options(options: EngineOptions) -> ort.SessionOptions:
     session_options = ort.SessionOptions()
     session_options.intra_op_num_threads = options.intra_op_threads
     session_options.inter_op_num_threads = 1
@@ -185,17 +195,13 @@ def _open_session(graph: Path, options: EngineOptions) -> ort.InferenceSession:
     session_options.add_session_config_entry("session.use_env_allocators", "1")
     session_options.enable_mem_pattern = False
     session_options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(graph, session_options, providers=[(name, _provider_options(options))])
-    except Exception as error:  # onnxruntime raises its own types for a broken or unsupported graph
-        raise EngineError(f"{graph} cannot be loaded: {error}") from error
-    session.disable_fallback()
-    if session.get_providers()[0] != name:
-        raise EngineError(
-            f"provider {options.provider} was asked for, onnxruntime took {session.get_providers()}: "
-            f"is there a device {options.device_id}?"
-        )
-    return session
+    if options.provider != "cpu":
+        session_options.use_deterministic_compute = True
+    if options.provider == "cuda":
+        # Quantized weights become constants in float32, so that no node is left for the CPU: the CUDA
+        # provider has kernels for quantized activations, but not for the int32 of a quantized bias.
+        session_options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return session_options
 
 
 @cache
@@ -206,12 +212,23 @@ def _share_arena() -> None:
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg(0, grow_as_requested, -1, -1))
 
 
-def _provider_options(options: EngineOptions) -> dict[str, str]:
+def _providers(options: EngineOptions) -> list[tuple[str, dict[str, str]]]:
+    """onnxruntime's providers and their options; it puts the CPU's behind them, for what is left."""
     if options.provider == "cpu":
-        return {}
+        return [(PROVIDERS["cpu"], {})]
+    device = {"device_id": str(options.device_id)}
+    cuda = device | CUDA_OPTIONS
     if options.provider == "cuda":
-        return {"device_id": str(options.device_id), "enable_cuda_graph": "1"}
-    return {"device_id": str(options.device_id), "trt_cuda_graph_enable": "1"}
+        return [(PROVIDERS["cuda"], cuda | {"enable_cuda_graph": str(int(options.cuda_graphs))})]
+    # No trt_cuda_graph_enable: this provider has one graph a session, whatever gpu_graph_id says, and would
+    # replay the first bucket's for every other. CUDA's provider takes what TensorRT cannot.
+    return [(PROVIDERS["tensorrt"], device), (PROVIDERS["cuda"], cuda)]
+
+
+def _advice(error: Exception) -> str:
+    if "graph capture" not in str(error):
+        return ""
+    return "; a CUDA graph needs every node on the GPU: set cuda_graphs to false to run without"
 
 
 def _check_tensors(specs: Sequence[TensorSpec], nodes: Sequence[ort.NodeArg], kind: str) -> None:
@@ -240,7 +257,3 @@ def _onnxruntime_type(spec: TensorSpec) -> str:
 
 def _buffer(spec: TensorSpec, rows: int) -> Array:
     return np.zeros((rows, *spec.shape[1:]), dtype_of(spec))
-
-
-def _on_gpu(array: Array, device_id: int) -> ort.OrtValue:
-    return cast("ort.OrtValue", ort.OrtValue.ortvalue_from_numpy(array, "cuda", device_id))

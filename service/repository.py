@@ -183,6 +183,7 @@ class Repository:
             (settings.fixed_batch_size,)
             if fixed
             else bucket_sizes(settings.max_batch_size, BUCKETS_PER_OCTAVE[settings.provider]),
+            settings.cuda_graphs,
         )
 
 

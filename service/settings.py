@@ -61,6 +61,11 @@ class Settings(BaseSettings):
         "cpu", description="onnxruntime execution provider; the start fails without it."
     )
     device_id: int = Field(0, ge=0, description="Index of the GPU, for the providers cuda and tensorrt.")
+    cuda_graphs: bool = Field(
+        True,
+        description="With provider cuda, replay a captured CUDA graph for each batch size; "
+        "the start fails for a model that leaves nodes to the CPU.",
+    )
     intra_op_threads: int = Field(
         0,
         ge=0,

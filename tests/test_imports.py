@@ -47,7 +47,8 @@ def test_training_imports_nothing_of_the_service_but_the_manifest(file: Path) ->
 
 @pytest.mark.parametrize(("name", "file"), modules("service").items())
 def test_only_the_engine_knows_onnxruntime(name: str, file: Path) -> None:
-    assert name == "service.engine" or not any(within(each, ("onnxruntime",)) for each in imported(file))
+    knows = ("service.engine", "service.bindings")
+    assert name in knows or not any(within(each, ("onnxruntime",)) for each in imported(file))
 
 
 @pytest.mark.parametrize("name", ["service.worker", "service.supervisor", "service.host", "service.batching"])
@@ -66,7 +67,7 @@ def test_what_an_http_worker_loads_leads_to_no_engine(name: str) -> None:
     "name",
     [
         *("batching", "device", "engine", "repository", "manifest", "predictor", "tensors", "latents"),
-        *("frames", "messages", "host", "remote", "children", "totals", "supervisor"),
+        *("bindings", "frames", "messages", "host", "remote", "children", "totals", "supervisor"),
     ],
 )
 def test_inference_knows_nothing_of_http(name: str) -> None:
