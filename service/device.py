@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Protocol
@@ -20,6 +21,8 @@ from service.batching import Answer, Array, Batch, BatchQueue, Item, Part, Reaso
 from service.errors import DeadlineExceeded, EngineError, ShuttingDown
 
 logger = logging.getLogger(__name__)
+
+Work = Callable[[], None]
 
 
 class Runner(Protocol):
@@ -60,15 +63,33 @@ class Device:
         self.lock = threading.Lock()
         self._inline_seconds = inline_seconds
         self._loop = asyncio.get_running_loop()
-        self._turns: deque[Batcher] = deque()
+        self._turns: deque[Batcher | Work] = deque()
         self._busy = False
-        self._jobs: SimpleQueue[tuple[Batcher, Batch] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[Batcher, Batch] | Work | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"device-{name}", daemon=True)
         self._thread.start()
 
-    def enter(self, batcher: "Batcher") -> None:
+    async def call(self, work: Work) -> None:
+        """Let the thread do other work, in its turn between two batches. Raises what it raises."""
+        done: Future[None] = Future()
+
+        def run() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
+            try:
+                work()
+            except Exception as error:  # the caller's to judge
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        with self.lock:
+            self.enter(run)
+        await asyncio.wrap_future(done)
+
+    def enter(self, turn: "Batcher | Work") -> None:
         """Ask for a turn. The lock must be held."""
-        self._turns.append(batcher)
+        self._turns.append(turn)
         if not self._busy:
             self._busy = True
             # Not now but after this turn of the event loop: requests that arrived together batch together.
@@ -84,6 +105,9 @@ class Device:
         job = self._next()
         if job is None:
             return
+        if not isinstance(job, tuple):
+            self._jobs.put(job)
+            return
         batcher, batch = job
         if batcher.runner.seconds_for(batch.rows) > self._inline_seconds:
             self._jobs.put(job)
@@ -94,17 +118,22 @@ class Device:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             while job is not None:
-                batcher, batch = job
-                self._loop.call_soon_threadsafe(batcher.finish, batch, *_run(batcher.runner, batch))
+                if isinstance(job, tuple):
+                    batcher, batch = job
+                    self._loop.call_soon_threadsafe(batcher.finish, batch, *_run(batcher.runner, batch))
+                else:
+                    job()
                 job = self._next()
 
-    def _next(self) -> "tuple[Batcher, Batch] | None":
+    def _next(self) -> "tuple[Batcher, Batch] | Work | None":
         with self.lock:
             while self._turns:
-                batcher = self._turns.popleft()
-                batch = batcher.take()
+                turn = self._turns.popleft()
+                if not isinstance(turn, Batcher):
+                    return turn
+                batch = turn.take()
                 if batch.parts:
-                    return batcher, batch
+                    return turn, batch
             self._busy = False
         return None
 

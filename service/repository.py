@@ -145,6 +145,7 @@ class Repository:
         name = folder.parent.name
         try:
             info, engine = await asyncio.to_thread(self._open, folder)
+            await self._warm_up(engine)
         except InkserveError:
             self._metrics.model_loads.labels(name, "failed").inc()
             raise
@@ -170,8 +171,18 @@ class Repository:
             engine = Engine(graph, info.manifest, self._engine_options(info.manifest))
         except RepositoryError as error:
             raise type(error)(f"{folder}: {error}") from error
-        engine.warm_up()
         return info, engine
+
+    async def _warm_up(self, engine: Engine) -> None:
+        """On CUDA in the thread that runs the batches, between two of them.
+
+        A CUDA graph can only be replayed by the thread that captured it, and while it is captured no other
+        thread may so much as copy. The rest takes longer to warm up and need not hold up the batches.
+        """
+        if self._settings.provider == "cuda":
+            await self._device.call(engine.warm_up)
+        else:
+            await asyncio.to_thread(engine.warm_up)
 
     def _engine_options(self, manifest: Manifest) -> EngineOptions:
         settings = self._settings

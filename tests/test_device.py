@@ -121,6 +121,57 @@ async def test_models_on_one_device_take_turns(device: Device) -> None:
     assert order == ["first", "first", "second", "first", "second"]
 
 
+async def test_other_work_takes_its_turn_between_two_batches(device: Device) -> None:
+    runner = Doubler(held=True)
+    batcher = Batcher(device, runner, BatchQueue(1, 100))
+    order: list[tuple[str, int]] = []
+    tasks = [submit(batcher, value) for value in (1, 2, 3)]
+    await runner.running()  # and the second batch has its turn already
+    call = asyncio.ensure_future(
+        device.call(lambda: order.append((threading.current_thread().name, len(runner.batches))))
+    )
+    await settle()
+    assert not call.done()
+    runner.go.release(10)
+    await asyncio.gather(call, *tasks)
+    assert order == [("device-test", 2)]
+
+
+async def test_other_work_is_done_by_the_thread_where_batches_run_on_the_event_loop() -> None:
+    device = Device("test", inline_seconds=2.0)
+    runner = Doubler()
+    batcher = Batcher(device, runner, BatchQueue(4, 100))
+    work = device.call(lambda: runner.threads.append(threading.current_thread().name))
+    await asyncio.gather(submit(batcher, 1), work)
+    assert runner.threads == ["MainThread", "device-test"]
+    device.close()
+
+
+async def test_other_work_that_nobody_awaits_any_more_is_left_out(device: Device) -> None:
+    runner = Doubler(held=True)
+    batcher = Batcher(device, runner, BatchQueue(1, 100))
+    task = submit(batcher, 1)
+    await runner.running()
+    done: list[str] = []
+    call = asyncio.ensure_future(device.call(lambda: done.append("cancelled")))
+    await settle()
+    call.cancel()
+    await settle()
+    runner.go.release(10)
+    await task
+    await device.call(lambda: done.append("awaited"))
+    assert done == ["awaited"]
+
+
+async def test_other_work_that_fails_tells_its_caller_and_leaves_the_device_running(device: Device) -> None:
+    def fail() -> None:
+        raise EngineError("no graph")
+
+    with pytest.raises(EngineError, match="no graph"):
+        await device.call(fail)
+    assert await submit(Batcher(device, Doubler(), BatchQueue(8, 100)), 3) == [6.0]
+
+
 async def test_cancelled_request_leaves_the_queue_at_once(device: Device) -> None:
     runner = Doubler(held=True)
     batcher = Batcher(device, runner, BatchQueue(8, 100))
