@@ -1,10 +1,13 @@
-"""A real onnxruntime session on the CPU."""
+"""A real onnxruntime session: on the CPU, and on CUDA where there is a device."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from conftest import IMAGES, LATENT, PROBABILITIES, make_model, write_model
 from onnx import TensorProto, helper, numpy_helper
@@ -14,6 +17,21 @@ from service.errors import EngineError, ManifestError
 from service.manifest import MODEL_FILE, TensorSpec, read_manifest
 
 OPTIONS = EngineOptions("cpu", 0, 1, (1, 2, 4, 8))
+HAS_CUDA = "CUDAExecutionProvider" in ort.get_available_providers() and shutil.which("nvidia-smi")
+CUDA = pytest.mark.skipif(not HAS_CUDA, reason="no CUDA device, or an onnxruntime without CUDA")
+
+
+@pytest.fixture(
+    params=[
+        OPTIONS,
+        pytest.param(replace(OPTIONS, provider="cuda"), marks=[pytest.mark.gpu, CUDA]),
+        pytest.param(replace(OPTIONS, provider="cuda", cuda_graphs=False), marks=[pytest.mark.gpu, CUDA]),
+    ],
+    ids=["cpu", "cuda", "cuda-without-graphs"],
+)
+def options(request: pytest.FixtureRequest) -> EngineOptions:
+    chosen: EngineOptions = request.param
+    return chosen
 
 
 def open_engine(folder: Path, options: EngineOptions = OPTIONS, **changes: object) -> Engine:
@@ -43,9 +61,9 @@ def test_finer_buckets_waste_a_fifth_at_most() -> None:
 
 @pytest.mark.parametrize("split", [[5], [1, 4], [1, 1, 1, 1, 1], [2, 3]])
 def test_the_parts_of_a_batch_come_back_in_order(
-    add_classifier: Callable[..., Path], split: list[int]
+    add_classifier: Callable[..., Path], options: EngineOptions, split: list[int]
 ) -> None:
-    engine = open_engine(add_classifier())
+    engine = open_engine(add_classifier(), options)
     batch = images(3, 1, 4, 1, 5)
     parts = [(part,) for part in np.split(batch, np.cumsum(split)[:-1])]
     (probabilities,) = engine.run(parts, 5)
@@ -53,31 +71,35 @@ def test_the_parts_of_a_batch_come_back_in_order(
     assert probabilities.argmax(axis=1).tolist() == [3, 1, 4, 1, 5]
 
 
-def test_padding_holds_old_rows_that_nobody_sees(add_classifier: Callable[..., Path]) -> None:
-    engine = open_engine(add_classifier())
+def test_padding_holds_old_rows_that_nobody_sees(
+    add_classifier: Callable[..., Path], options: EngineOptions
+) -> None:
+    engine = open_engine(add_classifier(), options)
     engine.run([(images(*range(8)),)], 8)
     (probabilities,) = engine.run([(images(9, 9, 9),)], 3)
     assert probabilities.argmax(axis=1).tolist() == [9, 9, 9]
 
 
-def test_an_answer_outlives_the_next_batch(add_classifier: Callable[..., Path]) -> None:
-    engine = open_engine(add_classifier())
+def test_an_answer_outlives_the_next_batch(
+    add_classifier: Callable[..., Path], options: EngineOptions
+) -> None:
+    engine = open_engine(add_classifier(), options)
     (first,) = engine.run([(images(7),)], 1)
     engine.run([(images(2),)], 1)
     assert first.argmax() == 7
 
 
-def test_several_inputs_are_bound_by_name(add_generator: Callable[..., Path]) -> None:
-    engine = open_engine(add_generator())
+def test_several_inputs_are_bound_by_name(add_generator: Callable[..., Path], options: EngineOptions) -> None:
+    engine = open_engine(add_generator(), options)
     z = np.zeros((3, LATENT), np.float32)
     (pictures,) = engine.run([(z, np.array([0, 1, 2], np.int64))], 3)
     assert [picture[0, 0] for picture in pictures] == [0, 10, 20]
 
 
 def test_one_fixed_bucket_gives_the_same_bytes_wherever_a_row_lies(
-    add_generator: Callable[..., Path],
+    add_generator: Callable[..., Path], options: EngineOptions
 ) -> None:
-    engine = open_engine(add_generator(), EngineOptions("cpu", 0, 1, (16,)))
+    engine = open_engine(add_generator(), replace(options, buckets=(16,)))
     rng = np.random.default_rng(0)
     z, label = rng.normal(size=(16, LATENT)).astype(np.float32), np.arange(16) % 10
     (together,) = engine.run([(z, label)], 16)
@@ -86,8 +108,19 @@ def test_one_fixed_bucket_gives_the_same_bytes_wherever_a_row_lies(
         assert np.array_equal(alone[0], together[row])
 
 
-def test_warming_runs_every_bucket(add_classifier: Callable[..., Path]) -> None:
-    engine = open_engine(add_classifier())
+def test_every_bucket_follows_its_own_inputs_run_after_run(
+    add_classifier: Callable[..., Path], options: EngineOptions
+) -> None:
+    engine = open_engine(add_classifier(), options)
+    for turn in range(3):  # with CUDA graphs: captured in the first, replayed in the others
+        for rows in engine.buckets:
+            labels = [(turn + rows + row) % 10 for row in range(rows)]
+            (probabilities,) = engine.run([(images(*labels),)], rows)
+            assert probabilities.argmax(axis=1).tolist() == labels
+
+
+def test_warming_runs_every_bucket(add_classifier: Callable[..., Path], options: EngineOptions) -> None:
+    engine = open_engine(add_classifier(), options)
     engine.warm_up()
     assert [engine.bucket_for(rows) for rows in (1, 2, 3, 5, 8)] == [1, 2, 4, 8, 8]
 
