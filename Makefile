@@ -60,6 +60,10 @@ image-check: ## Build the image without a Docker engine and send its server a di
 bench: $(VENV)/.develop ## Run the micro-benchmarks
 	$(BIN)/python -m pytest loadtests/benchmarks $(ARGS)
 
+.PHONY: gpu-check
+gpu-check: $(VENV)/.serve ## Check the engine on a GPU against the CPU; with ENGINE=gpu VENV=.venv-gpu
+	$(BIN)/python -m loadtests.gpu $(ARGS)
+
 .PHONY: peers
 peers: $(VENV)/.develop ## Measure inkserve and other model servers; needs wrk and half an hour
 	$(BIN)/python -m loadtests.peers $(ARGS)

@@ -2,8 +2,10 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,8 +15,8 @@ RESULTS = ROOT / "loadtests" / "results"
 PACKAGES = ("fastapi", "httptools", "numpy", "onnxruntime", "uvicorn", "uvloop")
 
 
-def describe() -> dict[str, object]:
-    """Hardware, versions, the commit, the command and the time."""
+def describe(packages: Sequence[str] = PACKAGES) -> dict[str, object]:
+    """Hardware, versions of these packages, the commit, the command and the time."""
     return {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "python " + " ".join(_shown(argument) for argument in sys.orig_argv[1:]),
@@ -25,7 +27,7 @@ def describe() -> dict[str, object]:
         "load_average_before": os.getloadavg()[0],
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in packages},
     }
 
 
@@ -45,6 +47,8 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str:
+    if shutil.which("git") is None:
+        return "unknown"
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     run = subprocess.run(git, capture_output=True, text=True, check=False)
     return run.stdout.strip() or "unknown"
