@@ -11,18 +11,31 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 
-from service.asgi import Answer, ClientDisconnected, DisconnectWatch, Message, Receive, Scope, Send, to_json
+from service.asgi import (
+    MODEL,
+    Answer,
+    ClientDisconnected,
+    DisconnectWatch,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    to_json,
+)
 from service.errors import (
     DeadlineExceeded,
     InkserveError,
     ModelNotFound,
+    ModelNotReady,
     NotAcceptable,
     PayloadTooLarge,
+    QueueFull,
     RequestError,
+    ShuttingDown,
     Unavailable,
     UnsupportedMedia,
 )
-from service.metrics import Metrics, package_version
+from service.metrics import Metrics, Rejection, package_version
 from service.predictor import Predictor
 from service.routes import health, models
 from service.routes.classify import Classify
@@ -43,6 +56,14 @@ STATUS: dict[type[InkserveError], int] = {
     InkserveError: 500,
 }
 """The first class that an error is an instance of gives its status."""
+
+REJECTIONS: dict[type[Exception], Rejection] = {
+    QueueFull: "queue_full",
+    DeadlineExceeded: "deadline",
+    ModelNotReady: "not_ready",
+    ShuttingDown: "shutting_down",
+    ClientDisconnected: "client_left",
+}
 
 CLIENT_CLOSED_REQUEST = 499
 """Not sent to anybody: the status, after nginx, under which a request is counted whose client left."""
@@ -67,6 +88,7 @@ def create_app(
     app.include_router(health.routes(predictor))
     app.include_router(models.routes(predictor))
     _add_operations(app, metrics, gather)
+    metrics.watch_ready(predictor.ready)
     app.add_exception_handler(InkserveError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -128,11 +150,9 @@ class Front:
                 answer = _method_not_allowed(scope["method"], endpoints)
             else:
                 answer = await endpoint(scope, receive)
-        except ClientDisconnected:
-            self._count(scope["path"], "", CLIENT_CLOSED_REQUEST, started)
-            return
         except Exception as error:  # the request's edge
-            answer = error_answer(error)
+            await self._fail(error, scope, send, started)
+            return
         self._count(scope["path"], answer.model, answer.status, started)
         await answer.send(send)
 
@@ -151,6 +171,18 @@ class Front:
         finally:
             route = scope.get("route")
             self._count(getattr(route, "path", "other"), "", status, started)
+
+    async def _fail(self, error: Exception, scope: Scope, send: Send, started: float) -> None:
+        route, model = scope["path"], scope.get(MODEL, "")
+        reason = REJECTIONS.get(type(error))
+        if reason is not None:
+            self._metrics.count_rejected(model, reason)
+        if isinstance(error, ClientDisconnected):
+            self._count(route, model, CLIENT_CLOSED_REQUEST, started)
+            return
+        answer = error_answer(error)
+        self._count(route, model, answer.status, started)
+        await answer.send(send)
 
     def _count(self, route: str, model: str, status: int, started: float) -> None:
         self._metrics.count_request(route, model, status, time.perf_counter() - started)

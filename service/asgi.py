@@ -33,6 +33,9 @@ REMEMBERED = 256
 JSON = "application/json"
 OCTETS = "application/octet-stream"
 
+MODEL = "inkserve.model"
+"""The scope's key for the name of the model that was found: whoever counts a failure wants to know it."""
+
 
 class ClientDisconnected(Exception):
     """Nobody waits for the answer any more."""

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,7 +20,12 @@ from service.device import BatchRecord
 
 PREFIX = "inkserve"
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+LATENCY_OBJECTIVE_SECONDS = 0.5
+"""An answer that took no longer is good; the latency objective of helm/rules/inkserve.yaml."""
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+Rejection = Literal["queue_full", "deadline", "not_ready", "shutting_down", "client_left"]
+"""Why a valid request was not served: shed, expired, too early, too late, or abandoned by its client."""
 
 
 class Metrics:
@@ -31,6 +37,12 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "Requests answered.", "route", "model", "status")
+        self.good_requests = self._counter(
+            "good_requests",
+            f"Requests answered with 2xx within {LATENCY_OBJECTIVE_SECONDS} s.",
+            "route",
+            "model",
+        )
         self.request_seconds = self._seconds("request", "From a request's arrival to its answer.", "route")
         self.queue_seconds = self._seconds("queue", "From submission to the first batch.", "model")
         self.compute_seconds = self._seconds("compute", "One batch on the device.", "model")
@@ -51,25 +63,42 @@ class Metrics:
             f"{PREFIX}_rows_waiting", "Rows in a model's queue.", ["model"], registry=self.registry
         )
         self.build = Info(f"{PREFIX}_build", "Versions of what runs.", registry=self.registry)
-        self._of_requests: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._of_requests: dict[tuple[str, str, int], tuple[Counter, Histogram, Counter | None]] = {}
 
     def count_request(self, route: str, model: str, status: int, seconds: float) -> None:
         """Count an answered request. model: empty where none was found."""
         key = (route, model, status)
-        pair = self._of_requests.get(key)
-        if pair is None:  # looking labels up costs more than counting
-            pair = self.requests.labels(*key), self.request_seconds.labels(route)
-            self._of_requests[key] = pair
-        pair[0].inc()
-        pair[1].observe(seconds)
+        counted = self._of_requests.get(key)
+        if counted is None:  # looking labels up costs more than counting
+            good = self.good_requests.labels(route, model) if model and 200 <= status < 300 else None
+            counted = self.requests.labels(*key), self.request_seconds.labels(route), good
+            self._of_requests[key] = counted
+        counted[0].inc()
+        counted[1].observe(seconds)
+        if counted[2] is not None and seconds <= LATENCY_OBJECTIVE_SECONDS:
+            counted[2].inc()
+
+    def count_rejected(self, model: str, reason: Rejection) -> None:
+        """Count a request that was not served. model: empty where none was found."""
+        self.rejected.labels(model, reason).inc()
 
     def of_batches(self, model: str) -> "BatchMetrics":
         """The metrics of one model's batches."""
         return BatchMetrics(self, model)
 
-    def watch_rows_waiting(self, model: str, rows_waiting: Callable[[], float]) -> None:
-        """Read a model's queue whenever the metrics are collected."""
+    def watch_model(self, model: str, rows_waiting: Callable[[], float]) -> None:
+        """Read a model's queue whenever the metrics are collected, and show what has not happened yet as 0.
+
+        A counter that first appears with its first event hides that event from `rate`.
+        """
         self.rows_waiting.labels(model).set_function(rows_waiting)
+        for reason in get_args(Rejection):
+            self.rejected.labels(model, reason)
+
+    def watch_ready(self, ready: Callable[[], bool]) -> None:
+        """Add whether new requests are welcome, asked whenever the metrics are collected."""
+        gauge = Gauge(f"{PREFIX}_ready", "Whether new requests are welcome.", registry=self.registry)
+        gauge.set_function(ready)
 
     def watch_process(self) -> None:
         """Add what the process itself is and uses: versions, memory, processor time, collections."""

@@ -129,7 +129,7 @@ class Repository:
         self._loaded = {(m.info.manifest.name, m.info.manifest.version): m for m in models}
         self._catalogue = Catalogue(loaded.info for loaded in self._loaded.values())
         for name in {key[0] for key in self._loaded}:
-            self._metrics.watch_rows_waiting(name, partial(self._rows_waiting, name))
+            self._metrics.watch_model(name, partial(self._rows_waiting, name))
         return [loaded for loaded in before if loaded not in self._loaded.values()]
 
     def _rows_waiting(self, name: str) -> int:

@@ -10,6 +10,8 @@ from prometheus_client import CollectorRegistry, Metric
 COUNTING = ("counter", "histogram")
 OLDEST = ("process_start_time_seconds", "process_max_fds")
 """Gauges of which the service's is its processes' least: started then, limited to that."""
+READY = "inkserve_ready"
+"""A service is ready when each process that says so is."""
 
 
 @dataclass
@@ -88,7 +90,7 @@ def merge(families: Iterable[Metric]) -> list[Metric]:
 
 
 def _combiner(sample_name: str, kind: str) -> Callable[[float, float], float]:
-    if sample_name in OLDEST or sample_name.endswith("_created"):
+    if sample_name in (*OLDEST, READY) or sample_name.endswith("_created"):
         return min
     if kind == "info" or sample_name.endswith("_info"):
         return max

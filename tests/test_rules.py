@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.metrics import Metrics
+from service.metrics import LATENCY_OBJECTIVE_SECONDS, Metrics
 
 ROOT = Path(__file__).parent.parent
 RULES = ROOT / "helm" / "rules" / "inkserve.yaml"
@@ -83,4 +83,6 @@ def test_the_latency_objective_is_a_bucket_of_the_histogram() -> None:
         for sample in family.samples
         if sample.name == "inkserve_request_seconds_bucket"
     }
-    assert set(re.findall(r'le="([^"]+)"', RULES.read_text())) <= bounds
+    (objective,) = set(re.findall(r'le="([^"]+)"', RULES.read_text()))
+    assert objective in bounds
+    assert float(objective) == LATENCY_OBJECTIVE_SECONDS

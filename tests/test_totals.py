@@ -17,6 +17,7 @@ class Process:
         self.seconds = Histogram("seconds", "Seconds.", buckets=(1.0, 2.0), registry=self.registry)
         self.waiting = Gauge("waiting", "Rows.", registry=self.registry)
         self.started = Gauge("process_start_time_seconds", "Start.", registry=self.registry)
+        self.ready = Gauge("inkserve_ready", "Ready.", registry=self.registry)
         self.build = Info("build", "Versions.", registry=self.registry)
         self.build.info({"version": "1"})
 
@@ -38,6 +39,7 @@ def processes() -> tuple[Process, Process]:
     second.seconds.observe(0.5)
     first.waiting.set(5)
     second.waiting.set(6)
+    first.ready.set(1)
     first.started.set(100)
     second.started.set(200)
     return first, second
@@ -54,6 +56,10 @@ def test_what_counts_adds_up_and_what_names_does_not(processes: tuple[Process, P
     assert value(totals, "seconds_sum") == 2.0
     assert value(totals, "waiting") == 11
     assert value(totals, "process_start_time_seconds") == 100
+    assert value(totals, "inkserve_ready") == 0
+    processes[1].ready.set(1)
+    processes[1].push(totals, "worker 1")
+    assert value(totals, "inkserve_ready") == 1
     assert value(totals, "build_info", version="1") == 1
 
 

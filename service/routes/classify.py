@@ -13,6 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from service import codecs
 from service.asgi import (
     JSON,
+    MODEL,
     OCTETS,
     Answer,
     DisconnectWatch,
@@ -70,6 +71,7 @@ class Classify:
             self._settings.default_classifier,
         )
         manifest = target.manifest
+        scope[MODEL] = manifest.name
         top_k = _top_k(query, len(manifest.labels), accepted)
         body = await read_body(headers, receive, self._settings.max_body_bytes)
         spec = manifest.inputs[0]

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from service import codecs
 from service.asgi import (
     JSON,
+    MODEL,
     OCTETS,
     Answer,
     DisconnectWatch,
@@ -65,6 +66,7 @@ class Generate:
             self._predictor, "generation", wanted.model, wanted.version, self._settings.default_generator
         )
         manifest = target.manifest
+        scope[MODEL] = manifest.name
         z, seed = self._latents(wanted, raw_z, manifest)
         inputs = {"z": z}
         labels = _label_indexes(wanted.digit, len(z), manifest)
