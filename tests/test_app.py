@@ -3,6 +3,7 @@
 import base64
 import io
 import logging
+import re
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -348,6 +349,30 @@ async def test_health_follows_the_predictor(client: httpx.AsyncClient, repositor
     assert (unready.status_code, unready.headers["retry-after"]) == (503, "1")
     answered = await client.post("/classify", content=RAW, headers=OCTETS)
     assert answered.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "accept"),
+    [
+        ("POST", "/classify", "application/json"),
+        ("POST", "/classify", "application/octet-stream"),
+        ("GET", "/generate?count=3", "application/json"),
+        ("GET", "/generate?count=3", "application/octet-stream"),
+        ("GET", "/generate?count=3", "image/png"),
+    ],
+)
+async def test_an_answer_says_where_its_time_went(
+    client: httpx.AsyncClient, method: str, path: str, accept: str
+) -> None:
+    body = RAW * 3 if method == "POST" else b""
+    response = await client.request(method, path, content=body, headers=OCTETS | {"accept": accept})
+    timing = re.fullmatch(
+        r'queue;dur=(\d+\.\d{3}), compute;dur=(\d+\.\d{3}), batch;desc="(\d+)"',
+        response.headers["server-timing"],
+    )
+    assert timing
+    assert float(timing[2]) > 0
+    assert int(timing[3]) == 3
 
 
 @pytest.mark.parametrize(

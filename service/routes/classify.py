@@ -40,6 +40,7 @@ from service.routes.native import (
     off_loop,
     parse_version,
     raw_answer,
+    server_timing,
 )
 from service.routes.schemas import ClassifyRequest, invalid_input
 from service.settings import Settings
@@ -84,7 +85,7 @@ class Classify:
             return raw_answer(target, inference, probabilities)
         predictions = _predictions(probabilities, manifest.labels, top_k)
         answer = {"model": manifest.name, "version": inference.version, "predictions": predictions}
-        return Answer(to_json(answer), model=manifest.name)
+        return Answer(to_json(answer), headers=(server_timing(inference),), model=manifest.name)
 
     async def _decode(self, headers: Headers, body: bytes, spec: TensorSpec) -> Array:
         """The images as the model's input, whatever form they came in."""

@@ -38,6 +38,7 @@ from service.routes.native import (
     model_headers,
     off_loop,
     raw_answer,
+    server_timing,
 )
 from service.routes.schemas import GenerateRequest, invalid_input
 from service.settings import Settings
@@ -81,12 +82,13 @@ class Generate:
             return raw_answer(target, inference, images, seed_header)
         if accepted == PNG:
             body = await off_loop(len(images) > INLINE_IMAGES, _sprite_png, images)
-            every = [*model_headers(manifest.name, inference.version), *seed_header]
+            every = [*model_headers(manifest.name, inference.version), server_timing(inference), *seed_header]
             return Answer(body, PNG, headers=every, model=manifest.name)
         digits = [None] * len(images) if labels is None else [manifest.labels[index] for index in labels]
         pictures = await off_loop(len(images) > INLINE_IMAGES, _pictures, images, digits)
         answer = {"model": manifest.name, "version": inference.version, "seed": seed, "images": pictures}
-        return Answer(to_json(answer), headers=seed_header, model=manifest.name)
+        headers_sent = [server_timing(inference), *seed_header]
+        return Answer(to_json(answer), headers=headers_sent, model=manifest.name)
 
     async def _read(
         self, scope: Scope, headers: Headers, receive: Receive

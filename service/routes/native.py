@@ -61,7 +61,7 @@ def raw_answer(
     """The rows as they lie in memory, little-endian; the shape is in a header."""
     name = target.manifest.name
     shape = (b"inkserve-shape", b",".join(b"%d" % size for size in array.shape))
-    every = [*model_headers(name, inference.version), shape, *headers]
+    every = [*model_headers(name, inference.version), server_timing(inference), shape, *headers]
     return Answer(array.tobytes(), OCTETS, headers=every, model=name)
 
 
@@ -69,6 +69,15 @@ def raw_answer(
 def model_headers(name: str, version: int) -> tuple[tuple[bytes, bytes], ...]:
     """Which model answered, for answers that are not JSON."""
     return (b"inkserve-model", name.encode("ascii")), (b"inkserve-version", b"%d" % version)
+
+
+def server_timing(inference: Inference) -> tuple[bytes, bytes]:
+    """Where the time went, in milliseconds, and the rows of the batch (W3C Server Timing)."""
+    return b"server-timing", b'queue;dur=%.3f, compute;dur=%.3f, batch;desc="%d"' % (
+        inference.queue_seconds * 1e3,
+        inference.compute_seconds * 1e3,
+        inference.batch_rows,
+    )
 
 
 def load_json(body: bytes) -> Any:
