@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -35,6 +36,7 @@ from service.errors import (
     Unavailable,
     UnsupportedMedia,
 )
+from service.logs import FIELDS, REQUEST_ID, log_access, new_request_id, sent_request_id
 from service.metrics import Metrics, Rejection, package_version
 from service.predictor import Predictor
 from service.routes import health, models
@@ -65,6 +67,9 @@ REJECTIONS: dict[type[Exception], Rejection] = {
     ClientDisconnected: "client_left",
 }
 
+ID = "inkserve.request_id"
+"""The scope's key for the id of a request that FastAPI serves."""
+
 CLIENT_CLOSED_REQUEST = 499
 """Not sent to anybody: the status, after nginx, under which a request is counted whose client left."""
 
@@ -92,6 +97,7 @@ def create_app(
     app.add_exception_handler(InkserveError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(Exception, _on_bug)
     describe_hot_routes(app)
     watch = DisconnectWatch()
     classify, generate = Classify(predictor, settings, watch), Generate(predictor, settings, watch)
@@ -99,15 +105,18 @@ def create_app(
         "/classify": {"POST": classify},
         "/generate": {"GET": generate, "POST": generate},
     }
-    return Front(app, hot, metrics)
+    return Front(app, hot, metrics, settings.access_log)
 
 
-def error_answer(error: Exception) -> Answer:
-    """The answer to a request that failed; any error but our own is logged and told to nobody."""
+def error_answer(error: Exception, request_id: bytes = b"") -> Answer:
+    """The answer to a request that failed. What is our fault is logged; bugs are told to nobody."""
+    fields = {FIELDS: {"request_id": request_id.decode("ascii")}}
     if not isinstance(error, InkserveError):
-        logger.exception("a request failed", exc_info=error)
+        logger.error("a request failed", exc_info=error, extra=fields)
         return _error(500, "internal error")
     status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
+    if status == 500:
+        logger.error("a request failed: %s", error, extra=fields)
     return _error(status, str(error))
 
 
@@ -124,10 +133,17 @@ class Front:
     Counts every request and is the last to catch an error.
     """
 
-    def __init__(self, app: FastAPI, hot: Mapping[str, Mapping[str, Endpoint]], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        hot: Mapping[str, Mapping[str, Endpoint]],
+        metrics: Metrics,
+        access_log: bool = False,
+    ) -> None:
         self.app = app
         self._hot = hot
         self._metrics = metrics
+        self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -144,6 +160,7 @@ class Front:
         self, endpoints: Mapping[str, Endpoint], scope: Scope, receive: Receive, send: Send
     ) -> None:
         started = time.perf_counter()
+        request_id = sent_request_id(scope["headers"])
         endpoint = endpoints.get(scope["method"])
         try:
             if endpoint is None:
@@ -151,41 +168,51 @@ class Front:
             else:
                 answer = await endpoint(scope, receive)
         except Exception as error:  # the request's edge
-            await self._fail(error, scope, send, started)
-            return
-        self._count(scope["path"], answer.model, answer.status, started)
-        await answer.send(send)
+            request_id = request_id or new_request_id()
+            answer = self._failed(error, scope, request_id)
+        if request_id is None and (self._access_log or answer.status >= 400):
+            request_id = new_request_id()
+        self._count(scope, scope["path"], answer.model, answer.status, started, request_id)
+        if answer.status != CLIENT_CLOSED_REQUEST:
+            await answer.send(send, request_id)
 
     async def _cold(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         status = 500
+        request_id = sent_request_id(scope["headers"]) or new_request_id()
+        scope[ID] = request_id
 
         async def send_and_note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message["headers"], (REQUEST_ID, request_id)]
             await send(message)
 
         try:
             await self.app(scope, receive, send_and_note)
+        except Exception as error:  # the request's edge; it is answered already, by `_on_bug`
+            error_answer(error, request_id)
         finally:
-            route = scope.get("route")
-            self._count(getattr(route, "path", "other"), "", status, started)
+            route = getattr(scope.get("route"), "path", "other")
+            self._count(scope, route, "", status, started, request_id)
 
-    async def _fail(self, error: Exception, scope: Scope, send: Send, started: float) -> None:
-        route, model = scope["path"], scope.get(MODEL, "")
+    def _failed(self, error: Exception, scope: Scope, request_id: bytes) -> Answer:
+        model = scope.get(MODEL, "")
         reason = REJECTIONS.get(type(error))
         if reason is not None:
             self._metrics.count_rejected(model, reason)
         if isinstance(error, ClientDisconnected):
-            self._count(route, model, CLIENT_CLOSED_REQUEST, started)
-            return
-        answer = error_answer(error)
-        self._count(route, model, answer.status, started)
-        await answer.send(send)
+            return Answer(b"", status=CLIENT_CLOSED_REQUEST, model=model)
+        return replace(error_answer(error, request_id), model=model)
 
-    def _count(self, route: str, model: str, status: int, started: float) -> None:
-        self._metrics.count_request(route, model, status, time.perf_counter() - started)
+    def _count(
+        self, scope: Scope, route: str, model: str, status: int, started: float, request_id: bytes | None
+    ) -> None:
+        seconds = time.perf_counter() - started
+        self._metrics.count_request(route, model, status, seconds)
+        if self._access_log and request_id is not None:
+            log_access(scope, model, status, seconds, request_id)
 
 
 def _method_not_allowed(method: str, endpoints: Mapping[str, Endpoint]) -> Answer:
@@ -213,8 +240,12 @@ def _as_response(answer: Answer) -> Response:
     return Response(answer.body, answer.status, headers, answer.content_type)
 
 
-async def _on_error(_: Request, error: Exception) -> Response:
-    return _as_response(error_answer(error))
+async def _on_error(request: Request, error: Exception) -> Response:
+    return _as_response(error_answer(error, request.scope[ID]))
+
+
+async def _on_bug(_: Request, __: Exception) -> Response:
+    return _as_response(_error(500, "internal error"))
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

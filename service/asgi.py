@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 import orjson
 
 from service.errors import InvalidInput, NotAcceptable, PayloadTooLarge
+from service.logs import REQUEST_ID
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -234,13 +235,15 @@ class Answer:
     headers: Sequence[tuple[bytes, bytes]] = ()
     model: str = ""
 
-    async def send(self, send: Send) -> None:
-        """Send it, with its length."""
+    async def send(self, send: Send, request_id: bytes | None = None) -> None:
+        """Send it, with its length and the request's id, if it has one."""
         start = [
             (b"content-type", self.content_type.encode("latin-1")),
             (b"content-length", str(len(self.body)).encode("ascii")),
             *self.headers,
         ]
+        if request_id is not None:
+            start.append((REQUEST_ID, request_id))
         await send({"type": "http.response.start", "status": self.status, "headers": start})
         await send({"type": "http.response.body", "body": self.body})
 

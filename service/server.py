@@ -77,7 +77,7 @@ def _config(app: Front, settings: Settings) -> uvicorn.Config:
         lifespan="off",
         log_config=None,
         log_level="warning",
-        access_log=settings.access_log,
+        access_log=False,  # `service.app` writes its own, with the request's id
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=round(settings.shutdown_timeout_seconds),
