@@ -15,12 +15,16 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 
 from service.errors import InkserveError, SettingsError
 from service.logs import configure_logging
 from service.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from service.metrics import Metrics
 
 logger = logging.getLogger("inkserve")
 
@@ -42,6 +46,7 @@ async def serve(settings: Settings) -> int:
     from service.server import Server, log_ready
 
     metrics = Metrics()
+    _watch_gpu(settings, metrics)
     repository = Repository(settings, metrics)
     await repository.start()
     app = create_app(repository, settings, metrics)
@@ -77,6 +82,7 @@ async def run_engine(settings: Settings, path: Path, lifeline: int | None) -> in
         loop.add_reader(lifeline, _stop_without_supervisor, lifeline)
     metrics = Metrics()
     metrics.watch_process()
+    _watch_gpu(settings, metrics)
     repository = Repository(settings, metrics)
     await repository.start()
     host = Host(repository, settings.max_request_rows, metrics.registry.collect)
@@ -143,6 +149,16 @@ def _work(command: str, fds: list[int], settings: Settings, flags: list[str]) ->
     if command == "engine":
         return run_engine(settings, settings.socket, fds[0] if fds else None)
     return run_worker(settings, settings.socket, *fds)
+
+
+def _watch_gpu(settings: Settings, metrics: "Metrics") -> None:
+    if settings.provider == "cpu":
+        return
+    from service.gpu import open_gpu
+
+    gpu = open_gpu(settings.device_id)
+    if gpu is not None:
+        metrics.registry.register(gpu)
 
 
 def _on_hangup(reload: Callable[[], Coroutine[None, None, list[str]]]) -> None:
