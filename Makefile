@@ -89,6 +89,10 @@ capacity: $(VENV)/.develop ## Measure one pod, check the simulation against it, 
 	-$(BIN)/python -m loadtests.check_simulation
 	$(BIN)/python -m loadtests.scaling
 
+.PHONY: dashboard
+dashboard: $(VENV)/.develop ## Write the Grafana dashboard, helm/dashboards/inkserve.json
+	$(BIN)/python helm/dashboards/inkserve.py
+
 .PHONY: clean
 clean: ## Remove the virtual environment and the caches
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

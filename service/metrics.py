@@ -94,6 +94,7 @@ class Metrics:
         self.rows_waiting.labels(model).set_function(rows_waiting)
         for reason in get_args(Rejection):
             self.rejected.labels(model, reason)
+        self.model_loads.labels(model, "failed")
 
     def watch_ready(self, ready: Callable[[], bool]) -> None:
         """Add whether new requests are welcome, asked whenever the metrics are collected."""
