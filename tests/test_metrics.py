@@ -1,23 +1,25 @@
 """What the service counts, read as Prometheus would read it."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
 from service.app import Front, create_app
-from service.metrics import LATENCY_OBJECTIVE_SECONDS, Metrics
+from service.metrics import LATENCY_OBJECTIVE_SECONDS, Metrics, Rejection
 from service.remote import RemotePredictor
 from service.repository import Repository
 from service.settings import Settings
 
 RAW = bytes(784)
 MODEL = "first-pixel"
+DOCUMENT = Path(__file__).parent.parent / "docs" / "observability.md"
 
 
 @pytest.fixture
@@ -132,3 +134,21 @@ async def test_ready_follows_the_predictor(models_dir: Path) -> None:
         assert metrics.registry.get_sample_value("inkserve_ready") == 1
         repository.stop_being_ready()
         assert metrics.registry.get_sample_value("inkserve_ready") == 0
+
+
+def test_the_document_names_every_metric_with_its_type() -> None:
+    metrics = Metrics()
+    metrics.watch_process()
+    metrics.watch_ready(lambda: True)
+    families = {family.name: family.type for family in metrics.registry.collect()}
+    rows = re.findall(r"^\| `(inkserve_\w+)` \| (\w+) \|", DOCUMENT.read_text(), re.MULTILINE)
+    described = {name.removesuffix("_total").removesuffix("_info"): kind for name, kind in rows}
+    gpu = {name for name in described if name.startswith("inkserve_gpu_")}
+    assert len(gpu) == 3
+    own = {name: kind for name, kind in families.items() if name.startswith("inkserve_")}
+    assert {name: kind for name, kind in described.items() if name not in gpu} == own
+
+
+def test_the_document_names_every_reason_of_a_rejection() -> None:
+    reasons = re.findall(r"^\| `(\w+)` \| \d{3} \|", DOCUMENT.read_text(), re.MULTILINE)
+    assert sorted(reasons) == sorted(get_args(Rejection))
