@@ -25,6 +25,8 @@ from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from service.metrics import Metrics
+    from service.repository import Repository
+    from service.tracing import Tracing
 
 logger = logging.getLogger("inkserve")
 
@@ -40,20 +42,27 @@ async def serve(settings: Settings) -> int:
 
     Raises RepositoryError or EngineError where a model cannot be served.
     """
-    from service.app import create_app
+    from service.app import Front, create_app
     from service.metrics import Metrics
-    from service.repository import Repository
+    from service.predictor import Predictor
     from service.server import Server, log_ready
 
     metrics = Metrics()
     _watch_gpu(settings, metrics)
-    repository = Repository(settings, metrics)
+    tracing = _open_tracing(settings)
+    repository = _repository(settings, metrics, tracing)
     await repository.start()
-    app = create_app(repository, settings, metrics)
+
+    def make(predictor: Predictor) -> Front:
+        return create_app(predictor, settings, metrics)
+
+    app = make(repository) if tracing is None else tracing.traced(make, repository)
     server = Server(app, settings, repository.stop_being_ready, log_ready)
     _on_hangup(repository.reload)
     await server.serve()
     await repository.close()
+    if tracing is not None:
+        await asyncio.to_thread(tracing.close)
     logger.info("stopped")
     return 0
 
@@ -75,7 +84,6 @@ async def run_engine(settings: Settings, path: Path, lifeline: int | None) -> in
     """
     from service.host import Host
     from service.metrics import Metrics
-    from service.repository import Repository
 
     loop = asyncio.get_running_loop()
     if lifeline is not None:
@@ -83,7 +91,8 @@ async def run_engine(settings: Settings, path: Path, lifeline: int | None) -> in
     metrics = Metrics()
     metrics.watch_process()
     _watch_gpu(settings, metrics)
-    repository = Repository(settings, metrics)
+    tracing = _open_tracing(settings)
+    repository = _repository(settings, metrics, tracing)
     await repository.start()
     host = Host(repository, settings.max_request_rows, metrics.registry.collect)
     stopping = asyncio.Event()
@@ -100,6 +109,8 @@ async def run_engine(settings: Settings, path: Path, lifeline: int | None) -> in
         await asyncio.wait_for(host.clients_left(), longest)
     await repository.close()
     await host.close()
+    if tracing is not None:
+        await asyncio.to_thread(tracing.close)
     return 0
 
 
@@ -107,7 +118,7 @@ async def run_worker(settings: Settings, path: Path, listener_fd: int, line_fd: 
     """Serve HTTP for a supervisor."""
     from service.worker import run
 
-    await run(settings, path, listener_fd, line_fd)
+    await run(settings, path, listener_fd, line_fd, _open_tracing(settings))
     return 0
 
 
@@ -149,6 +160,27 @@ def _work(command: str, fds: list[int], settings: Settings, flags: list[str]) ->
     if command == "engine":
         return run_engine(settings, settings.socket, fds[0] if fds else None)
     return run_worker(settings, settings.socket, *fds)
+
+
+def _repository(settings: Settings, metrics: "Metrics", tracing: "Tracing | None") -> "Repository":
+    from service.repository import Repository
+
+    if tracing is None:
+        return Repository(settings, metrics)
+    return Repository(settings, metrics, tracing.trace_batch)
+
+
+def _open_tracing(settings: Settings) -> "Tracing | None":
+    """Raises SettingsError where tracing is on and OpenTelemetry's SDK is not there."""
+    if settings.tracing == "off":
+        return None
+    try:
+        from service.tracing import Tracing
+    except ImportError as error:
+        raise SettingsError(
+            f"tracing is {settings.tracing}, but the extra `tracing` is missing: {error}"
+        ) from error
+    return Tracing(settings.tracing)
 
 
 def _watch_gpu(settings: Settings, metrics: "Metrics") -> None:

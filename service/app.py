@@ -36,7 +36,7 @@ from service.errors import (
     Unavailable,
     UnsupportedMedia,
 )
-from service.logs import FIELDS, REQUEST_ID, log_access, new_request_id, sent_request_id
+from service.logs import FIELDS, REQUEST_ID, log_access, new_request_id, request_fields, sent_request_id
 from service.metrics import Metrics, Rejection, package_version
 from service.predictor import Predictor
 from service.routes import health, models
@@ -110,7 +110,7 @@ def create_app(
 
 def error_answer(error: Exception, request_id: bytes = b"") -> Answer:
     """The answer to a request that failed. What is our fault is logged; bugs are told to nobody."""
-    fields = {FIELDS: {"request_id": request_id.decode("ascii")}}
+    fields = {FIELDS: request_fields(request_id)}
     if not isinstance(error, InkserveError):
         logger.error("a request failed", exc_info=error, extra=fields)
         return _error(500, "internal error")
@@ -194,8 +194,13 @@ class Front:
         except Exception as error:  # the request's edge; it is answered already, by `_on_bug`
             error_answer(error, request_id)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
-            self._count(scope, route, "", status, started, request_id)
+            self._count(scope, self.route_of(scope), "", status, started, request_id)
+
+    def route_of(self, scope: Scope) -> str:
+        """The route of a request that was served; "other" for all paths that there are not."""
+        if scope["path"] in self._hot:
+            return str(scope["path"])
+        return getattr(scope.get("route"), "path", "other")
 
     def _failed(self, error: Exception, scope: Scope, request_id: bytes) -> Answer:
         model = scope.get(MODEL, "")

@@ -25,6 +25,7 @@ class Item:
     """One request's rows, from submission to answer.
 
     inputs: one array per graph input, each (rows, ...).
+    traceparent: the span that asks, where it is traced.
     taken: rows handed out in batches; answered: rows whose outputs are in `outputs`.
     """
 
@@ -39,6 +40,7 @@ class Item:
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
     outputs: list[tuple[Array, ...]] = field(default_factory=list)
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ import numpy as np
 
 from service.batching import Answer, Array, Batch, BatchQueue, Item, Part, Reason
 from service.errors import DeadlineExceeded, EngineError, ShuttingDown
+from service.traceparent import current_traceparent
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +40,19 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BatchRecord:
-    """What happened to one batch, for the metrics. queue_seconds: one figure per request that started."""
+    """What happened to one batch, for metrics and traces.
+
+    started: on the clock of `time.monotonic`. queue_seconds: one figure per request that started.
+    traceparents: of its requests that are traced.
+    """
 
     rows: int
     reason: Reason
+    started: float
     compute_seconds: float
     queue_seconds: list[float]
     failed: bool
+    traceparents: list[str]
 
 
 class Device:
@@ -179,6 +186,7 @@ class Batcher:
         if self._closed:
             raise ShuttingDown("the model is being unloaded and takes no new requests")
         item = Item(inputs, rows, time.monotonic(), deadline, self._loop.create_future())
+        item.traceparent = current_traceparent.get()
         with self._device.lock:
             self._queue.push(item)
             self._enter_when_due()
@@ -219,7 +227,12 @@ class Batcher:
             self._fail(batch, outcome)
         else:
             self._answer(batch, outcome, started, ended)
-        self._record(BatchRecord(batch.rows, batch.reason, ended - started, queue_seconds, failed))
+        traceparents = [part.item.traceparent for part in batch.parts if part.item.traceparent]
+        self._record(
+            BatchRecord(
+                batch.rows, batch.reason, started, ended - started, queue_seconds, failed, traceparents
+            )
+        )
         with self._device.lock:
             self._enter_when_due()
 

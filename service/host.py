@@ -20,6 +20,7 @@ from service.errors import FrameError, InkserveError
 from service.frames import Frame, Link
 from service.messages import Kind, Request, State
 from service.predictor import Predictor
+from service.traceparent import current_traceparent
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,8 @@ class Host:
         task.add_done_callback(lambda _: calls.pop(number, None))
 
     async def _infer(self, link: Link, request: Request) -> None:
+        if request.traceparent is not None:
+            current_traceparent.set(request.traceparent)  # of this task alone
         try:
             inference = await self._predictor.infer(
                 request.model, request.version, request.inputs, request.deadline

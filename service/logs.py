@@ -15,6 +15,7 @@ from urllib.parse import quote
 import orjson
 
 from service.settings import Settings
+from service.traceparent import current_traceparent
 
 access = logging.getLogger("inkserve.access")
 
@@ -67,6 +68,15 @@ def new_request_id() -> bytes:
     return uuid.uuid4().hex.encode("ascii")
 
 
+def request_fields(request_id: bytes) -> dict[str, str]:
+    """What tells a line's request apart: its id, and its trace where it is traced."""
+    fields = {"request_id": request_id.decode("ascii")}
+    traceparent = current_traceparent.get()
+    if traceparent is not None:
+        fields["trace_id"] = traceparent.split("-")[1]
+    return fields
+
+
 def log_access(scope: Mapping[str, Any], model: str, status: int, seconds: float, request_id: bytes) -> None:
     """One line for a request that was answered. Its query is the caller's affair and left out."""
     client = scope.get("client")
@@ -77,7 +87,7 @@ def log_access(scope: Mapping[str, Any], model: str, status: int, seconds: float
         "seconds": round(seconds, 6),
         "model": model,
         "client": client[0] if client else "",
-        "request_id": request_id.decode("ascii"),
+        **request_fields(request_id),
     }
     access.info("answered", extra={FIELDS: fields})
 

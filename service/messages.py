@@ -51,6 +51,7 @@ class Request(NamedTuple):
     """A call of `Predictor.infer`.
 
     deadline: on the clock of `time.monotonic`, which on Linux is one for all of a host's processes.
+    traceparent: the span that asks, where it is traced.
     """
 
     id: int
@@ -58,6 +59,7 @@ class Request(NamedTuple):
     version: int | None
     inputs: dict[str, Array]
     deadline: float
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,18 +90,26 @@ class State:
 
 
 def request_header(
-    number: int, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float
+    number: int,
+    model: str,
+    version: int | None,
+    inputs: Mapping[str, Array],
+    deadline: float,
+    traceparent: str | None = None,
 ) -> list[object]:
     """The header of an INFER frame, whose body is the inputs in their order."""
-    return [number, model, version, deadline if deadline < math.inf else None, _describe(inputs)]
+    header = [number, model, version, deadline if deadline < math.inf else None, _describe(inputs)]
+    return header if traceparent is None else [*header, traceparent]
 
 
 def read_request(frame: Frame) -> Request:
     """An INFER frame's request; its arrays are read-only views of the frame."""
     with _refusing("request"):
-        number, model, version, deadline, tensors = frame.header
+        number, model, version, deadline, tensors, *traceparent = frame.header
         inputs = _views(tensors, frame.body)
-        return Request(number, model, version, inputs, math.inf if deadline is None else deadline)
+        return Request(
+            number, model, version, inputs, math.inf if deadline is None else deadline, *traceparent
+        )
 
 
 def inference_header(number: int, inference: Inference) -> list[object]:

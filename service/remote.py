@@ -17,6 +17,7 @@ from service.errors import FrameError, ModelNotReady, ShuttingDown, Unavailable
 from service.frames import Frame, Link
 from service.messages import Kind, State
 from service.predictor import Array, Catalogue, Inference, check_inputs
+from service.traceparent import current_traceparent
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class RemotePredictor:
         # must not cross, for a frame beyond the limit would cost all the others their connection.
         check_inputs(manifest, inputs, self._state.max_request_rows)
         number = next(self._numbers)
-        header = messages.request_header(number, model, version, inputs, deadline)
+        header = messages.request_header(number, model, version, inputs, deadline, current_traceparent.get())
         reply = await self._ask(Kind.INFER, number, header, tuple(inputs.values()))
         return messages.read_inference(reply)
 

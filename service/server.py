@@ -9,7 +9,7 @@ from types import FrameType
 
 import uvicorn
 
-from service.app import Front
+from service.asgi import App
 from service.protocol import CorkedProtocol
 from service.settings import Settings
 
@@ -28,7 +28,7 @@ class Server(uvicorn.Server):
 
     def __init__(
         self,
-        app: Front,
+        app: App,
         settings: Settings,
         unready: Callable[[], None],
         listening: Callable[[socket.socket], None],
@@ -67,7 +67,7 @@ def log_ready(listener: socket.socket) -> None:
     logger.info("ready at http://%s:%d, documentation at /docs", host, port)
 
 
-def _config(app: Front, settings: Settings) -> uvicorn.Config:
+def _config(app: App, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=settings.host,

@@ -107,6 +107,11 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     log_format: Literal["json", "text"] = Field("text", description="One JSON object a line, or plain text.")
+    tracing: Literal["off", "otlp", "console"] = Field(
+        "off",
+        description="Send spans to a collector over OTLP/HTTP, or write them on stderr; the OpenTelemetry "
+        "SDK's variables OTEL_* say where to and which. Needs the extra `tracing`.",
+    )
     access_log: bool = Field(False, description="Log a line for each request; costs throughput.")
 
     @model_validator(mode="after")

@@ -6,19 +6,24 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
 from service import messages
-from service.app import create_app
+from service.app import Front, create_app
 from service.errors import FrameError, ModelNotReady
 from service.frames import Frame, Link
 from service.messages import Kind
 from service.metrics import Metrics
+from service.predictor import Predictor
 from service.remote import RemotePredictor
 from service.server import Server
 from service.settings import Settings
 from service.totals import registry_of
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 PUSH_SECONDS = 0.5
 """A worker that is killed takes what it counted since its last push with it."""
@@ -102,14 +107,20 @@ class Line:
             future.set_result(frame)
 
 
-async def run(settings: Settings, path: Path, listener_fd: int, line_fd: int) -> None:
+async def run(
+    settings: Settings, path: Path, listener_fd: int, line_fd: int, tracing: "Tracing | None"
+) -> None:
     """Serve HTTP on a listener's socket until SIGTERM, with the engine behind `path`."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # reloading is the supervisor's affair
     metrics = Metrics()
     line = Line(metrics)
     await line.open(line_fd)
     predictor = RemotePredictor(path)
-    app = create_app(predictor, settings, metrics, line.gather)
+
+    def make(predictor: Predictor) -> Front:
+        return create_app(predictor, settings, metrics, line.gather)
+
+    app = make(predictor) if tracing is None else tracing.traced(make, predictor)
     pushing = asyncio.ensure_future(line.keep_pushing())
     # The workers share a port: one that accepted before it has an engine would answer 503 beside others
     # that answer.
@@ -119,4 +130,6 @@ async def run(settings: Settings, path: Path, listener_fd: int, line_fd: int) ->
     pushing.cancel()
     line.push()
     await predictor.close()
+    if tracing is not None:
+        await asyncio.to_thread(tracing.close)
     await line.close()

@@ -1,6 +1,8 @@
 """Imports point one way: read off the sources, so that nothing needs to be imported to know."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,21 @@ def test_training_imports_nothing_of_the_service_but_the_manifest(file: Path) ->
 def test_only_the_engine_knows_onnxruntime(name: str, file: Path) -> None:
     knows = ("service.engine", "service.bindings")
     assert name in knows or not any(within(each, ("onnxruntime",)) for each in imported(file))
+
+
+@pytest.mark.parametrize(("name", "file"), modules("service").items())
+def test_only_tracing_knows_opentelemetry(name: str, file: Path) -> None:
+    assert name == "service.tracing" or not any(within(each, ("opentelemetry",)) for each in imported(file))
+
+
+def test_without_tracing_opentelemetrys_sdk_is_not_loaded() -> None:
+    script = (
+        "import sys, service.app, service.worker, service.host, service.repository, service.__main__\n"
+        "print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'service.tracing'))])"
+    )
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("name", ["service.worker", "service.supervisor", "service.host", "service.batching"])
