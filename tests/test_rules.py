@@ -60,6 +60,7 @@ def test_the_rules_name_only_metrics_and_labels_that_the_service_has() -> None:
     families = {family.name: family for family in Metrics().registry.collect()}
     labels = {
         "inkserve_requests": {"route", "model", "status"},
+        "inkserve_rejected_requests": {"model", "reason"},
         "inkserve_request_seconds": {"route", "le"},
         "inkserve_queue_seconds": {"model", "le"},
         "inkserve_batch_failures": {"model"},
