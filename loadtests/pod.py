@@ -34,7 +34,7 @@ SHARES = np.array([*np.full(99, 0.01), 0.005, 0.005])
 class PodCosts:
     """What a pod was measured to take, and its limits.
 
-    A batch of n rows, padded to the next power of two as the service pads it, takes
+    A batch of n rows, padded to one of four sizes an octave as the service pads it, takes
     batch_seconds + n * row_seconds on the device's thread. request_seconds: of the event loop's thread,
     for each request. overhead_seconds: what a caller sees on top (sockets, its own work).
     start_seconds: from starting the process to readiness. deadline_seconds: after which a caller leaves.
@@ -51,7 +51,9 @@ class PodCosts:
 
     def device_seconds(self, rows: int) -> float:
         """One batch on the device."""
-        padded = min(1 << (rows - 1).bit_length(), self.max_batch_size)
+        octave = 1 << max(0, (rows - 1).bit_length() - 1)
+        step = max(1, octave // 4)
+        padded = min(-(-rows // step) * step, self.max_batch_size)
         return self.batch_seconds + padded * self.row_seconds
 
     @property
