@@ -208,8 +208,8 @@ class Batcher:
     def take(self) -> Batch:
         """The device's turn has come: hand it the next batch, empty if the rows have left meanwhile.
 
-        Called from the device's thread, which holds the lock. Rows that are left for a later time are
-        asked after when this batch is finished, for timers belong to the event loop.
+        Called by the device, which holds the lock, from its thread or the event loop. Rows that are left for
+        a later time are asked after when this batch is finished, for timers belong to the event loop.
         """
         batch = self._queue.take()
         self._entered = self._queue.release_at() == -math.inf
