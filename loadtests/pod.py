@@ -4,14 +4,12 @@
 tick by tick, for rates at which single requests are too many. Knows nothing of how many pods there are.
 """
 
-import asyncio
 import json
 import math
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import simpy
@@ -23,6 +21,9 @@ from service.errors import QueueFull
 Event = simpy.Event
 Process = Generator[Event, None, None]
 Floats = NDArray[np.float64]
+
+EMPTY = Answer((), 0.0, 0.0, 0)
+"""What the simulated requests are told; they look only at the time."""
 
 UTILISATIONS = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 LEVELS = np.array([*np.arange(0.5, 99.0) / 100, 0.9925, 0.9975])
@@ -174,10 +175,9 @@ class RequestPod:
         if deadline <= self._env.now:
             self._leave(expired=1)
             return
-        # The queue hands an item's future through, and looks only at its rows and times.
-        future = cast("asyncio.Future[Answer]", arrived)
+        # The queue hands an item's callback through, and looks only at its rows and times.
         try:
-            self._queue.push(Item((), rows, self._env.now, deadline, future))
+            self._queue.push(Item((), rows, self._env.now, deadline, lambda _: self._answer(arrived)))
         except QueueFull:
             self._on_loop()
             self._leave(shed=1)
@@ -207,7 +207,7 @@ class RequestPod:
             yield self._env.timeout(self._costs.device_seconds(batch.rows))
             for part in batch.parts:
                 if part.stop == part.item.rows:
-                    self._answer(cast("float", part.item.future))
+                    part.item.done(EMPTY)
 
     def _answer(self, arrived: float) -> None:
         self.worked += 1 if self._costs.sheds else 0.5

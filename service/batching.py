@@ -3,11 +3,11 @@
 Knows nothing of threads, timers or models; `service.device` acts on what is decided here.
 """
 
-import asyncio
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -20,31 +20,7 @@ SMALL_SHARE = 8
 """A request of at most 1/8 of a batch is small: half of each batch is kept for those while any wait."""
 
 
-@dataclass(slots=True, eq=False)
-class Item:
-    """One request's rows, from submission to answer.
-
-    inputs: one array per graph input, each (rows, ...).
-    traceparent: the span that asks, where it is traced.
-    taken: rows handed out in batches; answered: rows whose outputs are in `outputs`.
-    """
-
-    inputs: tuple[Array, ...]
-    rows: int
-    enqueued: float
-    deadline: float
-    future: "asyncio.Future[Answer]"
-    taken: int = 0
-    answered: int = 0
-    left: bool = False
-    queue_seconds: float = 0.0
-    compute_seconds: float = 0.0
-    outputs: list[tuple[Array, ...]] = field(default_factory=list)
-    traceparent: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """One request's outputs and what it took to get them.
 
     outputs: one array per graph output, each (rows, ...), owned by the caller.
@@ -59,8 +35,34 @@ class Answer:
     batch_rows: int
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+Outcome = Answer | Exception
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One request's rows, from submission to answer.
+
+    inputs: one array per graph input, each (rows, ...).
+    done: told the outcome, once. settled: whether it was told, or does not want to be told any more.
+    taken: rows handed out in batches. left: whether it is out of the queue.
+    traceparent: the span that asks, where it is traced.
+    """
+
+    inputs: tuple[Array, ...]
+    rows: int
+    enqueued: float
+    deadline: float
+    done: Callable[[Outcome], None]
+    settled: bool = False
+    taken: int = 0
+    left: bool = False
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    outputs: list[tuple[Array, ...]] = field(default_factory=list)
+    traceparent: str | None = None
+
+
+class Part(NamedTuple):
     """Rows start..stop of an item, which lie next to each other in a batch."""
 
     item: Item

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from service.batching import Answer, Array, Batch, BatchQueue, Item, Part, Reason
+from service.batching import Answer, Array, Batch, BatchQueue, Item, Outcome, Part, Reason
 from service.errors import DeadlineExceeded, EngineError, ShuttingDown
 from service.traceparent import current_traceparent
 
@@ -167,43 +167,42 @@ class Batcher:
         self._closed = False
         self._unanswered = 0
         self._all_answered = asyncio.Event()
-        self._all_answered.set()
 
     @property
     def rows_waiting(self) -> int:
         """Rows in the queue, those of the running batch not counted."""
         return self._queue.rows
 
-    async def submit(self, inputs: tuple[Array, ...], rows: int, deadline: float) -> Answer:
+    def submit(
+        self, inputs: tuple[Array, ...], rows: int, deadline: float, done: Callable[[Outcome], None]
+    ) -> Item:
         """Run rows as part of whatever batches they fall into.
 
         inputs: one array per graph input, each (rows, ...), already checked against the model, and
             not changed by the caller before the answer.
         deadline: on the clock of `time.monotonic`.
-        Raises QueueFull at once, DeadlineExceeded at the deadline if rows still wait, EngineError if
-        a batch failed, ShuttingDown after `close`. Cancelling takes the rows that wait out of the queue.
+        done: called once, later, on the event loop, with the answer; or with DeadlineExceeded at the
+            deadline if rows still wait, or EngineError if a batch failed.
+        Returns what `cancel` takes. Raises QueueFull, and ShuttingDown after `close`.
         """
         if self._closed:
             raise ShuttingDown("the model is being unloaded and takes no new requests")
-        item = Item(inputs, rows, time.monotonic(), deadline, self._loop.create_future())
-        item.traceparent = current_traceparent.get()
+        item = Item(inputs, rows, time.monotonic(), deadline, done, traceparent=current_traceparent.get())
         with self._device.lock:
             self._queue.push(item)
             self._enter_when_due()
             next_deadline = self._queue.next_deadline
         self._unanswered += 1
-        self._all_answered.clear()
         self._watch_deadlines(next_deadline)
-        try:
-            return await item.future
-        except asyncio.CancelledError:
+        return item
+
+    def cancel(self, item: Item) -> None:
+        """Nobody waits for this answer any more: take the rows that wait out of the queue."""
+        if not item.settled:
             with self._device.lock:
                 self._queue.remove(item)
-            raise
-        finally:
-            self._unanswered -= 1
-            if not self._unanswered:
-                self._all_answered.set()
+            item.settled = True
+            self._count_answered()
 
     def take(self) -> Batch:
         """The device's turn has come: hand it the next batch, empty if the rows have left meanwhile.
@@ -239,28 +238,42 @@ class Batcher:
     async def close(self) -> None:
         """Refuse new requests, then wait until every accepted one is answered."""
         self._closed = True
-        await self._all_answered.wait()
+        if self._unanswered:
+            await self._all_answered.wait()
+
+    def _settle(self, item: Item, outcome: Outcome) -> None:
+        if not item.settled:
+            item.settled = True
+            self._count_answered()
+            try:
+                item.done(outcome)
+            except Exception:  # its batch mates' answers must not be lost with it
+                logger.exception("a request could not be told its outcome")
+
+    def _count_answered(self) -> None:
+        self._unanswered -= 1
+        if self._closed and not self._unanswered:
+            self._all_answered.set()
 
     def _answer(self, batch: Batch, outputs: tuple[Array, ...], started: float, ended: float) -> None:
         offset = 0
         for part in batch.parts:
             item, end = part.item, offset + part.stop - part.start
-            item.outputs.append(tuple(output[offset:end] for output in outputs))
+            item.outputs.append(tuple([output[offset:end] for output in outputs]))
             offset = end
             if part.start == 0:
                 item.queue_seconds = started - item.enqueued
             item.compute_seconds += ended - started
-            if part.stop == item.rows and not item.future.done():
+            if part.stop == item.rows:
                 answer = Answer(_joined(item.outputs), item.queue_seconds, item.compute_seconds, batch.rows)
-                item.future.set_result(answer)
+                self._settle(item, answer)
 
     def _fail(self, batch: Batch, error: Exception) -> None:
         logger.error("a batch of %d rows failed", batch.rows, exc_info=error)
         for part in batch.parts:
             with self._device.lock:
                 self._queue.remove(part.item)
-            if not part.item.future.done():
-                part.item.future.set_exception(EngineError(f"the batch failed: {error}"))
+            self._settle(part.item, EngineError(f"the batch failed: {error}"))
 
     def _enter_when_due(self) -> None:
         """Ask for a turn now, or set a timer. The lock must be held."""
@@ -294,11 +307,10 @@ class Batcher:
             expired = self._queue.expire(now)
             next_deadline = self._queue.next_deadline
         for item in expired:
-            if not item.future.done():
-                waited = now - item.enqueued
-                item.future.set_exception(
-                    DeadlineExceeded(f"{item.rows} rows waited {waited:.3f} s, their deadline has passed")
-                )
+            waited = now - item.enqueued
+            self._settle(
+                item, DeadlineExceeded(f"{item.rows} rows waited {waited:.3f} s, their deadline has passed")
+            )
         self._watch_deadlines(next_deadline)
 
 

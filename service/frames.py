@@ -147,6 +147,11 @@ class Link(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._flush)
         self._pieces += frame_pieces(kind, header, arrays)
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether the peer has taken most of what was sent; true, too, when the link has ended."""
+        return self._writable.is_set()
+
     async def writable(self) -> None:
         """Wait while the peer takes less than is sent; returns at once when the link has ended."""
         if not self._writable.is_set():

@@ -10,7 +10,8 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import Metric
@@ -19,7 +20,7 @@ from service import messages
 from service.errors import FrameError, InkserveError
 from service.frames import Frame, Link
 from service.messages import Kind, Request, State
-from service.predictor import Predictor
+from service.predictor import Cancel, Inference, Predictor
 from service.traceparent import current_traceparent
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,8 @@ class Host:
         self._max_request_rows = max_request_rows
         self._collect = collect
         self._instance = uuid.uuid4().hex
-        self._links: dict[Link, dict[int, asyncio.Task[None]]] = {}
+        self._links: dict[Link, dict[int, Cancel]] = {}
+        self._reloads: set[asyncio.Task[None]] = set()
         self._path: Path | None = None
         self._server: asyncio.Server | None = None
         self._nobody = asyncio.Event()
@@ -73,8 +75,7 @@ class Host:
         if self._server is not None and self._path is not None:
             _unlink(self._path)  # while it is surely ours: another engine may take it once we do not listen
             self._server.close()
-        tasks = [task for calls in self._links.values() for task in calls.values()]
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._reloads, return_exceptions=True)
         for link in list(self._links):
             link.close()
         with contextlib.suppress(TimeoutError):  # a client may be too stuck to take its answers
@@ -88,8 +89,8 @@ class Host:
 
     def link_lost(self, link: Link) -> None:
         """See `service.frames.Owner`: nobody waits for these answers any more."""
-        for task in self._links.pop(link).values():
-            task.cancel()
+        for cancel in self._links.pop(link).values():
+            cancel()
         if not self._links:
             self._nobody.set()
 
@@ -102,16 +103,17 @@ class Host:
     def frame_received(self, link: Link, frame: Frame) -> None:
         """See `service.frames.Owner`."""
         if frame.kind == Kind.INFER:
-            request = messages.read_request(frame)
-            self._start(link, request.id, self._infer(link, request))
+            self._infer(link, messages.read_request(frame))
             return
         number = messages.read_id(frame)
         if frame.kind == Kind.CANCEL:
-            task = self._links[link].get(number)
-            if task is not None:
-                task.cancel()
+            cancel = self._links[link].pop(number, None)
+            if cancel is not None:
+                cancel()
         elif frame.kind == Kind.RELOAD:
-            self._start(link, number, self._reload(link, number))
+            task = asyncio.get_running_loop().create_task(self._reload(link, number))
+            self._reloads.add(task)
+            task.add_done_callback(self._reloads.discard)
         elif frame.kind == Kind.METRICS:
             header = messages.metrics_header(number, self._instance, list(self._collect()))
             link.send(Kind.REPLY, header)
@@ -120,27 +122,28 @@ class Host:
         else:
             raise FrameError(f"frame is of kind {frame.kind}, expected one that a client sends")
 
-    def _start(self, link: Link, number: int, work: Coroutine[None, None, None]) -> None:
+    def _infer(self, link: Link, request: Request) -> None:
         calls = self._links[link]
-        if number in calls:
-            work.close()
-            raise FrameError(f"two calls have the id {number}, expected another")
-        task = asyncio.get_running_loop().create_task(work)
-        calls[number] = task
-        task.add_done_callback(lambda _: calls.pop(number, None))
-
-    async def _infer(self, link: Link, request: Request) -> None:
-        if request.traceparent is not None:
-            current_traceparent.set(request.traceparent)  # of this task alone
+        if request.id in calls:
+            raise FrameError(f"two calls have the id {request.id}, expected another")
+        done = partial(self._answer, link, request.id)
+        token = current_traceparent.set(request.traceparent)
         try:
-            inference = await self._predictor.infer(
-                request.model, request.version, request.inputs, request.deadline
+            calls[request.id] = self._predictor.begin(
+                request.model, request.version, request.inputs, request.deadline, done
             )
         except Exception as error:  # the request's edge, as in `service.app`
             _send_error(link, request.id, error)
-            return
-        header = messages.inference_header(request.id, inference)
-        link.send(Kind.REPLY, header, tuple(inference.outputs.values()))
+        finally:
+            current_traceparent.reset(token)
+
+    def _answer(self, link: Link, number: int, outcome: Inference | Exception) -> None:
+        self._links[link].pop(number)
+        if isinstance(outcome, Exception):
+            _send_error(link, number, outcome)
+        else:
+            header = messages.inference_header(number, outcome)
+            link.send(Kind.REPLY, header, tuple(outcome.outputs.values()))
 
     async def _reload(self, link: Link, number: int) -> None:
         try:

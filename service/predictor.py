@@ -3,9 +3,10 @@
 A route sees models only as manifests; it knows nothing of engines, queues or devices.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,7 @@ class ModelInfo:
     card: str
 
 
-@dataclass(frozen=True, slots=True)
-class Inference:
+class Inference(NamedTuple):
     """What a model version made of a request's rows, and the seconds that it took.
 
     outputs: by tensor name, each (rows, ...).
@@ -37,6 +37,10 @@ class Inference:
     queue_seconds: float
     compute_seconds: float
     batch_rows: int
+
+
+Done = Callable[[Inference | Exception], None]
+Cancel = Callable[[], None]
 
 
 class Catalogue:
@@ -77,15 +81,18 @@ class Catalogue:
 class Predictor(Protocol):
     """What serves the models, in this process or in another."""
 
-    async def infer(
-        self, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float
-    ) -> Inference:
-        """Run a request's rows.
+    def begin(
+        self, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float, done: Done
+    ) -> Cancel:
+        """Begin to run a request's rows.
 
         version: None takes the latest at this moment.
         inputs: every input of the model by name, each (rows, ...), as its manifest says.
         deadline: on the clock of `time.monotonic`.
-        Raises InvalidInput, PayloadTooLarge, ModelNotFound, Unavailable's kinds, EngineError.
+        done: called once, on the event loop after this turn of it, with the inference or with one of
+            Unavailable's kinds or EngineError.
+        Returns what to call where nobody waits for the answer any more; `done` is not called then.
+        Raises InvalidInput, PayloadTooLarge, ModelNotFound, Unavailable's kinds.
         """
         ...
 
@@ -100,6 +107,28 @@ class Predictor(Protocol):
     async def reload(self) -> list[str]:
         """Bring the served models in line with the folder; returns what could not be loaded, and why."""
         ...
+
+
+async def infer(
+    predictor: Predictor, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float
+) -> Inference:
+    """Run a request's rows and wait for them; see `Predictor.begin`. Raises what `done` would be told."""
+    future: asyncio.Future[Inference] = asyncio.get_running_loop().create_future()
+
+    def settle(outcome: Inference | Exception) -> None:
+        if future.done():
+            return  # cancelled, and its task has not run since
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+    cancel = predictor.begin(model, version, inputs, deadline, settle)
+    try:
+        return await future
+    except asyncio.CancelledError:
+        cancel()
+        raise
 
 
 def check_inputs(manifest: Manifest, inputs: Mapping[str, Array], max_rows: int) -> int:

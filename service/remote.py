@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import Metric
@@ -16,7 +17,7 @@ from service import messages
 from service.errors import FrameError, ModelNotReady, ShuttingDown, Unavailable
 from service.frames import Frame, Link
 from service.messages import Kind, State
-from service.predictor import Array, Catalogue, Inference, check_inputs
+from service.predictor import Array, Cancel, Catalogue, Done, check_inputs
 from service.traceparent import current_traceparent
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ class RemotePredictor:
         self._on_lost = on_lost
         self._link: Link | None = None
         self._state: State | None = None
-        self._waiting: dict[int, asyncio.Future[Frame]] = {}
+        self._waiting: dict[int, Callable[[Frame | Exception], None]] = {}
+        self._sending: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
         self._connected = asyncio.Event()
         self._lost = asyncio.Event()
@@ -50,10 +52,10 @@ class RemotePredictor:
         self._welcome = True
         self._keeping = asyncio.ensure_future(self._keep_connected())
 
-    async def infer(
-        self, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float
-    ) -> Inference:
-        """Run a request's rows; see `Predictor.infer`. The outputs are read-only."""
+    def begin(
+        self, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float, done: Done
+    ) -> Cancel:
+        """Begin to run a request's rows; see `Predictor.begin`. The outputs are read-only."""
         manifest = self.models().find(model, version).manifest
         assert self._state is not None
         # The engine checks again, against what it serves by then; but a request that no model takes
@@ -61,8 +63,8 @@ class RemotePredictor:
         check_inputs(manifest, inputs, self._state.max_request_rows)
         number = next(self._numbers)
         header = messages.request_header(number, model, version, inputs, deadline, current_traceparent.get())
-        reply = await self._ask(Kind.INFER, number, header, tuple(inputs.values()))
-        return messages.read_inference(reply)
+        self._send(Kind.INFER, number, header, tuple(inputs.values()), partial(_tell, done))
+        return partial(self._cancel, number)
 
     def models(self) -> Catalogue:
         """The models that are being served now. Raises ModelNotReady if that was never known."""
@@ -100,23 +102,55 @@ class RemotePredictor:
             self._link.close()
         await asyncio.gather(self._keeping, return_exceptions=True)
 
-    async def _ask(self, kind: Kind, number: int, header: object, arrays: Sequence[Array] = ()) -> Frame:
+    async def _ask(self, kind: Kind, number: int, header: object) -> Frame:
         """Send, and wait for the answer. Raises the error that it may be."""
-        if self._link is not None:
-            await self._link.writable()
-        link = self._link  # only now: it may have gone while we waited
-        if link is None:
-            raise ModelNotReady("the engine is not connected, it is being started again")
         future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = future
-        link.send(kind, header, arrays)
+
+        def settle(reply: Frame | Exception) -> None:
+            if future.done():
+                return
+            if isinstance(reply, Exception):
+                future.set_exception(reply)
+            else:
+                future.set_result(reply)
+
+        self._send(kind, number, header, (), settle)
         try:
             return await future
         except asyncio.CancelledError:
-            link.send(Kind.CANCEL, [number])
+            self._cancel(number)
             raise
-        finally:
-            self._waiting.pop(number, None)
+
+    def _send(
+        self,
+        kind: Kind,
+        number: int,
+        header: object,
+        arrays: Sequence[Array],
+        settle: Callable[[Frame | Exception], None],
+    ) -> None:
+        """Send now, or once the engine takes what was sent before. Raises ModelNotReady."""
+        link = self._link
+        if link is None:
+            raise ModelNotReady("the engine is not connected, it is being started again")
+        self._waiting[number] = settle
+        if link.is_writable:
+            link.send(kind, header, arrays)
+            return
+        task = asyncio.ensure_future(self._send_later(link, kind, number, header, arrays))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _send_later(
+        self, link: Link, kind: Kind, number: int, header: object, arrays: Sequence[Array]
+    ) -> None:
+        await link.writable()
+        if number in self._waiting:  # neither cancelled meanwhile nor failed with its link
+            link.send(kind, header, arrays)
+
+    def _cancel(self, number: int) -> None:
+        if self._waiting.pop(number, None) is not None and self._link is not None:
+            self._link.send(Kind.CANCEL, [number])
 
     async def _keep_connected(self) -> None:
         loop = asyncio.get_running_loop()
@@ -149,13 +183,9 @@ class RemotePredictor:
         """See `service.frames.Owner`."""
         self._missed_pings = 0
         if frame.kind == Kind.REPLY or frame.kind == Kind.ERROR:
-            future = self._waiting.get(messages.read_id(frame))
-            if future is None or future.done():
-                return  # cancelled meanwhile
-            if frame.kind == Kind.REPLY:
-                future.set_result(frame)
-            else:
-                future.set_exception(messages.read_error(frame))
+            settle = self._waiting.pop(messages.read_id(frame), None)
+            if settle is not None:  # not cancelled meanwhile
+                settle(frame if frame.kind == Kind.REPLY else messages.read_error(frame))
         elif frame.kind == Kind.STATE:
             self._state = messages.read_state(frame)
             link.allow_body(self._state.output_bytes())
@@ -177,6 +207,10 @@ class RemotePredictor:
             self._on_lost()
 
     def _fail_all(self, kind: type[Unavailable], message: str) -> None:
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(kind(message))
+        waiting, self._waiting = self._waiting, {}
+        for settle in waiting.values():
+            settle(kind(message))
+
+
+def _tell(done: Done, reply: Frame | Exception) -> None:
+    done(reply if isinstance(reply, Exception) else messages.read_inference(reply))

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from service.batching import BatchQueue
+from service.batching import BatchQueue, Outcome
 from service.device import Batcher, BatchRecord, Device
 from service.engine import Engine, EngineOptions, bucket_sizes
 from service.errors import InkserveError, RepositoryError
 from service.manifest import MODEL_FILE, Manifest, read_manifest, sha256_of
 from service.metrics import Metrics
-from service.predictor import Array, Catalogue, Inference, ModelInfo, check_inputs
+from service.predictor import Array, Cancel, Catalogue, Done, Inference, ModelInfo, check_inputs
 from service.settings import Provider, Settings, available_cores
 
 logger = logging.getLogger(__name__)
@@ -71,23 +71,16 @@ class Repository:
         self._swap([await self._load(folder) for folder in found.values()])
         self._ready = True
 
-    async def infer(
-        self, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float
-    ) -> Inference:
-        """Run a request's rows; see `Predictor.infer`."""
+    def begin(
+        self, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float, done: Done
+    ) -> Cancel:
+        """Begin to run a request's rows; see `Predictor.begin`."""
         manifest = self._catalogue.find(model, version).manifest
         rows = check_inputs(manifest, inputs, self._settings.max_request_rows)
-        arrays = tuple(inputs[spec.name] for spec in manifest.inputs)
+        arrays = tuple([inputs[spec.name] for spec in manifest.inputs])
         batcher = self._loaded[model, manifest.version].batcher
-        answer = await batcher.submit(arrays, rows, deadline)
-        names = (spec.name for spec in manifest.outputs)
-        return Inference(
-            manifest.version,
-            dict(zip(names, answer.outputs, strict=True)),
-            answer.queue_seconds,
-            answer.compute_seconds,
-            answer.batch_rows,
-        )
+        item = batcher.submit(arrays, rows, deadline, partial(_tell, done, manifest))
+        return partial(batcher.cancel, item)
 
     def models(self) -> Catalogue:
         """The models that are being served now."""
@@ -206,6 +199,19 @@ class Repository:
             else bucket_sizes(settings.max_batch_size, BUCKETS_PER_OCTAVE[settings.provider]),
             settings.cuda_graphs,
         )
+
+
+def _tell(done: Done, manifest: Manifest, outcome: Outcome) -> None:
+    """Give the arrays of an answer their names."""
+    if isinstance(outcome, Exception):
+        done(outcome)
+        return
+    outputs = {spec.name: array for spec, array in zip(manifest.outputs, outcome.outputs, strict=True)}
+    done(
+        Inference(
+            manifest.version, outputs, outcome.queue_seconds, outcome.compute_seconds, outcome.batch_rows
+        )
+    )
 
 
 def default_threads(cores: int) -> int:

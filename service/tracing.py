@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from opentelemetry.context import get_current
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.propagate import extract
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -28,7 +29,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from service.asgi import App, Message, Receive, Scope, Send
 from service.device import BatchRecord
 from service.metrics import package_version
-from service.predictor import Array, Catalogue, Inference, Predictor
+from service.predictor import Array, Cancel, Catalogue, Done, Inference, Predictor
 from service.traceparent import current_traceparent
 
 if TYPE_CHECKING:
@@ -112,18 +113,23 @@ class TracedPredictor:
         """Bring the served models in line with the folder."""
         return await self._inner.reload()
 
-    async def infer(
-        self, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float
-    ) -> Inference:
-        """Run a request's rows. The spans of one that was split over batches are their sums."""
+    def begin(
+        self, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float, done: Done
+    ) -> Cancel:
+        """Begin to run a request's rows. The spans of one that was split over batches are their sums."""
         submitted = time.time_ns()
-        inference = await self._inner.infer(model, version, inputs, deadline)
-        started = submitted + int(inference.queue_seconds * 1e9)
-        self._tracer.start_span("queue", start_time=submitted).end(started)
-        rows = {"inkserve.batch_rows": inference.batch_rows}
-        computing = self._tracer.start_span("compute", start_time=started, attributes=rows)
-        computing.end(started + int(inference.compute_seconds * 1e9))
-        return inference
+        parent = get_current()  # `done` is called outside of the request's context
+
+        def note(outcome: Inference | Exception) -> None:
+            if not isinstance(outcome, Exception):
+                started = submitted + int(outcome.queue_seconds * 1e9)
+                self._tracer.start_span("queue", parent, start_time=submitted).end(started)
+                rows = {"inkserve.batch_rows": outcome.batch_rows}
+                computing = self._tracer.start_span("compute", parent, start_time=started, attributes=rows)
+                computing.end(started + int(outcome.compute_seconds * 1e9))
+            done(outcome)
+
+        return self._inner.begin(model, version, inputs, deadline, note)
 
 
 class TracedApp:

@@ -1,5 +1,6 @@
 """The HTTP application over real models, without a socket: every form in, every form out."""
 
+import asyncio
 import base64
 import io
 import logging
@@ -19,6 +20,7 @@ from service.app import STATUS, create_app, error_answer
 from service.errors import InkserveError
 from service.latents import draw_latents
 from service.metrics import Metrics
+from service.predictor import Cancel
 from service.repository import Repository
 from service.settings import Settings
 
@@ -147,14 +149,19 @@ async def test_json_is_classified(client: httpx.AsyncClient, body: object, expec
 async def test_a_version_that_comes_between_answers_with_its_own_labels(
     client: httpx.AsyncClient, repository: Repository, add_classifier: Callable[..., Path]
 ) -> None:
-    infer = repository.infer
+    begin = repository.begin
+    reloads: list[asyncio.Task[None]] = []
 
-    async def reload_first(*arguments: Any) -> Any:
+    async def reload(*arguments: Any) -> None:
         add_classifier(version=2, labels=tuple("ABCDEFGHIJ"))
         assert await repository.reload() == []
-        return await infer(*arguments)
+        begin(*arguments)
 
-    repository.infer = reload_first  # type: ignore[method-assign]
+    def reload_first(*arguments: Any) -> Cancel:
+        reloads.append(asyncio.ensure_future(reload(*arguments)))
+        return reloads[0].cancel  # type: ignore[return-value]
+
+    repository.begin = reload_first  # type: ignore[method-assign]
     response = await client.post("/classify", content=image(2).tobytes(), headers=OCTETS)
     assert labels(response) == ["C"]
     assert response.json()["version"] == 2
@@ -441,10 +448,10 @@ def test_every_error_has_a_status(kind: type[InkserveError]) -> None:
 async def test_an_unforeseen_error_is_logged_and_told_to_nobody(
     client: httpx.AsyncClient, repository: Repository, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def fail(*_: object) -> None:
+    def fail(*_: object) -> Cancel:
         raise RuntimeError("a secret")
 
-    repository.infer = fail  # type: ignore[method-assign, assignment]
+    repository.begin = fail  # type: ignore[method-assign]
     with caplog.at_level(logging.ERROR):
         response = await client.post("/classify", content=RAW, headers=OCTETS)
     assert (response.status_code, response.json()) == (500, {"error": "internal error"})

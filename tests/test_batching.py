@@ -1,6 +1,5 @@
 """The queue's decisions; time is a number here and nothing runs."""
 
-import asyncio
 import math
 
 import numpy as np
@@ -13,11 +12,7 @@ from service.errors import QueueFull
 
 
 def item(rows: int, enqueued: float = 0.0, deadline: float = math.inf) -> Item:
-    future: asyncio.Future = asyncio.Future(loop=_LOOP)
-    return Item((np.zeros((rows, 1)),), rows, enqueued, deadline, future)
-
-
-_LOOP = asyncio.new_event_loop()
+    return Item((np.zeros((rows, 1)),), rows, enqueued, deadline, lambda _: None)
 
 
 def taken(queue: BatchQueue) -> list[tuple[Item, int, int]]:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 import numpy as np
 import pytest
 
-from service.batching import BatchQueue
+from service.batching import Answer, BatchQueue, Outcome
 from service.device import Array, Batcher, BatchRecord, Device
 from service.errors import DeadlineExceeded, EngineError, QueueFull, ShuttingDown
 
@@ -58,7 +58,20 @@ def rows(*values: float) -> tuple[Array, ...]:
 
 def submit(batcher: Batcher, *values: float, deadline: float = FAR) -> "asyncio.Task[list[float]]":
     async def run() -> list[float]:
-        answer = await batcher.submit(rows(*values), len(values), deadline)
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def done(outcome: Outcome) -> None:
+            if isinstance(outcome, Exception):
+                answered.set_exception(outcome)
+            else:
+                answered.set_result(outcome)
+
+        item = batcher.submit(rows(*values), len(values), deadline, done)
+        try:
+            answer = await answered
+        except asyncio.CancelledError:
+            batcher.cancel(item)
+            raise
         return [float(value) for value in answer.outputs[0][:, 0]]
 
     return asyncio.ensure_future(run())

@@ -25,7 +25,7 @@ from service.frames import PREFIX
 from service.host import Host, bind_unix
 from service.messages import ERRORS
 from service.metrics import Metrics
-from service.predictor import Array, Catalogue, Inference, Predictor
+from service.predictor import Array, Cancel, Catalogue, Done, Inference, Predictor, infer
 from service.remote import MISSED_PINGS, RemotePredictor
 from service.repository import Repository
 from service.settings import Settings
@@ -121,15 +121,15 @@ def latents(rows: int, label: int = 7) -> dict[str, Array]:
 
 
 async def classify(predictor: Predictor, *first_pixels: int, seconds: float = 60) -> Inference:
-    return await predictor.infer("first-pixel", None, images(*first_pixels), time.monotonic() + seconds)
+    return await infer(predictor, "first-pixel", None, images(*first_pixels), time.monotonic() + seconds)
 
 
 async def test_answers_are_those_of_the_engine(start_engine: Start, connect: Connect) -> None:
     engine = await start_engine()
     predictor = await connect()
     for model, inputs in [("first-pixel", images(3, 1, 4)), ("ramp", latents(MAX_ROWS))]:
-        there = await predictor.infer(model, 1, inputs, time.monotonic() + 60)
-        here = await engine.repository.infer(model, 1, inputs, time.monotonic() + 60)
+        there = await infer(predictor, model, 1, inputs, time.monotonic() + 60)
+        here = await infer(engine.repository, model, 1, inputs, time.monotonic() + 60)
         assert there.version == here.version
         assert there.outputs.keys() == here.outputs.keys()
         for name, output in here.outputs.items():
@@ -184,9 +184,9 @@ async def test_a_bad_call_gets_the_error_that_it_would_get_here(
     predictor = await connect()
     deadline = time.monotonic() + 60
     with pytest.raises(kind) as there:
-        await predictor.infer(model, version, inputs, deadline)
+        await infer(predictor, model, version, inputs, deadline)
     with pytest.raises(kind) as here:
-        await engine.repository.infer(model, version, inputs, deadline)
+        await infer(engine.repository, model, version, inputs, deadline)
     assert str(there.value) == str(here.value)
     assert predictor.ready()
 
@@ -198,11 +198,12 @@ class Failing:
         self._models = models
         self._error = error
 
-    async def infer(
-        self, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float
-    ) -> Inference:
+    def begin(
+        self, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float, done: Done
+    ) -> Cancel:
         del model, version, inputs, deadline
-        raise self._error
+        waiting = asyncio.get_running_loop().call_soon(done, self._error)
+        return waiting.cancel
 
     def models(self) -> Catalogue:
         return self._models

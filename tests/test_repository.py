@@ -23,6 +23,7 @@ from service.errors import (
 )
 from service.manifest import MANIFEST_FILE, MODEL_FILE
 from service.metrics import Metrics
+from service.predictor import infer
 from service.repository import Repository, find_versions
 from service.settings import Settings
 
@@ -53,7 +54,7 @@ def images(*first_pixels: int) -> np.ndarray:
 
 async def classify(repository: Repository, *first_pixels: int, version: int | None = None) -> list[int]:
     inputs = {"images": images(*first_pixels)}
-    inference = await repository.infer("first-pixel", version, inputs, time.monotonic() + 30)
+    inference = await infer(repository, "first-pixel", version, inputs, time.monotonic() + 30)
     return [int(label) for label in inference.outputs["probabilities"].argmax(axis=1)]
 
 
@@ -181,14 +182,14 @@ async def test_a_request_that_does_not_fit_the_model_is_refused_before_it_is_que
         for name, value in inputs.items()
     }
     with pytest.raises(error, match=message):
-        await repository.infer("ramp", None, arrays, time.monotonic() + 30)
+        await infer(repository, "ramp", None, arrays, time.monotonic() + 30)
 
 
 async def test_a_wrong_dtype_is_refused(add_classifier: Callable[..., Path], open_repository: Open) -> None:
     add_classifier()
     repository = await open_repository()
     with pytest.raises(InvalidInput, match="images has dtype int64, expected uint8"):
-        await repository.infer("first-pixel", None, {"images": np.zeros((1, 28, 28), np.int64)}, 1e12)
+        await infer(repository, "first-pixel", None, {"images": np.zeros((1, 28, 28), np.int64)}, 1e12)
 
 
 async def test_unknown_models_and_versions_are_told_what_there_is(
@@ -213,7 +214,7 @@ async def test_the_same_latents_give_the_same_bytes_in_any_company(
 
     async def generate(z: np.ndarray) -> np.ndarray:
         inputs = {"z": z, "label": np.arange(len(z)) % 10}
-        return (await repository.infer("ramp", None, inputs, 1e12)).outputs["images"]
+        return (await infer(repository, "ramp", None, inputs, 1e12)).outputs["images"]
 
     z = rng.normal(size=(5, LATENT)).astype(np.float32)
     alone = await generate(z)

@@ -29,7 +29,7 @@ from service.asgi import (
 )
 from service.errors import InvalidInput, PayloadTooLarge, UnsupportedMedia
 from service.manifest import TensorSpec
-from service.predictor import Predictor
+from service.predictor import Predictor, infer
 from service.routes.native import (
     INLINE_BYTES,
     PNG,
@@ -77,7 +77,7 @@ class Classify:
         body = await read_body(headers, receive, self._settings.max_body_bytes)
         spec = manifest.inputs[0]
         rows = await self._decode(headers, body, spec)
-        work = self._predictor.infer(manifest.name, target.version, {spec.name: rows}, deadline)
+        work = infer(self._predictor, manifest.name, target.version, {spec.name: rows}, deadline)
         inference = await self._watch.guard(receive, work)
         manifest = answered_by(self._predictor, manifest, inference)
         probabilities = inference.outputs[manifest.outputs[0].name]

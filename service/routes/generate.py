@@ -28,7 +28,7 @@ from service.asgi import (
 from service.errors import InvalidInput, PayloadTooLarge, UnsupportedMedia
 from service.latents import draw_latents, random_seed
 from service.manifest import Manifest
-from service.predictor import Predictor
+from service.predictor import Predictor, infer
 from service.routes.native import (
     PNG,
     Array,
@@ -73,7 +73,7 @@ class Generate:
         labels = _label_indexes(wanted.digit, len(z), manifest)
         if labels is not None:
             inputs["label"] = labels
-        work = self._predictor.infer(manifest.name, target.version, inputs, deadline)
+        work = infer(self._predictor, manifest.name, target.version, inputs, deadline)
         inference = await self._watch.guard(receive, work)
         manifest = answered_by(self._predictor, manifest, inference)
         images = inference.outputs[manifest.outputs[0].name]
