@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -23,6 +22,7 @@ from service.asgi import (
     Send,
     to_json,
 )
+from service.direct import Direct
 from service.errors import (
     DeadlineExceeded,
     InkserveError,
@@ -105,7 +105,10 @@ def create_app(
         "/classify": {"POST": classify},
         "/generate": {"GET": generate, "POST": generate},
     }
-    return Front(app, hot, metrics, settings.access_log)
+    front = Front(app, hot, metrics, settings.access_log)
+    if not settings.access_log:
+        front.direct = Direct({b"/classify": classify}, front)
+    return front
 
 
 def error_answer(error: Exception, request_id: bytes = b"") -> Answer:
@@ -131,6 +134,7 @@ class Front:
     """The outermost application: hot routes straight to their endpoints, all else to FastAPI.
 
     Counts every request and is the last to catch an error.
+    direct: what the HTTP protocol may answer without coming here, if it may.
     """
 
     def __init__(
@@ -141,6 +145,7 @@ class Front:
         access_log: bool = False,
     ) -> None:
         self.app = app
+        self.direct: Direct | None = None
         self._hot = hot
         self._metrics = metrics
         self._access_log = access_log
@@ -169,7 +174,7 @@ class Front:
                 answer = await endpoint(scope, receive)
         except Exception as error:  # the request's edge
             request_id = request_id or new_request_id()
-            answer = self._failed(error, scope, request_id)
+            answer = self.failure(error, scope.get(MODEL, ""), request_id)
         if request_id is None and (self._access_log or answer.status >= 400):
             request_id = new_request_id()
         self._count(scope, scope["path"], answer.model, answer.status, started, request_id)
@@ -202,14 +207,18 @@ class Front:
             return str(scope["path"])
         return getattr(scope.get("route"), "path", "other")
 
-    def _failed(self, error: Exception, scope: Scope, request_id: bytes) -> Answer:
-        model = scope.get(MODEL, "")
+    def failure(self, error: Exception, model: str, request_id: bytes) -> Answer:
+        """The answer to a request that failed, which is counted as rejected if it was."""
         reason = REJECTIONS.get(type(error))
         if reason is not None:
             self._metrics.count_rejected(model, reason)
         if isinstance(error, ClientDisconnected):
             return Answer(b"", status=CLIENT_CLOSED_REQUEST, model=model)
-        return replace(error_answer(error, request_id), model=model)
+        return error_answer(error, request_id)._replace(model=model)
+
+    def count(self, route: str, answer: Answer, started: float) -> None:
+        """Count a request that was answered without coming here; see `service.direct`."""
+        self._metrics.count_request(route, answer.model, answer.status, time.perf_counter() - started)
 
     def _count(
         self, scope: Scope, route: str, model: str, status: int, started: float, request_id: bytes | None

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapp
 from dataclasses import dataclass
 from functools import lru_cache, wraps
 from types import MappingProxyType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import parse_qsl
 
 import orjson
@@ -145,13 +145,9 @@ class _Guarded:
             self.task.cancel()
 
 
-def read_query(scope: Scope, known: tuple[str, ...]) -> Mapping[str, str]:
-    """The query's parameters. Raises InvalidInput for one that is unknown or given twice."""
-    return _parse_query(scope["query_string"], known)
-
-
 @remembered
-def _parse_query(query: bytes, known: tuple[str, ...]) -> Mapping[str, str]:
+def read_query(query: bytes, known: tuple[str, ...]) -> Mapping[str, str]:
+    """The query's parameters. Raises InvalidInput for one that is unknown or given twice."""
     try:
         pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, max_num_fields=32)
     except ValueError as error:
@@ -226,8 +222,7 @@ def _quality(candidate: str, ranges: Sequence[tuple[str, float]]) -> float:
     return 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """A whole answer. model: the name of the model it came from, for the metrics, or empty."""
 
     body: bytes

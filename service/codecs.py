@@ -24,6 +24,7 @@ Array = NDArray[Any]
 FORMATS = ("PNG", "JPEG")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
+SIGNATURE_BYTES = len(PNG_SIGNATURE)
 PICTURE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 """What Pillow raises for files that are broken, each plugin in its own way."""
 
@@ -33,7 +34,7 @@ def is_image(content: bytes) -> bool:
     return content.startswith((PNG_SIGNATURE, JPEG_SIGNATURE))
 
 
-def rows_from_raw(content: bytes, spec: TensorSpec, max_rows: int) -> Array:
+def rows_from_raw(content: bytes | memoryview, spec: TensorSpec, max_rows: int) -> Array:
     """Rows as they lie in memory, little-endian, one after another: (rows, ...), a view of `content`.
 
     Raises InvalidInput unless there is a whole number of rows, PayloadTooLarge above `max_rows`.

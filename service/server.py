@@ -5,12 +5,14 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import uvicorn
 
 from service.asgi import App
-from service.protocol import CorkedProtocol
+from service.direct import Direct
+from service.protocol import HotProtocol
 from service.settings import Settings
 
 logger = logging.getLogger("inkserve")
@@ -33,7 +35,7 @@ class Server(uvicorn.Server):
         unready: Callable[[], None],
         listening: Callable[[socket.socket], None],
     ) -> None:
-        super().__init__(_config(app, settings))
+        super().__init__(_config(app, settings, getattr(app, "direct", None)))
         self._unready = unready
         self._listening = listening
         self._drain_seconds = settings.drain_seconds
@@ -67,12 +69,12 @@ def log_ready(listener: socket.socket) -> None:
     logger.info("ready at http://%s:%d, documentation at /docs", host, port)
 
 
-def _config(app: App, settings: Settings) -> uvicorn.Config:
+def _config(app: App, settings: Settings, direct: Direct | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=CorkedProtocol,
+        http=partial(HotProtocol, direct),  # type: ignore[arg-type]  # it is only ever called
         proxy_headers=False,
         lifespan="off",
         log_config=None,

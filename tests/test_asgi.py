@@ -121,7 +121,7 @@ async def test_a_cancelled_server_task_is_not_taken_for_a_client_that_left() -> 
 
 
 def test_a_query_is_read() -> None:
-    assert read_query({"query_string": b"model=mlp&top_k=3"}, ("model", "top_k")) == {
+    assert read_query(b"model=mlp&top_k=3", ("model", "top_k")) == {
         "model": "mlp",
         "top_k": "3",
     }
@@ -138,13 +138,13 @@ def test_a_query_is_read() -> None:
 )
 def test_a_wrong_query_is_refused(query: bytes, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        read_query({"query_string": query}, ("model", "top_k"))
+        read_query(query, ("model", "top_k"))
 
 
 @given(st.binary(max_size=60))
 def test_any_query_is_read_or_refused(query: bytes) -> None:
     with contextlib.suppress(InkserveError):
-        read_query({"query_string": query}, ("a",))
+        read_query(query, ("a",))
 
 
 @pytest.mark.parametrize("text", ["0", "11", "-1", "1.5", "", "x", "٣", "1e1", "9" * 50])

@@ -124,8 +124,8 @@ def test_the_service_has_not_loaded_torch(service: Service) -> None:
 async def test_a_client_that_leaves_is_noticed(add_slow: Callable[[], Path]) -> None:
     with serving("--models-dir", str(add_slow())) as service:
         async with connected(service.port) as leaving:
-            await leaving.send("POST", "/classify", bytes(784 * 2000), RAW)
-            await asyncio.sleep(0.3)
+            await leaving.send("POST", "/classify", bytes(784 * 4000), RAW)
+            await asyncio.sleep(0.1)
         async with connected(service.port) as connection:
             for _ in range(100):
                 metrics = (await connection.ask("GET", "/metrics")).body.decode()

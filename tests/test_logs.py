@@ -105,13 +105,10 @@ async def test_an_access_line_has_the_id_that_the_answer_has(
 async def test_an_error_line_has_the_id_that_the_answer_has(
     repository: Repository, caplog: pytest.LogCaptureFixture, method: str, path: str
 ) -> None:
-    def fail_at_once() -> None:
+    def fail_at_once(*_: object) -> None:
         raise RuntimeError("a secret")
 
-    async def fail(*_: object) -> None:
-        raise RuntimeError("a secret")
-
-    repository.infer = fail  # type: ignore[method-assign, assignment]
+    repository.begin = fail_at_once  # type: ignore[method-assign, assignment]
     if path == "/models":
         repository.models = fail_at_once  # type: ignore[method-assign, assignment]
     async with client_of(repository, access_log=False) as client:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,19 +28,22 @@ from service.asgi import (
     read_query,
     to_json,
 )
+from service.direct import Body, Head
 from service.errors import InvalidInput, PayloadTooLarge, UnsupportedMedia
 from service.manifest import TensorSpec
-from service.predictor import Predictor, infer
+from service.predictor import Cancel, Catalogue, Done, Inference, Predictor, infer
 from service.routes.native import (
     INLINE_BYTES,
     PNG,
     Array,
+    Target,
     answered_by,
     find_target,
     load_json,
     off_loop,
     parse_version,
     raw_answer,
+    read_timeout,
     server_timing,
 )
 from service.routes.schemas import ClassifyRequest, invalid_input
@@ -48,6 +52,29 @@ from service.settings import Settings
 QUERY = ("model", "version", "top_k")
 UNDECLARED = ("", "application/x-www-form-urlencoded")
 """No Content-Type, or what curl sends where none was given: the body's first bytes decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request's head asks for.
+
+    timeout: seconds that the answer may take. accepted: the answer's media type.
+    """
+
+    target: Target
+    timeout: float
+    accepted: str
+    top_k: int | None
+
+    def answer(self, predictor: Predictor, inference: Inference) -> Answer:
+        """The answer that it asks for."""
+        manifest = answered_by(predictor, self.target.manifest, inference)
+        probabilities = inference.outputs[manifest.outputs[0].name]
+        if self.accepted == OCTETS:
+            return raw_answer(self.target, inference, probabilities)
+        predictions = _predictions(probabilities, manifest.labels, self.top_k)
+        answer = {"model": manifest.name, "version": inference.version, "predictions": predictions}
+        return Answer(to_json(answer), headers=(server_timing(inference),), model=manifest.name)
 
 
 class Classify:
@@ -60,32 +87,48 @@ class Classify:
 
     async def __call__(self, scope: Scope, receive: Receive) -> Answer:
         """From a request's bytes to its answer."""
-        deadline = time.monotonic() + self._settings.request_timeout_seconds
+        arrived = time.monotonic()
         headers: Headers = dict(scope["headers"])
-        query = read_query(scope, QUERY)
-        accepted = negotiate(headers, (JSON, OCTETS))
-        target = find_target(
+        target = self._target(scope["query_string"])
+        scope[MODEL] = target.manifest.name
+        wish = self._wish(target, scope["query_string"], headers)
+        body = await read_body(headers, receive, self._settings.max_body_bytes)
+        spec = target.manifest.inputs[0]
+        rows = await self._decode(headers, body, spec)
+        work = infer(
+            self._predictor,
+            target.manifest.name,
+            target.version,
+            {spec.name: rows},
+            arrived + wish.timeout,
+        )
+        return wish.answer(self._predictor, await self._watch.guard(receive, work))
+
+    def plan(self, head: Head) -> "RawPlan | None":
+        """How to answer without ASGI: only where the body may be raw rows. Raises as the endpoint does."""
+        kind = media_type(head.headers)
+        if head.method != "POST" or (kind != OCTETS and kind not in UNDECLARED):
+            return None
+        if not 0 < head.content_length <= self._settings.max_body_bytes:
+            return None
+        wish = self._wish(self._target(head.query), head.query, head.headers)
+        return RawPlan(self._predictor, self._settings.max_request_rows, wish, kind)
+
+    def _target(self, query: bytes) -> Target:
+        known = read_query(query, QUERY)
+        return find_target(
             self._predictor,
             "classification",
-            query.get("model"),
-            parse_version(query),
+            known.get("model"),
+            parse_version(known),
             self._settings.default_classifier,
         )
-        manifest = target.manifest
-        scope[MODEL] = manifest.name
-        top_k = _top_k(query, len(manifest.labels), accepted)
-        body = await read_body(headers, receive, self._settings.max_body_bytes)
-        spec = manifest.inputs[0]
-        rows = await self._decode(headers, body, spec)
-        work = infer(self._predictor, manifest.name, target.version, {spec.name: rows}, deadline)
-        inference = await self._watch.guard(receive, work)
-        manifest = answered_by(self._predictor, manifest, inference)
-        probabilities = inference.outputs[manifest.outputs[0].name]
-        if accepted == OCTETS:
-            return raw_answer(target, inference, probabilities)
-        predictions = _predictions(probabilities, manifest.labels, top_k)
-        answer = {"model": manifest.name, "version": inference.version, "predictions": predictions}
-        return Answer(to_json(answer), headers=(server_timing(inference),), model=manifest.name)
+
+    def _wish(self, target: Target, query: bytes, headers: Headers) -> Wish:
+        accepted = negotiate(headers, (JSON, OCTETS))
+        timeout = read_timeout(headers, self._settings.request_timeout_seconds)
+        known = read_query(query, QUERY)
+        return Wish(target, timeout, accepted, _top_k(known, len(target.manifest.labels), accepted))
 
     async def _decode(self, headers: Headers, body: bytes, spec: TensorSpec) -> Array:
         """The images as the model's input, whatever form they came in."""
@@ -128,6 +171,39 @@ class Classify:
         if len(rows) > most:
             raise PayloadTooLarge(f"form has {len(rows)} images, expected at most {most}")
         return rows
+
+
+class RawPlan:
+    """The answer to a request whose body is raw rows; see `service.direct.Plan`."""
+
+    def __init__(self, predictor: Predictor, max_rows: int, wish: Wish, kind: str) -> None:
+        self.model = wish.target.manifest.name
+        self._predictor = predictor
+        self._catalogue: Catalogue = predictor.models()
+        self._spec = wish.target.manifest.inputs[0]
+        self._max_rows = max_rows
+        self._wish = wish
+        self._declared = kind not in UNDECLARED
+
+    def holds(self) -> bool:
+        """Whether the models are still those that it was made for."""
+        return self._predictor.models() is self._catalogue
+
+    def takes(self, body: Body) -> bool:
+        """Whether the body is none of the other forms."""
+        return self._declared or not codecs.is_image(bytes(body[: codecs.SIGNATURE_BYTES]))
+
+    def begin(self, body: Body, done: Done) -> Cancel:
+        """Begin to run the body's rows; see `Predictor.begin`."""
+        deadline = time.monotonic() + self._wish.timeout
+        rows = codecs.rows_from_raw(body, self._spec, self._max_rows)
+        return self._predictor.begin(
+            self.model, self._wish.target.version, {self._spec.name: rows}, deadline, done
+        )
+
+    def answer(self, inference: Inference) -> Answer:
+        """The answer to the request."""
+        return self._wish.answer(self._predictor, inference)
 
 
 class _FormParser(MultiPartParser):

@@ -38,6 +38,7 @@ from service.routes.native import (
     model_headers,
     off_loop,
     raw_answer,
+    read_timeout,
     server_timing,
 )
 from service.routes.schemas import GenerateRequest, invalid_input
@@ -59,8 +60,9 @@ class Generate:
 
     async def __call__(self, scope: Scope, receive: Receive) -> Answer:
         """From a request's bytes to its answer."""
-        deadline = time.monotonic() + self._settings.request_timeout_seconds
+        arrived = time.monotonic()
         headers: Headers = dict(scope["headers"])
+        deadline = arrived + read_timeout(headers, self._settings.request_timeout_seconds)
         accepted = negotiate(headers, (PNG, JSON, OCTETS))
         wanted, raw_z = await self._read(scope, headers, receive)
         target = find_target(
@@ -94,7 +96,7 @@ class Generate:
         self, scope: Scope, headers: Headers, receive: Receive
     ) -> tuple[GenerateRequest, bytes | None]:
         """What is wanted, and the latents where they are the body itself."""
-        values: dict[str, Any] = dict(read_query(scope, QUERY))
+        values: dict[str, Any] = dict(read_query(scope["query_string"], QUERY))
         body = await read_body(headers, receive, self._settings.max_body_bytes)
         kind, raw_z = media_type(headers), None
         if body and kind == OCTETS:

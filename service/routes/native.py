@@ -1,6 +1,7 @@
 """What `/classify` and `/generate` share: finding the model, raw answers."""
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 import orjson
 from numpy.typing import NDArray
 
-from service.asgi import OCTETS, Answer, parse_int
+from service.asgi import OCTETS, Answer, Headers, parse_int
 from service.errors import InvalidInput
 from service.manifest import Manifest, Task
 from service.predictor import Inference, Predictor
@@ -18,6 +19,8 @@ Array = NDArray[Any]
 T = TypeVar("T")
 
 PNG = "image/png"
+TIMEOUT = b"inkserve-timeout"
+"""The request header that names a deadline, in seconds from now."""
 MAX_VERSION = 2**31
 INLINE_BYTES = 16 * 1024
 """Bodies up to this are decoded on the event loop: handing them to a thread would take longer."""
@@ -53,6 +56,26 @@ def answered_by(predictor: Predictor, asked: Manifest, inference: Inference) -> 
 def parse_version(query: Mapping[str, str]) -> int | None:
     """The version that the query pins, if it does. Raises InvalidInput."""
     return parse_int("version", query["version"], 1, MAX_VERSION) if "version" in query else None
+
+
+def read_timeout(headers: Headers, longest: float) -> float:
+    """How many seconds the answer may take, by the request's own header or, without one, `longest`.
+
+    Raises InvalidInput for what is no number in 0..longest, 0 excluded.
+    """
+    text = headers.get(TIMEOUT)
+    if text is None:
+        return longest
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= longest:
+        raise InvalidInput(
+            f"{TIMEOUT.decode()} is {text[:40].decode('latin-1')!r}, expected seconds, above 0 and at most "
+            f"{longest:g}"
+        )
+    return seconds
 
 
 def raw_answer(

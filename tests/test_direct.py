@@ -1,0 +1,370 @@
+"""The short way for hot requests: what it takes, and that its answers are those of the usual way.
+
+A real listener and real connections, in this process, over tiny models.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import uvicorn
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from test_app import image, png, repository, settings
+from uvicorn.server import ServerState
+
+from service.app import Front, create_app
+from service.asgi import Receive, Scope, Send
+from service.direct import Head, parse_head
+from service.metrics import Metrics
+from service.predictor import Cancel
+from service.protocol import HotProtocol
+from service.repository import Repository
+
+__all__ = ["repository"]  # the fixture
+
+OCTETS = "application/octet-stream"
+RAW = image(7).tobytes()
+KEEP_ALIVE_SECONDS = 0.4
+"""Whole seconds are uvicorn's own; the protocol reads what is set on it."""
+
+
+@dataclass
+class Listener:
+    """A server in this process. through_asgi: paths of the requests that came the usual way."""
+
+    port: int
+    front: Front
+    state: ServerState
+    metrics: Metrics
+    through_asgi: list[str]
+
+    def counted(self, status: int, model: str = "first-pixel") -> float | None:
+        labels = {"route": "/classify", "model": model, "status": str(status)}
+        return self.metrics.registry.get_sample_value("inkserve_requests_total", labels)
+
+
+@asynccontextmanager
+async def listening(repository: Repository, tmp_path: Path) -> AsyncIterator[Listener]:
+    metrics = Metrics()
+    front = create_app(repository, settings(tmp_path), metrics)
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["path"])
+        await front(scope, receive, send)
+
+    config = uvicorn.Config(app, lifespan="off", log_config=None, server_header=False)
+    state = ServerState()
+    config.load()
+    config.timeout_keep_alive = KEEP_ALIVE_SECONDS  # type: ignore[assignment]
+    make = partial(HotProtocol, front.direct, config=config, server_state=state, app_state={})
+    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+    try:
+        yield Listener(server.sockets[0].getsockname()[1], front, state, metrics, seen)
+    finally:
+        server.close()
+
+
+@pytest.fixture
+async def listener(repository: Repository, tmp_path: Path) -> AsyncIterator[Listener]:
+    async with listening(repository, tmp_path) as listener:
+        yield listener
+
+
+@dataclass
+class Response:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Connection:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def receive(self) -> Response:
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:-2])}
+        body = await self.reader.readexactly(int(headers["content-length"]))
+        return Response(int(head[0].split()[1]), headers, body)
+
+    async def ask(self, *pieces: bytes) -> Response:
+        """Send the pieces one after another, each on its own, and wait for one answer."""
+        for piece in pieces:
+            self.writer.write(piece)
+            await asyncio.sleep(0.002)
+        return await self.receive()
+
+
+@asynccontextmanager
+async def connected(listener: Listener) -> AsyncIterator[Connection]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+    try:
+        yield Connection(reader, writer)
+    finally:
+        writer.close()
+
+
+def request(
+    body: bytes = RAW,
+    *,
+    path: str = "/classify",
+    kind: str | None = OCTETS,
+    accept: str | None = None,
+    extra: str = "",
+    chunked: bool = False,
+) -> bytes:
+    """A POST. chunked: the same in the form that the short way does not take."""
+    lines = [f"POST {path} HTTP/1.1", "Host: test"]
+    lines += [f"Content-Type: {kind}"] if kind else []
+    lines += [f"Accept: {accept}"] if accept else []
+    lines += [extra] if extra else []
+    lines += ["Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"]
+    if chunked:
+        body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + b"0\r\n\r\n"
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+SAME = {
+    "one image": ({}, 200),
+    "no content type": ({"kind": None}, 200),
+    "curl's own content type": ({"kind": "application/x-www-form-urlencoded"}, 200),
+    "raw probabilities": ({"accept": OCTETS}, 200),
+    "many images": ({"body": b"".join(image(d).tobytes() for d in range(9)), "accept": OCTETS}, 200),
+    "a model and top_k": ({"path": "/classify?model=another&version=3&top_k=2"}, 200),
+    "a PNG without content type": ({"body": png(7), "kind": None}, 200),
+    "a request id": ({"extra": "X-Request-Id: abc-1"}, 200),
+    "a deadline": ({"extra": "inkserve-timeout: 5"}, 200),
+    "half an image": ({"body": RAW[:392]}, 400),
+    "no body": ({"body": b""}, 400),
+    "too many images": ({"body": bytes(784 * 41)}, 413),
+    "no such model": ({"path": "/classify?model=none"}, 404),
+    "no such parameter": ({"path": "/classify?topk=2"}, 400),
+    "no such form": ({"kind": "text/plain"}, 415),
+    "no such answer": ({"accept": "text/html"}, 406),
+    "a wrong deadline": ({"extra": "inkserve-timeout: soon"}, 400),
+    "too long a deadline": ({"extra": "inkserve-timeout: 31"}, 400),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+async def test_both_ways_answer_alike(listener: Listener, case: str) -> None:
+    wish, status = SAME[case]
+    async with connected(listener) as connection:
+        for _ in range(2):  # the second time the head is known
+            short = await connection.ask(request(**wish))  # type: ignore[arg-type]
+    async with connected(listener) as connection:
+        usual = await connection.ask(request(**wish, chunked=True))  # type: ignore[arg-type]
+    assert short.status == usual.status == status
+    assert short.body == usual.body
+    changing = {"server-timing", "date", "x-request-id"}
+    assert {n: v for n, v in short.headers.items() if n not in changing} == {
+        n: v for n, v in usual.headers.items() if n not in changing
+    }
+    assert short.headers.keys() - {"date"} == usual.headers.keys() - {"date"}
+
+
+async def test_the_short_way_is_taken(listener: Listener) -> None:
+    async with connected(listener) as connection:
+        for wish in ({}, {"kind": None}, {"accept": OCTETS}, {"body": RAW[:392]}):
+            await connection.ask(request(**wish))  # type: ignore[arg-type]
+        assert listener.through_asgi == []
+        await connection.ask(request(chunked=True))
+        await connection.ask(request(png(7), kind="image/png"))
+        assert listener.through_asgi == ["/classify"] * 2
+        await connection.ask(request())
+    assert listener.through_asgi == ["/classify"] * 2
+    assert listener.counted(200) == 6
+    assert listener.counted(400) == 1
+
+
+@pytest.mark.parametrize("wish", [{"accept": OCTETS}, {"body": png(7), "kind": None}])
+async def test_a_request_may_come_in_any_two_pieces(listener: Listener, wish: dict[str, object]) -> None:
+    whole = request(**wish)  # type: ignore[arg-type]
+    async with connected(listener) as connection:
+        expected = (await connection.ask(whole)).body
+        for cut in [*range(1, len(whole), 53), len(whole) - 1]:
+            response = await connection.ask(whole[:cut], whole[cut:])
+            assert (response.status, response.body) == (200, expected), cut
+
+
+@given(
+    digits=st.lists(st.integers(0, 9), min_size=1, max_size=6),
+    kinds=st.lists(st.sampled_from(["raw", "png", "chunked", "get"]), min_size=6, max_size=6),
+    cuts=st.lists(st.integers(1, 8000), max_size=6),
+)
+@hypothesis_settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+async def test_answers_come_in_the_order_of_the_requests_however_these_are_cut(
+    repository: Repository, tmp_path: Path, digits: list[int], kinds: list[str], cuts: list[int]
+) -> None:
+    forms = {
+        "raw": lambda digit: request(image(digit).tobytes()),
+        "png": lambda digit: request(png(digit), kind="image/png"),
+        "chunked": lambda digit: request(image(digit).tobytes(), chunked=True),
+        "get": lambda _: b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n",
+    }
+    stream = b"".join(forms[kind](digit) for kind, digit in zip(kinds, digits, strict=False))
+    edges = sorted({0, *(cut for cut in cuts if cut < len(stream)), len(stream)})
+    async with listening(repository, tmp_path) as listener, connected(listener) as connection:
+        for start, stop in pairwise(edges):
+            connection.writer.write(stream[start:stop])
+            await asyncio.sleep(0.001)
+        for digit, kind in zip(digits, kinds, strict=False):
+            response = await asyncio.wait_for(connection.receive(), 10)
+            assert response.status == 200
+            if kind != "get":
+                assert f'"label":"{digit}"'.encode() in response.body
+
+
+class Held:
+    """A predictor's `begin` that waits until it is let go."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._begin = repository.begin
+        self._waiting: list[Callable[[], object]] = []
+        self.cancelled = 0
+        repository.begin = self.begin  # type: ignore[method-assign]
+
+    def begin(self, *arguments: object) -> Cancel:
+        self._waiting.append(partial(self._begin, *arguments))  # type: ignore[arg-type]
+
+        def cancel() -> None:
+            self.cancelled += 1
+
+        return cancel
+
+    async def holds(self, count: int) -> None:
+        while len(self._waiting) < count:
+            await asyncio.sleep(0.005)
+
+    def let_go(self) -> None:
+        for begin in self._waiting:
+            begin()
+        self._waiting.clear()
+
+
+async def test_a_client_that_leaves_cancels_its_request(listener: Listener, repository: Repository) -> None:
+    held = Held(repository)
+    async with connected(listener) as connection:
+        connection.writer.write(request())
+        await held.holds(1)
+    while not held.cancelled:
+        await asyncio.sleep(0.005)
+    assert listener.counted(499) == 1
+    labels = {"model": "first-pixel", "reason": "client_left"}
+    assert listener.metrics.registry.get_sample_value("inkserve_rejected_requests_total", labels) == 1
+
+
+async def test_a_client_that_leaves_amid_its_body_is_counted(listener: Listener) -> None:
+    async with connected(listener) as connection:
+        connection.writer.write(request()[:-100])
+        await asyncio.sleep(0.05)
+    while listener.state.connections:
+        await asyncio.sleep(0.005)
+    assert listener.counted(499) == 1
+
+
+async def test_a_server_that_ends_answers_what_is_in_flight_and_closes(
+    listener: Listener, repository: Repository
+) -> None:
+    held = Held(repository)
+    async with connected(listener) as whole, connected(listener) as partial_body, connected(listener) as idle:
+        whole.writer.write(request())
+        partial_body.writer.write(request()[:-100])
+        await idle.ask(b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n")
+        await held.holds(1)
+        for protocol in list(listener.state.connections):
+            protocol.shutdown()
+        partial_body.writer.write(request()[-100:])
+        await held.holds(2)
+        held.let_go()
+        for connection in (whole, partial_body):
+            response = await connection.receive()
+            assert (response.status, response.headers["connection"]) == (200, "close")
+        for connection in (whole, partial_body, idle):
+            assert await connection.reader.read() == b""
+
+
+async def test_a_connection_is_closed_when_it_has_been_idle_and_not_before(listener: Listener) -> None:
+    async with connected(listener) as connection:
+        for _ in range(4):
+            await connection.ask(request())
+            await asyncio.sleep(KEEP_ALIVE_SECONDS / 2)
+        started = asyncio.get_running_loop().time()
+        assert await asyncio.wait_for(connection.reader.read(), 5) == b""
+        assert asyncio.get_running_loop().time() - started < KEEP_ALIVE_SECONDS
+
+
+async def test_a_request_that_takes_long_is_not_idle(listener: Listener, repository: Repository) -> None:
+    async with connected(listener) as connection:
+        await connection.ask(request())
+        held = Held(repository)
+        connection.writer.write(request())
+        await held.holds(1)
+        await asyncio.sleep(2 * KEEP_ALIVE_SECONDS)
+        held.let_go()
+        assert (await connection.receive()).status == 200
+        assert await asyncio.wait_for(connection.reader.read(), 5) == b""
+
+
+async def test_a_head_that_is_known_follows_a_reload(
+    listener: Listener, repository: Repository, add_classifier: Callable[..., Path]
+) -> None:
+    async with connected(listener) as connection:
+        assert b'"version":1' in (await connection.ask(request())).body
+        add_classifier(version=2, labels=tuple("ABCDEFGHIJ"))
+        assert await repository.reload() == []
+        response = await connection.ask(request())
+    assert b'"version":2' in response.body
+    assert b'"label":"H"' in response.body
+
+
+async def test_an_unforeseen_error_is_a_500(listener: Listener, repository: Repository) -> None:
+    def fail(*_: object) -> Cancel:
+        raise RuntimeError("a secret")
+
+    repository.begin = fail  # type: ignore[method-assign]
+    async with connected(listener) as connection:
+        response = await connection.ask(request())
+    assert (response.status, response.body) == (500, b'{"error":"internal error"}')
+    assert listener.through_asgi == []
+
+
+def test_a_plain_head_is_read() -> None:
+    head = b"POST /classify?a=1 HTTP/1.1\r\nHost: x\r\nCONTENT-LENGTH: 5\r\nX-Request-ID: r1\r\n\r\n"
+    headers = {b"host": b"x", b"content-length": b"5", b"x-request-id": b"r1"}
+    assert parse_head(head) == Head("POST", b"/classify", b"a=1", headers, 5, b"r1")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /classify HTTP/1.0\r\nContent-Length: 5\r\n\r\n",
+        b"POST /classify HTTP/1.1\r\nConnection: close\r\nContent-Length: 5\r\n\r\n",
+        b"POST /classify HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /classify HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+        b"POST /classify HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"POST /classify HTTP/1.1\r\nContent-Length: five\r\n\r\n",
+        b"POST /class%69fy HTTP/1.1\r\nContent-Length: 5\r\n\r\n",
+        b"GET /classify HTTP/1.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
+        b"CONNECT example.org:80 HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
+        b"nonsense\r\n\r\n",
+        b"\r\n\r\n",
+    ],
+)
+def test_an_unusual_head_is_left_alone(head: bytes) -> None:
+    assert parse_head(head) is None
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_left_alone(head: bytes) -> None:
+    parse_head(head + b"\r\n\r\n")
