@@ -218,13 +218,13 @@ class Front:
 
     def count(self, route: str, answer: Answer, started: float) -> None:
         """Count a request that was answered without coming here; see `service.direct`."""
-        self._metrics.count_request(route, answer.model, answer.status, time.perf_counter() - started)
+        self._metrics.requests.count(route, answer.model, answer.status, time.perf_counter() - started)
 
     def _count(
         self, scope: Scope, route: str, model: str, status: int, started: float, request_id: bytes | None
     ) -> None:
         seconds = time.perf_counter() - started
-        self._metrics.count_request(route, model, status, seconds)
+        self._metrics.requests.count(route, model, status, seconds)
         if self._access_log and request_id is not None:
             log_access(scope, model, status, seconds, request_id)
 

@@ -17,6 +17,7 @@ from prometheus_client import (
 )
 
 from service.device import BatchRecord
+from service.tallies import Requests, SecondsByModel
 
 PREFIX = "inkserve"
 SECONDS = (
@@ -54,15 +55,12 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = self._counter("requests", "Requests answered.", "route", "model", "status")
-        self.good_requests = self._counter(
-            "good_requests",
-            f"Requests answered with 2xx within {LATENCY_OBJECTIVE_SECONDS} s.",
-            "route",
-            "model",
+        self.requests = Requests(PREFIX, SECONDS, LATENCY_OBJECTIVE_SECONDS)
+        self.registry.register(self.requests)
+        self.queue_seconds = SecondsByModel(
+            f"{PREFIX}_queue_seconds", "From submission to the first batch.", SECONDS
         )
-        self.request_seconds = self._seconds("request", "From a request's arrival to its answer.", "route")
-        self.queue_seconds = self._seconds("queue", "From submission to the first batch.", "model")
+        self.registry.register(self.queue_seconds)
         self.compute_seconds = self._seconds("compute", "One batch on the device.", "model")
         self.batch_rows = Histogram(
             f"{PREFIX}_batch_rows",
@@ -81,20 +79,6 @@ class Metrics:
             f"{PREFIX}_rows_waiting", "Rows in a model's queue.", ["model"], registry=self.registry
         )
         self.build = Info(f"{PREFIX}_build", "Versions of what runs.", registry=self.registry)
-        self._of_requests: dict[tuple[str, str, int], tuple[Counter, Histogram, Counter | None]] = {}
-
-    def count_request(self, route: str, model: str, status: int, seconds: float) -> None:
-        """Count an answered request. model: empty where none was found."""
-        key = (route, model, status)
-        counted = self._of_requests.get(key)
-        if counted is None:  # looking labels up costs more than counting
-            good = self.good_requests.labels(route, model) if model and 200 <= status < 300 else None
-            counted = self.requests.labels(*key), self.request_seconds.labels(route), good
-            self._of_requests[key] = counted
-        counted[0].inc()
-        counted[1].observe(seconds)
-        if counted[2] is not None and seconds <= LATENCY_OBJECTIVE_SECONDS:
-            counted[2].inc()
 
     def count_rejected(self, model: str, reason: Rejection) -> None:
         """Count a request that was not served. model: empty where none was found."""
@@ -143,7 +127,7 @@ class BatchMetrics:
         self._rows = metrics.rows.labels(model)
         self._padding = metrics.padding_rows.labels(model)
         self._compute = metrics.compute_seconds.labels(model)
-        self._queue = metrics.queue_seconds.labels(model)
+        self._queue = metrics.queue_seconds.of(model)
         self._failures = metrics.batch_failures.labels(model)
 
     def observe(self, batch: BatchRecord, padded_rows: int) -> None:
@@ -153,8 +137,7 @@ class BatchMetrics:
         self._rows.inc(batch.rows)
         self._padding.inc(padded_rows - batch.rows)
         self._compute.observe(batch.compute_seconds)
-        for seconds in batch.queue_seconds:
-            self._queue.observe(seconds)
+        self._queue.extend(batch.queue_seconds)
         if batch.failed:
             self._failures.inc()
 

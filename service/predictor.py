@@ -138,6 +138,10 @@ def check_inputs(manifest: Manifest, inputs: Mapping[str, Array], max_rows: int)
     number of rows than the rest, or holds labels that the model does not know; PayloadTooLarge
     above `max_rows`.
     """
+    if len(inputs) == len(manifest.inputs) == 1 and manifest.inputs[0].name in inputs:
+        rows = check_tensor(manifest.inputs[0], inputs[manifest.inputs[0].name])
+        if rows <= max_rows and "label" not in inputs:
+            return rows  # what nearly all requests are, in a third of the time
     counts = {
         spec.name: check_tensor(spec, inputs[spec.name]) for spec in manifest.inputs if spec.name in inputs
     }

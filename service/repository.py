@@ -27,7 +27,7 @@ BUCKETS_PER_OCTAVE: dict[Provider, int] = {"cpu": 4, "cuda": 1, "tensorrt": 1}
 """A CPU computes padding as dearly as rows: 28 % of all rows were padding with one bucket an octave, 2 to
 8 % with four. A GPU does not feel it, and each of its buckets takes memory for a captured graph."""
 
-INLINE_SECONDS = 0.001
+INLINE_SECONDS = 0.005
 """On a CPU shorter batches run on the event loop itself: handing one over costs 0.1 ms. mlp-int8 answered
 a lone request in 0.42 ms and not 0.52, and 64 connections 15 % faster (2 AVX2 cores, wrk beside it)."""
 

@@ -120,10 +120,10 @@ def total(registry: CollectorRegistry, name: str) -> float:
 
 def test_good_is_an_answer_of_a_model_with_2xx_within_the_objective() -> None:
     metrics = Metrics()
-    metrics.count_request("/classify", MODEL, 200, LATENCY_OBJECTIVE_SECONDS)
-    metrics.count_request("/classify", MODEL, 200, LATENCY_OBJECTIVE_SECONDS + 0.001)
-    metrics.count_request("/classify", MODEL, 503, 0.001)
-    metrics.count_request("/metrics", "", 200, 0.001)
+    metrics.requests.count("/classify", MODEL, 200, LATENCY_OBJECTIVE_SECONDS)
+    metrics.requests.count("/classify", MODEL, 200, LATENCY_OBJECTIVE_SECONDS + 0.001)
+    metrics.requests.count("/classify", MODEL, 503, 0.001)
+    metrics.requests.count("/metrics", "", 200, 0.001)
     labels = {"route": "/classify", "model": MODEL}
     assert metrics.registry.get_sample_value("inkserve_good_requests_total", labels) == 1
     assert total(metrics.registry, "inkserve_good_requests_total") == 1

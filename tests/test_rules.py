@@ -77,7 +77,7 @@ def test_the_rules_name_only_metrics_and_labels_that_the_service_has() -> None:
 
 def test_the_latency_objective_is_a_bucket_of_the_histogram() -> None:
     metrics = Metrics()
-    metrics.request_seconds.labels("/classify").observe(0.1)
+    metrics.requests.count("/classify", "mlp", 200, 0.1)
     bounds = {
         sample.labels["le"]
         for family in metrics.registry.collect()

@@ -1,0 +1,140 @@
+"""Seconds counted by the thousand: what each request adds is one append, the buckets are filled when asked.
+
+prometheus_client's Counter and Histogram take 4 us of a request that takes 25 in all.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.utils import floatToGoString
+
+FOLD_AT = 4096
+"""So many seconds are kept before they are put into their buckets, which takes 0.1 ms."""
+
+
+class Tally:
+    """Seconds, and how many of them fall into which bucket. For one thread.
+
+    bounds: the buckets' upper bounds, ascending; a last one without bound comes on top.
+    """
+
+    __slots__ = ("_bounds", "_counts", "_pending", "_sum")
+
+    def __init__(self, bounds: NDArray[np.float64]) -> None:
+        self._bounds = bounds
+        self._counts = np.zeros(len(bounds) + 1, np.int64)
+        self._sum = 0.0
+        self._pending: list[float] = []
+
+    def add(self, seconds: float) -> None:
+        """Count one."""
+        self._pending.append(seconds)
+        if len(self._pending) >= FOLD_AT:
+            self._fold()
+
+    def extend(self, seconds: Sequence[float]) -> None:
+        """Count some."""
+        self._pending.extend(seconds)
+        if len(self._pending) >= FOLD_AT:
+            self._fold()
+
+    def counts(self) -> NDArray[np.int64]:
+        """How many are in each bucket and no lower one."""
+        self._fold()
+        return self._counts.copy()
+
+    def sum(self) -> float:
+        """All the seconds."""
+        self._fold()
+        return self._sum
+
+    def _fold(self) -> None:
+        if self._pending:
+            buckets = np.searchsorted(self._bounds, self._pending)  # a bound belongs to its own bucket
+            self._counts += np.bincount(buckets, minlength=len(self._counts))
+            self._sum += sum(self._pending)
+            self._pending.clear()
+
+
+def add_histogram(
+    family: HistogramMetricFamily, labels: Sequence[str], bounds: Sequence[float], tallies: Sequence[Tally]
+) -> None:
+    """Add one series, of several tallies with these bounds together."""
+    counts = np.sum([tally.counts() for tally in tallies], axis=0).cumsum().tolist()
+    names = [floatToGoString(bound) for bound in (*bounds, float("inf"))]  # type: ignore[no-untyped-call]
+    buckets = [(name, float(count)) for name, count in zip(names, counts, strict=True)]
+    family.add_metric(labels, buckets, sum_value=sum(tally.sum() for tally in tallies))
+
+
+class SecondsByModel:
+    """A histogram of seconds with the label `model`; see `prometheus_client.registry.Collector`."""
+
+    def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
+        self._name = name
+        self._text = text
+        self._bounds = bounds
+        self._tallies: dict[str, Tally] = {}
+
+    def of(self, model: str) -> Tally:
+        """A model's seconds."""
+        return self._tallies.setdefault(model, Tally(np.asarray(self._bounds)))
+
+    def collect(self) -> Iterator[Metric]:
+        """The histogram now."""
+        family = HistogramMetricFamily(self._name, self._text, labels=["model"])
+        for model, tally in self._tallies.items():
+            add_histogram(family, [model], self._bounds, [tally])
+        yield family
+
+
+class Requests:
+    """Requests by route, model and status, and their seconds; see `prometheus_client.registry.Collector`.
+
+    prefix: of the metrics' names. objective: an answer with 2xx that took no longer is good; one of the bounds.
+    """
+
+    def __init__(self, prefix: str, bounds: Sequence[float], objective: float) -> None:
+        self._prefix = prefix
+        self._bounds = bounds
+        self._objective = objective
+        self._tallies: dict[tuple[str, str, int], Tally] = {}
+
+    def count(self, route: str, model: str, status: int, seconds: float) -> None:
+        """Count an answered request. model: empty where none was found."""
+        key = (route, model, status)
+        tally = self._tallies.get(key)
+        if tally is None:
+            tally = self._tallies[key] = Tally(np.asarray(self._bounds))
+        tally.add(seconds)
+
+    def collect(self) -> Iterator[Metric]:
+        """The three metrics now."""
+        requests = CounterMetricFamily(
+            f"{self._prefix}_requests", "Requests answered.", labels=["route", "model", "status"]
+        )
+        good = CounterMetricFamily(
+            f"{self._prefix}_good_requests",
+            f"Requests answered with 2xx within {self._objective} s.",
+            labels=["route", "model"],
+        )
+        seconds = HistogramMetricFamily(
+            f"{self._prefix}_request_seconds", "From a request's arrival to its answer.", labels=["route"]
+        )
+        in_time: dict[tuple[str, str], int] = {}
+        by_route: dict[str, list[Tally]] = {}
+        good_buckets = list(self._bounds).index(self._objective) + 1
+        for (route, model, status), tally in self._tallies.items():
+            counts = tally.counts()
+            requests.add_metric([route, model, str(status)], float(counts.sum()))
+            by_route.setdefault(route, []).append(tally)
+            if model and 200 <= status < 300:
+                so_far = in_time.get((route, model), 0)
+                in_time[route, model] = so_far + int(counts[:good_buckets].sum())
+        for labels, count in in_time.items():
+            good.add_metric(labels, float(count))
+        for route, tallies in by_route.items():
+            add_histogram(seconds, [route], self._bounds, tallies)
+        yield from (requests, good, seconds)

@@ -1,0 +1,66 @@
+"""Counting by the thousand says what prometheus_client's own Histogram would."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram
+
+from service.metrics import SECONDS
+from service.tallies import FOLD_AT, Requests, SecondsByModel, Tally
+
+durations = st.lists(st.one_of(st.floats(0, 40), st.sampled_from(SECONDS)), max_size=50)
+
+
+@given(durations)
+def test_a_histogram_has_the_samples_of_the_librarys(seconds: list[float]) -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    tallies = SecondsByModel("a_seconds", "A.", SECONDS)
+    ours.register(tallies)
+    histogram = Histogram("a_seconds", "A.", ["model"], registry=theirs, buckets=SECONDS).labels("m")
+    tally = tallies.of("m")
+    for value in seconds:
+        histogram.observe(value)
+    tally.extend(seconds)
+    for family in theirs.collect():
+        for sample in family.samples:
+            if not sample.name.endswith("_created"):
+                seen = ours.get_sample_value(sample.name, sample.labels)
+                assert seen == pytest.approx(sample.value), sample
+
+
+def test_many_are_folded_as_they_come_and_none_is_lost() -> None:
+    tally = Tally(np.asarray([1.0, 2.0]))
+    for index in range(FOLD_AT + 10):
+        tally.add(index % 3 + 0.5)
+    tally.extend([2.0] * FOLD_AT)
+    third = (FOLD_AT + 10) // 3
+    assert tally.counts().tolist() == [third + 1, third + 1 + FOLD_AT, third]
+    assert len(tally._pending) == 0
+
+
+def test_requests_are_told_apart_and_good_ones_counted() -> None:
+    registry = CollectorRegistry()
+    requests = Requests("x", (0.1, 0.5, 1.0), 0.5)
+    registry.register(requests)
+    for model, status, seconds in [
+        ("a", 200, 0.5),
+        ("a", 200, 0.51),
+        ("a", 503, 0.01),
+        ("b", 200, 0.01),
+        ("", 404, 0.01),
+    ]:
+        requests.count("/r", model, status, seconds)
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(name, {"route": "/r", **labels})
+
+    assert value("x_requests_total", model="a", status="200") == 2
+    assert value("x_requests_total", model="a", status="503") == 1
+    assert value("x_requests_total", model="", status="404") == 1
+    assert value("x_good_requests_total", model="a") == 1
+    assert value("x_good_requests_total", model="b") == 1
+    assert value("x_good_requests_total", model="") is None
+    assert value("x_request_seconds_bucket", le="0.5") == 4
+    assert value("x_request_seconds_count") == 5
+    assert value("x_request_seconds_sum") == pytest.approx(1.04)
