@@ -43,6 +43,7 @@ async def serve(settings: Settings) -> int:
     Raises RepositoryError or EngineError where a model cannot be served.
     """
     from service.app import Front, create_app
+    from service.heap import leave_out_of_collections
     from service.metrics import Metrics
     from service.predictor import Predictor
     from service.server import Server, log_ready
@@ -59,6 +60,7 @@ async def serve(settings: Settings) -> int:
     app = make(repository) if tracing is None else tracing.traced(make, repository)
     server = Server(app, settings, repository.stop_being_ready, log_ready)
     _on_hangup(repository.reload)
+    leave_out_of_collections()
     await server.serve()
     await repository.close()
     if tracing is not None:
@@ -82,6 +84,7 @@ async def run_engine(settings: Settings, path: Path, lifeline: int | None) -> in
 
     lifeline: the reading end of a pipe; when it ends, the supervisor is dead, and so are we soon.
     """
+    from service.heap import leave_out_of_collections
     from service.host import Host
     from service.metrics import Metrics
 
@@ -99,6 +102,7 @@ async def run_engine(settings: Settings, path: Path, lifeline: int | None) -> in
     for sig in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sig, stopping.set)
     _on_hangup(host.reload)
+    leave_out_of_collections()
     await host.start(path)
     logger.info("the engine is ready at %s", path)
     await stopping.wait()

@@ -91,7 +91,7 @@ class SecondsByModel:
 
 
 class Requests:
-    """Requests by route, model and status, and their seconds; see `prometheus_client.registry.Collector`.
+    """Requests by route, model and status, and their seconds; see prometheus_client's Collector.
 
     prefix: of the metrics' names. objective: an answer with 2xx that took no longer is good; one of the bounds.
     """

@@ -14,6 +14,7 @@ from service import messages
 from service.app import Front, create_app
 from service.errors import FrameError, ModelNotReady
 from service.frames import Frame, Link
+from service.heap import leave_out_of_collections
 from service.messages import Kind
 from service.metrics import Metrics
 from service.predictor import Predictor
@@ -126,6 +127,7 @@ async def run(
     # that answer.
     await predictor.connected()
     server = Server(app, settings, predictor.stop_being_ready, lambda _: line.tell_ready())
+    leave_out_of_collections()
     await server.serve([socket.socket(fileno=listener_fd)])
     pushing.cancel()
     line.push()
