@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cache
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -117,10 +118,15 @@ def error_answer(error: Exception, request_id: bytes = b"") -> Answer:
     if not isinstance(error, InkserveError):
         logger.error("a request failed", exc_info=error, extra=fields)
         return _error(500, "internal error")
-    status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
+    status = _status_of(type(error))  # type: ignore[arg-type]  # mypy takes a class for unhashable
     if status == 500:
         logger.error("a request failed: %s", error, extra=fields)
     return _error(status, str(error))
+
+
+@cache
+def _status_of(kind: type[InkserveError]) -> int:
+    return next(status for base, status in STATUS.items() if issubclass(kind, base))
 
 
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Answer:

@@ -4,6 +4,7 @@ Knows nothing of threads, timers or models; `service.device` acts on what is dec
 """
 
 import math
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -80,7 +81,10 @@ class Batch:
 
 
 class BatchQueue:
-    """Decides which rows form the next batch. Bounded in rows, first come first served in each lane.
+    """Decides which rows form the next batch. First come first served in each lane.
+
+    Bounded in rows, which is memory, and in requests, which is time: as many small requests as there may be
+    rows would wait for seconds, and most of them in vain.
 
     Small requests have a lane of their own and the first half of every batch, so that they never
     wait for a large one to finish; a large request is split over as many batches as it needs, and
@@ -88,12 +92,19 @@ class BatchQueue:
     """
 
     def __init__(
-        self, max_batch_size: int, max_queue_rows: int, max_queue_delay_seconds: float = 0.0
+        self,
+        max_batch_size: int,
+        max_queue_rows: int,
+        max_queue_delay_seconds: float = 0.0,
+        max_queue_requests: int = sys.maxsize,
     ) -> None:
         self.max_batch_size = max_batch_size
         self.max_queue_rows = max_queue_rows
         self.max_queue_delay_seconds = max_queue_delay_seconds
+        self.max_queue_requests = max_queue_requests
         self.rows = 0
+        self.requests = 0
+        self._small_waiting = 0
         self.next_deadline = math.inf
         self._small_rows = max(1, max_batch_size // SMALL_SHARE)
         self._small: deque[Item] = deque()
@@ -106,15 +117,35 @@ class BatchQueue:
                 f"{self.rows} rows wait and {item.rows} more were sent, expected at most "
                 f"{self.max_queue_rows} waiting"
             )
+        if self.requests >= self.max_queue_requests:
+            raise QueueFull(f"{self.requests} requests wait, expected fewer than {self.max_queue_requests}")
         self.rows += item.rows
-        self.next_deadline = min(self.next_deadline, item.deadline)
-        (self._small if item.rows <= self._small_rows else self._large).append(item)
+        self.requests += 1
+        if item.deadline < self.next_deadline:
+            self.next_deadline = item.deadline
+        if item.rows <= self._small_rows:
+            self._small_waiting += item.rows
+            self._small.append(item)
+        else:
+            self._large.append(item)
+
+    def rows_before(self, rows: int) -> int:
+        """How many of the rows that wait now run, at the least, before a new request of so many rows ends."""
+        if rows > self._small_rows:
+            return self.rows
+        return min(self.rows, self._small_waiting)
 
     def remove(self, item: Item) -> None:
         """Forget the rows of an item that were not handed out yet."""
         if not item.left:
             item.left = True
-            self.rows -= item.rows - item.taken
+            self._leave(item, item.rows - item.taken)
+            self.requests -= 1
+
+    def _leave(self, item: Item, rows: int) -> None:
+        self.rows -= rows
+        if item.rows <= self._small_rows:
+            self._small_waiting -= rows
 
     def expire(self, now: float) -> list[Item]:
         """Remove and return the items whose deadline has passed."""
@@ -151,7 +182,6 @@ class BatchQueue:
         space = self._fill(self._large, space, parts)
         space = self._fill(self._small, space, parts)
         rows = self.max_batch_size - space
-        self.rows -= rows
         reason: Reason = "delay" if self.max_queue_delay_seconds else "idle"
         return Batch(parts, rows, reason if space else "full")
 
@@ -163,8 +193,10 @@ class BatchQueue:
             parts.append(Part(item, start, stop))
             space -= stop - start
             item.taken = stop
+            self._leave(item, stop - start)
             if stop == item.rows:
                 item.left = True
+                self.requests -= 1
                 lane.popleft()
             elif item.rows - stop >= self.max_batch_size:
                 lane.rotate(-1)

@@ -18,12 +18,15 @@ from typing import Protocol
 import numpy as np
 
 from service.batching import Answer, Array, Batch, BatchQueue, Item, Outcome, Part, Reason
-from service.errors import DeadlineExceeded, EngineError, ShuttingDown
+from service.errors import DeadlineExceeded, EngineError, QueueFull, ShuttingDown
 from service.traceparent import current_traceparent
 
 logger = logging.getLogger(__name__)
 
 Work = Callable[[], None]
+
+ROW_SECONDS_GAIN = 0.1
+"""The latest batch's part in what a row is thought to take."""
 
 
 class Runner(Protocol):
@@ -164,6 +167,7 @@ class Batcher:
         self._release: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._expiry_at = math.inf
+        self._row_seconds = 0.0
         self._closed = False
         self._unanswered = 0
         self._all_answered = asyncio.Event()
@@ -183,12 +187,19 @@ class Batcher:
         deadline: on the clock of `time.monotonic`.
         done: called once, later, on the event loop, with the answer; or with DeadlineExceeded at the
             deadline if rows still wait, or EngineError if a batch failed.
-        Returns what `cancel` takes. Raises QueueFull, and ShuttingDown after `close`.
+        Returns what `cancel` takes. Raises QueueFull, also where the deadline would pass for certain
+        while the rows that wait now are run; and ShuttingDown after `close`.
         """
         if self._closed:
             raise ShuttingDown("the model is being unloaded and takes no new requests")
-        item = Item(inputs, rows, time.monotonic(), deadline, done, traceparent=current_traceparent.get())
+        now = time.monotonic()
+        item = Item(inputs, rows, now, deadline, done, traceparent=current_traceparent.get())
         with self._device.lock:
+            wait = self._queue.rows_before(rows) * self._row_seconds
+            if now < deadline < now + wait:
+                raise QueueFull(
+                    f"the rows that wait take {wait:.3f} s, the deadline is in {deadline - now:.3f} s"
+                )
             self._queue.push(item)
             self._enter_when_due()
             next_deadline = self._queue.next_deadline
@@ -221,6 +232,7 @@ class Batcher:
     ) -> None:
         """Answer a batch's requests with their rows of the outcome, or with its error."""
         failed = isinstance(outcome, Exception)
+        self._row_seconds += ROW_SECONDS_GAIN * ((ended - started) / batch.rows - self._row_seconds)
         queue_seconds = [started - part.item.enqueued for part in batch.parts if part.start == 0]
         if isinstance(outcome, Exception):
             self._fail(batch, outcome)

@@ -3,11 +3,12 @@
 A line's own fields are given as `extra={FIELDS: {...}}`.
 """
 
+import itertools
 import logging
 import re
+import secrets
 import sys
 import time
-import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +22,10 @@ access = logging.getLogger("inkserve.access")
 
 REQUEST_ID = b"x-request-id"
 FIELDS = "fields"
+
+_RUN = secrets.token_hex(10).encode("ascii")
+_NUMBERS = itertools.count(1)
+"""A number in this process, after what no other process has: under overload uuid4 is a tenth of a 503."""
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 
@@ -65,7 +70,7 @@ def sent_request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
 
 def new_request_id() -> bytes:
     """An id that no other request has."""
-    return uuid.uuid4().hex.encode("ascii")
+    return b"%b%012x" % (_RUN, next(_NUMBERS))
 
 
 def request_fields(request_id: bytes) -> dict[str, str]:

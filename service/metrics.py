@@ -78,11 +78,15 @@ class Metrics:
         self.rows_waiting = Gauge(
             f"{PREFIX}_rows_waiting", "Rows in a model's queue.", ["model"], registry=self.registry
         )
+        self._of_rejected: dict[tuple[str, Rejection], Counter] = {}
         self.build = Info(f"{PREFIX}_build", "Versions of what runs.", registry=self.registry)
 
     def count_rejected(self, model: str, reason: Rejection) -> None:
         """Count a request that was not served. model: empty where none was found."""
-        self.rejected.labels(model, reason).inc()
+        counter = self._of_rejected.get((model, reason))
+        if counter is None:  # looking labels up costs more than counting
+            counter = self._of_rejected[model, reason] = self.rejected.labels(model, reason)
+        counter.inc()
 
     def of_batches(self, model: str) -> "BatchMetrics":
         """The metrics of one model's batches."""

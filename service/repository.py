@@ -151,7 +151,12 @@ class Repository:
             raise
         self._metrics.model_loads.labels(name, "loaded").inc()
         settings = self._settings
-        queue = BatchQueue(engine.buckets[-1], settings.max_queue_rows, settings.max_queue_delay_seconds)
+        queue = BatchQueue(
+            engine.buckets[-1],
+            settings.max_queue_rows,
+            settings.max_queue_delay_seconds,
+            settings.max_queue_requests,
+        )
         metrics = self._metrics.of_batches(name)
 
         def record(batch: BatchRecord) -> None:

@@ -85,6 +85,9 @@ class Settings(BaseSettings):
     max_queue_rows: int = Field(
         16384, ge=1, description="Most rows that may wait for one model; beyond it requests get 503."
     )
+    max_queue_requests: int = Field(
+        512, ge=1, description="Most requests that may wait for one model; beyond it requests get 503."
+    )
     max_request_rows: int = Field(4096, ge=1, description="Most rows in one request.")
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="Most bytes in one request body.")
     max_image_pixels: int = Field(

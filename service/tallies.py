@@ -93,7 +93,8 @@ class SecondsByModel:
 class Requests:
     """Requests by route, model and status, and their seconds; see prometheus_client's Collector.
 
-    prefix: of the metrics' names. objective: an answer with 2xx that took no longer is good; one of the bounds.
+    prefix: of the metrics' names.
+    objective: one of the bounds; an answer with 2xx that took no longer is good.
     """
 
     def __init__(self, prefix: str, bounds: Sequence[float], objective: float) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching import BatchQueue, Item
+from service.batching import SMALL_SHARE, BatchQueue, Item
 from service.errors import QueueFull
 
 
@@ -27,6 +27,35 @@ def test_requests_leave_in_the_order_they_came() -> None:
     assert [part[0] for part in taken(queue)] == items[:4]
     assert [part[0] for part in taken(queue)] == items[4:]
     assert taken(queue) == []
+
+
+def test_requests_are_bounded_as_rows_are() -> None:
+    queue = BatchQueue(max_batch_size=4, max_queue_rows=100, max_queue_requests=2)
+    first, second = item(1), item(9)
+    queue.push(first)
+    queue.push(second)
+    with pytest.raises(QueueFull, match="2 requests wait, expected fewer than 2"):
+        queue.push(item(1))
+    queue.take()  # the small one, and some of the large one's rows
+    queue.push(item(1))
+    with pytest.raises(QueueFull):
+        queue.push(item(1))
+    queue.remove(second)
+    queue.push(item(1))
+    assert queue.requests == 2
+
+
+def test_a_small_request_waits_for_small_ones_and_a_large_one_for_all() -> None:
+    queue = BatchQueue(max_batch_size=16, max_queue_rows=100)
+    for each in (item(2), item(1), item(10)):
+        queue.push(each)
+    assert (queue.rows_before(1), queue.rows_before(10)) == (3, 13)
+    queue.take()
+    assert (queue.rows_before(1), queue.rows_before(10)) == (0, 0)
+    leaving = item(2)
+    queue.push(leaving)
+    queue.remove(leaving)
+    assert (queue.rows_before(1), queue.rows) == (0, 0)
 
 
 def test_an_oversized_request_is_split_over_batches() -> None:
@@ -164,7 +193,11 @@ def test_every_row_is_handed_out_once_and_in_order(max_batch_size: int, steps: l
             queue.remove(items[len(items) // 2])
             removed.add(id(items[len(items) // 2]))
         waiting = [each for each in items if id(each) not in removed]
-        assert queue.rows == sum(each.rows - seen.get(id(each), 0) for each in waiting)
+        left = [each for each in waiting if each.rows > seen.get(id(each), 0)]
+        assert queue.rows == sum(each.rows - seen.get(id(each), 0) for each in left)
+        assert queue.requests == len(left)
+        small = [each for each in left if each.rows <= max(1, max_batch_size // SMALL_SHARE)]
+        assert queue.rows_before(1) == sum(each.rows - seen.get(id(each), 0) for each in small)
     while queue.rows:
         assert take() > 0
     assert all(seen[id(each)] == each.rows for each in items if id(each) not in removed)

@@ -250,6 +250,24 @@ async def test_a_full_queue_refuses_at_once(device: Device) -> None:
     assert await asyncio.gather(*tasks) == [[0], [2], [4]]
 
 
+async def test_a_deadline_that_the_queue_cannot_meet_is_refused_at_once(device: Device) -> None:
+    runner = Doubler(held=True)
+    batcher = Batcher(device, runner, BatchQueue(max_batch_size=1, max_queue_rows=1000))
+    first = submit(batcher, 0.0)
+    await runner.running()
+    await asyncio.sleep(0.05)
+    runner.go.release()
+    await first  # so that a row is known to take some milliseconds
+    tasks = [submit(batcher, float(value)) for value in range(100)]
+    await runner.running()
+    with pytest.raises(QueueFull, match=r"the rows that wait take 0\.\d+ s, the deadline is in 0\.0"):
+        await submit(batcher, 1.0, deadline=time.monotonic() + 0.05)
+    in_time = submit(batcher, 2.0, deadline=time.monotonic() + 60)
+    for _ in range(101):
+        runner.go.release()
+    await asyncio.gather(*tasks, in_time)
+
+
 async def test_a_failed_batch_answers_each_of_its_requests_and_no_other(device: Device) -> None:
     runner = Doubler(held=True)
     records: list[BatchRecord] = []
