@@ -10,7 +10,7 @@ import os
 import resource
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,6 +26,7 @@ from loadtests.peers import wire
 from loadtests.peers.contestants import ASGI, Contestant, inkserve, newest_graph
 from loadtests.peers.measure import images_of, right_answer
 from loadtests.processes import end_servers_on_sigterm, free_port, serving
+from service.routes.native import TIMEOUT
 
 LOADS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 2.0, 5.0)
 """Offered loads, in capacities."""
@@ -46,7 +47,8 @@ Run = Callable[[Plan], Outcome]
 class Point:
     """What one offered load led to. Rates are per second of the load, latencies count from due time.
 
-    goodput: answered 200 within the deadline. rejected_*: the answers 503, from sending. waited:
+    goodput: answered 200 within the deadline. rejected_*: the answers 503, from sending. expired: the
+    answers 504, for requests whose deadline passed in the queue. waited:
     requests for which there was no free connection. late_*: how long after their due time the
     others were sent. generator_saturated: the figures then tell of the generator, not of the server.
     """
@@ -57,6 +59,7 @@ class Point:
     answered: float
     goodput: float
     rejected: float
+    expired: float
     failed: int
     p50_seconds: float
     p99_seconds: float
@@ -121,7 +124,7 @@ def _scenario(run: Run, rows: int, scenario: Json, parsed: argparse.Namespace) -
     """The capacity with `rows` images a request, then what each load leads to."""
     contestant = inkserve("inkserve", "", shlex.split(parsed.flags), model=parsed.model)
     with _started(contestant, parsed) as port:
-        request = _request(port, contestant, rows)
+        request = _request(port, contestant, rows, {TIMEOUT.decode(): f"{parsed.deadline_seconds:g}"})
         closed = Plan(port, request, None, WARM_UP_SECONDS, CAPACITY_CONNECTIONS)
         run(closed)
         outcome = run(Plan(port, request, None, parsed.seconds, CAPACITY_CONNECTIONS))
@@ -137,6 +140,7 @@ def summarise(load: float, outcome: Outcome, deadline_seconds: float) -> Point:
     latency = outcome.done - outcome.due
     good = outcome.status == 200
     rejected = outcome.status == 503
+    expired = outcome.status == 504
     lateness = (outcome.sent - outcome.due)[~np.isnan(outcome.sent) & ~outcome.waited]
     rejection = (outcome.done - outcome.sent)[rejected]
     late_p99 = _quantile(lateness, 0.99)
@@ -147,7 +151,8 @@ def summarise(load: float, outcome: Outcome, deadline_seconds: float) -> Point:
         answered=_rate(outcome, good),
         goodput=_rate(outcome, good & (latency <= deadline_seconds)),
         rejected=_rate(outcome, rejected),
-        failed=int(np.sum(~good & ~rejected)),
+        expired=_rate(outcome, expired),
+        failed=int(np.sum(~good & ~rejected & ~expired)),
         p50_seconds=_quantile(latency[good], 0.5),
         p99_seconds=_quantile(latency[good], 0.99),
         p999_seconds=_quantile(latency[good], 0.999),
@@ -218,8 +223,9 @@ def _allow_many_sockets() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
 
 
-def _request(port: int, contestant: Contestant, rows: int) -> bytes:
+def _request(port: int, contestant: Contestant, rows: int, more: Mapping[str, str] | None = None) -> bytes:
     body, headers = contestant.wire.encode(images_of(rows))
+    headers = {**headers, **(more or {})}
     lines = [f"POST {contestant.path} HTTP/1.1", f"Host: 127.0.0.1:{port}", f"Content-Length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode("ascii") + body

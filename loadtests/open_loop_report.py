@@ -23,6 +23,7 @@ HEAD = (
     "answered/s",
     "goodput/s",
     "503/s",
+    "504/s",
     "failed",
     "p50 ms",
     "p99 ms",
@@ -47,7 +48,9 @@ def markdown(result: Json) -> str:
         f"Python {about['python']}.",
         "",
         f"Poisson arrivals, {result['seconds']:g} s a load; latency counts from the time a request was due, "
-        f"goodput is what was answered 200 within {1e3 * result['deadline_seconds']:g} ms of it.",
+        f"goodput is what was answered 200 within {1e3 * result['deadline_seconds']:g} ms of it. Each request "
+        "names that deadline (inkserve-timeout): one that would be late is answered 503 at once, one whose "
+        "deadline passes in the queue 504.",
         "",
         "The generator sends at most "
         f"{generator['requests_per_second']:,.0f} requests/s to the empty ASGI app on the same cores, for "
@@ -123,7 +126,10 @@ def _point(point: Json) -> str:
     return _row(
         [
             f"{point['load']:g}",
-            *(f"{point[key]:,.0f}" for key in ("offered", "answered", "goodput", "rejected", "failed")),
+            *(
+                f"{point[key]:,.0f}"
+                for key in ("offered", "answered", "goodput", "rejected", "expired", "failed")
+            ),
             *(_ms(point, [key]) if point["answered"] else "" for key in ("p50", "p99", "p999")),
             _ms(point, rejections) if point["rejected"] else "",
             f"{point['waited']:,}",

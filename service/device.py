@@ -187,15 +187,17 @@ class Batcher:
         deadline: on the clock of `time.monotonic`.
         done: called once, later, on the event loop, with the answer; or with DeadlineExceeded at the
             deadline if rows still wait, or EngineError if a batch failed.
-        Returns what `cancel` takes. Raises QueueFull, also where the deadline would pass for certain
-        while the rows that wait now are run; and ShuttingDown after `close`.
+        Returns what `cancel` takes. Raises QueueFull, also where the deadline would pass while the
+        rows that wait now are run; and ShuttingDown after `close`.
         """
         if self._closed:
             raise ShuttingDown("the model is being unloaded and takes no new requests")
         now = time.monotonic()
         item = Item(inputs, rows, now, deadline, done, traceparent=current_traceparent.get())
         with self._device.lock:
-            wait = self._queue.rows_before(rows) * self._row_seconds
+            before = self._queue.rows_before(rows)
+            # Rows wait while a batch runs, which has to end first: about as many rows again.
+            wait = (before + min(before, self._queue.max_batch_size)) * self._row_seconds
             if now < deadline < now + wait:
                 raise QueueFull(
                     f"the rows that wait take {wait:.3f} s, the deadline is in {deadline - now:.3f} s"
