@@ -48,9 +48,9 @@ def markdown(result: Json) -> str:
         f"Python {about['python']}.",
         "",
         f"Poisson arrivals, {result['seconds']:g} s a load; latency counts from the time a request was due, "
-        f"goodput is what was answered 200 within {1e3 * result['deadline_seconds']:g} ms of it. Each request "
-        "names that deadline (inkserve-timeout): one that would be late is answered 503 at once, one whose "
-        "deadline passes in the queue 504.",
+        f"goodput is what was answered 200 within {1e3 * result['deadline_seconds']:g} ms of it. Each "
+        "request names that deadline (inkserve-timeout): one that would be late is answered 503 at once, one "
+        "whose deadline passes in the queue 504.",
         "",
         "The generator sends at most "
         f"{generator['requests_per_second']:,.0f} requests/s to the empty ASGI app on the same cores, for "

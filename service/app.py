@@ -133,7 +133,7 @@ def _error(status: int, message: str, headers: Mapping[str, str] | None = None) 
     pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()]
     if status == 503:
         pairs.append((b"retry-after", b"1"))
-    return Answer(to_json({"error": message}), status=status, headers=pairs)
+    return Answer(to_json({"error": message}), status=status, headers=tuple(pairs))
 
 
 class Front:

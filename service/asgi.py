@@ -223,12 +223,17 @@ def _quality(candidate: str, ranges: Sequence[tuple[str, float]]) -> float:
 
 
 class Answer(NamedTuple):
-    """A whole answer. model: the name of the model it came from, for the metrics, or empty."""
+    """A whole answer.
+
+    timing: the value of its Server-Timing header, which is another for each request.
+    model: the name of the model it came from, for the metrics, or empty.
+    """
 
     body: bytes
     content_type: str = JSON
     status: int = 200
-    headers: Sequence[tuple[bytes, bytes]] = ()
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    timing: bytes | None = None
     model: str = ""
 
     async def send(self, send: Send, request_id: bytes | None = None) -> None:
@@ -238,6 +243,8 @@ class Answer(NamedTuple):
             (b"content-length", str(len(self.body)).encode("ascii")),
             *self.headers,
         ]
+        if self.timing is not None:
+            start.append((b"server-timing", self.timing))
         if request_id is not None:
             start.append((REQUEST_ID, request_id))
         await send({"type": "http.response.start", "status": self.status, "headers": start})

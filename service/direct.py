@@ -211,16 +211,25 @@ def encode(
     answer: Answer, request_id: bytes | None, status_line: bytes, default_headers: bytes, close: bool
 ) -> bytes:
     """An answer's bytes on the wire. default_headers: whole lines."""
-    lines = [
+    more = b""
+    if request_id is not None:
+        more = b"%b: %b\r\n" % (REQUEST_ID, request_id)
+    if close:
+        more += b"connection: close\r\n"
+    timing = b"server-timing: %b\r\n" % answer.timing if answer.timing else b""
+    return b"%b%b%b%b%bcontent-length: %d\r\n\r\n%b" % (
         status_line,
         default_headers,
-        b"content-type: %b\r\ncontent-length: %d\r\n"
-        % (answer.content_type.encode("latin-1"), len(answer.body)),
-    ]
-    for name, value in answer.headers:
-        lines.append(b"%b: %b\r\n" % (name, value))
-    if request_id is not None:
-        lines.append(b"%b: %b\r\n" % (REQUEST_ID, request_id))
-    lines.append(b"connection: close\r\n\r\n" if close else b"\r\n")
-    lines.append(answer.body)
-    return b"".join(lines)
+        _header_lines(answer.content_type, answer.headers),
+        timing,
+        more,
+        len(answer.body),
+        answer.body,
+    )
+
+
+@lru_cache(256)
+def _header_lines(content_type: str, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """What most answers of one kind have in common."""
+    pairs = ((b"content-type", content_type.encode("latin-1")), *headers)
+    return b"".join(b"%b: %b\r\n" % pair for pair in pairs)

@@ -128,13 +128,9 @@ class Engine:
         Raises EngineError if the device or the graph fails.
         """
         bucket = self._by_size[self.bucket_for(rows)]
-        offset = 0
-        for arrays in parts:
-            end = offset + len(arrays[0])
-            for buffer, array in zip(bucket.inputs, arrays, strict=True):
-                buffer[offset:end] = array
-            offset = end
-        # Rows past `offset` keep what an earlier batch left there: padding, whose outputs nobody reads.
+        for index, buffer in enumerate(bucket.inputs):
+            np.concatenate([arrays[index] for arrays in parts], out=buffer[:rows])
+        # Later rows keep what an earlier batch left there: padding, whose outputs nobody reads.
         return tuple(output[:rows].copy() for output in self._execute(bucket))
 
     def _execute(self, bucket: _Bucket) -> tuple[Array, ...]:

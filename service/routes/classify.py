@@ -74,7 +74,7 @@ class Wish:
             return raw_answer(self.target, inference, probabilities)
         predictions = _predictions(probabilities, manifest.labels, self.top_k)
         answer = {"model": manifest.name, "version": inference.version, "predictions": predictions}
-        return Answer(to_json(answer), headers=(server_timing(inference),), model=manifest.name)
+        return Answer(to_json(answer), timing=server_timing(inference), model=manifest.name)
 
 
 class Classify:

@@ -79,18 +79,18 @@ class Generate:
         inference = await self._watch.guard(receive, work)
         manifest = answered_by(self._predictor, manifest, inference)
         images = inference.outputs[manifest.outputs[0].name]
-        seed_header = [] if seed is None else [(b"inkserve-seed", str(seed).encode("ascii"))]
+        timing = server_timing(inference)
+        seed_header = () if seed is None else ((b"inkserve-seed", str(seed).encode("ascii")),)
         if accepted == OCTETS:
             return raw_answer(target, inference, images, seed_header)
         if accepted == PNG:
             body = await off_loop(len(images) > INLINE_IMAGES, _sprite_png, images)
-            every = [*model_headers(manifest.name, inference.version), server_timing(inference), *seed_header]
-            return Answer(body, PNG, headers=every, model=manifest.name)
+            every = (*model_headers(manifest.name, inference.version), *seed_header)
+            return Answer(body, PNG, headers=every, timing=timing, model=manifest.name)
         digits = [None] * len(images) if labels is None else [manifest.labels[index] for index in labels]
         pictures = await off_loop(len(images) > INLINE_IMAGES, _pictures, images, digits)
         answer = {"model": manifest.name, "version": inference.version, "seed": seed, "images": pictures}
-        headers_sent = [server_timing(inference), *seed_header]
-        return Answer(to_json(answer), headers=headers_sent, model=manifest.name)
+        return Answer(to_json(answer), headers=seed_header, timing=timing, model=manifest.name)
 
     async def _read(
         self, scope: Scope, headers: Headers, receive: Receive

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -79,13 +79,18 @@ def read_timeout(headers: Headers, longest: float) -> float:
 
 
 def raw_answer(
-    target: Target, inference: Inference, array: Array, headers: Sequence[tuple[bytes, bytes]] = ()
+    target: Target, inference: Inference, array: Array, headers: tuple[tuple[bytes, bytes], ...] = ()
 ) -> Answer:
     """The rows as they lie in memory, little-endian; the shape is in a header."""
     name = target.manifest.name
-    shape = (b"inkserve-shape", b",".join(b"%d" % size for size in array.shape))
-    every = [*model_headers(name, inference.version), server_timing(inference), shape, *headers]
-    return Answer(array.tobytes(), OCTETS, headers=every, model=name)
+    every = _raw_headers(name, inference.version, array.shape) + headers
+    return Answer(array.tobytes(), OCTETS, headers=every, timing=server_timing(inference), model=name)
+
+
+@lru_cache
+def _raw_headers(name: str, version: int, shape: tuple[int, ...]) -> tuple[tuple[bytes, bytes], ...]:
+    sizes = b",".join(b"%d" % size for size in shape)
+    return (*model_headers(name, version), (b"inkserve-shape", sizes))
 
 
 @lru_cache
@@ -94,9 +99,9 @@ def model_headers(name: str, version: int) -> tuple[tuple[bytes, bytes], ...]:
     return (b"inkserve-model", name.encode("ascii")), (b"inkserve-version", b"%d" % version)
 
 
-def server_timing(inference: Inference) -> tuple[bytes, bytes]:
+def server_timing(inference: Inference) -> bytes:
     """Where the time went, in milliseconds, and the rows of the batch (W3C Server Timing)."""
-    return b"server-timing", b'queue;dur=%.3f, compute;dur=%.3f, batch;desc="%d"' % (
+    return b'queue;dur=%.3f, compute;dur=%.3f, batch;desc="%d"' % (
         inference.queue_seconds * 1e3,
         inference.compute_seconds * 1e3,
         inference.batch_rows,
