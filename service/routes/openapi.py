@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from service.routes import generate
+from service.routes.native import TIMEOUT
 from service.routes.schemas import (
     ClassifyRequest,
     ClassifyResponse,
@@ -36,6 +37,14 @@ _TOP_K = (
     "Only the k largest probabilities of each image.",
     {"type": "integer", "minimum": 1},
 )
+
+
+_TIMEOUT: Json = {
+    "name": TIMEOUT.decode(),
+    "in": "header",
+    "description": "Seconds that the answer may take; at most, and if absent, the service's own deadline.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
 
 
 def describe_hot_routes(app: FastAPI) -> None:
@@ -75,7 +84,7 @@ def _classify() -> Json:
         "grey, light on dark, cropped, fitted to 20 x 20, centred by mass; a 28 x 28 PNG with a dark "
         "ground is taken as it is.\n\n`Accept: application/octet-stream` answers with the probabilities "
         "alone, little-endian float32, (images, labels).",
-        "parameters": [_query(*_MODEL), _query(*_VERSION), _query(*_TOP_K)],
+        "parameters": [_query(*_MODEL), _query(*_VERSION), _query(*_TOP_K), _TIMEOUT],
         "requestBody": {
             "required": True,
             "content": {
@@ -115,7 +124,8 @@ def _generate_get() -> Json:
         "parameters": [
             _query(name, fields[name]["description"], _plain(fields[name]), _EXAMPLES.get(name))
             for name in generate.QUERY
-        ],
+        ]
+        + [_TIMEOUT],
         "responses": _responses(_generated()),
     }
 
