@@ -108,6 +108,11 @@ class Settings(BaseSettings):
     shutdown_timeout_seconds: float = Field(
         30.0, gt=0, le=600, description="Then: how long the requests in flight may take."
     )
+    api_keys_file: Path | None = Field(
+        None,
+        description="File of API keys, one a line; each request must bring one as `Authorization: Bearer "
+        "KEY`, but for probes, metrics and documentation. Open to all if unset.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     log_format: Literal["json", "text"] = Field("text", description="One JSON object a line, or plain text.")
     tracing: Literal["off", "otlp", "console"] = Field(

@@ -1,0 +1,92 @@
+"""API keys: which requests may pass. Knows headers, and nothing else of HTTP.
+
+The keys themselves are not kept, only their digests, so that neither a dump of the memory nor a traceback
+shows one.
+"""
+
+import hashlib
+import hmac
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from service.errors import SettingsError
+
+logger = logging.getLogger(__name__)
+
+MIN_LENGTH = 16
+"""Shorter keys could be guessed: 16 characters drawn from 64 are 96 bits."""
+
+_SENDABLE = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+"""What RFC 6750 lets stand behind `Bearer`."""
+
+_SCHEME = b"bearer"
+
+
+class ApiKeys:
+    """The keys of a file, one a line; blank lines and those that begin with # are none."""
+
+    def __init__(self, path: Path, digests: tuple[bytes, ...]) -> None:
+        self._path = path
+        self._digests = digests
+
+    @classmethod
+    def read(cls, path: Path) -> "ApiKeys":
+        """The keys in a file. Raises SettingsError for a file that cannot be read or holds no good keys."""
+        return cls(path, _read_digests(path))
+
+    def permits(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether a request brings one of the keys, as `Authorization: Bearer <key>`.
+
+        headers: as in ASGI, their names in lower case. With two such headers a request is refused: what
+        stands in front may have judged the other one.
+        """
+        sent = [value for name, value in headers if name == b"authorization"]
+        if len(sent) != 1:
+            return False
+        scheme, _, key = sent[0].partition(b" ")
+        if scheme.lower() != _SCHEME:
+            return False
+        digest = _digest(key.strip())
+        # Every key is looked at, so that the time tells neither which one it was nor how near it came.
+        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
+
+    def reread(self) -> list[str]:
+        """Take the keys that the file has now, all at once; on the event loop or elsewhere.
+
+        Returns why not, in a line, where the file is bad: then the keys stay as they are.
+        """
+        try:
+            self._digests = _read_digests(self._path)
+        except SettingsError as error:
+            logger.error("the API keys were not read again: %s", error)
+            return [str(error)]
+        logger.info("read %d API keys", len(self._digests))
+        return []
+
+
+def _read_digests(path: Path) -> tuple[bytes, ...]:
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"API keys cannot be read from {path}: {error}") from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+    keys = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise SettingsError(f"{path} holds no API key, expected one a line")
+    for number, key in keys:
+        _check(key, f"{path}, line {number}")
+    return tuple({_digest(key.encode("ascii")): None for _, key in keys})
+
+
+def _check(key: str, where: str) -> None:
+    """Raises SettingsError, whose message must not show the key: it goes into logs."""
+    if len(key) < MIN_LENGTH:
+        raise SettingsError(f"{where}: API key has {len(key)} characters, expected at least {MIN_LENGTH}")
+    if not _SENDABLE.fullmatch(key):
+        raise SettingsError(f"{where}: API key has other characters than letters, digits and -._~+/=")
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
