@@ -43,25 +43,28 @@ async def serve(settings: Settings) -> int:
     Raises RepositoryError or EngineError where a model cannot be served.
     """
     from service.app import Front, create_app
+    from service.auth import kept_current, read_keys
     from service.heap import leave_out_of_collections
     from service.metrics import Metrics
     from service.predictor import Predictor
     from service.server import Server, log_ready
 
     metrics = Metrics()
+    keys = read_keys(settings.api_keys_file)
     _watch_gpu(settings, metrics)
     tracing = _open_tracing(settings)
     repository = _repository(settings, metrics, tracing)
     await repository.start()
 
     def make(predictor: Predictor) -> Front:
-        return create_app(predictor, settings, metrics)
+        return create_app(predictor, settings, metrics, keys=keys)
 
     app = make(repository) if tracing is None else tracing.traced(make, repository)
     server = Server(app, settings, repository.stop_being_ready, log_ready)
     _on_hangup(repository.reload)
     leave_out_of_collections()
-    await server.serve()
+    async with kept_current(keys):
+        await server.serve()
     await repository.close()
     if tracing is not None:
         await asyncio.to_thread(tracing.close)
@@ -71,8 +74,10 @@ async def serve(settings: Settings) -> int:
 
 async def supervise(settings: Settings, arguments: Sequence[str], with_engine: bool) -> int:
     """Run the processes of a split service, or its HTTP half alone."""
+    from service.auth import read_keys
     from service.supervisor import Supervisor, private_socket
 
+    read_keys(settings.api_keys_file)  # the workers need them; here it is seen once, and early, that they can
     if settings.socket is not None:
         return await Supervisor(settings, arguments, settings.socket, with_engine).run()
     with private_socket() as path:

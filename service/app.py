@@ -23,6 +23,7 @@ from service.asgi import (
     Send,
     to_json,
 )
+from service.auth import ApiKeys
 from service.direct import Direct
 from service.errors import (
     DeadlineExceeded,
@@ -34,6 +35,7 @@ from service.errors import (
     QueueFull,
     RequestError,
     ShuttingDown,
+    Unauthorized,
     Unavailable,
     UnsupportedMedia,
 )
@@ -50,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 STATUS: dict[type[InkserveError], int] = {
     ModelNotFound: 404,
+    Unauthorized: 401,
     NotAcceptable: 406,
     PayloadTooLarge: 413,
     UnsupportedMedia: 415,
@@ -68,6 +71,10 @@ REJECTIONS: dict[type[Exception], Rejection] = {
     ClientDisconnected: "client_left",
 }
 
+OPEN = ("/", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/metrics")
+OPEN_BELOW = "/v2/health/"
+"""What needs no API key: probes, scrapes and documentation."""
+
 ID = "inkserve.request_id"
 """The scope's key for the id of a request that FastAPI serves."""
 
@@ -79,12 +86,17 @@ Gather = Callable[[], Awaitable[CollectorRegistry]]
 
 
 def create_app(
-    predictor: Predictor, settings: Settings, metrics: Metrics, gather: Gather | None = None
+    predictor: Predictor,
+    settings: Settings,
+    metrics: Metrics,
+    gather: Gather | None = None,
+    keys: ApiKeys | None = None,
 ) -> "Front":
     """The ASGI application over a predictor.
 
     metrics: where this process counts its requests.
     gather: the metrics of the whole service, where it has more processes than this one.
+    keys: one of which each request must bring, but for those to `OPEN`.
     """
     app = FastAPI(
         title="inkserve",
@@ -99,16 +111,16 @@ def create_app(
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(Exception, _on_bug)
-    describe_hot_routes(app)
+    describe_hot_routes(app, with_keys=keys is not None)
     watch = DisconnectWatch()
     classify, generate = Classify(predictor, settings, watch), Generate(predictor, settings, watch)
     hot: dict[str, dict[str, Endpoint]] = {
         "/classify": {"POST": classify},
         "/generate": {"GET": generate, "POST": generate},
     }
-    front = Front(app, hot, metrics, settings.access_log)
+    front = Front(app, hot, metrics, settings.access_log, keys)
     if not settings.access_log:
-        front.direct = Direct({b"/classify": classify}, front)
+        front.direct = Direct({b"/classify": classify}, front, keys)
     return front
 
 
@@ -133,6 +145,8 @@ def _error(status: int, message: str, headers: Mapping[str, str] | None = None) 
     pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()]
     if status == 503:
         pairs.append((b"retry-after", b"1"))
+    if status == 401:
+        pairs.append((b"www-authenticate", b"Bearer"))
     return Answer(to_json({"error": message}), status=status, headers=tuple(pairs))
 
 
@@ -149,8 +163,10 @@ class Front:
         hot: Mapping[str, Mapping[str, Endpoint]],
         metrics: Metrics,
         access_log: bool = False,
+        keys: ApiKeys | None = None,
     ) -> None:
         self.app = app
+        self._keys = keys
         self.direct: Direct | None = None
         self._hot = hot
         self._metrics = metrics
@@ -162,10 +178,17 @@ class Front:
             await self.app(scope, receive, send)
             return
         endpoints = self._hot.get(scope["path"])
-        if endpoints is None:
+        if not self._permits(scope):
+            await self._serve_hot({scope["method"]: _refuse}, scope, receive, send)
+        elif endpoints is None:
             await self._cold(scope, receive, send)
         else:
             await self._serve_hot(endpoints, scope, receive, send)
+
+    def _permits(self, scope: Scope) -> bool:
+        if self._keys is None or scope["path"] in OPEN or scope["path"].startswith(OPEN_BELOW):
+            return True
+        return self._keys.permits(scope["headers"])
 
     async def _serve_hot(
         self, endpoints: Mapping[str, Endpoint], scope: Scope, receive: Receive, send: Send
@@ -183,7 +206,7 @@ class Front:
             answer = self.failure(error, scope.get(MODEL, ""), request_id)
         if request_id is None and (self._access_log or answer.status >= 400):
             request_id = new_request_id()
-        self._count(scope, scope["path"], answer.model, answer.status, started, request_id)
+        self._count(scope, self.route_of(scope), answer.model, answer.status, started, request_id)
         if answer.status != CLIENT_CLOSED_REQUEST:
             await answer.send(send, request_id)
 
@@ -233,6 +256,11 @@ class Front:
         self._metrics.requests.count(route, model, status, seconds)
         if self._access_log and request_id is not None:
             log_access(scope, model, status, seconds, request_id)
+
+
+async def _refuse(scope: Scope, _: Receive) -> Answer:
+    sent = "not one that is known" if any(n == b"authorization" for n, _ in scope["headers"]) else "missing"
+    raise Unauthorized(f"API key is {sent}, expected Authorization: Bearer <key>")
 
 
 def _method_not_allowed(method: str, endpoints: Mapping[str, Endpoint]) -> Answer:

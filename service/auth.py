@@ -4,12 +4,15 @@ The keys themselves are not kept, only their digests, so that neither a dump of 
 shows one.
 """
 
+import asyncio
 import hashlib
 import hmac
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from service.errors import SettingsError
 
@@ -18,6 +21,9 @@ logger = logging.getLogger(__name__)
 MIN_LENGTH = 16
 """Shorter keys could be guessed: 16 characters drawn from 64 are 96 bits."""
 
+LOOK_SECONDS = 5.0
+"""How often to look whether the file has changed: the kubelet itself takes up to a minute."""
+
 _SENDABLE = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """What RFC 6750 lets stand behind `Bearer`."""
 
@@ -25,11 +31,16 @@ _SCHEME = b"bearer"
 
 
 class ApiKeys:
-    """The keys of a file, one a line; blank lines and those that begin with # are none."""
+    """The keys of a file, one a line; blank lines and those that begin with # are none.
+
+    generation: another number whenever the keys are others.
+    """
 
     def __init__(self, path: Path, digests: tuple[bytes, ...]) -> None:
         self._path = path
         self._digests = digests
+        self._seen = _stamp(path)
+        self.generation = 0
 
     @classmethod
     def read(cls, path: Path) -> "ApiKeys":
@@ -58,12 +69,48 @@ class ApiKeys:
         Returns why not, in a line, where the file is bad: then the keys stay as they are.
         """
         try:
-            self._digests = _read_digests(self._path)
+            digests = _read_digests(self._path)
         except SettingsError as error:
             logger.error("the API keys were not read again: %s", error)
             return [str(error)]
+        self._digests = digests
+        self.generation += 1
         logger.info("read %d API keys", len(self._digests))
         return []
+
+    async def keep_current(self, every_seconds: float = LOOK_SECONDS) -> NoReturn:
+        """Read the file again whenever it is another one, for ever: a mounted Secret changes unannounced."""
+        while True:
+            await asyncio.sleep(every_seconds)
+            stamp = _stamp(self._path)
+            if stamp != self._seen:
+                self._seen = stamp
+                self.reread()
+
+
+def read_keys(path: Path | None) -> ApiKeys | None:
+    """The keys in a file, if there is one. Raises SettingsError."""
+    return None if path is None else ApiKeys.read(path)
+
+
+@asynccontextmanager
+async def kept_current(keys: ApiKeys | None) -> AsyncIterator[None]:
+    """While in here, look whether the keys have changed."""
+    looking = None if keys is None else asyncio.ensure_future(keys.keep_current())
+    try:
+        yield
+    finally:
+        if looking is not None:
+            looking.cancel()
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes with a file; a mounted Secret's is a link to another file each time."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _read_digests(path: Path) -> tuple[bytes, ...]:

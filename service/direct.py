@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import httptools
 
 from service.asgi import Answer, ClientDisconnected, Headers
+from service.auth import ApiKeys
 from service.errors import InkserveError
 from service.logs import REQUEST_ID, new_request_id, sent_request_id
 from service.predictor import Cancel, Done, Inference
@@ -80,10 +81,16 @@ class Observer(Protocol):
 
 
 class Direct:
-    """The endpoints by their paths, and who observes them."""
+    """The endpoints by their paths, and who observes them.
 
-    def __init__(self, endpoints: Mapping[bytes, Endpoint], observer: Observer) -> None:
+    keys: one of which a request must bring; those without are left to ASGI, which says so.
+    """
+
+    def __init__(
+        self, endpoints: Mapping[bytes, Endpoint], observer: Observer, keys: ApiKeys | None = None
+    ) -> None:
         self._endpoints = endpoints
+        self._keys = keys
         self.observer = observer
         self._route = lru_cache(REMEMBERED_HEADS)(self._make_route)
 
@@ -99,23 +106,31 @@ class Direct:
         if parsed is None:
             return None
         endpoint = self._endpoints.get(parsed.path)
-        return None if endpoint is None else Route(parsed, endpoint, self.observer)
+        return None if endpoint is None else Route(parsed, endpoint, self.observer, self._keys)
 
 
 class Route:
     """A head that is known, and the plan for it, which is made anew when it does not hold any more."""
 
-    def __init__(self, head: Head, endpoint: Endpoint, observer: Observer) -> None:
+    def __init__(
+        self, head: Head, endpoint: Endpoint, observer: Observer, keys: ApiKeys | None = None
+    ) -> None:
         self.path = head.path.decode("ascii")
         self.content_length = head.content_length
         self.request_id = head.request_id
         self.observer = observer
         self._head = head
         self._endpoint = endpoint
+        self._keys = keys
+        self._permitted_by: int | None = None
         self.plan: Plan | None = None
 
     def holds(self) -> bool:
-        """Whether there is a plan; makes one if need be."""
+        """Whether there is a plan, and the key is a good one; makes a plan if need be."""
+        if self._keys is not None and self._permitted_by != self._keys.generation:
+            if not self._keys.permits(self._head.headers.items()):
+                return False
+            self._permitted_by = self._keys.generation
         try:
             if self.plan is None or not self.plan.holds():
                 self.plan = self._endpoint.plan(self._head)
@@ -196,7 +211,9 @@ def parse_head(head: bytes) -> Head | None:
     names = [name for name, _ in reader.headers]
     if parser.get_http_version() != "1.1" or not parser.should_keep_alive() or parser.should_upgrade():
         return None
-    if b"transfer-encoding" in names or b"expect" in names or names.count(b"content-length") > 1:
+    if b"transfer-encoding" in names or b"expect" in names:
+        return None
+    if names.count(b"content-length") > 1 or names.count(b"authorization") > 1:
         return None
     if not url.path or b"%" in url.path:
         return None

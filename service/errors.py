@@ -5,6 +5,7 @@ InkserveError
 │   ├── InvalidInput        a value, shape, dtype or size that the model cannot take
 │   ├── PayloadTooLarge     more bytes or rows than the settings allow
 │   ├── UnsupportedMedia    a Content-Type that no codec reads
+│   ├── Unauthorized        no API key, or none that is known
 │   ├── NotAcceptable       an Accept header that no codec can satisfy
 │   └── ModelNotFound       no such model, or no such version of it
 ├── Unavailable             try again later
@@ -38,6 +39,10 @@ class PayloadTooLarge(RequestError):
 
 class UnsupportedMedia(RequestError):
     """A Content-Type that no codec reads."""
+
+
+class Unauthorized(RequestError):
+    """No API key, or none that is known."""
 
 
 class NotAcceptable(RequestError):

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from service import messages
 from service.app import Front, create_app
+from service.auth import kept_current, read_keys
 from service.errors import FrameError, ModelNotReady
 from service.frames import Frame, Link
 from service.heap import leave_out_of_collections
@@ -114,12 +115,13 @@ async def run(
     """Serve HTTP on a listener's socket until SIGTERM, with the engine behind `path`."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # reloading is the supervisor's affair
     metrics = Metrics()
+    keys = read_keys(settings.api_keys_file)
     line = Line(metrics)
     await line.open(line_fd)
     predictor = RemotePredictor(path)
 
     def make(predictor: Predictor) -> Front:
-        return create_app(predictor, settings, metrics, line.gather)
+        return create_app(predictor, settings, metrics, line.gather, keys)
 
     app = make(predictor) if tracing is None else tracing.traced(make, predictor)
     pushing = asyncio.ensure_future(line.keep_pushing())
@@ -128,7 +130,8 @@ async def run(
     await predictor.connected()
     server = Server(app, settings, predictor.stop_being_ready, lambda _: line.tell_ready())
     leave_out_of_collections()
-    await server.serve([socket.socket(fileno=listener_fd)])
+    async with kept_current(keys):
+        await server.serve([socket.socket(fileno=listener_fd)])
     pushing.cancel()
     line.push()
     await predictor.close()

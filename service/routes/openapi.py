@@ -47,15 +47,19 @@ _TIMEOUT: Json = {
 }
 
 
-def describe_hot_routes(app: FastAPI) -> None:
-    """Make the application's OpenAPI document name the hot routes too."""
+def describe_hot_routes(app: FastAPI, *, with_keys: bool = False) -> None:
+    """Make the application's OpenAPI document name the hot routes too, and the API key if one is needed."""
     describe_the_rest = app.openapi
 
     def openapi() -> Json:
         if app.openapi_schema is None:
             document = describe_the_rest()
             document["paths"] = _paths() | document["paths"]
-            document.setdefault("components", {}).setdefault("schemas", {}).update(_schemas())
+            components = document.setdefault("components", {})
+            components.setdefault("schemas", {}).update(_schemas())
+            if with_keys:
+                components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+                document["security"] = [{"key": []}]
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI documents this as the way
