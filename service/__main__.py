@@ -42,8 +42,9 @@ async def serve(settings: Settings) -> int:
 
     Raises RepositoryError or EngineError where a model cannot be served.
     """
-    from service.app import Front, create_app
+    from service.app import create_app
     from service.auth import kept_current, read_keys
+    from service.front import Front
     from service.heap import leave_out_of_collections
     from service.metrics import Metrics
     from service.predictor import Predictor

@@ -69,7 +69,7 @@ class Endpoint(Protocol):
 
 
 class Observer(Protocol):
-    """Who counts the requests and turns errors into answers; `service.app.Front`."""
+    """Who counts the requests and turns errors into answers; `service.front.Front`."""
 
     def failure(self, error: Exception, model: str, request_id: bytes) -> Answer:
         """The answer to a request that failed, which is counted as rejected if it was."""

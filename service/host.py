@@ -132,7 +132,7 @@ class Host:
             calls[request.id] = self._predictor.begin(
                 request.model, request.version, request.inputs, request.deadline, done
             )
-        except Exception as error:  # the request's edge, as in `service.app`
+        except Exception as error:  # the request's edge, as in `service.front`
             _send_error(link, request.id, error)
         finally:
             current_traceparent.reset(token)

@@ -14,10 +14,13 @@ from prometheus_client import (
     Info,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
 )
 
 from service.device import BatchRecord
 from service.tallies import Requests, SecondsByModel
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter, that nobody reads
 
 PREFIX = "inkserve"
 SECONDS = (

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import signal
 import socket
 from collections.abc import Callable
@@ -79,8 +80,8 @@ def _config(app: App, settings: Settings, direct: Direct | None) -> uvicorn.Conf
         lifespan="off",
         log_config=None,
         log_level="warning",
-        access_log=False,  # `service.app` writes its own, with the request's id
+        access_log=False,  # `service.front` writes its own, with the request's id
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=round(settings.shutdown_timeout_seconds),
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout_seconds),  # uvicorn wants whole ones
     )

@@ -33,7 +33,7 @@ from service.predictor import Array, Cancel, Catalogue, Done, Inference, Predict
 from service.traceparent import current_traceparent
 
 if TYPE_CHECKING:
-    from service.app import Front
+    from service.front import Front
 
 RESPONSE = b"traceresponse"
 """The answer's header, after the draft of W3C Trace Context level 2: where to find what was traced."""

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry
 
 from service import messages
-from service.app import Front, create_app
+from service.app import create_app
 from service.auth import kept_current, read_keys
 from service.errors import FrameError, ModelNotReady
 from service.frames import Frame, Link
+from service.front import Front
 from service.heap import leave_out_of_collections
 from service.messages import Kind
 from service.metrics import Metrics

@@ -16,8 +16,9 @@ import pytest
 from conftest import LATENT
 from PIL import Image
 
-from service.app import STATUS, create_app, error_answer
+from service.app import create_app
 from service.errors import InkserveError
+from service.failures import STATUS, error_answer
 from service.latents import draw_latents
 from service.metrics import Metrics
 from service.predictor import Cancel

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from test_app import image, png, repository, settings
 from uvicorn.server import ServerState
 
-from service.app import Front, create_app
+from service.app import create_app
 from service.asgi import Receive, Scope, Send
 from service.direct import Head, parse_head
+from service.front import Front
 from service.metrics import Metrics
 from service.predictor import Cancel
 from service.protocol import HotProtocol

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HTTP = ("service.app", "service.asgi", "service.codecs", "service.routes", "service.server", "service.worker")
+HTTP = (
+    "service.app",
+    "service.front",
+    "service.failures",
+    "service.direct",
+    "service.asgi",
+    "service.codecs",
+    "service.routes",
+    "service.server",
+    "service.worker",
+)
 
 
 def modules(package: str) -> dict[str, Path]:

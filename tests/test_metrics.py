@@ -11,7 +11,8 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.app import Front, create_app
+from service.app import create_app
+from service.front import Front
 from service.metrics import LATENCY_OBJECTIVE_SECONDS, Metrics, Rejection
 from service.remote import RemotePredictor
 from service.repository import Repository
