@@ -42,6 +42,13 @@ Values = dict[str, Any]
 Manifest = dict[str, Any]
 
 
+class Loader(yaml.CSafeLoader):
+    """Reads "=" as Kubernetes does, where PyYAML knows a tag of YAML 1.1 for it and no value of that tag."""
+
+
+Loader.add_constructor("tag:yaml.org,2002:value", lambda loader, node: loader.construct_scalar(node))
+
+
 @cache
 def chart() -> helm_python.Chart:
     return helm_python.Chart.load(CHART)
@@ -56,7 +63,7 @@ def render(values: Values, name: str = "digits", of: helm_python.Chart | None = 
     """Every manifest but the notes."""
     files = (of or chart()).render(values, name=name, namespace="serving")
     texts = [text for path, text in files.items() if not path.endswith("NOTES.txt")]
-    return [manifest for text in texts for manifest in yaml.load_all(text, yaml.CSafeLoader) if manifest]
+    return [manifest for text in texts for manifest in yaml.load_all(text, Loader) if manifest]
 
 
 def one(manifests: list[Manifest], kind: str) -> Manifest:
