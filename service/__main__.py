@@ -15,7 +15,8 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 import uvloop
 
@@ -144,11 +145,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_logging(settings)
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before anything imports onnxruntime
     sys.setswitchinterval(SWITCH_SECONDS)
+    before = signal.signal(signal.SIGTERM, _leave)
     try:
         return uvloop.run(work)
     except InkserveError as error:
         logger.error("%s", error)
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _split(arguments: list[str]) -> tuple[str, list[int], list[str]]:
@@ -206,6 +210,16 @@ def _watch_gpu(settings: Settings, metrics: "Metrics") -> None:
 def _on_hangup(reload: Callable[[], Coroutine[None, None, list[str]]]) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(reload()))
+
+
+def _leave(sig: int, _: FrameType | None) -> NoReturn:
+    """End at once: nothing is accepted yet. What serves has a handler of its own.
+
+    The system's default would do, but not for a container's first process, on which it has no effect. Nor
+    is there an orderly way out of loading a model, which may take minutes in a thread of its own.
+    """
+    logger.info("%s: ended at once", signal.Signals(sig).name)
+    os._exit(0)
 
 
 def _stop_without_supervisor(lifeline: int) -> None:

@@ -15,7 +15,7 @@ import pytest
 from live import RAW, RAW_ANSWER, ROOT, Connection, Service, connected, post_all, serving
 from PIL import Image
 
-from service.manifest import Manifest, read_manifest
+from service.manifest import MANIFEST_FILE, Manifest, read_manifest
 
 MODELS = ROOT / "models"
 DIGITS = ROOT / "tests" / "digits"
@@ -169,6 +169,20 @@ async def test_sigterm_answers_what_was_accepted_and_exits_0(add_slow: Callable[
             assert await ask() == 200
         assert await asyncio.gather(*asking) == [200] * 20
         assert await asyncio.to_thread(service.process.wait, 60) == 0
+
+
+@pytest.mark.parametrize("arguments", [["serve"], ["engine"], ["serve", "--workers", "1"]])
+def test_sigterm_while_a_model_loads_ends_at_once(
+    arguments: list[str], add_classifier: Callable[..., Path], tmp_path: Path
+) -> None:
+    manifest = add_classifier() / MANIFEST_FILE
+    manifest.unlink()
+    os.mkfifo(manifest)  # nobody gets past reading it while we hold its other end
+    flags = ["--models-dir", str(tmp_path), "--socket", str(tmp_path / "engine.sock"), "--port", "0"]
+    command = [sys.executable, "-m", "service", *arguments, *flags]
+    with subprocess.Popen(command, cwd=ROOT) as process, manifest.open("wb"):  # waits until it is read
+        process.terminate()
+        assert process.wait(timeout=10) == 0
 
 
 async def test_sighup_serves_a_new_version(add_classifier: Callable[..., Path], tmp_path: Path) -> None:
