@@ -79,13 +79,25 @@ def pod_specs(manifests: list[Manifest]) -> Iterator[Manifest]:
             yield manifest["spec"]["template"]["spec"]
 
 
+def servers(manifests: list[Manifest]) -> dict[str, Manifest]:
+    """The containers of the service's pod by name: inkserve, or engine and http."""
+    containers = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    return {container["name"]: container for container in containers}
+
+
 def server(manifests: list[Manifest]) -> Manifest:
-    container: Manifest = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    """The container that answers HTTP."""
+    (container,) = [each for each in servers(manifests).values() if "ports" in each]
     return container
 
 
-def environment(manifests: list[Manifest]) -> dict[str, str]:
-    return {entry["name"]: entry["value"] for entry in server(manifests)["env"]}
+def environment(container: Manifest) -> dict[str, str]:
+    return {entry["name"]: entry["value"] for entry in container["env"]}
+
+
+def mounts(container: Manifest) -> dict[str, str]:
+    """Where each volume is mounted."""
+    return {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
 
 
 def validate(manifest: Manifest, kubernetes: str) -> None:
@@ -107,7 +119,11 @@ def test_lint_finds_nothing(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_every_manifest_fits_its_strict_schema(case: str, kubernetes: str) -> None:
     manifests = render(values_of(case))
-    newer = {"image-volume-keda": "volumes of images came with 1.31", "public": "preStop.sleep with 1.29"}
+    newer = {
+        "image-volume-keda": "volumes of images came with 1.31",
+        "public": "preStop.sleep came with 1.29",
+        "split": "preStop.sleep came with 1.29",
+    }
     for manifest in manifests:
         if case in newer and kubernetes == OLDEST_KUBERNETES and manifest["kind"] == "Deployment":
             with pytest.raises(kubernetes_validate.ValidationError):
@@ -163,12 +179,18 @@ def test_the_schema_lists_the_services_settings_with_their_types_and_bounds() ->
     assert SCHEMA["properties"]["settings"]["properties"] == expected_settings_schema()
 
 
+def resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = schema
+    if "$ref" in schema:
+        found = SCHEMA["$defs"][schema["$ref"].removeprefix("#/$defs/")]
+    return found
+
+
 def closed_objects(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """The path of each object of fixed names, having checked that no object takes just anything."""
     if path == ("global",):
         return
-    if "$ref" in schema:
-        schema = SCHEMA["$defs"][schema["$ref"].removeprefix("#/$defs/")]
+    schema = resolved(schema)
     if schema.get("type") == "object" and "properties" in schema:
         assert schema["additionalProperties"] is False, path
         yield path
@@ -198,6 +220,7 @@ def test_every_default_is_in_the_schema_and_every_key_of_the_schema_has_a_defaul
     open_names = {("global",), ("settings",)}
 
     def compare(schema: dict[str, Any], values: Any, path: tuple[str, ...]) -> None:
+        schema = resolved(schema)
         if path in open_names or "properties" not in schema:
             return
         assert set(schema["properties"]) - {"global"} == set(values), path
@@ -230,6 +253,15 @@ def test_every_default_is_in_the_schema_and_every_key_of_the_schema_has_a_defaul
             {"autoscaling": {"mode": "hpa", "minReplicas": 9}},
             "minReplicas is 9, expected at most maxReplicas",
         ),
+        (
+            {"split": {"enabled": True}, "settings": {"workers": 2}},
+            "settings.workers is 2, expected none with split.enabled",
+        ),
+        (
+            {"split": {"enabled": True}, "settings": {"socket": "/tmp/s"}},
+            "settings.socket is /tmp/s, expected none with split.enabled",
+        ),
+        ({"split": {"workers": 0}}, "/split/workers': minimum: got 0, want 1"),
         (
             {"settings": {"modelsDir": None}, "models": values_of("object-store")["models"]},
             "modelsDir is unset",
@@ -318,6 +350,47 @@ def test_a_gpu_is_asked_for_where_the_provider_needs_one_and_nowhere_else() -> N
         assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
         assert "nvidia.com/gpu.product" in json.dumps(pod["affinity"])
     assert "nvidia" not in json.dumps(render({}))
+
+
+def test_the_halves_share_a_socket_and_nothing_else_that_they_write() -> None:
+    values = values_of("pvc-hpa") | {"split": values_of("split")["split"]}
+    manifests = render(values)
+    engine, http = servers(manifests).values()
+    pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
+    assert [each["args"] for each in (engine, http)] == [["engine"], ["http"]]
+    assert environment(engine)["INKSERVE_SOCKET"] == environment(http)["INKSERVE_SOCKET"]
+    socket = Path(environment(http)["INKSERVE_SOCKET"])
+    assert mounts(engine)["socket"] == mounts(http)["socket"] == str(socket.parent)
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "socket"]
+    assert "emptyDir" in volume  # which outlives a container
+    assert mounts(engine)["models"] == environment(engine)["INKSERVE_MODELS_DIR"]
+    assert "models" not in mounts(http)
+    assert environment(http)["INKSERVE_WORKERS"] == "3"
+    for half in (engine, http):
+        assert half["resources"] == values["split"][half["name"]]["resources"]
+
+
+def test_the_halves_are_given_the_same_settings() -> None:
+    manifests = render(values_of("split") | {"settings": {"maxBatchSize": 64, "tracing": "console"}})
+    engine, http = (settings_from(environment(each)) for each in servers(manifests).values())
+    assert http == engine.model_copy(update={"workers": 3})
+    assert engine.max_batch_size == 64
+
+
+def test_a_gpu_is_the_engines_alone() -> None:
+    manifests = render(values_of("gpu") | {"split": {"enabled": True}})
+    engine, http = servers(manifests).values()
+    assert engine["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert "nvidia.com/gpu" not in json.dumps(http["resources"])
+    assert environment(http)["NVIDIA_VISIBLE_DEVICES"] == "void"
+    assert "NVIDIA_VISIBLE_DEVICES" not in environment(engine)
+
+
+def test_both_halves_are_stopped_at_once_however_long_the_pod_waits_before() -> None:
+    manifests = render(values_of("split"))
+    pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
+    assert [each["lifecycle"] for each in pod["containers"]] == 2 * [{"preStop": {"sleep": {"seconds": 2}}}]
+    assert pod["terminationGracePeriodSeconds"] == 47
 
 
 def test_one_replica_has_no_disruption_budget() -> None:
@@ -441,7 +514,7 @@ def test_settings_reach_the_service_unchanged_or_both_refuse_them(values: Values
         with pytest.raises(ValidationError, match="max_request_rows"):
             Settings(**set_values)
         return
-    assert settings_from(environment(manifests)) == Settings(**(chart_settings() | set_values))
+    assert settings_from(environment(server(manifests))) == Settings(**(chart_settings() | set_values))
 
 
 def chart_settings() -> dict[str, Any]:

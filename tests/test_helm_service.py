@@ -3,57 +3,88 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_helm import environment, one, render, server
+from test_helm import Manifest, environment, one, render, server, servers, values_of
 
 ROOT = Path(__file__).parent.parent
+READY = re.compile(r"the engine is ready|ready at http://0\.0\.0\.0:(?P<port>\d+)")
+
+
+class Container:
+    """A rendered container's command in its environment, as processes of this machine.
+
+    env: what differs on this machine.
+    """
+
+    def __init__(self, manifest: Manifest, env: dict[str, str]) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("INKSERVE_")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "service", *manifest.get("args", [])],
+            cwd=ROOT,
+            env=clean | environment(manifest) | env,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def url(self) -> str:
+        """Wait until it is ready; returns where, or nothing for an engine."""
+        assert self.process.stderr is not None
+        lines = []
+        for line in self.process.stderr:
+            lines.append(line)
+            if ready := READY.search(line):
+                assert all(json.loads(line)["level"] == "info" for line in lines)  # settings.logFormat: json
+                return f"http://127.0.0.1:{ready['port']}"
+        pytest.fail("the service did not start:\n" + "".join(lines))
+
+    def kill(self) -> None:
+        """What is left of a container whose first process is killed: nothing."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        workers = [int(pid) for pid in children.read_text().split()] if self.process.poll() is None else []
+        self.process.kill()
+        self.process.wait()
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+
+    def __enter__(self) -> "Container":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
 
 
 @contextmanager
-def serving(env: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The service in this environment, and its URL."""
-    command = [sys.executable, "-m", "service"]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("INKSERVE_")}
-    with subprocess.Popen(command, cwd=ROOT, env=clean | env, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            ready = re.search(r"ready at http://0\.0\.0\.0:(\d+)", line)
-            if ready:
-                break
-        else:
-            pytest.fail("the service did not start:\n" + "".join(lines))
-        assert all(json.loads(line)["level"] == "info" for line in lines)  # settings.logFormat: json
-        try:
-            yield process, f"http://127.0.0.1:{ready[1]}"
-        finally:
-            if process.poll() is None:
-                process.kill()
+def serving(manifest: Manifest, env: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The service in a container's environment, and its URL."""
+    with Container(manifest, env) as container:
+        yield container.process, container.url()
 
 
-def status(url: str) -> int:
+def status(url: str, body: bytes | None = None) -> int:
     try:
-        with urllib.request.urlopen(url, timeout=30) as response:
+        with urllib.request.urlopen(url, body, timeout=30) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         with error:
             return error.code
 
 
-def on_this_machine(manifests: list[dict[str, Any]], models: Path) -> dict[str, str]:
-    """A pod's environment, but for the models' folder and the port, which the system chooses here."""
-    return environment(manifests) | {"INKSERVE_MODELS_DIR": str(models), "INKSERVE_PORT": "0"}
+def on_this_machine(models: Path) -> dict[str, str]:
+    """What differs from a pod's environment: the models' folder, and the port, which the system chooses."""
+    return {"INKSERVE_MODELS_DIR": str(models), "INKSERVE_PORT": "0"}
 
 
 @pytest.fixture
@@ -66,18 +97,17 @@ def models(add_classifier: Callable[..., Path], add_generator: Callable[..., Pat
 def test_probes_test_pod_and_shutdown_are_what_the_service_does(models: Path) -> None:
     manifests = render({"settings": {"drainSeconds": 3}, "test": {"expectedLabel": "0"}})
     container = server(manifests)
-    env = on_this_machine(manifests, models)
     (port,) = container["ports"]
-    assert environment(manifests)["INKSERVE_PORT"] == str(port["containerPort"])
+    assert environment(server(manifests))["INKSERVE_PORT"] == str(port["containerPort"])
     probes = {kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")}
     assert {probe["port"] for probe in probes.values()} == {port["name"]}
-    with serving(env) as (process, url):
+    with serving(container, on_this_machine(models)) as (process, url):
         for probe in probes.values():
             assert status(url + probe["path"]) == 200
         assert status(f"{url}/metrics") == 200
         _run_test_pod(one(manifests, "Pod"), url)
         process.terminate()
-        _until_unready(url + probes["readiness"]["path"])
+        _until(url + probes["readiness"]["path"], 503)
         # The drain: endpoints are told to go, and whoever has not heard of it is still answered.
         assert status(url + probes["liveness"]["path"]) == 200
         assert status(f"{url}/generate?digit=7") == 200
@@ -101,14 +131,99 @@ def _run_test_pod(pod: dict[str, Any], url: str) -> None:
     assert "read as '0', expected '7'" in failed.stderr
 
 
-def _until_unready(url: str) -> None:
-    give_up = time.monotonic() + 30
-    while status(url) != 503:
-        assert time.monotonic() < give_up, "SIGTERM did not make the service unready"
+def _until(url: str, expected: int) -> None:
+    _until_equal(lambda: status(url), expected)
 
 
-def test_the_service_refuses_what_service_links_would_put_into_its_environment(models: Path) -> None:
-    env = on_this_machine(render({}), models) | {
+def _until_equal(see: Callable[[], float], expected: float) -> None:
+    give_up = time.monotonic() + 60
+    while (seen := see()) != expected:
+        assert time.monotonic() < give_up, f"{seen} was seen, expected {expected}"
+        time.sleep(0.01)
+
+
+def _total(url: str, name: str) -> float:
+    """A metric summed over its labels."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:
+        text = response.read().decode()
+    return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (.*)$", text, re.MULTILINE))
+
+
+def _classify(url: str) -> None:
+    with urllib.request.urlopen(f"{url}/classify", bytes(784), timeout=30) as response:
+        assert json.load(response)["predictions"][0]["label"] == "0"
+
+
+def _answers(probe: Manifest, path: Path) -> bool:
+    """Whether an engine's probe succeeds here, where its socket is another path."""
+    program, *arguments, rendered = probe["exec"]["command"]
+    assert program == "python"
+    assert rendered == "/run/inkserve/engine.sock"
+    command = [sys.executable, *arguments, str(path)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("order", [("engine", "http"), ("http", "engine")])
+def test_each_half_outlives_the_others_restart_and_both_end_together(
+    models: Path, tmp_path: Path, order: tuple[str, str]
+) -> None:
+    """As the kubelet: the halves start and stop in either order, and one that died is started again."""
+    values = values_of("split") | {"settings": {"drainSeconds": 3}, "test": {"expectedLabel": "0"}}
+    manifests = render(values)
+    halves = servers(manifests)
+    readiness, liveness = (
+        halves["http"][f"{kind}Probe"]["httpGet"]["path"] for kind in ("readiness", "liveness")
+    )
+    startup, engine_liveness = (halves["engine"][f"{kind}Probe"] for kind in ("startup", "liveness"))
+    socket = tmp_path / "engine.sock"
+    env = on_this_machine(models) | {"INKSERVE_SOCKET": str(socket)}
+    with ExitStack() as stack:
+
+        def start(name: str) -> Container:
+            return stack.enter_context(Container(halves[name], env))
+
+        assert not _answers(startup, socket)
+        running = {name: start(name) for name in order}
+        running["engine"].url()
+        assert _answers(startup, socket)
+        url = running["http"].url()
+        assert status(url + readiness) == status(url + liveness) == 200
+        _run_test_pod(one(manifests, "Pod"), url)
+        requests, rows = _total(url, "inkserve_requests_total"), _total(url, "inkserve_rows_total")
+        assert rows == 3  # the test pod's program ran twice, and once ended with the first answer
+
+        running["engine"].kill()
+        _until(url + readiness, 503)
+        assert status(url + liveness) == 200
+        assert not _answers(engine_liveness, socket)
+        running["engine"] = start("engine")
+        running["engine"].url()
+        _until(url + readiness, 200)
+        # Each of the http container's processes has a connection of its own to make again.
+        _until_equal(lambda: status(f"{url}/classify", bytes(784)), 200)
+        _until_equal(lambda: _total(url, "inkserve_rows_total"), rows + 1)
+        assert _total(url, "inkserve_requests_total") > requests
+
+        running["http"].kill()
+        assert _answers(engine_liveness, socket)
+        running["http"] = start("http")
+        url = running["http"].url()
+        _classify(url)
+        assert _total(url, "inkserve_rows_total") == 2  # this engine's
+
+        for name in order:
+            running[name].process.terminate()
+        _until(url + readiness, 503)
+        # The drain: both still serve whoever has not heard of it.
+        assert status(url + liveness) == 200
+        _classify(url)
+        pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
+        for container in running.values():
+            assert container.process.wait(timeout=pod["terminationGracePeriodSeconds"]) == 0
+
+
+def test_the_service_refuses_what_service_links_would_put_into_its_environment() -> None:
+    env = environment(server(render({}))) | {
         "INKSERVE_SERVICE_HOST": "10.0.0.1",
         "PATH": os.environ["PATH"],
     }

@@ -265,6 +265,28 @@ async def test_the_halves_run_on_their_own_and_stop_together(models_dir: Path, t
         assert await asyncio.wait_for(engine.wait(), 120) == 0
 
 
+async def test_an_engine_that_is_told_to_end_first_still_answers_what_http_accepted(
+    models_dir: Path, tmp_path: Path
+) -> None:
+    waits = ("--max-batch-size", "2", "--max-queue-delay-seconds", "4")
+    flags = ("--socket", str(tmp_path / "engine.sock"), "--models-dir", str(models_dir), *waits)
+    command = [sys.executable, "-m", "service", "engine", *flags]
+    engine = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
+    with serving("http", *flags) as http:
+        asking = asyncio.ensure_future(ask(http.port, "POST", "/classify", image(5)))
+        while await metric(http.port, "inkserve_rows_waiting") < 1:
+            await asyncio.sleep(0.01)
+        engine.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(60):
+            while (await ask(http.port, "GET", "/v2/health/ready")).status != 503:
+                await asyncio.sleep(0.01)
+        http.process.send_signal(signal.SIGTERM)
+        assert not asking.done()
+        assert (await asking).status == 200
+        assert await asyncio.to_thread(http.process.wait, 120) == 0
+        assert await asyncio.wait_for(engine.wait(), 120) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -27,6 +27,16 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" | quote }}
 {{- end }}
 
+{{- define "inkserve.podAnnotations" -}}
+{{- $annotations := deepCopy .Values.podAnnotations }}
+{{- if .Values.split.enabled }}
+{{- $annotations = merge $annotations (dict "kubectl.kubernetes.io/default-container" "http") }}
+{{- end }}
+{{- with $annotations }}
+{{- toYaml . }}
+{{- end }}
+{{- end }}
+
 {{- define "inkserve.serviceAccountName" -}}
 {{- .Values.serviceAccount.name | default (ternary (include "inkserve.fullname" .) "default" .Values.serviceAccount.create) }}
 {{- end }}
@@ -43,7 +53,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{- /* The settings as environment variables. Helm reads numbers as floats, and 1.6777216e+07 is no integer. */}}
 {{- define "inkserve.env" -}}
-{{- range $name, $value := .Values.settings }}
+{{- range $name, $value := .root.Values.settings }}
 {{- if not (kindIs "invalid" $value) }}
 - name: INKSERVE_{{ $name | snakecase | upper }}
   {{- if and (kindIs "float64" $value) (eq $value (floor $value)) }}
@@ -53,9 +63,23 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
   {{- end }}
 {{- end }}
 {{- end }}
-{{- if include "inkserve.gpu" . }}
+{{- if .half }}
+- name: INKSERVE_SOCKET
+  value: {{ include "inkserve.socket" .root }}
+{{- end }}
+{{- if eq .half "http" }}
+- name: INKSERVE_WORKERS
+  value: {{ .root.Values.split.workers | int64 | toString | quote }}
+{{- end }}
+{{- if include "inkserve.gpu" .root }}
+{{- if eq .half "http" }}
+# Under NVIDIA's runtime an image that asks for all of a node's GPUs would get them, in this container too.
+- name: NVIDIA_VISIBLE_DEVICES
+  value: void
+{{- else }}
 - name: CUDA_CACHE_PATH
   value: /tmp/cuda
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -117,6 +141,14 @@ capabilities:
 {{- $queue := .Values.settings.maxQueueRows | default 16384 | int64 }}
 {{- if gt $request $queue }}
 {{- fail (printf "inkserve: settings.maxRequestRows is %d, expected at most settings.maxQueueRows (%d)" $request $queue) }}
+{{- end }}
+{{- if .Values.split.enabled }}
+{{- range $name := list "workers" "socket" }}
+{{- $value := index $.Values.settings $name }}
+{{- if not (kindIs "invalid" $value) }}
+{{- fail (printf "inkserve: settings.%s is %v, expected none with split.enabled, which sets it" $name $value) }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- if and (ne .Values.autoscaling.mode "off") (gt (int64 .Values.autoscaling.minReplicas) (int64 .Values.autoscaling.maxReplicas)) }}
 {{- fail (printf "inkserve: autoscaling.minReplicas is %d, expected at most maxReplicas (%d)" (int64 .Values.autoscaling.minReplicas) (int64 .Values.autoscaling.maxReplicas)) }}

@@ -1,24 +1,106 @@
 {{- /* The parts of a pod that runs the service. */}}
 
+{{- /* Every container is given as dict "root" $ "half" "": "" does everything, "engine" and "http" are the halves. */}}
+
+{{- define "inkserve.containers" -}}
+{{- if .Values.split.enabled }}
+{{- include "inkserve.container" (dict "root" . "half" "engine") | trim }}
+{{ include "inkserve.container" (dict "root" . "half" "http") | trim }}
+{{- else }}
+{{- include "inkserve.container" (dict "root" . "half" "") | trim }}
+{{- end }}
+{{- end }}
+
+{{- define "inkserve.container" -}}
+{{- $root := .root }}
+{{- $values := $root.Values }}
+- name: {{ .half | default "inkserve" }}
+  image: {{ include "inkserve.image" $root | quote }}
+  imagePullPolicy: {{ $values.image.pullPolicy }}
+  {{- with .half }}
+  args: [{{ . }}]
+  {{- end }}
+  env:
+    {{- include "inkserve.env" . | trim | nindent 4 }}
+  {{- if eq .half "engine" }}
+  {{- include "inkserve.engineProbes" $root | trim | nindent 2 }}
+  {{- else }}
+  ports:
+    - name: http
+      containerPort: {{ include "inkserve.port" $root }}
+  {{- include "inkserve.probes" $root | trim | nindent 2 }}
+  {{- end }}
+  {{- if $values.preStopSleepSeconds }}
+  lifecycle:
+    preStop:
+      sleep:
+        seconds: {{ $values.preStopSleepSeconds | int64 }}
+  {{- end }}
+  resources:
+    {{- include "inkserve.resources" . | nindent 4 }}
+  securityContext:
+    {{- include "inkserve.containerSecurityContext" $root | nindent 4 }}
+  volumeMounts:
+    - name: tmp
+      mountPath: /tmp
+    {{- if .half }}
+    - name: socket
+      mountPath: {{ include "inkserve.socketDir" $root }}
+    {{- end }}
+    {{- if ne .half "http" }}
+    {{- with include "inkserve.modelsMount" $root }}
+    {{- . | trim | nindent 4 }}
+    {{- end }}
+    {{- end }}
+{{- end }}
+
+{{- define "inkserve.probe" -}}
+periodSeconds: {{ .periodSeconds | int64 }}
+timeoutSeconds: {{ .timeoutSeconds | int64 }}
+failureThreshold: {{ .failureThreshold | int64 }}
+{{- end }}
+
 {{- define "inkserve.probes" -}}
 {{- $paths := dict "startup" "/v2/health/live" "readiness" "/v2/health/ready" "liveness" "/v2/health/live" }}
 {{- range $kind, $path := $paths }}
-{{- $probe := index $.Values.probes $kind }}
 {{ $kind }}Probe:
   httpGet:
     path: {{ $path | quote }}
     port: http
-  periodSeconds: {{ $probe.periodSeconds | int64 }}
-  timeoutSeconds: {{ $probe.timeoutSeconds | int64 }}
-  failureThreshold: {{ $probe.failureThreshold | int64 }}
+  {{- include "inkserve.probe" (index $.Values.probes $kind) | nindent 2 }}
 {{- end }}
 {{- end }}
 
+{{- /* The engine has no port but its socket, which opens when its models are warm. It needs no readiness probe: the
+other container is ready only while it is connected to an engine that says it is. */}}
+{{- define "inkserve.engineProbes" -}}
+{{- range $kind := list "startup" "liveness" }}
+{{ $kind }}Probe:
+  exec:
+    command: [python, -m, service.ping, {{ include "inkserve.socket" $ }}]
+  {{- include "inkserve.probe" (index $.Values.probes $kind) | nindent 2 }}
+  {{- if eq $kind "liveness" }}
+  # It answers nobody, so there is nothing to wait for.
+  terminationGracePeriodSeconds: 5
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "inkserve.socketDir" -}}
+/run/inkserve
+{{- end }}
+
+{{- define "inkserve.socket" -}}
+{{ include "inkserve.socketDir" . }}/engine.sock
+{{- end }}
+
 {{- define "inkserve.resources" -}}
-{{- $resources := deepCopy .Values.resources }}
-{{- if include "inkserve.gpu" . }}
+{{- $values := .root.Values }}
+{{- $resources := deepCopy $values.resources }}
+{{- if .half }}{{ $resources = deepCopy (index $values.split .half).resources }}{{ end }}
+{{- if and (include "inkserve.gpu" .root) (ne .half "http") }}
 {{- /* Kubernetes takes an extended resource's request from its limit. */}}
-{{- $_ := set $resources "limits" (merge (dict .Values.gpu.resource 1) ($resources.limits | default dict)) }}
+{{- $_ := set $resources "limits" (merge (dict $values.gpu.resource 1) ($resources.limits | default dict)) }}
 {{- end }}
 {{- toYaml $resources }}
 {{- end }}
