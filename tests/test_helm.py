@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from json_values import values_of as any_values_of
 from pydantic import ValidationError
 
+from service.auth import ApiKeys
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -261,6 +262,16 @@ def test_every_default_is_in_the_schema_and_every_key_of_the_schema_has_a_defaul
             {"split": {"enabled": True}, "settings": {"socket": "/tmp/s"}},
             "settings.socket is /tmp/s, expected none with split.enabled",
         ),
+        ({"apiKeys": {"inline": ["short-key-15-ch"]}}, "/apiKeys/inline/0'"),
+        ({"apiKeys": {"inline": ["# a-comment-0123456789"]}}, "/apiKeys/inline/0'"),
+        (
+            {"apiKeys": {"existingSecret": "callers", "inline": ["0123456789abcdef"]}},
+            "existingSecret is callers, expected none with apiKeys.inline",
+        ),
+        (
+            {"apiKeys": {"existingSecret": "callers"}, "settings": {"apiKeysFile": "/keys"}},
+            "settings.apiKeysFile is /keys, expected none with apiKeys",
+        ),
         ({"split": {"workers": 0}}, "/split/workers': minimum: got 0, want 1"),
         (
             {"settings": {"modelsDir": None}, "models": values_of("object-store")["models"]},
@@ -297,7 +308,7 @@ def test_pods_meet_the_restricted_security_standard(case: str) -> None:
         assert pod["securityContext"]["runAsUser"] > 0
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         for volume in pod.get("volumes", []):
-            assert volume.keys() - {"name"} <= {"emptyDir", "persistentVolumeClaim", "image"}
+            assert volume.keys() - {"name"} <= {"emptyDir", "persistentVolumeClaim", "image", "secret"}
         for container in [*pod["containers"], *pod.get("initContainers", [])]:
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
@@ -391,6 +402,58 @@ def test_both_halves_are_stopped_at_once_however_long_the_pod_waits_before() -> 
     pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
     assert [each["lifecycle"] for each in pod["containers"]] == 2 * [{"preStop": {"sleep": {"seconds": 2}}}]
     assert pod["terminationGracePeriodSeconds"] == 47
+
+
+def keys_volume(pod: Manifest) -> Manifest:
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "api-keys"]
+    secret: Manifest = volume["secret"]
+    return secret
+
+
+def test_the_charts_secret_is_a_file_that_the_service_reads(tmp_path: Path) -> None:
+    values = values_of("api-keys")
+    secret = one(render(values), "Secret")
+    (tmp_path / "keys").write_text(secret["stringData"]["api-keys"])
+    keys = ApiKeys.read(tmp_path / "keys")
+    for key in values["apiKeys"]["inline"]:
+        assert keys.permits([(b"authorization", f"Bearer {key}".encode())])
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "key"), [("api-keys", None, "api-keys"), ("public", "digits-callers", "keys.txt")]
+)
+def test_who_needs_the_keys_has_them_mounted_and_nobody_else(case: str, name: str | None, key: str) -> None:
+    manifests = render(values_of(case))
+    pods = list(pod_specs(manifests))
+    name = name or one(manifests, "Secret")["metadata"]["name"]
+    for pod in pods:
+        secret = keys_volume(pod)
+        assert secret == {
+            "secretName": name,
+            "defaultMode": 0o440,
+            "items": [{"key": key, "path": "keys"}],
+        }
+    path = environment(server(manifests))["INKSERVE_API_KEYS_FILE"]
+    (test,) = one(manifests, "Pod")["spec"]["containers"]
+    assert test["args"][-1] == f"--api-keys-file={path}"
+    for container in (server(manifests), test):
+        assert Path(mounts(container)["api-keys"]) / "keys" == Path(path)
+    for container in servers(manifests).values():
+        assert ("api-keys" in mounts(container)) == ("ports" in container)
+
+
+def test_new_keys_in_the_values_make_new_pods() -> None:
+    def annotations(*keys: str) -> Values:
+        values = {
+            "apiKeys": {"inline": list(keys)},
+            "podAnnotations": {"checksum/api-keys": "mine", "a": "b"},
+        }
+        found: Values = one(render(values), "Deployment")["spec"]["template"]["metadata"]["annotations"]
+        return found
+
+    first, second = annotations("0123456789abcdef"), annotations("0123456789abcdef", "fedcba9876543210")
+    assert first.keys() == second.keys() == {"checksum/api-keys", "a"}
+    assert len({"mine", first["checksum/api-keys"], second["checksum/api-keys"]}) == 3
 
 
 def test_one_replica_has_no_disruption_budget() -> None:
@@ -532,7 +595,7 @@ def test_any_values_render_to_a_valid_deployment_or_are_refused_in_our_words(val
     except helm_python.HelmRenderError as error:
         assert "inkserve: " in str(error)  # noqa: PT017
         return
-    for kind in ("Deployment", "NetworkPolicy", "Service"):
+    for kind in ("Deployment", "NetworkPolicy", "Secret", "Service"):
         for manifest in manifests:
             if manifest["kind"] == kind:
                 validate(manifest, NEWEST_KUBERNETES)

@@ -115,12 +115,17 @@ def test_probes_test_pod_and_shutdown_are_what_the_service_does(models: Path) ->
         assert process.wait(timeout=pod["terminationGracePeriodSeconds"]) == 0
 
 
-def _run_test_pod(pod: dict[str, Any], url: str) -> None:
-    """Run the pod's command here; the service's first pixel is 0, so the tiny classifier says "0"."""
+def _test_pod_command(pod: dict[str, Any], url: str) -> list[str]:
+    """The pod's command as it is here."""
     (container,) = pod["spec"]["containers"]
     program, *arguments = container["args"]
     assert arguments[0] == "http://digits-inkserve:80"
-    command = [sys.executable, *container["command"][1:], program, url, *arguments[1:]]
+    return [sys.executable, *container["command"][1:], program, url, *arguments[1:]]
+
+
+def _run_test_pod(pod: dict[str, Any], url: str) -> None:
+    """Run the pod's command here; the service's first pixel is 0, so the tiny classifier says "0"."""
+    command = _test_pod_command(pod, url)
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "read the drawn seven as 0" in done.stdout
@@ -220,6 +225,29 @@ def test_each_half_outlives_the_others_restart_and_both_end_together(
         pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
         for container in running.values():
             assert container.process.wait(timeout=pod["terminationGracePeriodSeconds"]) == 0
+
+
+def test_the_service_asks_for_the_keys_of_the_charts_secret_and_the_test_pod_sends_one(
+    models: Path, tmp_path: Path
+) -> None:
+    manifests = render(values_of("api-keys") | {"split": {}, "test": {"expectedLabel": "0"}})
+    keys = tmp_path / "keys"
+    keys.write_text(one(manifests, "Secret")["stringData"]["api-keys"])
+    with serving(server(manifests), on_this_machine(models) | {"INKSERVE_API_KEYS_FILE": str(keys)}) as (
+        _,
+        url,
+    ):
+        assert [status(url + path) for path in ("/v2/health/live", "/v2/health/ready", "/metrics")] == [
+            200
+        ] * 3
+        command = _test_pod_command(one(manifests, "Pod"), url)
+        assert command[-1] == "--api-keys-file=/etc/inkserve/api-keys/keys"
+        without = subprocess.run(command[:-1], capture_output=True, text=True, timeout=60, check=False)
+        assert without.returncode == 1
+        assert "401" in without.stderr
+        command[-1] = f"--api-keys-file={keys}"
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_service_refuses_what_service_links_would_put_into_its_environment() -> None:

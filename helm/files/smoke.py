@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 import urllib.request
+from pathlib import Path
 
 SIDE = 28
 TIMEOUT_SECONDS = 30
@@ -25,18 +26,28 @@ def drawn_seven() -> bytes:
     return bytes(image)
 
 
-def ask(url: str, body: bytes | None = None) -> bytes:
-    """The body of a 200 answer. Raises urllib.error.URLError."""
+def first_key(path: str) -> str:
+    """The first API key in a file. Raises OSError, and ValueError for a file without one."""
+    for line in Path(path).read_text("utf-8").splitlines():
+        if line.strip() and not line.strip().startswith("#"):
+            return line.strip()
+    raise ValueError(f"{path} holds no API key")
+
+
+def ask(url: str, key: str, body: bytes | None = None) -> bytes:
+    """The body of a 200 answer. key: empty for none. Raises urllib.error.URLError."""
     headers = {"Content-Type": "application/octet-stream"} if body else {}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
     request = urllib.request.Request(url, body, headers)
     with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
         answer: bytes = response.read()
     return answer
 
 
-def check_classify(url: str, expected_label: str) -> str:
+def check_classify(url: str, key: str, expected_label: str) -> str:
     """Raises ValueError for an answer that is not that of one image, or names another label."""
-    answer = json.loads(ask(f"{url}/classify", drawn_seven()))
+    answer = json.loads(ask(f"{url}/classify", key, drawn_seven()))
     if len(answer["predictions"]) != 1:
         raise ValueError(f"one image was posted, {len(answer['predictions'])} predictions came back")
     prediction = answer["predictions"][0]
@@ -49,9 +60,9 @@ def check_classify(url: str, expected_label: str) -> str:
     return f"{answer['model']} read the drawn seven as {label}, p = {probability:.4f}"
 
 
-def check_generate(url: str) -> str:
+def check_generate(url: str, key: str) -> str:
     """Raises ValueError for an answer that is not a PNG."""
-    image = ask(f"{url}/generate?digit=7&seed=1")
+    image = ask(f"{url}/generate?digit=7&seed=1", key)
     if not image.startswith(PNG_SIGNATURE):
         raise ValueError(f"/generate gave {image[:8]!r}, expected a PNG")
     return f"a seven was generated, a PNG of {len(image)} bytes"
@@ -63,11 +74,13 @@ def main() -> int:
     parser.add_argument("url")
     parser.add_argument("--expected-label", default="", help="empty: any label")
     parser.add_argument("--no-generate", action="store_true")
+    parser.add_argument("--api-keys-file", default="", help="whose first key is sent")
     options = parser.parse_args()
     try:
-        print(check_classify(options.url, options.expected_label))
+        key = first_key(options.api_keys_file) if options.api_keys_file else ""
+        print(check_classify(options.url, key, options.expected_label))
         if not options.no_generate:
-            print(check_generate(options.url))
+            print(check_generate(options.url, key))
     except (OSError, ValueError) as error:  # URLError is an OSError
         print(f"{options.url}: {error}", file=sys.stderr)
         return 1

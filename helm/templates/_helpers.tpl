@@ -32,6 +32,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- if .Values.split.enabled }}
 {{- $annotations = merge $annotations (dict "kubectl.kubernetes.io/default-container" "http") }}
 {{- end }}
+{{- if .Values.apiKeys.inline }}
+{{- /* New keys make new pods. */}}
+{{- $annotations = merge (dict "checksum/api-keys" (.Values.apiKeys.inline | toJson | sha256sum)) $annotations }}
+{{- end }}
 {{- with $annotations }}
 {{- toYaml . }}
 {{- end }}
@@ -71,6 +75,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - name: INKSERVE_WORKERS
   value: {{ .root.Values.split.workers | int64 | toString | quote }}
 {{- end }}
+{{- if and (ne .half "engine") (include "inkserve.apiKeysSecret" .root) }}
+- name: INKSERVE_API_KEYS_FILE
+  value: {{ include "inkserve.apiKeysFile" .root }}
+{{- end }}
 {{- if include "inkserve.gpu" .root }}
 {{- if eq .half "http" }}
 # Under NVIDIA's runtime an image that asks for all of a node's GPUs would get them, in this container too.
@@ -81,6 +89,19 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
   value: /tmp/cuda
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{- /* The Secret that holds the API keys, or nothing where none are asked for. */}}
+{{- define "inkserve.apiKeysSecret" -}}
+{{- if .Values.apiKeys.existingSecret }}
+{{- .Values.apiKeys.existingSecret }}
+{{- else if .Values.apiKeys.inline }}
+{{- printf "%s-api-keys" (include "inkserve.fullname" . | trunc 54 | trimSuffix "-") }}
+{{- end }}
+{{- end }}
+
+{{- define "inkserve.apiKeysFile" -}}
+/etc/inkserve/api-keys/keys
 {{- end }}
 
 {{- define "inkserve.modelsDir" -}}
@@ -149,6 +170,12 @@ capabilities:
 {{- fail (printf "inkserve: settings.%s is %v, expected none with split.enabled, which sets it" $name $value) }}
 {{- end }}
 {{- end }}
+{{- end }}
+{{- if and .Values.apiKeys.existingSecret .Values.apiKeys.inline }}
+{{- fail (printf "inkserve: apiKeys.existingSecret is %s, expected none with apiKeys.inline" .Values.apiKeys.existingSecret) }}
+{{- end }}
+{{- if and (include "inkserve.apiKeysSecret" .) .Values.settings.apiKeysFile }}
+{{- fail (printf "inkserve: settings.apiKeysFile is %s, expected none with apiKeys, which sets it" .Values.settings.apiKeysFile) }}
 {{- end }}
 {{- if and (ne .Values.autoscaling.mode "off") (gt (int64 .Values.autoscaling.minReplicas) (int64 .Values.autoscaling.maxReplicas)) }}
 {{- fail (printf "inkserve: autoscaling.minReplicas is %d, expected at most maxReplicas (%d)" (int64 .Values.autoscaling.minReplicas) (int64 .Values.autoscaling.maxReplicas)) }}

@@ -52,6 +52,33 @@
     {{- . | trim | nindent 4 }}
     {{- end }}
     {{- end }}
+    {{- if ne .half "engine" }}
+    {{- with include "inkserve.apiKeysMount" $root }}
+    {{- . | trim | nindent 4 }}
+    {{- end }}
+    {{- end }}
+{{- end }}
+
+{{- /* A folder, not one file in it: Kubernetes would not bring new keys to the latter. */}}
+{{- define "inkserve.apiKeysMount" -}}
+{{- if include "inkserve.apiKeysSecret" . }}
+- name: api-keys
+  mountPath: {{ include "inkserve.apiKeysFile" . | dir }}
+  readOnly: true
+{{- end }}
+{{- end }}
+
+{{- define "inkserve.apiKeysVolume" -}}
+{{- with include "inkserve.apiKeysSecret" . }}
+- name: api-keys
+  secret:
+    secretName: {{ . | quote }}
+    # Read through the fsGroup.
+    defaultMode: 0440
+    items:
+      - key: {{ $.Values.apiKeys.key | quote }}
+        path: {{ include "inkserve.apiKeysFile" $ | base }}
+{{- end }}
 {{- end }}
 
 {{- define "inkserve.probe" -}}
