@@ -93,7 +93,17 @@ def server(manifests: list[Manifest]) -> Manifest:
 
 
 def environment(container: Manifest) -> dict[str, str]:
-    return {entry["name"]: entry["value"] for entry in container["env"]}
+    """As the kubelet makes it, in a pod of the name a-pod."""
+    env: dict[str, str] = {}
+    for entry in container["env"]:
+        if "valueFrom" in entry:
+            assert entry["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+            value = "a-pod"
+        else:
+            value = re.sub(r"\$\((\w+)\)", lambda name: env.get(name[1], name[0]), entry["value"])
+        assert entry["name"] not in env
+        env[entry["name"]] = value
+    return env
 
 
 def mounts(container: Manifest) -> dict[str, str]:
@@ -272,6 +282,13 @@ def test_every_default_is_in_the_schema_and_every_key_of_the_schema_has_a_defaul
             {"apiKeys": {"existingSecret": "callers"}, "settings": {"apiKeysFile": "/keys"}},
             "settings.apiKeysFile is /keys, expected none with apiKeys",
         ),
+        ({"tracing": {"enabled": True}}, "/tracing/endpoint'"),
+        ({"tracing": {"endpoint": "otel-collector:4318"}}, "/tracing/endpoint'"),
+        ({"tracing": {"sampler": "traceidratio_parentbased"}}, "/tracing/sampler'"),
+        (
+            {"tracing": {"enabled": True, "endpoint": "http://c"}, "settings": {"tracing": "console"}},
+            "settings.tracing is console, expected none with tracing.enabled",
+        ),
         ({"split": {"workers": 0}}, "/split/workers': minimum: got 0, want 1"),
         (
             {"settings": {"modelsDir": None}, "models": values_of("object-store")["models"]},
@@ -291,6 +308,7 @@ def test_values_that_cannot_work_are_refused(values: Values, message: str) -> No
         ({"settings": {"drainSeconds": 0.5, "shutdownTimeoutSeconds": 10}}, 16),
         ({"settings": {"drainSeconds": None, "shutdownTimeoutSeconds": None}}, 35),  # the service's 0 and 30
         ({"preStopSleepSeconds": 5}, 50),
+        ({"tracing": {"enabled": True, "endpoint": "http://collector"}}, 55),
         ({"terminationGracePeriodSeconds": 600}, 600),
     ],
 )
@@ -508,10 +526,58 @@ def test_dashboards_in_the_folder_become_a_config_map(tmp_path: Path) -> None:
     assert json.loads(config["data"]["another.json"]) == dashboard
 
 
-def test_the_network_policy_lets_nothing_out_but_the_fetch_of_models() -> None:
-    assert one(render({}), "NetworkPolicy")["spec"]["egress"] == []
-    (egress,) = one(render(values_of("object-store")), "NetworkPolicy")["spec"]["egress"]
-    assert {port["port"] for port in egress["ports"]} == {53, 443}
+DNS = {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
+
+
+def egress(values: Values) -> list[Manifest]:
+    found: list[Manifest] = one(render(values), "NetworkPolicy")["spec"]["egress"]
+    return found
+
+
+def test_the_network_policy_lets_nothing_out_but_the_fetch_of_models_and_spans() -> None:
+    assert egress({}) == []
+    fetch = {"ports": [{"port": 443, "protocol": "TCP"}]}
+    assert egress(values_of("object-store")) == [DNS, fetch]
+    send = {
+        "ports": [{"port": 4318, "protocol": "TCP"}],
+        "to": [
+            {
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "observability"}},
+                "podSelector": {"matchLabels": {"app.kubernetes.io/name": "opentelemetry-collector"}},
+            }
+        ],
+    }
+    assert egress(values_of("tracing")) == [DNS, send]
+    assert egress(values_of("tracing") | values_of("object-store")) == [DNS, fetch, send]
+    no_ports = values_of("object-store") | {"networkPolicy": {"objectStorePorts": []}}
+    assert egress(no_ports) == [DNS]  # a rule without ports would allow them all
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [
+        ("http://collector:4318", 4318),
+        ("http://collector", 80),
+        ("https://collector.example.com/otlp", 443),
+        ("https://collector.example.com:65535/otlp/v2", 65535),
+    ],
+)
+def test_spans_may_go_to_the_endpoints_port(endpoint: str, port: int) -> None:
+    assert egress({"tracing": {"enabled": True, "endpoint": endpoint}}) == [
+        DNS,
+        {"ports": [{"port": port, "protocol": "TCP"}]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "arg"), [("parentbased_traceidratio", "0.01"), ("traceidratio", "0.01"), ("always_on", None)]
+)
+def test_the_ratio_goes_to_the_samplers_that_have_one(sampler: str, arg: str | None) -> None:
+    values = {"tracing": {"enabled": True, "endpoint": "http://collector", "sampler": sampler}}
+    env = environment(server(render(values)))
+    assert (env["INKSERVE_TRACING"], env["OTEL_TRACES_SAMPLER"]) == ("otlp", sampler)
+    assert env.get("OTEL_TRACES_SAMPLER_ARG") == arg
+    assert not [name for name in environment(server(render({}))) if name.startswith("OTEL")]
 
 
 def test_metrics_are_not_published() -> None:

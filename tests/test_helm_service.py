@@ -227,6 +227,30 @@ def test_each_half_outlives_the_others_restart_and_both_end_together(
             assert container.process.wait(timeout=pod["terminationGracePeriodSeconds"]) == 0
 
 
+def test_both_halves_send_their_spans_to_the_charts_collector(models: Path, tmp_path: Path) -> None:
+    from test_tracing import collecting  # skips where OpenTelemetry is missing
+
+    with collecting() as collector:
+        endpoint = f"http://127.0.0.1:{collector.server_port}"
+        tracing = {"enabled": True, "endpoint": endpoint, "sampler": "traceidratio", "ratio": 1}
+        halves = servers(
+            render({"tracing": tracing, "split": {"enabled": True}, "settings": {"drainSeconds": 0}})
+        )
+        env = on_this_machine(models) | {"INKSERVE_SOCKET": str(tmp_path / "engine.sock")}
+        with Container(halves["engine"], env) as engine, Container(halves["http"], env) as http:
+            _classify(http.url())
+            for container in (http, engine):
+                container.process.terminate()
+                assert container.process.wait(timeout=60) == 0
+    (request,), (batch,) = collector.named("POST /classify"), collector.named("batch")
+    assert request.trace == batch.trace
+    for span, half in ((request, "http"), (batch, "engine")):
+        assert span.service == "digits-inkserve"
+        assert span.resource["k8s.pod.name"] == "a-pod"
+        assert span.resource["k8s.namespace.name"] == "serving"
+        assert span.resource["k8s.container.name"] == half
+
+
 def test_the_service_asks_for_the_keys_of_the_charts_secret_and_the_test_pod_sends_one(
     models: Path, tmp_path: Path
 ) -> None:

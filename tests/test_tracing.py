@@ -51,7 +51,7 @@ class Receiver(BaseHTTPRequestHandler):
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             told = {each.key: each.value.string_value for each in resource.resource.attributes}
             for scope in resource.scope_spans:
-                self.server.spans += [plain(span, told["service.name"]) for span in scope.spans]
+                self.server.spans += [plain(span, told) for span in scope.spans]
         self.send_response(200)
         self.send_header("content-length", "0")
         self.end_headers()
@@ -60,7 +60,7 @@ class Receiver(BaseHTTPRequestHandler):
         pass
 
 
-def plain(span: Any, service: str) -> SimpleNamespace:
+def plain(span: Any, resource: dict[str, str]) -> SimpleNamespace:
     kinds = {"string_value": str, "int_value": int}
     attributes = {}
     for each in span.attributes:
@@ -68,7 +68,8 @@ def plain(span: Any, service: str) -> SimpleNamespace:
         attributes[each.key] = kinds[field](getattr(each.value, field))
     return SimpleNamespace(
         name=span.name,
-        service=service,
+        service=resource["service.name"],
+        resource=resource,
         trace=span.trace_id.hex(),
         id=span.span_id.hex(),
         parent=span.parent_span_id.hex(),
@@ -80,15 +81,23 @@ def plain(span: Any, service: str) -> SimpleNamespace:
     )
 
 
-@pytest.fixture
-def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+@contextmanager
+def collecting() -> Iterator[Collector]:
     with Collector() as collector:
         thread = threading.Thread(target=collector.serve_forever)
         thread.start()
+        try:
+            yield collector
+        finally:
+            collector.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    with collecting() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
         yield collector
-        collector.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -75,6 +75,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - name: INKSERVE_WORKERS
   value: {{ .root.Values.split.workers | int64 | toString | quote }}
 {{- end }}
+{{- if .root.Values.tracing.enabled }}
+{{- include "inkserve.tracingEnv" . }}
+{{- end }}
 {{- if and (ne .half "engine") (include "inkserve.apiKeysSecret" .root) }}
 - name: INKSERVE_API_KEYS_FILE
   value: {{ include "inkserve.apiKeysFile" .root }}
@@ -89,6 +92,49 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
   value: /tmp/cuda
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{- /* The service's setting, and variables of OpenTelemetry's SDK. */}}
+{{- define "inkserve.tracingEnv" }}
+{{- $tracing := .root.Values.tracing }}
+- name: INKSERVE_TRACING
+  value: otlp
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ $tracing.endpoint | quote }}
+- name: OTEL_TRACES_SAMPLER
+  value: {{ $tracing.sampler }}
+{{- if hasSuffix "traceidratio" $tracing.sampler }}
+- name: OTEL_TRACES_SAMPLER_ARG
+  value: {{ $tracing.ratio | toString | quote }}
+{{- end }}
+- name: OTEL_SERVICE_NAME
+  value: {{ include "inkserve.fullname" .root | quote }}
+- name: POD_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: OTEL_RESOURCE_ATTRIBUTES
+  value: {{ printf "k8s.namespace.name=%s,k8s.pod.name=$(POD_NAME),k8s.container.name=%s" .root.Release.Namespace (.half | default "inkserve") | quote }}
+{{- end }}
+
+{{- define "inkserve.collectorPort" -}}
+{{- $given := .Values.tracing.collector.port }}
+{{- $url := regexReplaceAll "^(https?)://[^/:]+(:([0-9]+))?.*$" .Values.tracing.endpoint "$1 $3" | splitList " " }}
+{{- if not (kindIs "invalid" $given) }}
+{{- int64 $given }}
+{{- else if last $url }}
+{{- last $url }}
+{{- else }}
+{{- eq (first $url) "https" | ternary 443 80 }}
+{{- end }}
+{{- end }}
+
+{{- define "inkserve.dnsEgress" -}}
+- ports:
+    - port: 53
+      protocol: UDP
+    - port: 53
+      protocol: TCP
 {{- end }}
 
 {{- /* The Secret that holds the API keys, or nothing where none are asked for. */}}
@@ -119,12 +165,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- /* From SIGTERM to the exit at its slowest; SIGKILL earlier than that would lose accepted requests. */}}
 {{- define "inkserve.gracePeriodSeconds" -}}
 {{- $timeout := .Values.settings.shutdownTimeoutSeconds | default 30 }}
-{{- $needed := addf (.Values.settings.drainSeconds | default 0) $timeout .Values.preStopSleepSeconds 5 | ceil | int64 }}
+{{- /* A collector that does not answer holds up the last spans for the 10 s of the SDK's timeout. */}}
+{{- $spans := .Values.tracing.enabled | ternary 10 0 }}
+{{- $needed := addf (.Values.settings.drainSeconds | default 0) $timeout .Values.preStopSleepSeconds 5 $spans | ceil | int64 }}
 {{- $given := .Values.terminationGracePeriodSeconds }}
 {{- if kindIs "invalid" $given }}
 {{- $needed }}
 {{- else if lt (int64 $given) $needed }}
-{{- fail (printf "inkserve: terminationGracePeriodSeconds is %d, expected at least %d: preStopSleepSeconds + drainSeconds + shutdownTimeoutSeconds + 5" (int64 $given) $needed) }}
+{{- fail (printf "inkserve: terminationGracePeriodSeconds is %d, expected at least %d: preStopSleepSeconds + drainSeconds + shutdownTimeoutSeconds + 5, and 10 more with tracing.enabled" (int64 $given) $needed) }}
 {{- else }}
 {{- int64 $given }}
 {{- end }}
@@ -170,6 +218,9 @@ capabilities:
 {{- fail (printf "inkserve: settings.%s is %v, expected none with split.enabled, which sets it" $name $value) }}
 {{- end }}
 {{- end }}
+{{- end }}
+{{- if and .Values.tracing.enabled (not (kindIs "invalid" .Values.settings.tracing)) }}
+{{- fail (printf "inkserve: settings.tracing is %s, expected none with tracing.enabled, which sets it" .Values.settings.tracing) }}
 {{- end }}
 {{- if and .Values.apiKeys.existingSecret .Values.apiKeys.inline }}
 {{- fail (printf "inkserve: apiKeys.existingSecret is %s, expected none with apiKeys.inline" .Values.apiKeys.existingSecret) }}
