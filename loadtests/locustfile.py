@@ -10,6 +10,7 @@ import math
 import random
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,25 @@ def parse_mix(text: str) -> dict[str, int]:
     return weights
 
 
+@cache
+def first_key(path: str) -> str:
+    """The first API key in a file, which has one a line. Raises OSError, and ValueError if there is none."""
+    for line in Path(path).read_text("utf-8").splitlines():
+        if line.strip() and not line.strip().startswith("#"):
+            return line.strip()
+    raise ValueError(f"{path} holds no API key")
+
+
+def parse_keys_file(path: str) -> str:
+    """The path of a file that holds an API key; or nothing."""
+    try:
+        if path:
+            first_key(path)
+    except (OSError, ValueError) as error:
+        raise ArgumentTypeError(str(error)) from None
+    return path
+
+
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_arguments(parser: LocustArgumentParser) -> None:
     group = parser.add_argument_group("inkserve")
@@ -81,6 +101,10 @@ def add_arguments(parser: LocustArgumentParser) -> None:
     group.add_argument("--mix", type=parse_mix, default=text, env_var="MIX", help="Weights of the requests")
     group.add_argument("--classifier", default="", env_var="CLASSIFIER", help="A model; else the default one")
     group.add_argument("--generator", default="", env_var="GENERATOR", help="A model; else the default one")
+    text = "File of API keys, whose first is sent; the path must hold in every process"
+    group.add_argument(
+        "--api-keys-file", type=parse_keys_file, default="", env_var="API_KEYS_FILE", help=text
+    )
 
 
 class Stages(LoadTestShape):
@@ -120,6 +144,8 @@ class Visitor(FastHttpUser):
         self._weights = list(weights.values())
         self._classifier = f"?model={options.classifier}" if options.classifier else ""
         self._generator = f"&model={options.generator}" if options.generator else ""
+        if options.api_keys_file:
+            self.client.auth_header = f"Bearer {first_key(options.api_keys_file)}"
 
     @task
     def ask(self) -> None:

@@ -3,7 +3,9 @@
 import csv
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +106,59 @@ def test_a_service_that_does_not_start_fails_the_run(tmp_path: Path) -> None:
 def test_the_shipped_models_answer_rightly(tmp_path: Path, stages: str) -> None:
     run = load(MODELS, tmp_path, "--stages", stages)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+class Listener(ThreadingHTTPServer):
+    """Says of every request that it is too much, and remembers what came as Authorization."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Overloaded)
+        self.authorizations: set[str | None] = set()
+
+
+class Overloaded(BaseHTTPRequestHandler):
+    server: Listener
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.server.authorizations.add(self.headers["authorization"])
+        self.send_response(503)
+        self.send_header("retry-after", "1")
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "keys", [None, "# of the load test\n\n first-key-0123456789 \nsecond-key-0123456789\n"]
+)
+def test_the_first_key_of_the_file_is_sent(tmp_path: Path, keys: str | None) -> None:
+    flags = ["--mix", "raw=1,json=1,batch=1"]
+    if keys is not None:
+        (tmp_path / "keys").write_text(keys)
+        flags += ["--api-keys-file", str(tmp_path / "keys")]
+    with Listener() as listener:
+        thread = threading.Thread(target=listener.serve_forever)
+        thread.start()
+        try:
+            host = f"http://127.0.0.1:{listener.server_port}"
+            load(tmp_path, tmp_path / "reports", "--host", host, *flags)
+        finally:
+            listener.shutdown()
+            thread.join()
+    assert listener.authorizations == {None if keys is None else "Bearer first-key-0123456789"}
+
+
+@pytest.mark.parametrize(("text", "message"), [(None, "No such file"), ("# none\n", "holds no API key")])
+def test_a_file_without_a_key_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "keys").write_text(text)
+    run = load(tmp_path, tmp_path, "--host", "http://127.0.0.1:1", "--api-keys-file", str(tmp_path / "keys"))
+    assert run.returncode == 2
+    assert "argument --api-keys-file" in run.stderr
+    assert message in run.stderr
 
 
 @pytest.mark.parametrize("text", ["raw", "row=1", "raw=0", "raw=-1,png=2"])
