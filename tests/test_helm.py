@@ -60,15 +60,21 @@ def values_of(case: str) -> Values:
     return values
 
 
-def render(values: Values, name: str = "digits", of: helm_python.Chart | None = None) -> list[Manifest]:
+def render(
+    values: Values, name: str = "digits", of: helm_python.Chart | None = None, revision: int = 1
+) -> list[Manifest]:
     """Every manifest but the notes."""
-    files = (of or chart()).render(values, name=name, namespace="serving")
+    files = (of or chart()).render(
+        values, name=name, namespace="serving", revision=revision, is_upgrade=revision > 1
+    )
     texts = [text for path, text in files.items() if not path.endswith("NOTES.txt")]
     return [manifest for text in texts for manifest in yaml.load_all(text, Loader) if manifest]
 
 
-def one(manifests: list[Manifest], kind: str) -> Manifest:
-    (found,) = [manifest for manifest in manifests if manifest["kind"] == kind]
+def one(manifests: list[Manifest], kind: str, name: str = "") -> Manifest:
+    """The only manifest of the kind, or the only one of the name too."""
+    of_kind = [manifest for manifest in manifests if manifest["kind"] == kind]
+    (found,) = [manifest for manifest in of_kind if name in ("", manifest["metadata"]["name"])]
     return found
 
 
@@ -76,7 +82,7 @@ def pod_specs(manifests: list[Manifest]) -> Iterator[Manifest]:
     for manifest in manifests:
         if manifest["kind"] == "Pod":
             yield manifest["spec"]
-        elif manifest["kind"] == "Deployment":
+        elif manifest["kind"] in ("Deployment", "Job"):
             yield manifest["spec"]["template"]["spec"]
 
 
@@ -108,7 +114,7 @@ def environment(container: Manifest) -> dict[str, str]:
 
 def mounts(container: Manifest) -> dict[str, str]:
     """Where each volume is mounted."""
-    return {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    return {mount["name"]: mount["mountPath"] for mount in container.get("volumeMounts", [])}
 
 
 def validate(manifest: Manifest, kubernetes: str) -> None:
@@ -289,6 +295,9 @@ def test_every_default_is_in_the_schema_and_every_key_of_the_schema_has_a_defaul
             {"tracing": {"enabled": True, "endpoint": "http://c"}, "settings": {"tracing": "console"}},
             "settings.tracing is console, expected none with tracing.enabled",
         ),
+        ({"loadTest": {"enabled": True}}, "/loadTest/image'"),
+        ({"loadTest": {"stages": "peak"}}, "/loadTest/stages'"),
+        ({"loadTest": {"mix": "raw=1,jpeg=1"}}, "/loadTest/mix'"),
         ({"split": {"workers": 0}}, "/split/workers': minimum: got 0, want 1"),
         (
             {"settings": {"modelsDir": None}, "models": values_of("object-store")["models"]},
@@ -362,6 +371,58 @@ def test_selectors_find_the_servers_and_not_the_test_pod(case: str) -> None:
         monitor = one(manifests, "ServiceMonitor")["spec"]
         assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
         assert monitor["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+
+
+def test_the_load_job_reaches_the_service_and_nothing_reaches_the_load_job() -> None:
+    manifests = render(values_of("load-test"))
+    deployment, job = one(manifests, "Deployment"), one(manifests, "Job")
+    theirs = deployment["spec"]["template"]["metadata"]["labels"].items()
+    ours = job["spec"]["template"]["metadata"]["labels"].items()
+    for selector in (
+        deployment["spec"]["selector"]["matchLabels"],
+        one(manifests, "Service")["spec"]["selector"],
+    ):
+        assert selector.items() <= theirs
+        assert not selector.items() <= ours
+
+    policy = one(manifests, "NetworkPolicy", "digits-inkserve-load")["spec"]
+    assert policy["podSelector"]["matchLabels"].items() <= ours
+    assert not policy["podSelector"]["matchLabels"].items() <= theirs
+    assert policy["ingress"] == []
+    dns, service = policy["egress"]
+    assert dns == DNS
+    assert service["to"][0]["podSelector"]["matchLabels"].items() <= theirs
+    (port,) = server(manifests)["ports"]
+    assert [each["port"] for each in service["ports"]] == [port["containerPort"]]
+
+    (entry,) = one(manifests, "NetworkPolicy", "digits-inkserve")["spec"]["ingress"]
+    (callers,) = [each["podSelector"] for each in entry["from"] if "podSelector" in each]
+    (wanted,) = callers["matchExpressions"]
+    for labels in (ours, one(manifests, "Pod")["metadata"]["labels"].items()):
+        assert callers["matchLabels"].items() <= labels
+        assert dict(labels)[wanted["key"]] in wanted["values"]
+
+
+def test_each_upgrade_has_a_load_job_of_its_own_and_changes_no_other_object() -> None:
+    def names(revision: int) -> dict[str, str]:
+        found = render(values_of("load-test"), revision=revision)
+        return {f"{m['kind']} {m['metadata']['name']}": json.dumps(m) for m in found}
+
+    first, second = names(1), names(12)
+    assert first.keys() - second.keys() == {"Job digits-inkserve-load-1"}
+    assert second.keys() - first.keys() == {"Job digits-inkserve-load-12"}
+    for name in first.keys() & second.keys():
+        assert first[name] == second[name]
+
+
+def test_the_load_job_has_time_to_wait_and_to_load() -> None:
+    spec = one(render(values_of("load-test")), "Job")["spec"]
+    startup = 300
+    (wait,) = spec["template"]["spec"]["initContainers"]
+    assert wait["args"][-1] == f"--wait-seconds={startup + 60}"
+    assert spec["activeDeadlineSeconds"] == startup + 3600 + 120
+    assert spec["backoffLimit"] == 0
+    assert spec["ttlSecondsAfterFinished"] == 86400
 
 
 def pod_spread(deployment: Manifest) -> list[Manifest]:
@@ -438,26 +499,30 @@ def test_the_charts_secret_is_a_file_that_the_service_reads(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("case", "name", "key"), [("api-keys", None, "api-keys"), ("public", "digits-callers", "keys.txt")]
+    ("case", "name", "key", "users"),
+    [
+        ("api-keys", "digits-inkserve-api-keys", "api-keys", {"http", "smoke"}),
+        ("public", "digits-callers", "keys.txt", {"inkserve", "smoke"}),
+        ("load-test", "digits-callers", "api-keys", {"inkserve", "smoke", "wait", "locust"}),
+    ],
 )
-def test_who_needs_the_keys_has_them_mounted_and_nobody_else(case: str, name: str | None, key: str) -> None:
+def test_who_needs_the_keys_has_them_mounted_and_nobody_else(
+    case: str, name: str, key: str, users: set[str]
+) -> None:
     manifests = render(values_of(case))
-    pods = list(pod_specs(manifests))
-    name = name or one(manifests, "Secret")["metadata"]["name"]
-    for pod in pods:
-        secret = keys_volume(pod)
-        assert secret == {
-            "secretName": name,
-            "defaultMode": 0o440,
-            "items": [{"key": key, "path": "keys"}],
-        }
     path = environment(server(manifests))["INKSERVE_API_KEYS_FILE"]
-    (test,) = one(manifests, "Pod")["spec"]["containers"]
-    assert test["args"][-1] == f"--api-keys-file={path}"
-    for container in (server(manifests), test):
-        assert Path(mounts(container)["api-keys"]) / "keys" == Path(path)
-    for container in servers(manifests).values():
-        assert ("api-keys" in mounts(container)) == ("ports" in container)
+    told, mounted = set(), set()
+    for pod in pod_specs(manifests):
+        secret = {"secretName": name, "defaultMode": 0o440, "items": [{"key": key, "path": Path(path).name}]}
+        assert {"name": "api-keys", "secret": secret} in pod["volumes"]
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            if f"--api-keys-file={path}" in container.get("args", []) or path in json.dumps(
+                container.get("env")
+            ):
+                told.add(container["name"])
+            if mounts(container).get("api-keys") == str(Path(path).parent):
+                mounted.add(container["name"])
+    assert told == mounted == users
 
 
 def test_new_keys_in_the_values_make_new_pods() -> None:
@@ -661,7 +726,6 @@ def test_any_values_render_to_a_valid_deployment_or_are_refused_in_our_words(val
     except helm_python.HelmRenderError as error:
         assert "inkserve: " in str(error)  # noqa: PT017
         return
-    for kind in ("Deployment", "NetworkPolicy", "Secret", "Service"):
-        for manifest in manifests:
-            if manifest["kind"] == kind:
-                validate(manifest, NEWEST_KUBERNETES)
+    for manifest in manifests:
+        if manifest["kind"] in ("Deployment", "Job", "NetworkPolicy", "Secret", "Service"):
+            validate(manifest, NEWEST_KUBERNETES)

@@ -115,9 +115,8 @@ def test_probes_test_pod_and_shutdown_are_what_the_service_does(models: Path) ->
         assert process.wait(timeout=pod["terminationGracePeriodSeconds"]) == 0
 
 
-def _test_pod_command(pod: dict[str, Any], url: str) -> list[str]:
-    """The pod's command as it is here."""
-    (container,) = pod["spec"]["containers"]
+def _smoke_command(container: Manifest, url: str) -> list[str]:
+    """What a container with the chart's check runs, as it is here."""
     program, *arguments = container["args"]
     assert arguments[0] == "http://digits-inkserve:80"
     return [sys.executable, *container["command"][1:], program, url, *arguments[1:]]
@@ -125,7 +124,8 @@ def _test_pod_command(pod: dict[str, Any], url: str) -> list[str]:
 
 def _run_test_pod(pod: dict[str, Any], url: str) -> None:
     """Run the pod's command here; the service's first pixel is 0, so the tiny classifier says "0"."""
-    command = _test_pod_command(pod, url)
+    (container,) = pod["spec"]["containers"]
+    command = _smoke_command(container, url)
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "read the drawn seven as 0" in done.stdout
@@ -251,6 +251,57 @@ def test_both_halves_send_their_spans_to_the_charts_collector(models: Path, tmp_
         assert span.resource["k8s.container.name"] == half
 
 
+def _run_load_job(job: Manifest, url: str, keys: Path) -> tuple[str, subprocess.CompletedProcess[str]]:
+    """What the Job's containers say here, one after the other."""
+    text = json.dumps(job["spec"]["template"]["spec"])
+    spec = json.loads(text.replace("/etc/inkserve/api-keys/keys", str(keys)))
+    (wait,), (locust,) = spec["initContainers"], spec["containers"]
+    waited = subprocess.run(
+        _smoke_command(wait, url), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert waited.returncode == 0, waited.stderr
+    assert "--host=http://digits-inkserve:80" in locust["args"]
+    flags = [argument.replace("http://digits-inkserve:80", url) for argument in locust["args"]]
+    # As the image's ENTRYPOINT.
+    command = [
+        sys.executable,
+        "-m",
+        "locust",
+        "--locustfile",
+        str(ROOT / "loadtests" / "locustfile.py"),
+        *flags,
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return waited.stdout, ended
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_load_job_succeeds_where_the_answers_are_right_and_only_there(
+    add_generator: Callable[..., Path], add_classifier: Callable[..., Path], tmp_path: Path, right: bool
+) -> None:
+    pytest.importorskip("locust")
+    from test_locustfile import add_reader
+
+    if right:
+        add_reader(tmp_path)
+    else:
+        add_classifier()  # sees a 0 in every digit
+    add_generator()
+    load = {"enabled": True, "image": "inkserve-loadtest", "rate": 40, "durationSeconds": 4, "stages": "soak"}
+    manifests = render(
+        {"loadTest": load, "test": {"expectedLabel": ""}, "apiKeys": values_of("api-keys")["apiKeys"]}
+    )
+    keys = tmp_path / "keys"
+    keys.write_text(one(manifests, "Secret")["stringData"]["api-keys"])
+    env = on_this_machine(tmp_path) | {"INKSERVE_API_KEYS_FILE": str(keys)}
+    with serving(server(manifests), env) as (_, url):
+        assert status(f"{url}/classify", bytes(784)) == 401
+        waited, ended = _run_load_job(one(manifests, "Job"), url, keys)
+        assert "read the drawn seven as" in waited
+        assert ended.returncode == (0 if right else 1), ended.stderr
+        assert _total(url, "inkserve_requests_total") > 80  # of 160 that the rate and the time make
+
+
 def test_the_service_asks_for_the_keys_of_the_charts_secret_and_the_test_pod_sends_one(
     models: Path, tmp_path: Path
 ) -> None:
@@ -264,7 +315,8 @@ def test_the_service_asks_for_the_keys_of_the_charts_secret_and_the_test_pod_sen
         assert [status(url + path) for path in ("/v2/health/live", "/v2/health/ready", "/metrics")] == [
             200
         ] * 3
-        command = _test_pod_command(one(manifests, "Pod"), url)
+        (test,) = one(manifests, "Pod")["spec"]["containers"]
+        command = _smoke_command(test, url)
         assert command[-1] == "--api-keys-file=/etc/inkserve/api-keys/keys"
         without = subprocess.run(command[:-1], capture_output=True, text=True, timeout=60, check=False)
         assert without.returncode == 1

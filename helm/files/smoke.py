@@ -1,4 +1,4 @@
-"""The check of `helm test`: classify a drawn seven and generate another. Needs nothing but Python itself.
+"""The check of `helm test`, and before a load: classify a drawn seven, generate another. Needs Python alone.
 
 Exits 0, or with a line that says what was seen and what was expected.
 """
@@ -6,11 +6,13 @@ Exits 0, or with a line that says what was seen and what was expected.
 import argparse
 import json
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
 SIDE = 28
 TIMEOUT_SECONDS = 30
+PAUSE_SECONDS = 0.5
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -45,6 +47,20 @@ def ask(url: str, key: str, body: bytes | None = None) -> bytes:
     return answer
 
 
+def wait_until_ready(url: str, seconds: float) -> None:
+    """Raises the last urllib.error.URLError where the service is not ready in time."""
+    give_up = time.monotonic() + seconds
+    while True:
+        try:
+            ask(f"{url}/v2/health/ready", "")
+        except OSError:
+            if time.monotonic() >= give_up:
+                raise
+            time.sleep(PAUSE_SECONDS)
+        else:
+            return
+
+
 def check_classify(url: str, key: str, expected_label: str) -> str:
     """Raises ValueError for an answer that is not that of one image, or names another label."""
     answer = json.loads(ask(f"{url}/classify", key, drawn_seven()))
@@ -75,8 +91,10 @@ def main() -> int:
     parser.add_argument("--expected-label", default="", help="empty: any label")
     parser.add_argument("--no-generate", action="store_true")
     parser.add_argument("--api-keys-file", default="", help="whose first key is sent")
+    parser.add_argument("--wait-seconds", type=float, default=0, help="how long for the service to be ready")
     options = parser.parse_args()
     try:
+        wait_until_ready(options.url, options.wait_seconds)
         key = first_key(options.api_keys_file) if options.api_keys_file else ""
         print(check_classify(options.url, key, options.expected_label))
         if not options.no_generate:

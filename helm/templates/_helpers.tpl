@@ -158,6 +158,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- .Values.settings.port | default 8000 | int64 }}
 {{- end }}
 
+{{- /* Where the service is for its own namespace. */}}
+{{- define "inkserve.url" -}}
+http://{{ include "inkserve.fullname" . }}:{{ .Values.service.port | int64 }}
+{{- end }}
+
 {{- define "inkserve.minReplicas" -}}
 {{- ternary .Values.replicas .Values.autoscaling.minReplicas (eq .Values.autoscaling.mode "off") | int64 }}
 {{- end }}

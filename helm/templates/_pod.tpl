@@ -223,3 +223,21 @@ topologySpreadConstraints:
     - name: models
       mountPath: {{ include "inkserve.modelsDir" . | quote }}
 {{- end }}
+
+{{- /* A container's check of the service from outside its pods; more flags may follow. */}}
+{{- define "inkserve.smoke" -}}
+image: {{ include "inkserve.image" . | quote }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+command: [python, -c]
+args:
+  - |
+    {{- .Files.Get "files/smoke.py" | nindent 4 }}
+  - {{ include "inkserve.url" . | quote }}
+  - {{ printf "--expected-label=%s" .Values.test.expectedLabel | quote }}
+  {{- if not .Values.test.generate }}
+  - --no-generate
+  {{- end }}
+  {{- if include "inkserve.apiKeysSecret" . }}
+  - --api-keys-file={{ include "inkserve.apiKeysFile" . }}
+  {{- end }}
+{{- end }}
