@@ -172,16 +172,17 @@ class BatchQueue:
         heads = [item.enqueued for item in (self._head(self._small), self._head(self._large)) if item]
         return min(heads) + self.max_queue_delay_seconds
 
-    def take(self) -> Batch:
-        """Hand out the next batch; empty when nothing waits."""
+    def take(self, max_rows: int | None = None) -> Batch:
+        """Hand out the next batch, of at most `max_rows` rows if that is given; empty when nothing waits."""
         parts: list[Part] = []
         large_waits = self._head(self._large) is not None
-        space = self.max_batch_size
+        most = self.max_batch_size if max_rows is None else min(max_rows, self.max_batch_size)
+        space = most
         first = space - space // 2 if large_waits else space
         space -= first - self._fill(self._small, first, parts)
         space = self._fill(self._large, space, parts)
         space = self._fill(self._small, space, parts)
-        rows = self.max_batch_size - space
+        rows = most - space
         reason: Reason = "delay" if self.max_queue_delay_seconds else "idle"
         return Batch(parts, rows, reason if space else "full")
 

@@ -4,6 +4,7 @@ Which rows go next is `service.batching`'s decision; what a batch computes is th
 """
 
 import asyncio
+import bisect
 import logging
 import math
 import threading
@@ -24,6 +25,10 @@ from service.traceparent import current_traceparent
 logger = logging.getLogger(__name__)
 
 Work = Callable[[], None]
+
+INLINE_ROWS = 64
+"""Where the event loop can run so many rows in the time that it is given, it runs all, in batches of no
+more than fit: with so many a row takes nearly as little as it ever will."""
 
 ROW_SECONDS_GAIN = 0.1
 """The latest batch's part in what a row is thought to take."""
@@ -66,12 +71,13 @@ class Device:
     so that it need not wait for an event loop that is busy with the answers of the last one; `lock`
     guards the turns and every queue. All else is called from the event loop.
 
-    inline_seconds: batches that are expected to take no longer run on the event loop, not on the thread.
+    inline_seconds: batches that are expected to take no longer run on the event loop, not on the thread;
+        where that is enough for INLINE_ROWS, batches are made to fit.
     """
 
     def __init__(self, name: str, inline_seconds: float = 0.0) -> None:
         self.lock = threading.Lock()
-        self._inline_seconds = inline_seconds
+        self.inline_seconds = inline_seconds
         self._loop = asyncio.get_running_loop()
         self._turns: deque[Batcher | Work] = deque()
         self._busy = False
@@ -112,14 +118,14 @@ class Device:
 
     def _begin(self) -> None:
         """Run the next batch here if it is a short one, or else have the thread run all that follow."""
-        job = self._next()
+        job = self._next(inline=True)
         if job is None:
             return
         if not isinstance(job, tuple):
             self._jobs.put(job)
             return
         batcher, batch = job
-        if batcher.runner.seconds_for(batch.rows) > self._inline_seconds:
+        if batch.rows > batcher.inline_rows:
             self._jobs.put(job)
             return
         batcher.finish(batch, *_run(batcher.runner, batch))
@@ -133,15 +139,15 @@ class Device:
                     self._loop.call_soon_threadsafe(batcher.finish, batch, *_run(batcher.runner, batch))
                 else:
                     job()
-                job = self._next()
+                job = self._next(inline=False)
 
-    def _next(self) -> "tuple[Batcher, Batch] | Work | None":
+    def _next(self, *, inline: bool) -> "tuple[Batcher, Batch] | Work | None":
         with self.lock:
             while self._turns:
                 turn = self._turns.popleft()
                 if not isinstance(turn, Batcher):
                     return turn
-                batch = turn.take()
+                batch = turn.take(inline=inline)
                 if batch.parts:
                     return turn, batch
             self._busy = False
@@ -167,6 +173,7 @@ class Batcher:
         self._release: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._expiry_at = math.inf
+        self.inline_rows = _rows_within(runner, queue.max_batch_size, device.inline_seconds)
         self._row_seconds = 0.0
         self._closed = False
         self._unanswered = 0
@@ -217,13 +224,15 @@ class Batcher:
             item.settled = True
             self._count_answered()
 
-    def take(self) -> Batch:
+    def take(self, *, inline: bool) -> Batch:
         """The device's turn has come: hand it the next batch, empty if the rows have left meanwhile.
+
+        inline: the event loop would run it.
 
         Called by the device, which holds the lock, from its thread or the event loop. Rows that are left for
         a later time are asked after when this batch is finished, for timers belong to the event loop.
         """
-        batch = self._queue.take()
+        batch = self._queue.take(self.inline_rows if inline and self.inline_rows >= INLINE_ROWS else None)
         self._entered = self._queue.release_at() == -math.inf
         if self._entered:
             self._device.enter(self)
@@ -337,6 +346,11 @@ def _run(runner: Runner, batch: Batch) -> tuple[tuple[Array, ...] | Exception, f
     except Exception as error:  # the batch's edge: whatever failed, each of its requests is answered
         outcome = error
     return outcome, started, time.monotonic()
+
+
+def _rows_within(runner: Runner, most: int, seconds: float) -> int:
+    """How many rows a batch may have that takes no longer, up to `most`; 0 if one row does."""
+    return bisect.bisect_right(range(1, most + 1), seconds, key=runner.seconds_for)
 
 
 def _rows(part: Part) -> tuple[Array, ...]:

@@ -29,6 +29,15 @@ def test_requests_leave_in_the_order_they_came() -> None:
     assert taken(queue) == []
 
 
+def test_a_batch_may_be_asked_to_be_smaller() -> None:
+    queue = BatchQueue(max_batch_size=16, max_queue_rows=100)
+    large = item(20)
+    queue.push(large)
+    queue.push(item(1))
+    assert [queue.take(4).rows, queue.take(100).rows, queue.take(4).rows] == [4, 16, 1]
+    assert queue.rows == 0
+
+
 def test_requests_are_bounded_as_rows_are() -> None:
     queue = BatchQueue(max_batch_size=4, max_queue_rows=100, max_queue_requests=2)
     first, second = item(1), item(9)

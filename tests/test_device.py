@@ -350,6 +350,26 @@ async def test_short_batches_run_on_the_event_loop_and_long_ones_on_the_thread()
     device.close()
 
 
+async def test_batches_are_made_to_fit_the_loop_where_it_can_run_large_ones() -> None:
+    device = Device("test", inline_seconds=70.5)
+    runner = Doubler()
+    batcher = Batcher(device, runner, BatchQueue(256, 1000))
+    await asyncio.gather(*(submit(batcher, value) for value in range(200)))
+    assert [len(batch) for batch in runner.batches] == [70, 70, 60]
+    assert set(runner.threads) == {"MainThread"}
+    device.close()
+
+
+async def test_batches_stay_whole_where_the_loop_can_run_small_ones_alone() -> None:
+    device = Device("test", inline_seconds=63.5)
+    runner = Doubler()
+    batcher = Batcher(device, runner, BatchQueue(256, 1000))
+    await asyncio.gather(*(submit(batcher, value) for value in range(200)))
+    assert [len(batch) for batch in runner.batches] == [200]
+    assert runner.threads == ["device-test"]
+    device.close()
+
+
 async def test_the_loop_turns_between_two_batches_that_run_on_it() -> None:
     device = Device("test", inline_seconds=4.0)
     runner = Doubler()
