@@ -1,5 +1,6 @@
 """A real onnxruntime session: on the CPU, and on CUDA where there is a device."""
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -119,10 +120,22 @@ def test_every_bucket_follows_its_own_inputs_run_after_run(
             assert probabilities.argmax(axis=1).tolist() == labels
 
 
-def test_warming_runs_every_bucket(add_classifier: Callable[..., Path], options: EngineOptions) -> None:
+def test_warming_up_times_every_bucket(add_classifier: Callable[..., Path], options: EngineOptions) -> None:
     engine = open_engine(add_classifier(), options)
+    assert engine.seconds_for(1) == math.inf
     engine.warm_up()
     assert [engine.bucket_for(rows) for rows in (1, 2, 3, 5, 8)] == [1, 2, 4, 8, 8]
+    assert all(0 < engine.seconds_for(rows) < 60 for rows in range(1, 9))
+
+
+def test_on_a_cpu_the_time_of_a_bucket_that_did_not_run_lies_between_its_neighbours(
+    add_classifier: Callable[..., Path],
+) -> None:
+    engine = open_engine(add_classifier(), replace(OPTIONS, buckets=bucket_sizes(10, per_octave=4)))
+    engine.warm_up()
+    for rows, below, above in [(3, 2, 4), (5, 4, 8), (6, 4, 8), (7, 4, 8)]:
+        neighbours = engine.seconds_for(below), engine.seconds_for(above)
+        assert min(neighbours) <= engine.seconds_for(rows) <= max(neighbours)
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
