@@ -39,12 +39,17 @@ CUDA_OPTIONS = {
 }
 
 
+CONVOLUTIONS = {"Conv", "ConvInteger", "ConvTranspose", "QLinearConv"}
+"""ONNX's convolutions. A graph is searched for them before onnxruntime fuses any with their neighbours."""
+
+
 @dataclass(frozen=True)
 class EngineOptions:
     """How a session runs.
 
     buckets: the batch sizes that the graph ever sees, ascending; a batch is padded to the next one.
     cuda_graphs: with provider cuda, capture each bucket's kernels once and replay them as a whole.
+    convolution_rows: where the graph has convolutions, leave out the buckets with more rows.
     """
 
     provider: Provider
@@ -52,6 +57,7 @@ class EngineOptions:
     intra_op_threads: int
     buckets: tuple[int, ...]
     cuda_graphs: bool = True
+    convolution_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,18 +87,18 @@ class Engine:
     """
 
     def __init__(self, graph: Path, manifest: Manifest, options: EngineOptions) -> None:
-        self.buckets = options.buckets
-        self._seconds = dict.fromkeys(options.buckets, math.inf)
         self._options = options
         self._session = _open_session(graph, options)
+        self.buckets = _buckets(self._session, options)
+        self._seconds = dict.fromkeys(self.buckets, math.inf)
         _check_tensors(manifest.inputs, self._session.get_inputs(), "input")
         _check_tensors(manifest.outputs, self._session.get_outputs(), "output")
-        most = options.buckets[-1]
+        most = self.buckets[-1]
         inputs = {spec.name: _buffer(spec, most) for spec in manifest.inputs}
         outputs = {spec.name: _buffer(spec, most) for spec in manifest.outputs}
         try:
             self._by_size = {
-                size: self._bind(index, size, inputs, outputs) for index, size in enumerate(options.buckets)
+                size: self._bind(index, size, inputs, outputs) for index, size in enumerate(self.buckets)
             }
         except Exception as error:  # onnxruntime raises its own types where the device's memory is full
             raise EngineError(f"{graph}: no buffers on the device: {error}") from error
@@ -212,6 +218,8 @@ def _session_options(options: EngineOptions) -> ort.SessionOptions:
     session_options.add_session_config_entry("session.use_env_allocators", "1")
     session_options.enable_mem_pattern = False
     session_options.log_severity_level = 3
+    if options.convolution_rows is not None:
+        session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if options.provider != "cpu":
         session_options.use_deterministic_compute = True
     if options.provider == "cuda":
@@ -219,6 +227,20 @@ def _session_options(options: EngineOptions) -> ort.SessionOptions:
         # provider has kernels for quantized activations, but not for the int32 of a quantized bias.
         session_options.add_session_config_entry("session.disable_quant_qdq", "1")
     return session_options
+
+
+def _buckets(session: ort.InferenceSession, options: EngineOptions) -> tuple[int, ...]:
+    """The options' buckets, or those of them that suit a graph with convolutions; at least one."""
+    if options.convolution_rows is None or not _has_convolutions(session):
+        return options.buckets
+    suitable = tuple(size for size in options.buckets if size <= options.convolution_rows)
+    return suitable or options.buckets[:1]
+
+
+def _has_convolutions(session: ort.InferenceSession) -> bool:
+    """Read off the session's record of which provider runs which of the graph's nodes."""
+    parts = session.get_provider_graph_assignment_info()
+    return any(node.op_type in CONVOLUTIONS for part in parts for node in part.get_nodes())
 
 
 @cache

@@ -99,6 +99,24 @@ def write_model(
     return folder
 
 
+def mean_classifier(models_dir: Path) -> Path:
+    """A graph with a convolution: each of ten equal filters averages the whole image."""
+    nodes = [
+        helper.make_node("Unsqueeze", ["images", "one"], ["channel"]),
+        helper.make_node("Cast", ["channel"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Conv", ["floats", "filters"], ["means"]),
+        helper.make_node("Flatten", ["means"], ["probabilities"], axis=1),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([1], np.int64), "one"),
+        numpy_helper.from_array(np.full((10, 1, 28, 28), 1 / 784, np.float32), "filters"),
+    ]
+    graph = make_model(nodes, constants, (IMAGES,), (PROBABILITIES,))
+    return write_model(
+        models_dir, graph, name="mean", task="classification", inputs=(IMAGES,), outputs=(PROBABILITIES,)
+    )
+
+
 @pytest.fixture
 def add_classifier(tmp_path: Path) -> Callable[..., Path]:
     """Adds a version of a classifier to the models folder `tmp_path`."""

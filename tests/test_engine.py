@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
-from conftest import IMAGES, LATENT, PROBABILITIES, make_model, write_model
+from conftest import IMAGES, LATENT, PROBABILITIES, make_model, mean_classifier, write_model
 from onnx import TensorProto, helper, numpy_helper
 
 from service.engine import Engine, EngineOptions, bucket_sizes
@@ -118,6 +118,19 @@ def test_every_bucket_follows_its_own_inputs_run_after_run(
             labels = [(turn + rows + row) % 10 for row in range(rows)]
             (probabilities,) = engine.run([(images(*labels),)], rows)
             assert probabilities.argmax(axis=1).tolist() == labels
+
+
+@pytest.mark.parametrize(("most", "buckets"), [(None, (2, 4, 8)), (8, (2, 4, 8)), (5, (2, 4)), (1, (2,))])
+def test_only_a_graph_with_convolutions_keeps_to_smaller_batches(
+    add_classifier: Callable[..., Path], tmp_path: Path, most: int | None, buckets: tuple[int, ...]
+) -> None:
+    options = replace(OPTIONS, buckets=(2, 4, 8), convolution_rows=most)
+    engine = open_engine(mean_classifier(tmp_path), options)
+    engine.warm_up()
+    assert engine.buckets == buckets
+    (probabilities,) = engine.run([(np.full((2, 28, 28), 3, np.uint8),)], 2)
+    assert np.allclose(probabilities, 3, atol=1e-4)  # float32 sums of 784 terms
+    assert open_engine(add_classifier(), options).buckets == (2, 4, 8)
 
 
 def test_warming_up_times_every_bucket(add_classifier: Callable[..., Path], options: EngineOptions) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LATENT
+from conftest import LATENT, mean_classifier
 
 from service.errors import (
     EngineError,
@@ -77,6 +77,23 @@ async def test_answers_never_mix_between_callers(
     rng = np.random.default_rng(0)
     requests = [rng.integers(0, 10, size).tolist() for size in rng.integers(1, 20, 300)]
     assert await asyncio.gather(*(classify(repository, *pixels) for pixels in requests)) == requests
+
+
+async def test_on_a_cpu_a_graph_with_convolutions_runs_in_small_batches(
+    add_classifier: Callable[..., Path], tmp_path: Path
+) -> None:
+    add_classifier()
+    mean_classifier(tmp_path)
+    repository = Repository(Settings(models_dir=tmp_path, intra_op_threads=3), Metrics())
+    await repository.start()
+    rows = {"images": np.repeat(np.arange(100, dtype=np.uint8), 784).reshape(100, 28, 28)}
+    plain, convolved = [
+        await infer(repository, name, None, rows, time.monotonic() + 30) for name in ("first-pixel", "mean")
+    ]
+    assert plain.batch_rows == 100
+    assert convolved.batch_rows == 100 - 2 * 3 * 16  # of the last of three batches
+    assert np.allclose(convolved.outputs["probabilities"][:, 0], np.arange(100), atol=1e-3)
+    await repository.close()
 
 
 @pytest.mark.parametrize(("which", "versions"), [("latest", [10]), ("all", [2, 10])])
