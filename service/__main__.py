@@ -43,26 +43,28 @@ async def serve(settings: Settings) -> int:
 
     Raises RepositoryError or EngineError where a model cannot be served.
     """
-    from service.app import create_app
     from service.auth import kept_current, read_keys
-    from service.front import Front
-    from service.heap import leave_out_of_collections
     from service.metrics import Metrics
-    from service.predictor import Predictor
-    from service.server import Server, log_ready
 
     metrics = Metrics()
     keys = read_keys(settings.api_keys_file)
     _watch_gpu(settings, metrics)
     tracing = _open_tracing(settings)
     repository = _repository(settings, metrics, tracing)
-    await repository.start()
+    loading = asyncio.ensure_future(repository.start())
+    await asyncio.to_thread(_import_http)
+    from service.app import create_app
+    from service.front import Front
+    from service.heap import leave_out_of_collections
+    from service.predictor import Predictor
+    from service.server import Server, log_ready
 
     def make(predictor: Predictor) -> Front:
         return create_app(predictor, settings, metrics, keys=keys)
 
     app = make(repository) if tracing is None else tracing.traced(make, repository)
     server = Server(app, settings, repository.stop_being_ready, log_ready)
+    await loading
     _on_hangup(repository.reload)
     leave_out_of_collections()
     async with kept_current(keys):
@@ -72,6 +74,12 @@ async def serve(settings: Settings) -> int:
         await asyncio.to_thread(tracing.close)
     logger.info("stopped")
     return 0
+
+
+def _import_http() -> None:
+    """Import FastAPI and uvicorn, which takes 0.2 s: onnxruntime opens the models meanwhile."""
+    import service.app
+    import service.server  # noqa: F401
 
 
 async def supervise(settings: Settings, arguments: Sequence[str], with_engine: bool) -> int:

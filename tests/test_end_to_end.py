@@ -121,6 +121,24 @@ def test_the_service_has_not_loaded_torch(service: Service) -> None:
     assert "torch" not in maps
 
 
+async def test_the_first_requests_import_nothing_of_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    with serving("--models-dir", str(MODELS)) as service:
+        async with connected(service.port) as connection:
+            bodies = {"application/octet-stream": bytes(784), "image/png": (DIGITS / "7.png").read_bytes()}
+            answers = [
+                await connection.ask("POST", "/classify?model=mlp", body, {"content-type": content_type})
+                for content_type, body in bodies.items()
+            ]
+            answers.append(await connection.ask("GET", "/generate?digit=7&seed=1"))
+        assert [answer.status for answer in answers] == [200, 200, 200]
+        service.stop()
+        assert service.process.stderr is not None
+        lines = [line for line in service.process.stderr if line.startswith("import time:")]
+    imported = {line.split("|")[2].strip().partition(".")[0] for line in lines}
+    assert imported <= {"PIL"}  # Pillow loads its formats when the first picture comes, in 3 ms
+
+
 async def test_a_client_that_leaves_is_noticed(add_slow: Callable[[], Path]) -> None:
     with serving("--models-dir", str(add_slow())) as service:
         async with connected(service.port) as leaving:
