@@ -55,7 +55,7 @@ async def serve(settings: Settings) -> int:
     await asyncio.to_thread(_import_http)
     from service.app import create_app
     from service.front import Front
-    from service.heap import leave_out_of_collections
+    from service.heap import give_back_free_memory, leave_out_of_collections
     from service.predictor import Predictor
     from service.server import Server, log_ready
 
@@ -67,6 +67,7 @@ async def serve(settings: Settings) -> int:
     await loading
     _on_hangup(repository.reload)
     leave_out_of_collections()
+    give_back_free_memory()
     async with kept_current(keys):
         await server.serve()
     await repository.close()
@@ -99,7 +100,7 @@ async def run_engine(settings: Settings, path: Path, lifeline: int | None) -> in
 
     lifeline: the reading end of a pipe; when it ends, the supervisor is dead, and so are we soon.
     """
-    from service.heap import leave_out_of_collections
+    from service.heap import give_back_free_memory, leave_out_of_collections
     from service.host import Host
     from service.metrics import Metrics
 
@@ -118,6 +119,7 @@ async def run_engine(settings: Settings, path: Path, lifeline: int | None) -> in
         loop.add_signal_handler(sig, stopping.set)
     _on_hangup(host.reload)
     leave_out_of_collections()
+    give_back_free_memory()
     await host.start(path)
     logger.info("the engine is ready at %s", path)
     await stopping.wait()

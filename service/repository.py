@@ -14,6 +14,7 @@ from service.batching import BatchQueue, Outcome
 from service.device import Batcher, BatchRecord, Device
 from service.engine import Engine, EngineOptions, bucket_sizes
 from service.errors import InkserveError, RepositoryError
+from service.heap import give_back_free_memory
 from service.manifest import MODEL_FILE, Manifest, read_manifest, sha256_of
 from service.metrics import Metrics
 from service.predictor import Array, Cancel, Catalogue, Done, Inference, ModelInfo, check_inputs
@@ -118,6 +119,8 @@ class Repository:
                     kept.extend(loaded for other, loaded in self._loaded.items() if other[0] == key[0])
             replaced = self._swap(kept)
         await asyncio.gather(*(loaded.batcher.close() for loaded in replaced))
+        del replaced
+        await asyncio.to_thread(give_back_free_memory)
         return problems
 
     async def close(self) -> None:
