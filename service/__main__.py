@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 import uvloop
 
 from service.errors import InkserveError, SettingsError
+from service.heap import give_back_free_memory, leave_out_of_collections, postpone_collections
 from service.logs import configure_logging
 from service.settings import Settings, load_settings
 
@@ -55,7 +56,6 @@ async def serve(settings: Settings) -> int:
     await asyncio.to_thread(_import_http)
     from service.app import create_app
     from service.front import Front
-    from service.heap import give_back_free_memory, leave_out_of_collections
     from service.predictor import Predictor
     from service.server import Server, log_ready
 
@@ -89,6 +89,7 @@ async def supervise(settings: Settings, arguments: Sequence[str], with_engine: b
     from service.supervisor import Supervisor, private_socket
 
     read_keys(settings.api_keys_file)  # the workers need them; here it is seen once, and early, that they can
+    leave_out_of_collections()
     if settings.socket is not None:
         return await Supervisor(settings, arguments, settings.socket, with_engine).run()
     with private_socket() as path:
@@ -100,7 +101,6 @@ async def run_engine(settings: Settings, path: Path, lifeline: int | None) -> in
 
     lifeline: the reading end of a pipe; when it ends, the supervisor is dead, and so are we soon.
     """
-    from service.heap import give_back_free_memory, leave_out_of_collections
     from service.host import Host
     from service.metrics import Metrics
 
@@ -159,6 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.setswitchinterval(SWITCH_SECONDS)
     before = signal.signal(signal.SIGTERM, _leave)
+    postpone_collections()
     try:
         return uvloop.run(work)
     except InkserveError as error:

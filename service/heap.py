@@ -8,15 +8,23 @@ YOUNG = 20_000
 instead a request's Python takes 10 us and not 12."""
 
 
+def postpone_collections() -> None:
+    """Look for no garbage until `leave_out_of_collections` is called.
+
+    A start makes much that stays and next to no garbage, 0.4 MB; looking for it took 70 ms of CPU time.
+    """
+    gc.disable()
+
+
 def leave_out_of_collections() -> None:
-    """Never again look for garbage among what is there now: modules, models, the application.
+    """Look for garbage from now on, but never among what is there now: modules, models, the application.
 
     Requests make the full collections come often, and each took 20 to 40 ms: at 64 connections the 99th
     percentile was 14 to 38 ms, and 5 to 10 ms so.
     """
-    gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
+    gc.enable()
 
 
 def give_back_free_memory() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+import orjson
 import pytest
 from live import RAW, RAW_ANSWER, ROOT, Connection, Service, connected, post_all, serving
 from PIL import Image
@@ -137,6 +139,26 @@ async def test_the_first_requests_import_nothing_of_weight(monkeypatch: pytest.M
         lines = [line for line in service.process.stderr if line.startswith("import time:")]
     imported = {line.split("|")[2].strip().partition(".")[0] for line in lines}
     assert imported <= {"PIL"}  # Pillow loads its formats when the first picture comes, in 3 ms
+
+
+async def test_a_service_that_has_started_looks_for_garbage(
+    add_classifier: Callable[..., Path], tmp_path: Path
+) -> None:
+    async def collections(connection: Connection) -> float:
+        text = (await connection.ask("GET", "/metrics")).body.decode()
+        found = re.search(r'^python_gc_collections_total{generation="0"} (\S+)', text, re.MULTILINE)
+        assert found is not None
+        return float(found[1])
+
+    add_classifier()
+    with serving("--models-dir", str(tmp_path)) as service:
+        async with connected(service.port) as connection:
+            before = await collections(connection)
+            row = orjson.dumps(np.zeros((1, 28, 28)).tolist())[1:-1]
+            body = b'{"images": [' + b",".join([row] * 1000) + b"]}"  # 29,000 lists
+            answer = await connection.ask("POST", "/classify", body, {"content-type": "application/json"})
+            assert answer.status == 200
+            assert await collections(connection) > before
 
 
 async def test_a_client_that_leaves_is_noticed(add_slow: Callable[[], Path]) -> None:
