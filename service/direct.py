@@ -149,6 +149,8 @@ class Call:
         self._route = route
         self.plan = plan
         self._reply = reply
+        # It leads back here. Who does not let go of it at the end leaves a circle, which keeps the body until
+        # garbage is looked for.
         self._cancel: Cancel | None = None
 
     def begin(self, body: Body) -> None:
@@ -162,11 +164,13 @@ class Call:
         """Nobody waits for the answer any more."""
         if self._cancel is not None:
             self._cancel()
+            self._cancel = None
         observer = self._route.observer
         answer = observer.failure(ClientDisconnected(), self.plan.model, b"")
         observer.count(self._route.path, answer, self._started)
 
     def _done(self, outcome: Inference | Exception) -> None:
+        self._cancel = None
         if isinstance(outcome, Exception):
             self._fail(outcome)
             return

@@ -4,6 +4,7 @@ A real listener and real connections, in this process, over tiny models.
 """
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from uvicorn.server import ServerState
 
 from service.app import create_app
 from service.asgi import Receive, Scope, Send
-from service.direct import Head, parse_head
+from service.batching import Item
+from service.direct import Call, Head, parse_head
 from service.front import Front
 from service.metrics import Metrics
 from service.predictor import Cancel
@@ -263,6 +265,20 @@ async def test_a_client_that_leaves_cancels_its_request(listener: Listener, repo
     assert listener.counted(499) == 1
     labels = {"model": "first-pixel", "reason": "client_left"}
     assert listener.metrics.registry.get_sample_value("inkserve_rejected_requests_total", labels) == 1
+
+
+async def test_an_answered_request_is_not_left_to_the_garbage_collector(listener: Listener) -> None:
+    def requests() -> list[object]:
+        return [each for each in gc.get_objects() if isinstance(each, Call | Item)]
+
+    gc.disable()
+    try:
+        before = requests()  # of other tests
+        async with connected(listener) as connection:
+            assert (await connection.ask(request())).status == 200
+        assert len(requests()) == len(before)
+    finally:
+        gc.enable()
 
 
 async def test_a_client_that_leaves_amid_its_body_is_counted(listener: Listener) -> None:
