@@ -129,7 +129,9 @@ class Engine:
         largest = self.buckets[-1]
         self._time(largest)
         timed = [*(size for size in self.buckets[:-1] if size.bit_count() == 1), largest]
-        seconds = [self._time(size) for size in timed]
+        seconds = np.array([self._time(size) for size in timed])
+        # No smaller batch takes longer than a larger one did: what others did meanwhile only adds to a time.
+        seconds = np.minimum.accumulate(seconds[::-1])[::-1]
         self._seconds = {size: float(np.interp(size, timed, seconds)) for size in self.buckets}
 
     def seconds_for(self, rows: int) -> float:

@@ -141,14 +141,14 @@ def test_warming_up_times_every_bucket(add_classifier: Callable[..., Path], opti
     assert all(0 < engine.seconds_for(rows) < 60 for rows in range(1, 9))
 
 
-def test_on_a_cpu_the_time_of_a_bucket_that_did_not_run_lies_between_its_neighbours(
+def test_on_a_cpu_times_grow_with_the_rows_those_between_two_that_were_taken_too(
     add_classifier: Callable[..., Path],
 ) -> None:
     engine = open_engine(add_classifier(), replace(OPTIONS, buckets=bucket_sizes(10, per_octave=4)))
     engine.warm_up()
-    for rows, below, above in [(3, 2, 4), (5, 4, 8), (6, 4, 8), (7, 4, 8)]:
-        neighbours = engine.seconds_for(below), engine.seconds_for(above)
-        assert min(neighbours) <= engine.seconds_for(rows) <= max(neighbours)
+    seconds = [engine.seconds_for(size) for size in engine.buckets]
+    assert seconds == sorted(seconds)
+    assert engine.seconds_for(3) == pytest.approx((engine.seconds_for(2) + engine.seconds_for(4)) / 2)
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
