@@ -1,5 +1,6 @@
 """The image's locked requirements agree with pyproject.toml and constraints.txt; the Dockerfile is clean."""
 
+import ast
 import os
 import re
 import shutil
@@ -15,14 +16,16 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 ENGINES = {"cpu": "onnxruntime", "gpu": "onnxruntime-gpu"}
-LOCKS = [*ENGINES, "build"]
+SERVICE_LOCKS = [*ENGINES, "tracing"]
+LOCKS = [*SERVICE_LOCKS, "loadtest", "build"]
 
 
 def pins(text: str) -> dict[str, str]:
-    """name==version lines, names canonical; comments and hashes left out."""
+    """name==version lines that hold on this system, names canonical; comments and hashes left out."""
     lines = (line.partition("#")[0].replace("\\", "").strip() for line in text.splitlines())
-    pairs = (line.split("==") for line in lines if line and not line.startswith("--hash"))
-    return {str(canonicalize_name(name)): version.strip() for name, version in pairs}
+    pinned = [Requirement(line) for line in lines if line and not line.startswith("--hash")]
+    here = (pin for pin in pinned if pin.marker is None or pin.marker.evaluate())
+    return {str(canonicalize_name(pin.name)): str(pin.specifier).removeprefix("==") for pin in here}
 
 
 def lock(name: str) -> str:
@@ -45,10 +48,27 @@ def test_locked_versions_are_those_of_the_constraints(name: str) -> None:
     assert locked == {package: constraints.get(package) for package in locked}
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_the_lock_holds_what_the_service_needs(engine: str) -> None:
-    needed = project("project", "dependencies") | project("project", "optional-dependencies", engine)
-    assert needed <= set(pins(lock(engine)))
+@pytest.mark.parametrize("extra", SERVICE_LOCKS)
+def test_the_lock_holds_what_the_service_needs(extra: str) -> None:
+    needed = project("project", "dependencies") | project("project", "optional-dependencies", extra)
+    assert needed <= set(pins(lock(extra)))
+
+
+def test_tracing_can_be_added_to_either_engine() -> None:
+    locked = set(pins(lock("tracing")))
+    assert not locked & (set(ENGINES.values()) | project("project", "optional-dependencies", "training"))
+
+
+def test_the_lock_of_the_load_test_holds_what_its_file_imports() -> None:
+    imported: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / "loadtests" / "locustfile.py").read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(str(node.module).partition(".")[0])
+    needed = {name.replace("PIL", "pillow") for name in imported - sys.stdlib_module_names}
+    assert needed == project("dependency-groups", "loadtest")
+    assert needed <= set(pins(lock("loadtest")))
 
 
 def test_the_lock_of_the_build_holds_the_build_backend() -> None:
