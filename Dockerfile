@@ -1,10 +1,12 @@
-# The service alone, without training: see docs/image.md.
+# The service alone, without training, and (--target loadtest) what loads it: see docs/image.md.
 
 # Any image with glibc that has python3 (3.11 to 3.13), or apt-get to install it.
 # ENGINE=gpu needs CUDA 13 and cuDNN 9 in it: onnxruntime-gpu in requirements/gpu.txt is built for these.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 # cpu or gpu.
 ARG ENGINE=cpu
+# tracing, or nothing.
+ARG EXTRAS=tracing
 # baked: the image holds models/. mounted: /models is empty, and a volume goes there.
 ARG MODELS=baked
 
@@ -28,15 +30,25 @@ WORKDIR /src
 # The two secrets are optional: for networks with an index or a certificate authority of their own.
 FROM builder AS dependencies
 ARG ENGINE
-COPY requirements/${ENGINE}.txt requirements.txt
+ARG EXTRAS
+COPY requirements/${ENGINE}.txt requirements/tracing.txt ./
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
-    /opt/build/bin/pip --python /opt/venv/bin/python install \
-    --no-cache-dir --only-binary :all: --require-hashes --requirement requirements.txt
-# What the service never loads, 60 of 212 MB: tests, tools of onnxruntime, and its C library, which the
+    for lock in "${ENGINE}" ${EXTRAS}; do set -- "$@" --requirement "${lock}.txt"; done \
+    && /opt/build/bin/pip --python /opt/venv/bin/python install \
+    --no-cache-dir --only-binary :all: --require-hashes "$@"
+# What the service never loads, 60 of 222 MB: tests, tools of onnxruntime, and its C library, which the
 # Python module does not use.
 RUN find /opt/venv/lib \( -name tests -o -name "libonnxruntime.so.*" -o -path "*/onnxruntime/tools" \
     -o -path "*/onnxruntime/transformers" -o -path "*/onnxruntime/quantization" \) -prune -exec rm -r {} +
+
+FROM builder AS loadtest-dependencies
+COPY requirements/loadtest.txt ./
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
+    /opt/build/bin/pip --python /opt/venv/bin/python install \
+    --no-cache-dir --only-binary :all: --require-hashes --requirement loadtest.txt
+RUN find /opt/venv/lib -name tests -prune -exec rm -r {} +
 
 FROM builder AS project
 COPY requirements/build.txt requirements/
@@ -59,6 +71,19 @@ COPY models /models
 # hadolint ignore=DL3006
 FROM models-${MODELS} AS models
 
+FROM base AS loadtest
+LABEL org.opencontainers.image.title="inkserve-loadtest" \
+    org.opencontainers.image.description="Load for inkserve: locust, real digits, checked answers" \
+    org.opencontainers.image.licenses="Apache-2.0"
+ENV PATH=/opt/venv/bin:${PATH} \
+    LOCUST_LOCUSTFILE=/opt/loadtest/loadtests/locustfile.py
+COPY --from=loadtest-dependencies /opt/venv /opt/venv
+COPY tests/digits/digits.raw tests/digits/*.png /opt/loadtest/tests/digits/
+COPY loadtests/locustfile.py /opt/loadtest/loadtests/
+USER 65532:65532
+WORKDIR /opt/loadtest
+ENTRYPOINT ["locust"]
+
 FROM base AS service-cpu
 ENV INKSERVE_PROVIDER=cpu
 
@@ -66,14 +91,7 @@ FROM base AS service-gpu
 ENV INKSERVE_PROVIDER=cuda
 
 # hadolint ignore=DL3006
-FROM service-${ENGINE}
-ARG VERSION=0.1.0
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="inkserve" \
-    org.opencontainers.image.description="MNIST generators and classifiers over HTTP, batched across requests" \
-    org.opencontainers.image.licenses="Apache-2.0" \
-    org.opencontainers.image.version="${VERSION}" \
-    org.opencontainers.image.revision="${REVISION}"
+FROM service-${ENGINE} AS service
 # onnxruntime has a client for usage reports, and keeps a database for it in the home folder.
 ENV PATH=/opt/venv/bin:${PATH} \
     PYTHONPATH=/opt/inkserve \
@@ -99,3 +117,11 @@ c = http.client.HTTPConnection('127.0.0.1', int(os.environ['INKSERVE_PORT']), ti
 c.request('GET', '/v2/health/live'); \
 assert c.getresponse().status == 200"]
 ENTRYPOINT ["python3", "-m", "service"]
+# Last, so that a commit's number makes no layer anew.
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="inkserve" \
+    org.opencontainers.image.description="MNIST generators and classifiers over HTTP, batched across requests" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}"
