@@ -53,7 +53,7 @@ image-lint: $(VENV)/.develop ## Check the Dockerfile
 	$(BIN)/hadolint Dockerfile
 
 .PHONY: image-check
-image-check: ## Build the image without a Docker engine and send its server a digit; needs root and Debian
+image-check: ## Build the images without a Docker engine, run and load them; needs root and Debian
 	.ci/image-check
 
 .PHONY: bench
