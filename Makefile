@@ -93,6 +93,10 @@ capacity: $(VENV)/.develop ## Measure one pod, check the simulation against it, 
 dashboard: $(VENV)/.develop ## Write the Grafana dashboard, helm/dashboards/inkserve.json
 	$(BIN)/python helm/dashboards/inkserve.py
 
+.PHONY: dashboard-picture
+dashboard-picture: $(VENV)/.develop ## Load the service and draw the dashboard, docs/dashboard.png; needs prometheus
+	$(BIN)/python -m loadtests.dashboard_picture $(ARGS)
+
 .PHONY: clean
 clean: ## Remove the virtual environment and the caches
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

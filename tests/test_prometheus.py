@@ -17,8 +17,11 @@ import pytest
 import yaml
 from conftest import IMAGES, LABEL, PROBABILITIES, first_pixel_classifier, ramp_generator, write_model, z_spec
 from live import serving
+from PIL import Image
 
-from loadtests.prometheus import Prometheus, config, running
+from loadtests.dashboard import Panel, Span, curves, number, panels, variables
+from loadtests.panels import draw
+from loadtests.prometheus import NotAnswered, NotListening, Prometheus, config, running
 
 ROOT = Path(__file__).parent.parent
 RULES = ROOT / "helm" / "rules" / "inkserve.yaml"
@@ -115,6 +118,46 @@ def test_every_query_of_the_dashboard_gives_data(service: str, prometheus: Prome
 
     wait_for(all_speak)
     assert silent == gpu
+
+
+def test_a_picture_shows_the_answers_to_every_panel(
+    service: str, prometheus: Prometheus, tmp_path: Path
+) -> None:
+    values = variables(prometheus)
+    assert values == {"namespace": LABELS["$namespace"], "job": LABELS["$job"]}
+    start = time.time()
+
+    def has_numbers(panel: Panel) -> bool:
+        shown = Span(start, time.time(), 1)
+        if panel.kind == "stat":
+            figure = number(prometheus, panel, values, shown)
+            return figure is not None and math.isfinite(figure)
+        found = curves(prometheus, panel, values, shown)
+        assert all(curve.name and "{" not in curve.name for curve in found)
+        return any(math.isfinite(value) for curve in found for value in curve.line.values)
+
+    silent = [panel for panel in panels() if panel.kind != "row"]
+
+    def all_speak() -> bool:
+        load(service)
+        silent[:] = [panel for panel in silent if not has_numbers(panel)]
+        return all("GPU" in panel.title for panel in silent)
+
+    wait_for(all_speak)
+    assert [panel.title for panel in silent] == ["GPU memory", "GPU utilisation"]
+    draw(prometheus, Span(start, time.time(), 1), tmp_path / "dashboard.png")
+    with Image.open(tmp_path / "dashboard.png") as picture:
+        assert picture.size == (1488, 1988)  # 24 squares of 62 dots; 57 of 34 and a header of 50
+        assert len(picture.convert("RGB").getcolors() or []) > 20
+
+
+def test_prometheus_says_what_is_wrong_with_a_query_or_a_configuration(
+    prometheus: Prometheus, tmp_path: Path
+) -> None:
+    with pytest.raises(NotAnswered, match="parse error"):
+        prometheus.at("sum(")
+    with pytest.raises(NotListening, match="not_a_field"), running(tmp_path, {"not_a_field": 1}):
+        pass
 
 
 def test_every_rule_is_evaluated_and_no_alert_is_raised(service: str, prometheus: Prometheus) -> None:
