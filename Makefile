@@ -10,6 +10,7 @@ DATA_DIR ?= data/mnist
 HOST ?=
 STAGES ?= ramp
 RATE ?= 200
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
@@ -80,8 +81,8 @@ lock: $(VENV)/.develop ## Pin and hash the packages of the image, at the version
 	echo hatchling | $(LOCK) --output-file requirements/build.txt -
 
 .PHONY: load
-load: $(VENV)/.develop ## Load the service with real digits: HOST= STAGES=ramp|spike|soak RATE= ARGS=
-	$(BIN)/python -m loadtests.load --host "$(HOST)" --stages $(STAGES) --rate $(RATE) $(ARGS)
+load: $(VENV)/.develop ## Load the service with real digits: HOST= STAGES=ramp|spike|soak RATE= WORKERS= ARGS=
+	$(BIN)/python -m loadtests.load --host "$(HOST)" --stages $(STAGES) --rate $(RATE) --workers $(WORKERS) $(ARGS)
 
 .PHONY: capacity
 capacity: $(VENV)/.develop ## Measure one pod, check the simulation against it, simulate to a million requests/s
