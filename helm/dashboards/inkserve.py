@@ -148,7 +148,7 @@ def batching(board: dashboard.Dashboard) -> None:
             "Rows waiting",
             "none",
             {"{{model}}": f"sum by (model) (inkserve_rows_waiting{{{S}}})"},
-            "Beyond max_queue_rows, requests get 503.",
+            "Beyond max_queue_rows or max_queue_requests, 503.",
         ),
         graph("Rows", "rowsps", {"{{model}}": rows}, "Rows run, padding not counted."),
         graph(
