@@ -10,16 +10,19 @@ DATA_DIR ?= data/mnist
 HOST ?=
 STAGES ?= ramp
 RATE ?= 200
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
+CHECKOV := .cache/checkov
 UV := $(shell command -v uv 2>/dev/null)
 ifdef UV
-MAKE_VENV = uv venv --quiet --allow-existing --python $(PYTHON) $(VENV)
-INSTALL = uv pip install --quiet --python $(BIN)/python
+MAKE_VENV = uv venv --quiet --allow-existing --python $(PYTHON)
+INSTALL_INTO = uv pip install --quiet --python $(1)/bin/python
 else
-MAKE_VENV = $(PYTHON) -m venv $(VENV)
-INSTALL = $(BIN)/python -m pip install --quiet
+MAKE_VENV = $(PYTHON) -m venv
+INSTALL_INTO = $(1)/bin/python -m pip install --quiet
 endif
+INSTALL = $(call INSTALL_INTO,$(VENV))
 # uv does not read pip's variables; whoever set them meant both.
 ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -80,10 +83,15 @@ lock: $(VENV)/.develop ## Pin and hash the packages of the image, at the version
 	$(LOCK) --extra tracing --output-file requirements/tracing.txt pyproject.toml
 	$(LOCK) --group loadtest --output-file requirements/loadtest.txt
 	echo hatchling | $(LOCK) --output-file requirements/build.txt -
+	echo checkov | UV_FIND_LINKS= $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
+		--custom-compile-command "make lock" --output-file requirements/checkov.txt -
+
+.PHONY: checkov
+checkov: $(CHECKOV)/.installed ## Install checkov, by which make test judges the rendered chart
 
 .PHONY: load
-load: $(VENV)/.develop ## Load the service with real digits: HOST= STAGES=ramp|spike|soak RATE= ARGS=
-	$(BIN)/python -m loadtests.load --host "$(HOST)" --stages $(STAGES) --rate $(RATE) $(ARGS)
+load: $(VENV)/.develop ## Load the service with real digits: HOST= STAGES=ramp|spike|soak RATE= WORKERS= ARGS=
+	$(BIN)/python -m loadtests.load --host "$(HOST)" --stages $(STAGES) --rate $(RATE) --workers $(WORKERS) $(ARGS)
 
 .PHONY: capacity
 capacity: $(VENV)/.develop ## Measure one pod, check the simulation against it, simulate to a million requests/s
@@ -95,12 +103,22 @@ capacity: $(VENV)/.develop ## Measure one pod, check the simulation against it, 
 dashboard: $(VENV)/.develop ## Write the Grafana dashboard, helm/dashboards/inkserve.json
 	$(BIN)/python helm/dashboards/inkserve.py
 
+.PHONY: dashboard-picture
+dashboard-picture: $(VENV)/.develop ## Load the service and draw the dashboard, docs/dashboard.png; needs prometheus
+	$(BIN)/python -m loadtests.dashboard_picture $(ARGS)
+
 .PHONY: clean
 clean: ## Remove the virtual environment and the caches
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CHECKOV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# A virtual environment of its own: it wants older versions of what the project uses itself.
+$(CHECKOV)/.installed: requirements/checkov.txt
+	$(MAKE_VENV) $(CHECKOV)
+	$(call INSTALL_INTO,$(CHECKOV)) --no-deps --requirement $<
+	touch $@
 
 $(BIN)/python:
-	$(MAKE_VENV)
+	$(MAKE_VENV) $(VENV)
 
 $(VENV)/.serve: $(BIN)/python pyproject.toml constraints.txt
 	$(INSTALL) --constraint constraints.txt --editable ".[$(ENGINE)]"

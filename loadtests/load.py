@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from loadtests.processes import free_port
 from loadtests.service_process import ROOT, NotStarted, Service, serving
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
@@ -59,11 +60,18 @@ def _run_locust(host: str, parsed: argparse.Namespace, rest: list[str]) -> int:
     reports.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--host", host]
     command += ["--headless", "--only-summary"]
-    command += ["--processes", str(parsed.workers)] if parsed.workers else []
+    command += _processes(parsed.workers) if parsed.workers else []
     command += ["--html", str(reports / "report.html"), "--csv", str(reports / "load"), *rest]
     code = subprocess.run(command, cwd=ROOT, check=False).returncode
     print(f"report: {reports / 'report.html'}", file=sys.stderr)
     return code
+
+
+def _processes(workers: int) -> list[str]:
+    """Locust's own port is fixed and open to the network; two runs at once, or a firewall, would mind."""
+    port = str(free_port())
+    here = ["--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--master-port", port]
+    return ["--processes", str(workers), *here]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Knows the service by its HTTP interface alone.
 import base64
 import hashlib
 import io
+import logging
 import math
 import random
 from argparse import ArgumentTypeError
@@ -19,7 +20,7 @@ from locust import FastHttpUser, LoadTestShape, constant_throughput, events, tas
 from locust.argument_parser import LocustArgumentParser
 from locust.contrib.fasthttp import ResponseContextManager
 from locust.env import Environment
-from locust.runners import WorkerRunner
+from locust.runners import WORKER_REPORT_INTERVAL, MasterRunner, WorkerRunner
 from PIL import Image
 
 FOLDER = Path(__file__).resolve().parent.parent / "tests" / "digits"
@@ -34,10 +35,18 @@ JSON_IMAGES = (1, 4)
 SEEDS = 50
 COUNTS = (1, 4, 16)
 
+logger = logging.getLogger("inkserve.load")
+
 Check = Callable[[ResponseContextManager], None]
 
 USER_RATE = 5.0
 """Requests per second of one user; a user waits for each answer, so it is slower once one takes 0.2 s."""
+
+FINISH_SECONDS = 30
+"""How long a user who is to go may wait for an answer, which would be counted nowhere, right or wrong."""
+
+SETTLE_SECONDS = WORKER_REPORT_INTERVAL + 2
+"""Without users, so that the workers' last reports arrive: locust's master waits half a second for them."""
 
 SHED = "shed: 503"
 """Begins the message of an overload's answer, which is right, and counts apart from wrong ones."""
@@ -107,19 +116,41 @@ def add_arguments(parser: LocustArgumentParser) -> None:
     )
 
 
+@events.init.add_listener  # type: ignore[untyped-decorator]
+def let_users_finish(environment: Environment, **_: Any) -> None:
+    environment.stop_timeout = environment.stop_timeout or FINISH_SECONDS
+
+
 class Stages(LoadTestShape):
-    """As many users as the stage's rate needs, second by second."""
+    """As many users as the stage's rate needs, second by second.
+
+    lost: ids of the workers that fell silent and were not heard of again. Locust goes on without them, and
+    without their part of the load.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lost: set[str] = set()
 
     def tick(self) -> tuple[int, float] | None:
+        self.watch_workers()
         options = self.runner.environment.parsed_options if self.runner else None
         assert options is not None
         now = float(self.get_run_time())  # type: ignore[no-untyped-call]
         if now > options.seconds:
-            return None
+            settled = options.seconds + (SETTLE_SECONDS if isinstance(self.runner, MasterRunner) else 0)
+            return None if now > settled else (0, 100.0)
         times, parts = zip(*STAGES[options.stages], strict=True)
         rate = options.rate * float(np.interp(now / options.seconds, times, parts))
         users = max(1, round(rate / USER_RATE))
         return users, max(10.0, options.rate / USER_RATE)  # a spike's users all come within a second
+
+    def watch_workers(self) -> None:
+        """See who is silent now; locust itself forgets a worker after a minute of silence."""
+        if isinstance(self.runner, MasterRunner):
+            clients = self.runner.clients
+            heard = {client.id for client in (*clients.ready, *clients.spawning, *clients.running)}
+            self.lost = (self.lost | {client.id for client in clients.missing}) - heard
 
 
 class Visitor(FastHttpUser):
@@ -271,10 +302,27 @@ def check_sprite(response: ResponseContextManager, path: str, count: int) -> Non
 
 @events.quitting.add_listener  # type: ignore[untyped-decorator]
 def set_exit_code(environment: Environment, **_: Any) -> None:
-    """1 if an answer was wrong or nothing was answered; what was shed does not count as wrong."""
+    """1 if the run is to fail; what was shed does not count as wrong."""
     if isinstance(environment.runner, WorkerRunner):
         return  # what it saw has gone to the master
-    stats = environment.stats
+    if problem := _failure(environment):
+        logger.error("the run fails: %s", problem)
+    environment.process_exit_code = 1 if problem else 0
+
+
+def _failure(environment: Environment) -> str | None:
+    stats, runner, shape = environment.stats, environment.runner, environment.shape_class
     wrong = sum(error.occurrences for error in stats.errors.values() if SHED not in str(error.error))
-    answered = stats.total.num_requests - stats.total.num_failures
-    environment.process_exit_code = 1 if wrong or not answered else 0
+    if wrong:
+        return f"{wrong} answers were wrong"
+    if stats.total.num_requests == stats.total.num_failures:
+        return "nothing was answered"
+    if runner and runner.exceptions:
+        return f"{len(runner.exceptions)} kind of exception in the load test itself"
+    if isinstance(shape, Stages):
+        shape.watch_workers()
+        if shape.lost:
+            return (
+                f"workers fell silent, and the load was less than asked for: {', '.join(sorted(shape.lost))}"
+            )
+    return None

@@ -361,7 +361,7 @@ def test_selectors_find_the_servers_and_not_the_test_pod(case: str) -> None:
         deployment["spec"]["selector"]["matchLabels"],
         service["spec"]["selector"],
         one(manifests, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
-        one(manifests, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+        one(manifests, "NetworkPolicy", "digits-inkserve")["spec"]["podSelector"]["matchLabels"],
         *(c["labelSelector"]["matchLabels"] for c in pod_spread(deployment)),
     ]
     for selector in selectors:
@@ -595,7 +595,8 @@ DNS = {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"
 
 
 def egress(values: Values) -> list[Manifest]:
-    found: list[Manifest] = one(render(values), "NetworkPolicy")["spec"]["egress"]
+    policy = one(render(values), "NetworkPolicy", "digits-inkserve")
+    found: list[Manifest] = policy["spec"]["egress"]
     return found
 
 
@@ -643,6 +644,26 @@ def test_the_ratio_goes_to_the_samplers_that_have_one(sampler: str, arg: str | N
     assert (env["INKSERVE_TRACING"], env["OTEL_TRACES_SAMPLER"]) == ("otlp", sampler)
     assert env.get("OTEL_TRACES_SAMPLER_ARG") == arg
     assert not [name for name in environment(server(render({}))) if name.startswith("OTEL")]
+
+
+def test_the_test_pod_reaches_the_service_alone() -> None:
+    manifests = render({"settings": {"port": 8080}})
+    policy = one(manifests, "NetworkPolicy", "digits-inkserve-test")["spec"]
+    test_pod, deployment = one(manifests, "Pod"), one(manifests, "Deployment")
+    server_labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert policy["podSelector"]["matchLabels"].items() <= test_pod["metadata"]["labels"].items()
+    assert not policy["podSelector"]["matchLabels"].items() <= server_labels.items()
+    assert policy["ingress"] == []
+    names, service = policy["egress"]
+    assert names == DNS
+    (port,) = service["ports"]
+    assert port["port"] == server(manifests)["ports"][0]["containerPort"] == 8080
+    (to,) = service["to"]
+    assert to["podSelector"]["matchLabels"].items() <= server_labels.items()
+    for values in ({"networkPolicy": {"enabled": False}}, {"test": {"enabled": False}}):
+        assert "digits-inkserve-test" not in {
+            each["metadata"]["name"] for each in render(values) if each["kind"] == "NetworkPolicy"
+        }
 
 
 def test_metrics_are_not_published() -> None:

@@ -1,10 +1,16 @@
 """The load test against the real service: right answers pass, a wrong one fails the run."""
 
 import csv
+import re
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -12,10 +18,14 @@ import numpy as np
 import onnx
 import pytest
 from conftest import IMAGES, PROBABILITIES, make_model, write_model
+from live import serving
 from onnx import TensorProto, helper, numpy_helper
+
+from loadtests.processes import free_port
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "models"
+LOCUSTS_OWN_PORT = 5557
 SHORT = ("--rate", "40", "--seconds", "4")
 
 
@@ -58,13 +68,149 @@ def counts(reports: Path) -> dict[str, tuple[int, int]]:
     return {row["Name"]: (int(row["Request Count"]), int(row["Failure Count"])) for row in rows}
 
 
+@dataclass(frozen=True)
+class Distributed:
+    """A master and two workers of locust, each a process started by itself, as on three machines."""
+
+    master: "subprocess.Popen[str]"
+    workers: list["subprocess.Popen[str]"]
+
+    def codes(self) -> list[int]:
+        """Exit codes, the master's first."""
+        return [process.wait(timeout=60) for process in (self.master, *self.workers)]
+
+
+@contextmanager
+def distributed(host: str, reports: Path, *arguments: str) -> Iterator[Distributed]:
+    locust = [sys.executable, "-m", "locust", "--locustfile", "loadtests/locustfile.py"]
+    port = str(free_port())
+    flags = ["--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--headless"]
+    flags += ["--expect-workers", "2", "--expect-workers-max-wait", "60", "--host", host]
+    flags += ["--html", str(reports / "report.html"), "--csv", str(reports / "load"), *arguments]
+    worker = [*locust, "--worker", "--master-host", "127.0.0.1", "--master-port", port]
+    with (reports / "log").open("w") as log:
+        master = subprocess.Popen([*locust, *flags], cwd=ROOT, stdout=log, stderr=log, text=True)
+        workers = [subprocess.Popen(worker, cwd=ROOT, stderr=subprocess.DEVNULL, text=True) for _ in range(2)]
+        try:
+            yield Distributed(master, workers)
+        finally:
+            for process in (master, *workers):
+                process.kill()
+                process.wait()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def answered(port: int) -> int:
+    """What the service itself has counted."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as response:
+        text = response.read().decode()
+    counted = re.findall(
+        r'^inkserve_requests_total{.*route="/(?:classify|generate)".*} (.*)$', text, re.MULTILINE
+    )
+    return round(sum(map(float, counted)))
+
+
+def test_a_master_counts_what_two_workers_send(
+    tmp_path: Path, add_generator: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    add_reader(tmp_path)
+    add_generator()
+    reports = tmp_path_factory.mktemp("reports")
+    with serving("--models-dir", str(tmp_path)) as service:
+        url = f"http://127.0.0.1:{service.port}"
+        with distributed(url, reports, "--stages", "ramp", "--rate", "80", "--seconds", "6") as run:
+            assert run.codes() == [0, 0, 0], (reports / "log").read_text()
+        sent, failed = counts(reports)["Aggregated"]
+        assert answered(service.port) == sent > 100
+        assert failed == 0
+    log = (reports / "log").read_text()
+    assert "2 workers connected" in log
+    # The shape's stages: more and more users, up to the rate, and none while the last reports arrive.
+    *users, last = [int(number) for number in re.findall(r'All users spawned: {"Visitor": (\d+)}', log)]
+    assert users == sorted(users)
+    assert len(users) > 2
+    assert (users[-1], last) == (16, 0)
+    assert "<html" in (reports / "report.html").read_text()[:500]
+
+
+def test_a_wrong_answer_to_a_worker_fails_the_master(
+    tmp_path: Path, add_classifier: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    add_classifier()
+    reports = tmp_path_factory.mktemp("reports")
+    with serving("--models-dir", str(tmp_path)) as service:
+        url = f"http://127.0.0.1:{service.port}"
+        with distributed(url, reports, *SHORT, "--mix", "raw=1") as run:
+            assert run.codes()[0] == 1
+    assert "labels are ['0'], expected [7]" in (reports / "load_failures.csv").read_text()
+
+
+def test_a_lost_worker_fails_the_run(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    add_reader(tmp_path)
+    reports = tmp_path_factory.mktemp("reports")
+    with serving("--models-dir", str(tmp_path)) as service:
+        url = f"http://127.0.0.1:{service.port}"
+        options = ("--stages", "soak", "--rate", "40", "--seconds", "10", "--mix", "raw=1")
+        with distributed(url, reports, *options) as run:
+            wait_for(lambda: answered(service.port) > 0)
+            run.workers[0].kill()
+            assert run.codes() == [1, -9, 0]
+    log = (reports / "log").read_text()
+    assert "the run fails: workers fell silent" in log
+    assert counts(reports)["Aggregated"][1] == 0
+
+
+def test_what_is_shed_is_counted_apart_and_passes(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    add_reader(tmp_path)
+    reports = tmp_path_factory.mktemp("reports")
+    flags = ("--max-queue-rows", "64", "--max-request-rows", "64", "--max-batch-size", "1")
+    with serving("--models-dir", str(tmp_path), *flags) as service:
+        host = ("--host", f"http://127.0.0.1:{service.port}")
+        run = load(tmp_path, reports, *host, "--stages", "soak", "--rate", "400", "--mix", "batch=1")
+    assert run.returncode == 0, run.stdout + run.stderr
+    requests, failures = counts(reports)["Aggregated"]
+    assert 0 < failures < requests
+    with (reports / "load_failures.csv").open() as file:
+        assert all("shed: 503" in row["Error"] for row in csv.DictReader(file))
+
+
+def test_a_mistake_in_the_load_test_itself_fails_the_run(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    add_reader(tmp_path)
+    file = tmp_path_factory.mktemp("locustfile") / "locustfile.py"
+    file.write_text(
+        "from loadtests.locustfile import *\n"
+        "def ask(self): raise RuntimeError('a mistake')\n"
+        "Visitor.classify_png = ask\n"
+    )
+    with serving("--models-dir", str(tmp_path)) as service:
+        command = [sys.executable, "-m", "locust", "--locustfile", str(file), "--headless", *SHORT]
+        command += ["--host", f"http://127.0.0.1:{service.port}", "--mix", "raw=1,png=1"]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 1, run.stderr
+    assert "the run fails: 1 kind of exception in the load test itself" in run.stderr
+
+
 def test_right_answers_pass_from_two_processes(
     tmp_path: Path, add_generator: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     add_reader(tmp_path)
     add_generator()
     reports = tmp_path_factory.mktemp("reports")
-    run = load(tmp_path, reports, "--mix", "raw=1,png=1,json=1,batch=1,generate=1")
+    with socket.socket() as taken:
+        with suppress(OSError):  # somebody else has it, which is as good
+            taken.bind(("127.0.0.1", LOCUSTS_OWN_PORT))
+            taken.listen()
+        run = load(tmp_path, reports, "--mix", "raw=1,png=1,json=1,batch=1,generate=1")
     assert run.returncode == 0, run.stdout + run.stderr
     seen = counts(reports)
     assert seen.keys() == {
@@ -104,7 +250,7 @@ def test_a_service_that_does_not_start_fails_the_run(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("stages", ["ramp", "spike", "soak"])
 def test_the_shipped_models_answer_rightly(tmp_path: Path, stages: str) -> None:
-    run = load(MODELS, tmp_path, "--stages", stages)
+    run = load(MODELS, tmp_path, "--stages", stages, "--workers", "0")
     assert run.returncode == 0, run.stdout + run.stderr
 
 

@@ -1,16 +1,15 @@
 """A real Prometheus over the real service: its metrics, the rules and the dashboard's queries."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,11 @@ import pytest
 import yaml
 from conftest import IMAGES, LABEL, PROBABILITIES, first_pixel_classifier, ramp_generator, write_model, z_spec
 from live import serving
+from PIL import Image
+
+from loadtests.dashboard import Panel, Span, curves, number, panels, variables
+from loadtests.panels import draw
+from loadtests.prometheus import NotAnswered, NotListening, Prometheus, config, running
 
 ROOT = Path(__file__).parent.parent
 RULES = ROOT / "helm" / "rules" / "inkserve.yaml"
@@ -63,44 +67,12 @@ def service(models_dir: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def prometheus(service: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prometheus(service: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A Prometheus that scrapes the service each second and evaluates the chart's rules."""
-    folder = tmp_path_factory.mktemp("prometheus")
-    target = {"targets": [service.removeprefix("http://")], "labels": {"namespace": LABELS["$namespace"]}}
-    config = {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(RULES)],
-        "scrape_configs": [{"job_name": LABELS["$job"], "static_configs": [target]}],
-    }
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    with started(folder) as url:
-        yield url
-
-
-@contextmanager
-def started(folder: Path) -> Iterator[str]:
-    command = [
-        "prometheus",
-        f"--config.file={folder / 'prometheus.yml'}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        "--web.listen-address=127.0.0.1:0",
-        "--log.format=json",
-    ]
-    log = folder / "log"
-    with log.open("w") as stderr, subprocess.Popen(command, stderr=stderr) as process:
-        try:
-            address = wait_for(lambda: listening(log) or process.poll() is not None)
-            assert isinstance(address, str), log.read_text()
-            yield f"http://{address}"
-        finally:
-            process.terminate()
-
-
-def listening(log: Path) -> str | None:
-    for line in log.read_text().splitlines(keepends=True):
-        if line.endswith("\n") and json.loads(line).get("msg") == "Listening on":
-            return str(json.loads(line)["address"])
-    return None
+    labels = {"namespace": LABELS["$namespace"]}
+    scraped = config(LABELS["$job"], service.removeprefix("http://"), labels, RULES)
+    with running(tmp_path_factory.mktemp("prometheus"), scraped) as prometheus:
+        yield prometheus
 
 
 def wait_for(condition: Any) -> Any:
@@ -111,17 +83,11 @@ def wait_for(condition: Any) -> Any:
     return result
 
 
-def ask(prometheus: str, path: str, **parameters: str) -> Any:
-    answer = json.loads(get(f"{prometheus}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"))
-    assert answer["status"] == "success", answer
-    return answer["data"]
-
-
-def has_data(prometheus: str, query: str) -> bool:
+def has_data(prometheus: Prometheus, query: str) -> bool:
     """Whether a query gives a number now, at least one that is not NaN."""
     for name, value in LABELS.items():
         query = query.replace(name, value)
-    return any(sample["value"][1] != "NaN" for sample in ask(prometheus, "query", query=query)["result"])
+    return any(not math.isnan(line.values[0]) for line in prometheus.at(query))
 
 
 def dashboards_queries() -> list[str]:
@@ -140,7 +106,7 @@ def test_promtool_finds_nothing_wrong_with_a_scrape(models_dir: Path, workers: s
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 
-def test_every_query_of_the_dashboard_gives_data(service: str, prometheus: str) -> None:
+def test_every_query_of_the_dashboard_gives_data(service: str, prometheus: Prometheus) -> None:
     silent = dashboards_queries()
     assert len(silent) > 30
     gpu = [query for query in silent if "inkserve_gpu_" in query]  # the service runs on the processor
@@ -154,19 +120,59 @@ def test_every_query_of_the_dashboard_gives_data(service: str, prometheus: str) 
     assert silent == gpu
 
 
-def test_every_rule_is_evaluated_and_no_alert_is_raised(service: str, prometheus: str) -> None:
+def test_a_picture_shows_the_answers_to_every_panel(
+    service: str, prometheus: Prometheus, tmp_path: Path
+) -> None:
+    values = variables(prometheus)
+    assert values == {"namespace": LABELS["$namespace"], "job": LABELS["$job"]}
+    start = time.time()
+
+    def has_numbers(panel: Panel) -> bool:
+        shown = Span(start, time.time(), 1)
+        if panel.kind == "stat":
+            figure = number(prometheus, panel, values, shown)
+            return figure is not None and math.isfinite(figure)
+        found = curves(prometheus, panel, values, shown)
+        assert all(curve.name and "{" not in curve.name for curve in found)
+        return any(math.isfinite(value) for curve in found for value in curve.line.values)
+
+    silent = [panel for panel in panels() if panel.kind != "row"]
+
+    def all_speak() -> bool:
+        load(service)
+        silent[:] = [panel for panel in silent if not has_numbers(panel)]
+        return all("GPU" in panel.title for panel in silent)
+
+    wait_for(all_speak)
+    assert [panel.title for panel in silent] == ["GPU memory", "GPU utilisation"]
+    draw(prometheus, Span(start, time.time(), 1), tmp_path / "dashboard.png")
+    with Image.open(tmp_path / "dashboard.png") as picture:
+        assert picture.size == (1488, 1988)  # 24 squares of 62 dots; 57 of 34 and a header of 50
+        assert len(picture.convert("RGB").getcolors() or []) > 20
+
+
+def test_prometheus_says_what_is_wrong_with_a_query_or_a_configuration(
+    prometheus: Prometheus, tmp_path: Path
+) -> None:
+    with pytest.raises(NotAnswered, match="parse error"):
+        prometheus.at("sum(")
+    with pytest.raises(NotListening, match="not_a_field"), running(tmp_path, {"not_a_field": 1}):
+        pass
+
+
+def test_every_rule_is_evaluated_and_no_alert_is_raised(service: str, prometheus: Prometheus) -> None:
     rules: list[dict[str, Any]] = []
 
     def all_evaluated() -> bool:
         load(service)
-        rules[:] = [rule for group in ask(prometheus, "rules")["groups"] for rule in group["rules"]]
+        rules[:] = [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
         return all(rule["health"] == "ok" for rule in rules)
 
     wait_for(all_evaluated)
     expected = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
     assert len(rules) == len(expected)
     assert {(rule["health"], rule.get("lastError", "")) for rule in rules} == {("ok", "")}
-    assert ask(prometheus, "alerts")["alerts"] == []
+    assert prometheus.ask("alerts")["alerts"] == []
     recorded = [rule["record"] for rule in expected if "record" in rule]
     assert wait_for(lambda: load(service) or all(has_data(prometheus, name) for name in recorded))
 

@@ -75,6 +75,33 @@ def test_the_rules_name_only_metrics_and_labels_that_the_service_has() -> None:
         assert used <= labels[family], metric
 
 
+def test_nothing_names_a_metric_that_the_service_does_not_have() -> None:
+    document = (ROOT / "docs" / "observability.md").read_text()
+    documented = set(
+        re.findall(r"^\| `(inkserve_\w+)`", document, re.MULTILINE)
+    )  # which a test of its own checks
+    recorded = {"inkserve_request_errors", "inkserve_slow_requests"}
+    files = [
+        *(ROOT / "docs").glob("*.md"),
+        ROOT / "README.md",
+        RULES,
+        *(ROOT / "helm" / "dashboards").glob("*.json"),
+        *(ROOT / "helm" / "templates").rglob("*.yaml"),
+    ]
+    named = {name for file in files for name in re.findall(r"\binkserve_\w+", file.read_text())}
+    assert len(named) > 20
+    parts = {name for name in named if name not in documented}
+    assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in parts} - recorded <= documented
+
+
+def test_the_document_tells_what_to_do_about_every_alert() -> None:
+    document = (ROOT / "docs" / "deployment.md").read_text()
+    rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    assert set(re.findall(r"\bInkserve[A-Z]\w+", document)) == {
+        rule["alert"] for rule in rules if "alert" in rule
+    }
+
+
 def test_the_latency_objective_is_a_bucket_of_the_histogram() -> None:
     metrics = Metrics()
     metrics.requests.count("/classify", "mlp", 200, 0.1)

@@ -12,6 +12,8 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import (
     BigValueGraphMode,
     GraphTresholdsStyleMode,
+    LegendDisplayMode,
+    LegendPlacement,
     TooltipDisplayMode,
 )
 from grafana_foundation_sdk.models.dashboard import (
@@ -59,6 +61,9 @@ def targets(queries: Queries, *, instant: bool = False) -> list[prometheus.Dataq
 def graph(title: str, unit: str, queries: Queries, text: str, *, span: int = 8) -> timeseries.Panel:
     """A panel of lines over time, a third of the width unless told otherwise."""
     panel = timeseries.Panel().title(title).description(text).unit(unit).datasource(SOURCE)
+    # The library's default hides the legend, and with it what each line is.
+    legend = common.VizLegendOptions().show_legend(True).display_mode(LegendDisplayMode.LIST)
+    panel.legend(legend.placement(LegendPlacement.BOTTOM))
     every_line = common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI)
     return panel.span(span).height(8).fill_opacity(8).min(0).tooltip(every_line).targets(targets(queries))
 
@@ -143,7 +148,7 @@ def batching(board: dashboard.Dashboard) -> None:
             "Rows waiting",
             "none",
             {"{{model}}": f"sum by (model) (inkserve_rows_waiting{{{S}}})"},
-            "Beyond max_queue_rows, requests get 503.",
+            "Beyond max_queue_rows or max_queue_requests, 503.",
         ),
         graph("Rows", "rowsps", {"{{model}}": rows}, "Rows run, padding not counted."),
         graph(

@@ -1,0 +1,69 @@
+"""The command `python -m loadtests.dashboard_picture`: draws docs/dashboard.png.
+
+Starts the service and a real Prometheus with the chart's rules, loads the service with locust's mix, and
+draws helm/dashboards/inkserve.json from what Prometheus answers to its queries. Debian's package `prometheus`
+has that program.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from loadtests import load
+from loadtests.dashboard import Span
+from loadtests.panels import draw
+from loadtests.prometheus import NotListening, config, running
+from loadtests.service_process import ROOT, NotStarted, Service, serving
+
+PICTURE = ROOT / "docs" / "dashboard.png"
+RULES = ROOT / "helm" / "rules" / "inkserve.yaml"
+SCRAPE_SECONDS = 5
+JOB, NAMESPACE = "inkserve", "serving"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns locust's exit code, or 1 if the service or Prometheus did not start."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        with serving(["--models-dir", str(parsed.models_dir.resolve())]) as service:
+            return _watch(service, parsed)
+    except (NotStarted, NotListening) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.dashboard_picture",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--models-dir", type=Path, default=ROOT / "models", help="what is served")
+    add("--stages", default="spike", help="of the load, see docs/load-testing.md; default spike")
+    add("--rate", type=float, default=200, help="highest requests per second; default 200")
+    add("--seconds", type=float, default=360, help="of the load; default 360")
+    add("--output", type=Path, default=PICTURE)
+    return parser
+
+
+def _watch(service: Service, parsed: argparse.Namespace) -> int:
+    target = f"127.0.0.1:{service.port}"
+    scraped = config(JOB, target, {"namespace": NAMESPACE}, RULES, interval_seconds=SCRAPE_SECONDS)
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder), scraped) as prometheus:
+        time.sleep(2 * SCRAPE_SECONDS)  # the first scrapes are of a service that does nothing yet
+        start = time.time()
+        options = ["--stages", parsed.stages, "--rate", str(parsed.rate), "--seconds", str(parsed.seconds)]
+        code = load.main(["--host", service.url, *options])
+        if code == 0:
+            # Until locust begins to stop, so that the figures are of the load and not of its end.
+            draw(prometheus, Span(start, start + parsed.seconds, SCRAPE_SECONDS), parsed.output)
+            print(f"picture: {parsed.output}", file=sys.stderr)
+        return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
