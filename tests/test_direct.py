@@ -276,7 +276,9 @@ async def test_an_answered_request_is_not_left_to_the_garbage_collector(listener
         before = requests()  # of other tests
         async with connected(listener) as connection:
             assert (await connection.ask(request())).status == 200
-        assert len(requests()) == len(before)
+        async with asyncio.timeout(30):
+            while len(requests()) > len(before):  # the device's thread may hold the batch for a moment
+                await asyncio.sleep(0.005)
     finally:
         gc.enable()
 
