@@ -13,8 +13,9 @@ from pathlib import Path
 import simpy
 
 from loadtests import machine
-from loadtests.capacity import CONNECTIONS, RESULT, Step, post_request, step_of
+from loadtests.capacity import RESULT
 from loadtests.generator import Plan, arrivals, generate
+from loadtests.measured_pod import CONNECTIONS, Step, post_request, step_of
 from loadtests.pod import PodCosts, RequestPod, Tally, load_costs
 from loadtests.service_process import ROOT, serving
 

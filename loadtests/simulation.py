@@ -11,10 +11,9 @@ import simpy
 
 from loadtests.autoscaler import SYNC_SECONDS, Autoscaler, Spec
 from loadtests.cluster import Cluster, ClusterOptions, Metric
+from loadtests.fluid_pod import FluidPod, FluidTally
 from loadtests.pod import (
     Floats,
-    FluidPod,
-    FluidTally,
     Latencies,
     PodCosts,
     Process,

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from loadtests import capacity
-from loadtests.capacity import Step, capacity_at, plan
+from loadtests.capacity import capacity_at, plan
+from loadtests.measured_pod import Step
 from loadtests.pod import load_costs
 
 
