@@ -6,10 +6,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from loadtests.placement import on_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 READY = re.compile(r"ready at (http://127\.0\.0\.1:(\d+))")
@@ -31,11 +33,16 @@ class Service:
 
 
 @contextmanager
-def serving(arguments: Sequence[str]) -> Iterator[Service]:
-    """Run `python -m service` with these flags until the block ends. Raises NotStarted."""
+def serving(arguments: Sequence[str], cores: list[int] | None = None) -> Iterator[Service]:
+    """Run `python -m service` with these flags, on these cores or all, until the block ends.
+
+    Raises NotStarted.
+    """
     command = [sys.executable, "-m", "service", "--port", "0", *arguments]
     started = time.monotonic()
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    with nullcontext() if cores is None else on_cores(cores):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    with process:
         assert process.stderr is not None
         try:
             ready = _await_ready(process.stderr)
