@@ -10,19 +10,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 
 from loadtests import machine
-from loadtests.measured_pod import MeasuredPod, Step
-from loadtests.pod import PodCosts
+from loadtests.measured_pod import MeasuredPod, Step, costs_of
+from loadtests.placement import on_cores, place
 from loadtests.service_process import ROOT, serving
 
 RESULT = ROOT / "loadtests" / "results" / "capacity.json"
 DEVICE_ROWS = (1, 4, 16, 64, 256)
 CLOSED_CONNECTIONS = 64
-LOOP_BOUND_SHARE = 0.9
-"""Below this part of the device's rate, a saturated service is held up by its event loop."""
+REFUSING = ("--max-queue-requests", "1")
+"""Flags of a service that refuses nearly all of CLOSED_CONNECTIONS' requests."""
 
 Json = dict[str, Any]
 
@@ -89,41 +88,49 @@ def _parser() -> argparse.ArgumentParser:
 
 def measure(models_dir: Path, model: str, p99_seconds: float, seconds: float) -> Json:
     """Everything about one pod: its costs, its saturation, its capacity at the latency."""
-    start_seconds = [_start_once(models_dir, model) for _ in range(2)]
-    with serving(_flags(models_dir, model)) as service:
-        pod = MeasuredPod(service, model, seconds)
-        device = [{"rows": rows, "seconds": pod.device_seconds(rows)} for rows in DEVICE_ROWS]
-        alone = pod.closed(1, 1)
-        with pod.counted() as spent:
-            saturated = pod.closed(1, CLOSED_CONNECTIONS)
-        saturation = saturated.answered_rate
-        if not saturation:
-            raise ValueError(f"nothing was answered within {seconds:g} s: is the machine busy?")
-        steps = [asdict(step) for step in _search(pod, saturation, p99_seconds)]
-        start_seconds.append(service.start_seconds)
-        memory_bytes = psutil.Process(service.pid).memory_info().rss
-    batch_seconds, row_seconds = _fit(device)
-    device_rate = 256 / (batch_seconds + 256 * row_seconds)
-    loop_seconds = spent["cpu_seconds_per_request"] - spent["device_seconds_per_request"]
-    if saturation < LOOP_BOUND_SHARE * device_rate:
-        loop_seconds = 1 / saturation
-    overhead = alone.p50_seconds - loop_seconds - device[0]["seconds"]
-    costs = PodCosts(
-        batch_seconds, row_seconds, loop_seconds, max(0.0, overhead), statistics.median(start_seconds)
+    placement = place()
+    flags = _flags(models_dir, model)
+    with on_cores(placement.generator_cores):
+        with serving(flags, placement.service_cores) as service:
+            start_seconds = [service.start_seconds]
+        with serving([*flags, *REFUSING], placement.service_cores) as service:
+            start_seconds.append(service.start_seconds)
+            refusing = MeasuredPod(service, model, seconds).spend(CLOSED_CONNECTIONS)
+        with serving(flags, placement.service_cores) as service:
+            start_seconds.append(service.start_seconds)
+            pod = MeasuredPod(service, model, seconds)
+            device = [pod.batches_of(rows) for rows in DEVICE_ROWS]
+            alone = pod.closed(1, 1)
+            answering = pod.spend(CLOSED_CONNECTIONS)
+            saturation = answering.step.answered_rate
+            if not saturation:
+                raise ValueError(f"nothing was answered within {seconds:g} s: is the machine busy?")
+            steps = [asdict(step) for step in _search(pod, saturation, p99_seconds)]
+            memory_bytes = psutil.Process(service.pid).memory_info().rss
+    costs = costs_of(
+        device,
+        answering,
+        refusing,
+        alone.p50_seconds,
+        statistics.median(start_seconds),
+        cores=len(placement.service_cores),
     )
     good = [step["offered_rate"] for step in steps if Step(**step).meets(p99_seconds)]
     return {
         "machine": machine.describe(),
+        "placement": asdict(placement),
         "model": model,
         "p99_seconds": p99_seconds,
         "capacity_rate": max(good, default=0.0),
         "saturation_rate": saturation,
         "unloaded_p50_seconds": alone.p50_seconds,
         "costs": asdict(costs),
-        "device": device,
+        "device": [asdict(batches) for batches in device],
         "start_seconds": start_seconds,
         "memory_bytes": memory_bytes,
-        **spent,
+        "batches_on_the_loop": answering.loop_share(costs),
+        "answering": asdict(answering),
+        "refusing": asdict(refusing),
         "steps": steps,
     }
 
@@ -212,11 +219,6 @@ def _flags(models_dir: Path, model: str) -> list[str]:
     return ["--models-dir", str(models_dir.resolve()), "--default-classifier", model]
 
 
-def _start_once(models_dir: Path, model: str) -> float:
-    with serving(_flags(models_dir, model)) as service:
-        return service.start_seconds
-
-
 def _search(pod: MeasuredPod, saturation: float, p99_seconds: float) -> Iterator[Step]:
     """Fixed steps for the curve, then bisection for the highest rate that meets the latency."""
     low, high = 0.0, saturation
@@ -233,15 +235,6 @@ def _search(pod: MeasuredPod, saturation: float, p99_seconds: float) -> Iterator
         _say(step)
         yield step
         low, high = (rate, high) if step.meets(p99_seconds) else (low, rate)
-
-
-def _fit(device: Sequence[Json]) -> tuple[float, float]:
-    """The line a + b * rows through the times, each weighed by its own size, neither below 0."""
-    rows = np.array([point["rows"] for point in device], float)
-    seconds = np.array([point["seconds"] for point in device])
-    terms = np.stack([np.ones_like(rows), rows], axis=1) / seconds[:, None]
-    (a, b), *_ = np.linalg.lstsq(terms, np.ones_like(seconds), rcond=None)
-    return max(float(a), 0.0), max(float(b), 1e-9)
 
 
 def _say(step: Step) -> None:

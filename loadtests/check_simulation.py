@@ -16,6 +16,7 @@ from loadtests import machine
 from loadtests.capacity import RESULT
 from loadtests.generator import Plan, arrivals, generate
 from loadtests.measured_pod import CONNECTIONS, Step, post_request, step_of
+from loadtests.placement import on_cores, place
 from loadtests.pod import PodCosts, RequestPod, Tally, load_costs
 from loadtests.service_process import ROOT, serving
 
@@ -28,7 +29,7 @@ RATE_TOLERANCE = 0.05
 LATENCY_FACTOR = {"p50_seconds": 2.0, "p99_seconds": 3.0}
 LATENCY_SLACK_SECONDS = {"p50_seconds": 0.001, "p99_seconds": 0.005}
 """A latency agrees within a factor or, where both are small, within a time slice of the kernel's
-scheduler: on a machine whose cores the generator shares, a thread may wait that long for a core."""
+scheduler: a thread may wait that long for a core that something else of the machine's has taken."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=RESULT.with_name("simulation-check.json"))
     parsed = parser.parse_args(arguments)
     model = json.loads(parsed.measured.read_text())["model"]
-    comparisons = check(load_costs(parsed.measured), parsed.models_dir, model, parsed.seconds)
-    result = {"machine": machine.describe(), "comparisons": [asdict(each) for each in comparisons]}
+    costs, placement = load_costs(parsed.measured), place()
+    if len(placement.service_cores) != costs.cores:
+        parser.error(f"the measured pod had {costs.cores} cores, this one has {placement.service_cores}")
+    with on_cores(placement.generator_cores):
+        comparisons = check(costs, parsed.models_dir, model, parsed.seconds, placement.service_cores)
+    result = {
+        "machine": machine.describe(),
+        "placement": asdict(placement),
+        "comparisons": [asdict(each) for each in comparisons],
+    }
     parsed.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"service on the cores {placement.service_cores}, generator on {placement.generator_cores}\n")
     print(table(comparisons))
     return 1 if any(each.apart for each in comparisons) else 0
 
 
-def check(costs: PodCosts, models_dir: Path, model: str, seconds: float) -> list[Comparison]:
-    """Offer each of LOADS to a real pod and to the simulated one."""
+def check(
+    costs: PodCosts, models_dir: Path, model: str, seconds: float, service_cores: list[int]
+) -> list[Comparison]:
+    """Offer each of LOADS to a real pod on these cores, and to the simulated one."""
     comparisons = []
     flags = ["--models-dir", str(models_dir.resolve()), "--default-classifier", model]
-    with serving(flags) as service:
+    with serving(flags, service_cores) as service:
         request = post_request(service.port, 1)
         generate(Plan(service.port, request, None, min(1.0, seconds), 8))
         for seed, load in enumerate(LOADS):

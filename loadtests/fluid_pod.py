@@ -1,6 +1,9 @@
 """A pod as a fluid: `FluidPod` moves numbers of requests, for rates at which single requests are too many."""
 
+import math
 from collections import deque
+
+import numpy as np
 
 from loadtests.pod import SHARES, PodCosts, Stationary, Tally
 
@@ -11,82 +14,147 @@ class FluidTally(Tally):
     def __init__(self, usual: Stationary) -> None:
         super().__init__()
         self._usual = usual
-        self._served: dict[tuple[float, float], float] = {}
+        self._served: dict[float, float] = {}
+        self._late: dict[float, float] = {}
 
-    def serve(self, waited: float, utilisation: float, count: float) -> None:
-        """Requests that waited so long behind a backlog in a pod that is this busy."""
+    def serve(self, utilisation: float, count: float) -> None:
+        """Requests that found no backlog in a pod that is this busy."""
         self.answered += count
-        key = (round(waited, 6), round(utilisation, 3))
-        self._served[key] = self._served.get(key, 0.0) + count
+        _add(self._served, round(utilisation, 3), count)
+
+    def serve_late(self, seconds: float, count: float) -> None:
+        """Requests that a backlog made take so long."""
+        self.answered += count
+        _add(self._late, round(seconds, 5), count)
 
     def flush(self) -> None:
         """Add up the tick's latencies."""
-        for (waited, utilisation), count in self._served.items():
-            self.latencies.add(waited + self._usual.at(utilisation), count * SHARES)
+        for utilisation, count in self._served.items():
+            self.latencies.add(self._usual.at(utilisation), count * SHARES)
+        if self._late:
+            self.latencies.add(np.array(list(self._late)), np.array(list(self._late.values())))
         self._served.clear()
+        self._late.clear()
+
+
+def _add(counts: dict[float, float], key: float, count: float) -> None:
+    counts[key] = counts.get(key, 0.0) + count
+
+
+class Cohorts:
+    """Numbers of requests by the time of their arrival, first come first served."""
+
+    def __init__(self) -> None:
+        self.count = 0.0
+        self._spans: deque[tuple[float, float, float]] = deque()
+
+    def add(self, begin: float, end: float, count: float) -> None:
+        """So many came evenly between two times, later than all before."""
+        if count > 0:
+            self._spans.append((begin, end, count))
+            self.count += count
+
+    def take(self, count: float) -> "Cohorts":
+        """Take the oldest, so many or all."""
+        taken = Cohorts()
+        while self._spans and taken.count < count - 1e-9:
+            begin, end, there = self._spans.popleft()
+            part = min(1.0, (count - taken.count) / there)
+            middle = begin + part * (end - begin)
+            taken.add(begin, middle, part * there)
+            if part < 1.0:
+                self._spans.appendleft((middle, end, (1 - part) * there))
+        self.count = self.count - taken.count if self._spans else 0.0
+        return taken
+
+    def before(self, time: float) -> float:
+        """How many came before a time."""
+        return sum(count * _part(begin, end, time) for begin, end, count in self._spans)
+
+    def join(self, others: "Cohorts") -> None:
+        """Append later ones."""
+        for span in others._spans:
+            self.add(*span)
+
+    def middles(self) -> list[tuple[float, float]]:
+        """Each cohort's mean arrival, and its number."""
+        return [((begin + end) / 2, count) for begin, end, count in self._spans]
+
+
+def _part(begin: float, end: float, time: float) -> float:
+    return 1.0 if end <= time else max(0.0, (time - begin) / (end - begin))
 
 
 class FluidPod:
-    """A pod as a number of requests that wait, first come first served, in cohorts of one tick.
+    """A pod as numbers of requests. With a backlog it goes round as `RequestPod`'s loop does.
 
-    Each passes the device once or, where that is the slower one, the event loop twice. Follows what a
-    backlog does; the latency of a pod without one is `Stationary`'s.
+    In each turn what has come is read, as much as the queue holds is queued and the rest refused, and one
+    batch is run and answered: one after another where the loop runs the batch, else at the same time.
+    Without a backlog a tick's requests are served in it, and their latency is `Stationary`'s; a tick should
+    be long enough that their number is steady, for chance is in that already.
     """
 
     def __init__(self, costs: PodCosts, tally: FluidTally) -> None:
         self.offered = self.worked = 0.0
-        self.waiting = 0.0
         self._costs = costs
         self._tally = tally
-        self._passes = 1 if costs.sheds else 2
-        self._cohorts: deque[tuple[float, float, int]] = deque()
+        self._unread = Cohorts()
+        self._queue = Cohorts()
+        self._batch = Cohorts()
+        self._turn_ends = 0.0
+
+    @property
+    def waiting(self) -> float:
+        """Requests that are inside, whether unread, queued or in a batch."""
+        return self._unread.count + self._queue.count + self._batch.count
 
     def step(self, now: float, seconds: float, requests: float) -> None:
         """Take what arrived in the tick that ends now, serve what could be served in it."""
         self.offered += requests
         self._tally.arrived += requests
-        if requests:
-            self._cohorts.append((now, requests, 1))
-            self.waiting += requests
-        self._expire(now)
-        self._serve(now, seconds)
-        self._shed()
+        utilisation = requests / (self._costs.saturation_rate * seconds)
+        if not self.waiting:
+            self._turn_ends = now - seconds
+        self._unread.add(now - seconds, now, requests)
+        while self._turn_ends <= now:
+            self._end_turn()
+            if utilisation <= 1 and self._is_light():
+                self._serve_all(utilisation)
+                return
+            self._begin_turn()
 
-    def _serve(self, now: float, seconds: float) -> None:
-        capacity = self._costs.saturation_rate * seconds
-        utilisation = min(self.waiting / capacity, 1.0)
-        while capacity > 1e-9 and self._cohorts:
-            arrived, count, turn = self._cohorts.popleft()
-            done = min(count, capacity * self._passes)
-            if done < count:
-                self._cohorts.appendleft((arrived, count - done, turn))
-            capacity -= done / self._passes
-            self.worked += done / self._passes
-            if now - arrived >= self._costs.deadline_seconds:
-                self._tally.expired += done
-                self._leave(done)
-            elif turn < self._passes:
-                self._cohorts.append((arrived, done, turn + 1))
+    def _is_light(self) -> bool:
+        """Whether all that waits fits into one batch."""
+        return self._queue.count + self._unread.before(self._turn_ends) <= self._costs.full_batch
+
+    def _serve_all(self, utilisation: float) -> None:
+        count = self._queue.count + self._unread.count
+        self._queue, self._unread = Cohorts(), Cohorts()
+        self.worked += count
+        if count:
+            self._tally.serve(utilisation, count)
+
+    def _begin_turn(self) -> None:
+        costs, came = self._costs, self._unread.before(self._turn_ends)
+        room = max(0.0, costs.most_waiting - self._queue.count)
+        read = self._unread.take(min(came, room))
+        shed = self._unread.take(came - read.count).count
+        self._tally.shed += shed
+        self.worked += shed * costs.refuse_seconds * costs.saturation_rate
+        self._queue.join(read)
+        self._batch = self._queue.take(costs.full_batch)
+        rows = max(1, math.ceil(self._batch.count - 1e-9))
+        loop = shed * costs.refuse_seconds + (read.count + self._batch.count) * costs.request_seconds / 2
+        device = costs.device_seconds(rows)
+        self._turn_ends += loop + device if costs.in_turns(rows) else max(loop, device)
+
+    def _end_turn(self) -> None:
+        costs = self._costs
+        self.worked += self._batch.count
+        for arrived, count in self._batch.middles():
+            seconds = self._turn_ends - arrived + costs.overhead_seconds
+            if seconds > costs.deadline_seconds:
+                self._tally.expired += count
             else:
-                self._tally.serve(now - arrived, utilisation, done)
-                self._leave(done)
-
-    def _expire(self, now: float) -> None:
-        """Deadlines are watched in the queue only, not before it."""
-        oldest = now - self._costs.deadline_seconds
-        while self._costs.sheds and self._cohorts and self._cohorts[0][0] <= oldest:
-            _, count, _ = self._cohorts.popleft()
-            self._leave(count)
-            self._tally.expired += count
-
-    def _shed(self) -> None:
-        """What does not fit is refused at its arrival: the youngest cohort's."""
-        excess = self.waiting - self._costs.max_queue_rows
-        if excess > 0 and self._costs.sheds:
-            arrived, count, turn = self._cohorts.pop()
-            self._cohorts.append((arrived, count - excess, turn))
-            self._leave(excess)
-            self._tally.shed += excess
-
-    def _leave(self, count: float) -> None:
-        self.waiting = self.waiting - count if self._cohorts else 0.0
+                self._tally.serve_late(seconds, count)
+        self._batch = Cohorts()

@@ -6,16 +6,21 @@ there are.
 
 import json
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from service.batching import Answer, BatchQueue, Item
+from service.batching import Answer, Batch, BatchQueue, Item
+from service.device import INLINE_ROWS, ROW_SECONDS_GAIN
+from service.engine import bucket_sizes
 from service.errors import QueueFull
+from service.repository import BUCKETS_PER_OCTAVE, INLINE_SECONDS
 
 Event = simpy.Event
 Process = Generator[Event, None, None]
@@ -34,45 +39,82 @@ SHARES = np.array([*np.full(99, 0.01), 0.005, 0.005])
 class PodCosts:
     """What a pod was measured to take, and its limits.
 
-    A batch of n rows, padded to one of four sizes an octave as the service pads it, takes
-    batch_seconds + n * row_seconds on the device's thread. request_seconds: of the event loop's thread,
-    for each request. overhead_seconds: what a caller sees on top (sockets, its own work).
-    start_seconds: from starting the process to readiness. deadline_seconds: after which a caller leaves.
+    A batch of n rows, padded as the service pads it on a CPU, takes batch_seconds + n * row_seconds.
+    request_seconds: of the event loop, for each request that is answered; refuse_seconds: for one that is
+    refused. overhead_seconds: what a caller sees on top (sockets, its own work).
+    start_seconds: from starting the process to readiness. cores: that the pod has.
+    inline_seconds: batches that take no longer run on the event loop; see `service.device`.
+    deadline_seconds: what a request names as its deadline, after which its caller leaves.
     """
 
     batch_seconds: float
     row_seconds: float
     request_seconds: float
+    refuse_seconds: float
     overhead_seconds: float
     start_seconds: float
+    cores: int = 1
+    inline_seconds: float = INLINE_SECONDS
     max_batch_size: int = 256
     max_queue_rows: int = 16384
+    max_queue_requests: int = 512
     deadline_seconds: float = 30.0
 
     def device_seconds(self, rows: int) -> float:
         """One batch on the device."""
-        octave = 1 << max(0, (rows - 1).bit_length() - 1)
-        step = max(1, octave // 4)
-        padded = min(-(-rows // step) * step, self.max_batch_size)
-        return self.batch_seconds + padded * self.row_seconds
+        buckets = _buckets(self.max_batch_size)
+        return self.batch_seconds + buckets[bisect_left(buckets, rows)] * self.row_seconds
+
+    def in_turns(self, rows: int) -> bool:
+        """Whether the event loop stands still while such a batch runs.
+
+        It does on the loop itself; and on a single core, which a device's thread would take from it.
+        """
+        return self.cores == 1 or rows <= self.inline_rows
+
+    @cached_property
+    def inline_rows(self) -> int:
+        """The most rows of a batch that runs on the event loop, 0 if none does."""
+        sizes = range(1, self.max_batch_size + 1)
+        return bisect_right(sizes, self.inline_seconds, key=self.device_seconds)
 
     @property
+    def most_inline(self) -> int | None:
+        """What the event loop cuts its batches to; None where it leaves longer ones to the thread."""
+        return self.inline_rows if self.inline_rows >= INLINE_ROWS else None
+
+    @cached_property
+    def full_batch(self) -> int:
+        """One-row requests in a batch under overload."""
+        most = self.most_inline or self.max_batch_size
+        return min(most, self.max_queue_rows, self.max_queue_requests)
+
+    @cached_property
     def device_rate(self) -> float:
-        """Rows per second of a device that is always busy."""
-        return self.max_batch_size / self.device_seconds(self.max_batch_size)
+        """Rows per second of a device that runs one full batch after another."""
+        return self.full_batch / self.device_seconds(self.full_batch)
 
-    @property
+    @cached_property
     def saturation_rate(self) -> float:
-        """One-row requests per second at which the busier of the two threads is always busy."""
+        """Most one-row requests per second, in full batches, which run in turns with HTTP or beside it."""
+        if self.in_turns(self.full_batch):
+            return 1 / (self.request_seconds + 1 / self.device_rate)
         return min(self.device_rate, 1 / self.request_seconds)
 
-    @property
-    def sheds(self) -> bool:
-        """Whether overload fills the queue, so that requests get 503.
+    @cached_property
+    def most_waiting(self) -> float:
+        """One-row requests that may wait: by the queue's two bounds, and so that the last is in time.
 
-        Where the event loop is the slower of the two, requests pile up before it, unseen, in their sockets.
+        The service takes what waits, and once more as much for the batch that runs, to be done first.
         """
-        return self.device_rate < 1 / self.request_seconds
+        most = self.deadline_seconds * self.device_rate
+        in_time = max(most / 2, most - self.max_batch_size) + 1
+        return min(self.max_queue_rows, self.max_queue_requests, in_time)
+
+
+@cache
+def _buckets(max_batch_size: int) -> tuple[int, ...]:
+    return bucket_sizes(max_batch_size, BUCKETS_PER_OCTAVE["cpu"])
 
 
 def load_costs(file: Path) -> PodCosts:
@@ -120,7 +162,7 @@ class Latencies:
 
 @dataclass
 class Tally:
-    """Where requests went. refused: sent to a pod that had closed its port already."""
+    """Where requests went. shed: told 503. refused: sent to a pod that had closed its port already."""
 
     arrived: float = 0.0
     answered: float = 0.0
@@ -131,10 +173,12 @@ class Tally:
 
 
 class RequestPod:
-    """A pod, one request at a time: the event loop's thread, the service's queue, the device's thread.
+    """A pod, one request at a time: the event loop, the service's queue, the device.
 
-    A request takes half of `request_seconds` on the loop before it is queued and half after its batch;
-    the loop does what became due first, so that under overload a request waits there twice.
+    The loop goes round as uvloop's does: it reads every request that has come by now, begins a batch if
+    the device is idle, and writes the answers of the batches that are done. A short batch runs there and
+    then; a longer one on the device's thread, which goes on with what waits until nothing does. A request
+    takes half of `request_seconds` to be read and half to be answered.
     """
 
     def __init__(self, env: simpy.Environment, costs: PodCosts, tally: Tally) -> None:
@@ -142,15 +186,20 @@ class RequestPod:
         self._env = env
         self._costs = costs
         self._tally = tally
-        self._queue = BatchQueue(costs.max_batch_size, costs.max_queue_rows)
+        self._queue = BatchQueue(
+            costs.max_batch_size, costs.max_queue_rows, max_queue_requests=costs.max_queue_requests
+        )
         self._in_pod = 0
-        self._loop_free_at = 0.0
-        self._idle: Event | None = None
-        env.process(self._work())
+        self._unread: list[tuple[float, int]] = []
+        self._done: list[Item] = []
+        self._on_thread = False
+        self._row_seconds = 0.0
+        self._asleep: Event | None = None
+        env.process(self._loop())
 
     @property
     def waiting(self) -> float:
-        """Requests that are inside, whether queued or in a batch."""
+        """Requests that are inside, whether unread, queued, in a batch or about to be answered."""
         return self._in_pod
 
     def send(self, rows: int = 1) -> None:
@@ -158,64 +207,99 @@ class RequestPod:
         self.offered += 1
         self._tally.arrived += 1
         self._in_pod += 1
-        arrived = self._env.now
-        ready = self._env.timeout(self._on_loop() - arrived)
-        ready.callbacks.append(lambda _: self._push(arrived, rows))
+        self._unread.append((self._env.now, rows))
+        self._wake()
 
-    def _on_loop(self) -> float:
-        """When half a request's work, begun as soon as the loop is free, is done."""
-        self._loop_free_at = max(self._env.now, self._loop_free_at) + self._costs.request_seconds / 2
-        return self._loop_free_at
+    def _wake(self) -> None:
+        if self._asleep is not None:
+            self._asleep.succeed()
+            self._asleep = None
 
-    def _push(self, arrived: float, rows: int) -> None:
+    def _loop(self) -> Process:
+        while True:
+            if not (self._unread or self._done or (self._queue.rows and not self._on_thread)):
+                self._asleep = self._env.event()
+                yield self._asleep
+            yield from self._read()
+            if not self._on_thread:
+                yield from self._begin()
+            yield from self._answer()
+
+    def _read(self) -> Process:
+        unread, self._unread = self._unread, []
+        for arrived, rows in unread:
+            if self._takes(arrived, rows):
+                yield self._env.timeout(self._costs.request_seconds / 2)
+            else:
+                yield self._env.timeout(self._costs.refuse_seconds)
+                self.worked += self._costs.refuse_seconds * self._costs.saturation_rate
+                self._leave(shed=1)
+
+    def _takes(self, arrived: float, rows: int) -> bool:
+        """Queue a request, unless the queue is full or the deadline too near; see `service.device`."""
         self._expire()
-        self.worked += 0 if self._costs.sheds else 0.5
-        deadline = arrived + self._costs.deadline_seconds
-        if deadline <= self._env.now:
+        now, queue = self._env.now, self._queue
+        before = queue.rows_before(rows)
+        wait = (before + min(before, queue.max_batch_size)) * self._row_seconds
+        if wait > self._costs.deadline_seconds:
+            return False
+        # Only what an item's callback is told of is left out; the queue looks at its rows and times.
+        item = Item((), rows, now, now + self._costs.deadline_seconds, lambda _: self._count(arrived))
+        try:
+            queue.push(item)
+        except QueueFull:
+            return False
+        return True
+
+    def _expire(self) -> None:
+        if self._queue.next_deadline <= self._env.now:
+            self._leave(expired=len(self._queue.expire(self._env.now)))
+
+    def _begin(self) -> Process:
+        batch = self._take(self._costs.most_inline)
+        if batch.parts and self._costs.in_turns(batch.rows):
+            yield from self._run(batch)
+        elif batch.parts:
+            self._on_thread = True
+            self._env.process(self._thread(batch))
+
+    def _thread(self, batch: Batch) -> Process:
+        while batch.parts:
+            yield from self._run(batch)
+            self._wake()
+            batch = self._take(None)
+        self._on_thread = False
+
+    def _take(self, most: int | None) -> Batch:
+        self._expire()
+        return self._queue.take(most)
+
+    def _run(self, batch: Batch) -> Process:
+        seconds = self._costs.device_seconds(batch.rows)
+        yield self._env.timeout(seconds)
+        self._row_seconds += ROW_SECONDS_GAIN * (seconds / batch.rows - self._row_seconds)
+        self._done += [part.item for part in batch.parts if part.stop == part.item.rows]
+
+    def _answer(self) -> Process:
+        done, self._done = self._done, []
+        for item in done:
+            yield self._env.timeout(self._costs.request_seconds / 2)
+            item.done(EMPTY)
+
+    def _count(self, arrived: float) -> None:
+        self.worked += 1
+        seconds = self._env.now - arrived + self._costs.overhead_seconds
+        if seconds > self._costs.deadline_seconds:
             self._leave(expired=1)
             return
-        # The queue hands an item's callback through, and looks only at its rows and times.
-        try:
-            self._queue.push(Item((), rows, self._env.now, deadline, lambda _: self._answer(arrived)))
-        except QueueFull:
-            self._on_loop()
-            self._leave(shed=1)
-            return
-        if self._idle is not None:
-            self._idle.succeed()
-            self._idle = None
+        self._leave(answered=1)
+        self._tally.latencies.add_one(seconds)
 
     def _leave(self, answered: int = 0, shed: int = 0, expired: int = 0) -> None:
         self._in_pod -= answered + shed + expired
         self._tally.answered += answered
         self._tally.shed += shed
         self._tally.expired += expired
-
-    def _expire(self) -> None:
-        if self._queue.next_deadline <= self._env.now:
-            self._leave(expired=len(self._queue.expire(self._env.now)))
-
-    def _work(self) -> Process:
-        while True:
-            self._expire()
-            batch = self._queue.take()
-            if not batch.parts:
-                self._idle = self._env.event()
-                yield self._idle
-                continue
-            yield self._env.timeout(self._costs.device_seconds(batch.rows))
-            for part in batch.parts:
-                if part.stop == part.item.rows:
-                    part.item.done(EMPTY)
-
-    def _answer(self, arrived: float) -> None:
-        self.worked += 1 if self._costs.sheds else 0.5
-        seconds = self._on_loop() - arrived + self._costs.overhead_seconds
-        if seconds > self._costs.deadline_seconds:
-            self._leave(expired=1)
-            return
-        self._leave(answered=1)
-        self._tally.latencies.add_one(seconds)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -221,8 +221,8 @@ def _write(
     about = machine.describe()
     result = {
         "machine": about,
-        "costs": costs.__dict__,
-        "cluster": options.__dict__,
+        "costs": asdict(costs),
+        "cluster": asdict(options),
         "p99_seconds": parsed.p99,
     }
     (parsed.output / "results.json").write_text(json.dumps(result | {"scenarios": rows}, indent=1) + "\n")

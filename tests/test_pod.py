@@ -1,0 +1,192 @@
+"""The model of one pod: what is refused, what waits for what, and how its costs follow from a measurement."""
+
+from dataclasses import replace
+
+import pytest
+import simpy
+
+from loadtests.measured_pod import Batches, Spent, Step, costs_of
+from loadtests.pod import PodCosts, RequestPod, Tally
+from service.settings import Settings
+
+COSTS = PodCosts(
+    batch_seconds=0.001,
+    row_seconds=0.0001,
+    request_seconds=0.0002,
+    refuse_seconds=0.0001,
+    overhead_seconds=0.0,
+    start_seconds=1.0,
+    cores=2,
+    max_batch_size=64,
+)
+"""Batches of up to 40 rows take no more than 5 ms, and run on the loop."""
+
+STEP = Step(0, 0, 0, 0, 0.0, 0.0, 0.0)
+
+
+def sent(costs: PodCosts, *arrivals: tuple[float, int]) -> Tally:
+    """What became of so many requests at these times, one row each."""
+    env, tally = simpy.Environment(), Tally()
+    pod = RequestPod(env, costs, tally)
+    for at, count in arrivals:
+        for _ in range(count):
+            env.timeout(at).callbacks.append(lambda _: pod.send())
+    env.run(until=60)
+    assert pod.waiting == 0
+    assert tally.arrived == tally.answered + tally.shed + tally.expired
+    return tally
+
+
+def slowest(tally: Tally) -> object:
+    """What the longest latency should be, give or take a bin."""
+    return pytest.approx(tally.latencies.quantile(1.0), rel=0.025)
+
+
+def test_the_limits_are_the_services() -> None:
+    defaults = Settings(_env_file=None)
+    costs = PodCosts(0.0, 0.001, 0.001, 0.001, 0.0, 1.0)
+    assert costs.max_batch_size == defaults.max_batch_size
+    assert costs.max_queue_rows == defaults.max_queue_rows
+    assert costs.max_queue_requests == defaults.max_queue_requests
+    assert costs.deadline_seconds == defaults.request_timeout_seconds
+
+
+def test_a_batch_is_padded_as_the_service_pads_it() -> None:
+    assert [round(1e4 * COSTS.device_seconds(rows)) for rows in (1, 8, 9, 17, 33, 64)] == [
+        11, 18, 20, 30, 50, 74,
+    ]  # fmt: skip
+
+
+def test_short_batches_and_all_of_a_single_core_run_in_turns_with_http() -> None:
+    assert COSTS.in_turns(40)
+    assert not COSTS.in_turns(41)
+    assert replace(COSTS, cores=1).in_turns(64)
+    assert replace(COSTS, inline_seconds=0.01).in_turns(64)
+
+
+def test_where_the_loop_can_run_large_batches_it_cuts_all_to_what_it_can() -> None:
+    quick = replace(COSTS, row_seconds=0.00005, max_batch_size=256)
+    assert (quick.inline_rows, quick.full_batch) == (80, 80)
+    assert quick.saturation_rate == pytest.approx(1 / (0.0002 + 0.005 / 80))
+    tally = sent(quick, (0.0, 100))  # batches of 80 and of 20
+    assert slowest(tally) == 200 * 0.0001 + 0.005 + 0.002
+    assert (COSTS.inline_rows, COSTS.full_batch) == (40, 64)
+
+
+def test_in_turns_a_request_costs_the_loop_its_share_of_a_batch_too() -> None:
+    share = 0.0074 / 64
+    assert COSTS.saturation_rate == pytest.approx(1 / 0.0002)  # the device beside the loop is faster
+    assert replace(COSTS, row_seconds=0.001).saturation_rate == pytest.approx(64 / 0.065)
+    assert replace(COSTS, cores=1).saturation_rate == pytest.approx(1 / (0.0002 + share))
+    few = replace(COSTS, cores=1, max_queue_requests=8)
+    assert few.saturation_rate == pytest.approx(1 / (0.0002 + 0.0018 / 8))
+
+
+def test_in_turns_a_request_that_comes_during_a_batch_is_read_after_its_answers() -> None:
+    """Half of 0.2 ms, a batch of 1.1 ms, half of 0.2 ms: 1.3 ms; the second comes after 0.5 ms."""
+    assert slowest(sent(COSTS, (0.0, 1))) == 0.0013
+    assert slowest(sent(COSTS, (0.0, 1), (0.0005, 1))) == 2 * 0.0013 - 0.0005
+
+
+def test_beside_a_batch_requests_are_read() -> None:
+    """64 are read until 6.4 ms, run until 13.8 and answered until 20.2; another comes after 8 ms.
+
+    Beside the batch it is read meanwhile, its own batch follows at once, and its answer comes after theirs:
+    12.3 ms. In turns it is read after them: 13.5 ms. Of theirs the first takes 13.9 ms.
+    """
+    arrivals = (0.0, 64), (0.008, 1)
+    beside = sent(COSTS, *arrivals).latencies.quantile(0.001)
+    in_turns = sent(replace(COSTS, cores=1), *arrivals).latencies.quantile(0.001)
+    assert (beside, in_turns) == pytest.approx((0.0123, 0.0135), rel=0.02)
+
+
+def test_more_than_may_wait_are_refused_for_a_part_of_the_cost() -> None:
+    costs = replace(COSTS, max_queue_requests=8)
+    tally = sent(costs, (0.0, 100))
+    assert (tally.answered, tally.shed) == (8, 92)
+    assert slowest(tally) == 8 * 0.0001 + 92 * 0.0001 + 0.0018 + 8 * 0.0001
+
+
+def test_what_cannot_be_in_time_is_refused_at_once() -> None:
+    """The pod has learnt that a row takes 0.267 ms: twice 5 rows, not twice 6, are done within 3 ms."""
+    costs = replace(COSTS, request_seconds=1e-7, refuse_seconds=1e-7, deadline_seconds=0.003)
+    learn = [(0.1 * turn, 6) for turn in range(100)]  # batches of 1.6 ms
+    assert sent(costs, *learn).shed == 0
+    tally = sent(costs, *learn, (20.0, 40))
+    assert (tally.shed, tally.expired) == (40 - 6, 0)
+
+
+def test_a_caller_that_left_before_its_answer_counts_as_expired() -> None:
+    tally = sent(replace(COSTS, deadline_seconds=0.0012), (0.0, 1))
+    assert (tally.answered, tally.expired) == (0, 1)
+
+
+def test_what_may_wait_is_what_the_service_would_take() -> None:
+    assert COSTS.most_waiting == 512
+    assert replace(COSTS, max_queue_rows=100).most_waiting == 100
+    row = 1 / COSTS.device_rate
+    assert replace(COSTS, deadline_seconds=40 * row).most_waiting == pytest.approx(21)
+    assert replace(COSTS, deadline_seconds=200 * row).most_waiting == pytest.approx(200 - 64 + 1)
+
+
+def spent(
+    answered: float, refused: float, cpu: float, compute: float, others: float = 0.0, delay: float = 0.0
+) -> Spent:
+    """cpu: of the main thread. compute: of the batches, by the clock. others: of the other threads."""
+    return Spent(STEP, answered, refused, cpu + others, cpu, delay, compute, batch_rows=32)
+
+
+DEVICE = [Batches(rows, 0.001 + 0.0001 * rows) for rows in (1, 16, 64)]
+REFUSING = spent(1000, 63_000, 1.08, 0.40)
+
+
+def test_the_loops_costs_are_its_cpu_time_without_the_batches_that_ran_on_it() -> None:
+    costs = costs_of(DEVICE, spent(10_000, 0, 3.0, 2.5), REFUSING, 0.0014, 2.0, cores=1)
+    assert costs.max_batch_size == 256
+    assert (costs.batch_seconds, costs.row_seconds) == pytest.approx((0.001, 0.0001))
+    assert costs.request_seconds == pytest.approx(0.5 / 10_000)
+    assert costs.refuse_seconds == pytest.approx((0.68 - 0.05) / 63_000)
+    assert costs.overhead_seconds == pytest.approx(0.0014 - 0.0011 - 0.00005)
+    assert (costs.start_seconds, costs.cores) == (2.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("cores", "main", "others", "factor", "share"),
+    [
+        (1, 0.5, 2.5, 1, 0.0),
+        (1, 2.0, 1.0, 1, 0.6),  # the longer ones on the thread
+        (3, 3.0, 2.1, 1, 1.0),  # 32 rows take 4 ms
+        (3, 0.5, 4.6, 10, 0.0),  # or 42
+    ],
+)
+def test_of_batches_on_the_thread_the_loops_cpu_time_has_nothing(
+    cores: int, main: float, others: float, factor: float, share: float
+) -> None:
+    device = [Batches(each.rows, factor * each.seconds) for each in DEVICE]
+    answering = spent(10_000, 0, main, 2.5, others)
+    costs = costs_of(device, answering, REFUSING, 0.1, 2.0, cores)
+    assert answering.loop_share(costs) == pytest.approx(share)
+    assert costs.request_seconds == pytest.approx(0.5 / 10_000)
+
+
+def test_the_largest_batch_is_the_services_unless_it_keeps_to_smaller_ones() -> None:
+    def largest(rows: int) -> int:
+        device = [Batches(min(each.rows, rows), each.seconds) for each in [*DEVICE, Batches(256, 0.0266)]]
+        return costs_of(device, spent(10_000, 0, 3.0, 2.5), REFUSING, 0.1, 2.0, 1).max_batch_size
+
+    assert largest(32) == 32
+    assert largest(112) == 256  # cut to fit the event loop
+
+
+def test_time_without_a_core_is_taken_off_the_batches_too() -> None:
+    """A thread that had a core half of the time computed half of the time that its batches took."""
+    quiet = spent(10_000, 0, 3.0, 2.5)
+    busy = spent(10_000, 0, 3.0, 5.0, delay=3.0)
+    assert costs_of(DEVICE, busy, REFUSING, 0.1, 2.0, 1) == costs_of(DEVICE, quiet, REFUSING, 0.1, 2.0, 1)
+
+
+def test_a_request_costs_no_less_than_a_refusal() -> None:
+    costs = costs_of(DEVICE, spent(10_000, 0, 3.0, 2.99), REFUSING, 0.1, 2.0, cores=1)
+    assert costs.request_seconds == costs.refuse_seconds == pytest.approx(0.68 / 64_000)
+    with pytest.raises(ValueError, match="is the machine busy"):
+        costs_of(DEVICE, spent(10_000, 0, 3.0, 3.1), spent(1000, 63_000, 0.3, 0.4), 0.1, 2.0, cores=1)
