@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -17,6 +18,10 @@ from service.protocol import HotProtocol
 from service.settings import Settings
 
 logger = logging.getLogger("inkserve")
+
+ACCEPTED_A_TURN = 16
+"""uvloop accepts one connection on a socket in a turn of the event loop, and a turn may hold a batch: of
+1,000 that came at once, the last waited 3 s. With so many copies of the socket as many are accepted."""
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s that common proxies keep idle connections, so that it is they who close them."""
@@ -58,7 +63,23 @@ class Server(uvicorn.Server):
         """Listen, and say where."""
         await super().startup(sockets)
         if self.started:
-            self._listening(self.servers[0].sockets[0])
+            listener = self.servers[0].sockets[0]
+            await self._accept_more(listener)
+            self._listening(listener)
+
+    async def _accept_more(self, listener: socket.socket) -> None:
+        """Take more than one connection in a turn of the event loop, by listening more than once."""
+        config = self.config
+        make: Callable[[], asyncio.Protocol] = partial(
+            config.http_protocol_class,  # type: ignore[call-arg]  # its class says nothing of what it takes
+            config=config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        for _ in range(ACCEPTED_A_TURN - 1):
+            twin = socket.socket(fileno=os.dup(listener.fileno()))
+            server = await self._loop.create_server(make, sock=twin, backlog=config.backlog)
+            self.servers.append(server)
 
     def _stop(self) -> None:
         self.should_exit = True
