@@ -110,15 +110,22 @@ class BatchQueue:
         self._small: deque[Item] = deque()
         self._large: deque[Item] = deque()
 
-    def push(self, item: Item) -> None:
-        """Add a request's rows. Raises QueueFull, and keeps nothing, where they do not all fit."""
-        if self.rows + item.rows > self.max_queue_rows:
-            raise QueueFull(
-                f"{self.rows} rows wait and {item.rows} more were sent, expected at most "
+    def refusal(self, rows: int) -> str | None:
+        """Why so many rows more are not taken, if they are not."""
+        if self.rows + rows > self.max_queue_rows:
+            return (
+                f"{self.rows} rows wait and {rows} more were sent, expected at most "
                 f"{self.max_queue_rows} waiting"
             )
         if self.requests >= self.max_queue_requests:
-            raise QueueFull(f"{self.requests} requests wait, expected fewer than {self.max_queue_requests}")
+            return f"{self.requests} requests wait, expected fewer than {self.max_queue_requests}"
+        return None
+
+    def push(self, item: Item) -> None:
+        """Add a request's rows. Raises QueueFull, and keeps nothing, where they do not all fit."""
+        refusal = self.refusal(item.rows)
+        if refusal is not None:
+            raise QueueFull(refusal)
         self.rows += item.rows
         self.requests += 1
         if item.deadline < self.next_deadline:

@@ -50,6 +50,11 @@ def rows_from_raw(content: bytes | memoryview, spec: TensorSpec, max_rows: int) 
     return np.ndarray((rows, *spec.shape[1:]), dtype, content)
 
 
+def row_bytes(spec: TensorSpec) -> int:
+    """The bytes of one row of a tensor."""
+    return _row_layout(spec.datatype, spec.shape)[1]
+
+
 @lru_cache
 def _row_layout(datatype: Datatype, shape: tuple[int, ...]) -> tuple[np.dtype[Any], int]:
     """The dtype of a tensor and the bytes of one of its rows."""

@@ -184,6 +184,18 @@ class Batcher:
         """Rows in the queue, those of the running batch not counted."""
         return self._queue.rows
 
+    def refusal(self, rows: int, seconds: float) -> str | None:
+        """Why a request of so many rows would not be queued, if so. seconds: until its deadline."""
+        refusal = self._queue.refusal(rows)
+        if refusal is not None:
+            return refusal
+        before = self._queue.rows_before(rows)
+        # Rows wait while a batch runs, which has to end first: about as many rows again.
+        wait = (before + min(before, self._queue.max_batch_size)) * self._row_seconds
+        if 0 < seconds < wait:
+            return f"the rows that wait take {wait:.3f} s, the deadline is in {seconds:.3f} s"
+        return None
+
     def submit(
         self, inputs: tuple[Array, ...], rows: int, deadline: float, done: Callable[[Outcome], None]
     ) -> Item:
@@ -202,13 +214,9 @@ class Batcher:
         now = time.monotonic()
         item = Item(inputs, rows, now, deadline, done, traceparent=current_traceparent.get())
         with self._device.lock:
-            before = self._queue.rows_before(rows)
-            # Rows wait while a batch runs, which has to end first: about as many rows again.
-            wait = (before + min(before, self._queue.max_batch_size)) * self._row_seconds
-            if now < deadline < now + wait:
-                raise QueueFull(
-                    f"the rows that wait take {wait:.3f} s, the deadline is in {deadline - now:.3f} s"
-                )
+            refusal = self.refusal(rows, deadline - now)
+            if refusal is not None:
+                raise QueueFull(refusal)
             self._queue.push(item)
             self._enter_when_due()
             next_deadline = self._queue.next_deadline

@@ -51,6 +51,10 @@ class Plan(Protocol):
         """Whether this body can be answered here."""
         ...
 
+    def refusal(self) -> str | None:
+        """Why there is no room for such a request now, if that is known before its body is read."""
+        ...
+
     def begin(self, body: Body, done: Done) -> Cancel:
         """Begin; see `Predictor.begin`. Raises the errors of the domain."""
         ...
@@ -73,6 +77,10 @@ class Observer(Protocol):
 
     def failure(self, error: Exception, model: str, request_id: bytes) -> Answer:
         """The answer to a request that failed, which is counted as rejected if it was."""
+        ...
+
+    def refused(self, model: str, why: str) -> Answer:
+        """The answer to a request for which the queue has no room, which is counted as rejected."""
         ...
 
     def count(self, route: str, answer: Answer, started: float) -> None:
@@ -137,6 +145,16 @@ class Route:
         except InkserveError:
             self.plan = None  # the usual way says what is wrong
         return self.plan is not None
+
+    def refuse(self, reply: Callable[[Answer, bytes | None], None]) -> bool:
+        """Whether such a request has no room now; it is answered then, as cheaply as can be."""
+        if self.plan is None or (why := self.plan.refusal()) is None:
+            return False
+        started = time.perf_counter()
+        answer = self.observer.refused(self.plan.model, why)
+        self.observer.count(self.path, answer, started)
+        reply(answer, self.request_id or new_request_id())
+        return True
 
 
 class Call:

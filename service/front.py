@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
 
 from fastapi import FastAPI
 
 from service.asgi import MODEL, Answer, ClientDisconnected, Message, Receive, Scope, Send
 from service.auth import ApiKeys
 from service.direct import Direct
-from service.errors import Unauthorized
+from service.errors import QueueFull, Unauthorized
 from service.failures import REJECTIONS, error_answer, plain_error
 from service.logs import REQUEST_ID, log_access, new_request_id, sent_request_id
 from service.metrics import Metrics
@@ -121,6 +122,11 @@ class Front:
             return Answer(b"", status=CLIENT_CLOSED_REQUEST, model=model)
         return error_answer(error, request_id)._replace(model=model)
 
+    def refused(self, model: str, why: str) -> Answer:
+        """The answer to a request for which the queue has no room, which is counted as rejected."""
+        self._metrics.count_rejected(model, "queue_full")
+        return _no_room(model, why)
+
     def count(self, route: str, answer: Answer, started: float) -> None:
         """Count a request that was answered without coming here; see `service.direct`."""
         self._metrics.requests.count(route, answer.model, answer.status, time.perf_counter() - started)
@@ -132,6 +138,11 @@ class Front:
         self._metrics.requests.count(route, model, status, seconds)
         if self._access_log and request_id is not None:
             log_access(scope, model, status, seconds, request_id)
+
+
+@lru_cache(64)
+def _no_room(model: str, why: str) -> Answer:
+    return error_answer(QueueFull(why))._replace(model=model)
 
 
 async def _refuse(scope: Scope, _: Receive) -> Answer:

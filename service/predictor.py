@@ -96,6 +96,13 @@ class Predictor(Protocol):
         """
         ...
 
+    def refusal(self, model: str, version: int | None, rows: int, seconds: float) -> str | None:
+        """Why `begin` would raise QueueFull for so many rows with a deadline in `seconds`, if it is known.
+
+        A quick look before anything is decoded; None promises nothing. Raises ModelNotFound.
+        """
+        ...
+
     def models(self) -> Catalogue:
         """The models that are being served now."""
         ...

@@ -138,6 +138,8 @@ class HotProtocol(HttpToolsProtocol):
             return False  # pipelined
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
+        if not missing and route.refuse(self._reply):
+            return True
         body = memoryview(data)[body_at:]
         call = Call(route, route.plan, self._reply)
         if missing:

@@ -66,6 +66,11 @@ class RemotePredictor:
         self._send(Kind.INFER, number, header, tuple(inputs.values()), partial(_tell, done))
         return partial(self._cancel, number)
 
+    def refusal(self, model: str, version: int | None, rows: int, seconds: float) -> str | None:
+        """Nothing: the queue is in the engine; see `Predictor.refusal`."""
+        del model, version, rows, seconds
+        return None
+
     def models(self) -> Catalogue:
         """The models that are being served now. Raises ModelNotReady if that was never known."""
         if self._state is None:

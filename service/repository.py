@@ -90,6 +90,11 @@ class Repository:
         item = batcher.submit(arrays, rows, deadline, partial(_tell, done, manifest))
         return partial(batcher.cancel, item)
 
+    def refusal(self, model: str, version: int | None, rows: int, seconds: float) -> str | None:
+        """Why so many rows would not be queued now; see `Predictor.refusal`."""
+        manifest = self._catalogue.find(model, version).manifest
+        return self._loaded[model, manifest.version].batcher.refusal(rows, seconds)
+
     def models(self) -> Catalogue:
         """The models that are being served now."""
         return self._catalogue

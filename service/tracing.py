@@ -101,6 +101,10 @@ class TracedPredictor:
         self._inner = inner
         self._tracer = tracing.tracer
 
+    def refusal(self, model: str, version: int | None, rows: int, seconds: float) -> str | None:
+        """Why so many rows would not be queued now."""
+        return self._inner.refusal(model, version, rows, seconds)
+
     def models(self) -> Catalogue:
         """The models that are being served now."""
         return self._inner.models()

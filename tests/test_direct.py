@@ -347,6 +347,46 @@ async def test_a_head_that_is_known_follows_a_reload(
     assert b'"label":"H"' in response.body
 
 
+async def test_a_full_queue_is_said_before_a_body_is_read(listener: Listener, repository: Repository) -> None:
+    why = "512 requests wait, expected fewer than 512"
+    repository.refusal = lambda *_: why  # type: ignore[method-assign]
+    async with connected(listener) as connection:
+        seen = [await connection.ask(request()) for _ in range(2)]
+        seen.append(await connection.ask(request(extra="X-Request-Id: mine")))
+        for response in seen:
+            assert (response.status, response.headers["retry-after"]) == (503, "1")
+            assert response.body == b'{"error":"%b"}' % why.encode()
+        ids = [response.headers["x-request-id"] for response in seen]
+        assert len({*ids}) == 3
+        assert ids[2] == "mine"
+        repository.refusal = lambda *_: None  # type: ignore[method-assign]
+        assert (await connection.ask(request())).status == 200
+    assert listener.counted(503) == 3
+    labels = {"model": "first-pixel", "reason": "queue_full"}
+    assert listener.metrics.registry.get_sample_value("inkserve_rejected_requests_total", labels) == 3
+
+
+async def test_what_is_asked_of_the_queue_is_what_will_be_sent(
+    listener: Listener, repository: Repository
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def refusal(*arguments: object) -> str | None:
+        asked.append(arguments)
+        return None
+
+    repository.refusal = refusal  # type: ignore[method-assign]
+    async with connected(listener) as connection:
+        await connection.ask(request(RAW * 3, path="/classify?version=1", extra="inkserve-timeout: 2"))
+        await connection.ask(request(RAW * 3, kind=None))  # might be a picture
+        await connection.ask(request(bytes(784 * 41)))  # is answered 413
+    assert asked == [
+        ("first-pixel", 1, 3, 2.0),
+        ("first-pixel", None, 1, 30.0),
+        ("first-pixel", None, 1, 30.0),
+    ]
+
+
 async def test_an_unforeseen_error_is_a_500(listener: Listener, repository: Repository) -> None:
     def fail(*_: object) -> Cancel:
         raise RuntimeError("a secret")

@@ -112,7 +112,7 @@ class Classify:
         if not 0 < head.content_length <= self._settings.max_body_bytes:
             return None
         wish = self._wish(self._target(head.query), head.query, head.headers)
-        return RawPlan(self._predictor, self._settings.max_request_rows, wish, kind)
+        return RawPlan(self._predictor, self._settings.max_request_rows, wish, kind, head.content_length)
 
     def _target(self, query: bytes) -> Target:
         known = read_query(query, QUERY)
@@ -176,7 +176,9 @@ class Classify:
 class RawPlan:
     """The answer to a request whose body is raw rows; see `service.direct.Plan`."""
 
-    def __init__(self, predictor: Predictor, max_rows: int, wish: Wish, kind: str) -> None:
+    def __init__(
+        self, predictor: Predictor, max_rows: int, wish: Wish, kind: str, content_length: int
+    ) -> None:
         self.model = wish.target.manifest.name
         self._predictor = predictor
         self._catalogue: Catalogue = predictor.models()
@@ -184,6 +186,9 @@ class RawPlan:
         self._max_rows = max_rows
         self._wish = wish
         self._declared = kind not in UNDECLARED
+        # Of what may turn out to be a picture, or too large, no more is known than that it is something.
+        rows = content_length // codecs.row_bytes(self._spec) if self._declared else 1
+        self._rows = rows if 1 <= rows <= max_rows else 1
 
     def holds(self) -> bool:
         """Whether the models are still those that it was made for."""
@@ -192,6 +197,11 @@ class RawPlan:
     def takes(self, body: Body) -> bool:
         """Whether the body is none of the other forms."""
         return self._declared or not codecs.is_image(bytes(body[: codecs.SIGNATURE_BYTES]))
+
+    def refusal(self) -> str | None:
+        """Why there is no room for the rows now; see `Predictor.refusal`."""
+        wish = self._wish
+        return self._predictor.refusal(self.model, wish.target.version, self._rows, wish.timeout)
 
     def begin(self, body: Body, done: Done) -> Cancel:
         """Begin to run the body's rows; see `Predictor.begin`."""
