@@ -17,7 +17,7 @@ import simpy
 from numpy.typing import NDArray
 
 from service.batching import Answer, Batch, BatchQueue, Item
-from service.device import INLINE_ROWS, ROW_SECONDS_GAIN
+from service.device import INLINE_ROWS
 from service.engine import bucket_sizes
 from service.errors import QueueFull
 from service.repository import BUCKETS_PER_OCTAVE, INLINE_SECONDS
@@ -105,10 +105,10 @@ class PodCosts:
     def most_waiting(self) -> float:
         """One-row requests that may wait: by the queue's two bounds, and so that the last is in time.
 
-        The service takes what waits, and once more as much for the batch that runs, to be done first.
+        What runs is done first, and then the request's own batch: each a whole one where so many wait.
         """
         most = self.deadline_seconds * self.device_rate
-        in_time = max(most / 2, most - self.max_batch_size) + 1
+        in_time = max(min(most, self.max_batch_size) / 2, most - 2 * self.max_batch_size) + 1
         return min(self.max_queue_rows, self.max_queue_requests, in_time)
 
 
@@ -193,7 +193,6 @@ class RequestPod:
         self._unread: list[tuple[float, int]] = []
         self._done: list[Item] = []
         self._on_thread = False
-        self._row_seconds = 0.0
         self._asleep: Event | None = None
         env.process(self._loop())
 
@@ -238,15 +237,11 @@ class RequestPod:
     def _takes(self, arrived: float, rows: int) -> bool:
         """Queue a request, unless the queue is full or the deadline too near; see `service.device`."""
         self._expire()
-        now, queue = self._env.now, self._queue
-        before = queue.rows_before(rows)
-        wait = (before + min(before, queue.max_batch_size)) * self._row_seconds
-        if wait > self._costs.deadline_seconds:
-            return False
+        now = self._env.now
         # Only what an item's callback is told of is left out; the queue looks at its rows and times.
         item = Item((), rows, now, now + self._costs.deadline_seconds, lambda _: self._count(arrived))
         try:
-            queue.push(item)
+            self._queue.push(item)
         except QueueFull:
             return False
         return True
@@ -275,9 +270,9 @@ class RequestPod:
         return self._queue.take(most)
 
     def _run(self, batch: Batch) -> Process:
-        seconds = self._costs.device_seconds(batch.rows)
-        yield self._env.timeout(seconds)
-        self._row_seconds += ROW_SECONDS_GAIN * (seconds / batch.rows - self._row_seconds)
+        started = self._env.now
+        yield self._env.timeout(self._costs.device_seconds(batch.rows))
+        self._queue.note_pace(batch.rows, started, self._env.now)
         self._done += [part.item for part in batch.parts if part.stop == part.item.rows]
 
     def _answer(self) -> Process:

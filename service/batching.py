@@ -17,6 +17,9 @@ from service.errors import QueueFull
 Array = NDArray[Any]
 Reason = Literal["full", "idle", "delay"]
 
+ROW_SECONDS_GAIN = 0.1
+"""The latest batch's part in what a row is thought to take."""
+
 SMALL_SHARE = 8
 """A request of at most 1/8 of a batch is small: half of each batch is kept for those while any wait."""
 
@@ -105,13 +108,16 @@ class BatchQueue:
         self.rows = 0
         self.requests = 0
         self._small_waiting = 0
+        self._running_rows = 0
+        self._row_seconds = 0.0
+        self._ended_with_more: float | None = None
         self.next_deadline = math.inf
         self._small_rows = max(1, max_batch_size // SMALL_SHARE)
         self._small: deque[Item] = deque()
         self._large: deque[Item] = deque()
 
-    def refusal(self, rows: int) -> str | None:
-        """Why so many rows more are not taken, if they are not."""
+    def refusal(self, rows: int, seconds: float = math.inf) -> str | None:
+        """Why so many rows more are not taken, if they are not. seconds: until their deadline."""
         if self.rows + rows > self.max_queue_rows:
             return (
                 f"{self.rows} rows wait and {rows} more were sent, expected at most "
@@ -119,11 +125,27 @@ class BatchQueue:
             )
         if self.requests >= self.max_queue_requests:
             return f"{self.requests} requests wait, expected fewer than {self.max_queue_requests}"
+        before = self._running_rows + self.rows_before(rows)
+        own = max(rows, self.max_batch_size) if before >= self.max_batch_size else rows
+        wait = (before + own) * self._row_seconds if before else 0.0
+        if 0 < seconds < wait:
+            return f"an answer would take {wait:.3f} s, the deadline is in {seconds:.3f} s"
         return None
 
+    def note_pace(self, rows: int, started: float, ended: float) -> None:
+        """Learn from a batch what a row takes.
+
+        While rows wait, that is all that passes from the end of a batch to that of the next, be it the event
+        loop's work or other models' batches.
+        """
+        self._running_rows = 0
+        since = started if self._ended_with_more is None else self._ended_with_more
+        self._row_seconds += ROW_SECONDS_GAIN * ((ended - since) / rows - self._row_seconds)
+        self._ended_with_more = ended if self.rows else None
+
     def push(self, item: Item) -> None:
-        """Add a request's rows. Raises QueueFull, and keeps nothing, where they do not all fit."""
-        refusal = self.refusal(item.rows)
+        """Add a request's rows. Raises QueueFull, and keeps nothing, where `refusal` says why."""
+        refusal = self.refusal(item.rows, item.deadline - item.enqueued)
         if refusal is not None:
             raise QueueFull(refusal)
         self.rows += item.rows
@@ -189,7 +211,7 @@ class BatchQueue:
         space -= first - self._fill(self._small, first, parts)
         space = self._fill(self._large, space, parts)
         space = self._fill(self._small, space, parts)
-        rows = most - space
+        rows = self._running_rows = most - space
         reason: Reason = "delay" if self.max_queue_delay_seconds else "idle"
         return Batch(parts, rows, reason if space else "full")
 

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from service.batching import Answer, Array, Batch, BatchQueue, Item, Outcome, Part, Reason
-from service.errors import DeadlineExceeded, EngineError, QueueFull, ShuttingDown
+from service.errors import DeadlineExceeded, EngineError, ShuttingDown
 from service.traceparent import current_traceparent
 
 logger = logging.getLogger(__name__)
@@ -29,9 +29,6 @@ Work = Callable[[], None]
 INLINE_ROWS = 64
 """Where the event loop can run so many rows in the time that it is given, it runs all, in batches of no
 more than fit: with so many a row takes nearly as little as it ever will."""
-
-ROW_SECONDS_GAIN = 0.1
-"""The latest batch's part in what a row is thought to take."""
 
 
 class Runner(Protocol):
@@ -174,7 +171,6 @@ class Batcher:
         self._expiry: asyncio.TimerHandle | None = None
         self._expiry_at = math.inf
         self.inline_rows = _rows_within(runner, queue.max_batch_size, device.inline_seconds)
-        self._row_seconds = 0.0
         self._closed = False
         self._unanswered = 0
         self._all_answered = asyncio.Event()
@@ -186,15 +182,7 @@ class Batcher:
 
     def refusal(self, rows: int, seconds: float) -> str | None:
         """Why a request of so many rows would not be queued, if so. seconds: until its deadline."""
-        refusal = self._queue.refusal(rows)
-        if refusal is not None:
-            return refusal
-        before = self._queue.rows_before(rows)
-        # Rows wait while a batch runs, which has to end first: about as many rows again.
-        wait = (before + min(before, self._queue.max_batch_size)) * self._row_seconds
-        if 0 < seconds < wait:
-            return f"the rows that wait take {wait:.3f} s, the deadline is in {seconds:.3f} s"
-        return None
+        return self._queue.refusal(rows, seconds)
 
     def submit(
         self, inputs: tuple[Array, ...], rows: int, deadline: float, done: Callable[[Outcome], None]
@@ -211,12 +199,8 @@ class Batcher:
         """
         if self._closed:
             raise ShuttingDown("the model is being unloaded and takes no new requests")
-        now = time.monotonic()
-        item = Item(inputs, rows, now, deadline, done, traceparent=current_traceparent.get())
+        item = Item(inputs, rows, time.monotonic(), deadline, done, traceparent=current_traceparent.get())
         with self._device.lock:
-            refusal = self.refusal(rows, deadline - now)
-            if refusal is not None:
-                raise QueueFull(refusal)
             self._queue.push(item)
             self._enter_when_due()
             next_deadline = self._queue.next_deadline
@@ -251,7 +235,6 @@ class Batcher:
     ) -> None:
         """Answer a batch's requests with their rows of the outcome, or with its error."""
         failed = isinstance(outcome, Exception)
-        self._row_seconds += ROW_SECONDS_GAIN * ((ended - started) / batch.rows - self._row_seconds)
         queue_seconds = [started - part.item.enqueued for part in batch.parts if part.start == 0]
         if isinstance(outcome, Exception):
             self._fail(batch, outcome)
@@ -264,6 +247,7 @@ class Batcher:
             )
         )
         with self._device.lock:
+            self._queue.note_pace(batch.rows, started, ended)
             self._enter_when_due()
 
     async def close(self) -> None:

@@ -38,6 +38,31 @@ def test_a_batch_may_be_asked_to_be_smaller() -> None:
     assert queue.rows == 0
 
 
+def test_the_pace_is_learnt_from_batches_and_while_rows_wait_from_what_lies_between_them() -> None:
+    queue = BatchQueue(max_batch_size=4, max_queue_rows=10_000)
+    for _ in range(100):
+        queue.push(item(1))
+        queue.take()
+        queue.note_pace(1, started=0.0, ended=0.001)  # nothing waits: what passes in between is nobody's
+    assert queue.refusal(1, seconds=0.0001) is None  # nothing waits or runs: it is tried
+    queue.push(item(1))
+    assert queue.refusal(1, seconds=0.0019) == "an answer would take 0.002 s, the deadline is in 0.002 s"
+    assert queue.refusal(1, seconds=0.0021) is None
+    queue.take()
+    assert queue.refusal(1, seconds=0.0019) is not None  # behind the batch that runs
+    queue.note_pace(1, started=0.0, ended=0.001)
+    for _ in range(1000):
+        queue.push(item(1))
+    for index in range(200):
+        queue.take()
+        queue.note_pace(4, started=index * 0.4 + 0.3, ended=index * 0.4 + 0.304)
+    assert queue.rows == 200
+    assert queue.refusal(1, seconds=20.3) == "an answer would take 20.400 s, the deadline is in 20.300 s"
+    with pytest.raises(QueueFull):
+        queue.push(item(1, enqueued=100.0, deadline=120.3))
+    queue.push(item(1, enqueued=100.0, deadline=120.5))
+
+
 def test_requests_are_bounded_as_rows_are() -> None:
     queue = BatchQueue(max_batch_size=4, max_queue_rows=100, max_queue_requests=2)
     first, second = item(1), item(9)

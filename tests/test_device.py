@@ -260,7 +260,7 @@ async def test_a_deadline_that_the_queue_cannot_meet_is_refused_at_once(device: 
     await first  # so that a row is known to take some milliseconds
     tasks = [submit(batcher, float(value)) for value in range(100)]
     await runner.running()
-    with pytest.raises(QueueFull, match=r"the rows that wait take 0\.\d+ s, the deadline is in 0\.0"):
+    with pytest.raises(QueueFull, match=r"an answer would take \d+\.\d+ s, the deadline is in 0\.0"):
         await submit(batcher, 1.0, deadline=time.monotonic() + 0.05)
     in_time = submit(batcher, 2.0, deadline=time.monotonic() + 60)
     for _ in range(101):
