@@ -6,7 +6,7 @@ there are.
 
 import json
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -17,10 +17,10 @@ import simpy
 from numpy.typing import NDArray
 
 from service.batching import Answer, Batch, BatchQueue, Item
-from service.device import INLINE_ROWS
+from service.device import inline_rows
 from service.engine import bucket_sizes
 from service.errors import QueueFull
-from service.repository import BUCKETS_PER_OCTAVE, INLINE_SECONDS
+from service.repository import BRIEF_SECONDS, BUCKETS_PER_OCTAVE, INLINE_SECONDS
 
 Event = simpy.Event
 Process = Generator[Event, None, None]
@@ -55,6 +55,7 @@ class PodCosts:
     start_seconds: float
     cores: int = 1
     inline_seconds: float = INLINE_SECONDS
+    brief_seconds: float = BRIEF_SECONDS
     max_batch_size: int = 256
     max_queue_rows: int = 16384
     max_queue_requests: int = 512
@@ -75,13 +76,16 @@ class PodCosts:
     @cached_property
     def inline_rows(self) -> int:
         """The most rows of a batch that runs on the event loop, 0 if none does."""
-        sizes = range(1, self.max_batch_size + 1)
-        return bisect_right(sizes, self.inline_seconds, key=self.device_seconds)
+        return self._inline[0]
 
     @property
     def most_inline(self) -> int | None:
         """What the event loop cuts its batches to; None where it leaves longer ones to the thread."""
-        return self.inline_rows if self.inline_rows >= INLINE_ROWS else None
+        return self.inline_rows if self._inline[1] else None
+
+    @cached_property
+    def _inline(self) -> tuple[int, bool]:
+        return inline_rows(self.device_seconds, self.max_batch_size, self.inline_seconds, self.brief_seconds)
 
     @cached_property
     def full_batch(self) -> int:

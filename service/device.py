@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 Work = Callable[[], None]
 
 INLINE_ROWS = 64
-"""Where the event loop can run so many rows in the time that it is given, it runs all, in batches of no
-more than fit: with so many a row takes nearly as little as it ever will."""
+"""Where the event loop can run so many rows, or the model's largest batch, in the time that it is given, it
+runs all, in batches of no more than fit: with so many a row takes nearly as little as it ever will."""
 
 
 class Runner(Protocol):
@@ -68,13 +68,15 @@ class Device:
     so that it need not wait for an event loop that is busy with the answers of the last one; `lock`
     guards the turns and every queue. All else is called from the event loop.
 
-    inline_seconds: batches that are expected to take no longer run on the event loop, not on the thread;
-        where that is enough for INLINE_ROWS, batches are made to fit.
+    inline_seconds: batches run on the event loop, and not on the thread, where INLINE_ROWS are expected to
+        take no longer; they are made to fit.
+    brief_seconds: of models that are slower, only batches that take no longer; as the former if None.
     """
 
-    def __init__(self, name: str, inline_seconds: float = 0.0) -> None:
+    def __init__(self, name: str, inline_seconds: float = 0.0, brief_seconds: float | None = None) -> None:
         self.lock = threading.Lock()
         self.inline_seconds = inline_seconds
+        self.brief_seconds = inline_seconds if brief_seconds is None else brief_seconds
         self._loop = asyncio.get_running_loop()
         self._turns: deque[Batcher | Work] = deque()
         self._busy = False
@@ -170,7 +172,9 @@ class Batcher:
         self._release: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._expiry_at = math.inf
-        self.inline_rows = _rows_within(runner, queue.max_batch_size, device.inline_seconds)
+        self.inline_rows, self._cut = inline_rows(
+            runner.seconds_for, queue.max_batch_size, device.inline_seconds, device.brief_seconds
+        )
         self._closed = False
         self._unanswered = 0
         self._all_answered = asyncio.Event()
@@ -224,7 +228,7 @@ class Batcher:
         Called by the device, which holds the lock, from its thread or the event loop. Rows that are left for
         a later time are asked after when this batch is finished, for timers belong to the event loop.
         """
-        batch = self._queue.take(self.inline_rows if inline and self.inline_rows >= INLINE_ROWS else None)
+        batch = self._queue.take(self.inline_rows if inline and self._cut else None)
         self._entered = self._queue.release_at() == -math.inf
         if self._entered:
             self._device.enter(self)
@@ -340,9 +344,18 @@ def _run(runner: Runner, batch: Batch) -> tuple[tuple[Array, ...] | Exception, f
     return outcome, started, time.monotonic()
 
 
-def _rows_within(runner: Runner, most: int, seconds: float) -> int:
-    """How many rows a batch may have that takes no longer, up to `most`; 0 if one row does."""
-    return bisect.bisect_right(range(1, most + 1), seconds, key=runner.seconds_for)
+def inline_rows(
+    seconds_for: Callable[[int], float], most: int, inline_seconds: float, brief_seconds: float
+) -> tuple[int, bool]:
+    """The most rows of a batch that runs on the event loop, and whether larger ones are cut to that.
+
+    seconds_for: what a batch of so many rows takes, up to `most`. The rest is as `Device` says.
+    """
+    sizes = range(1, most + 1)
+    rows = bisect.bisect_right(sizes, inline_seconds, key=seconds_for)
+    if rows >= min(INLINE_ROWS, most):
+        return rows, True
+    return bisect.bisect_right(sizes, min(inline_seconds, brief_seconds), key=seconds_for), False
 
 
 def _rows(part: Part) -> tuple[Array, ...]:

@@ -35,9 +35,14 @@ places of each image. CPU time a row in batches of 32 and of 256, in us on one A
 cnn-int8 46 and 48, vae-encoder 31 and 32, gan 129 and 138, vae 108 and 112. And what cnn holds between layers
 takes 45 MB for 256 rows, 5 MB for 32, which the arena keeps. Threads share a batch: each gets 16 rows."""
 
-INLINE_SECONDS = 0.005
-"""On a CPU shorter batches run on the event loop itself: handing one over costs 0.1 ms. mlp-int8 answered
-a lone request in 0.42 ms and not 0.52, and 64 connections 15 % faster (2 AVX2 cores, wrk beside it)."""
+INLINE_SECONDS = 0.010
+BRIEF_SECONDS = 0.001
+"""On a CPU batches that take no longer run on the event loop itself: with a thread beside it, the
+interpreter's lock goes to and fro at each of the loop's callbacks. mlp, 64 connections: 20,000 requests/s,
+and 15,000 on the thread (2 AVX-512 cores, wrk and other work beside it). Longer turns make more of the loop
+under overload, when it reads and refuses much in each: in turns of 1.1, 1.9 and 4.2 ms, 6,400, 7,500 and
+11,900 of 35,000 requests/s were answered in time. A model too slow for 64 rows in 10 ms gains less, and gets
+1 ms."""
 
 Key = tuple[str, int]
 TraceBatch = Callable[[str, BatchRecord], None]
@@ -65,7 +70,7 @@ class Repository:
         self._metrics = metrics
         self._trace_batch = trace_batch
         inline_seconds = INLINE_SECONDS if settings.provider == "cpu" else 0.0
-        self._device = Device(settings.provider, inline_seconds)
+        self._device = Device(settings.provider, inline_seconds, BRIEF_SECONDS)
         self._loaded: dict[Key, _Loaded] = {}
         self._catalogue = Catalogue([])
         self._ready = False

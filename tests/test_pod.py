@@ -18,6 +18,8 @@ COSTS = PodCosts(
     start_seconds=1.0,
     cores=2,
     max_batch_size=64,
+    inline_seconds=0.005,
+    brief_seconds=0.005,
 )
 """Batches of up to 40 rows take no more than 5 ms, and run on the loop."""
 
