@@ -6,7 +6,8 @@ A route sees models only as manifests; it knows nothing of engines, queues or de
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from service.manifest import Manifest, Task
 from service.tensors import check_tensor
 
 Array = NDArray[Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -116,21 +118,22 @@ class Predictor(Protocol):
         ...
 
 
+def resolve(future: "asyncio.Future[T]", outcome: T | Exception) -> None:
+    """Hand a future its outcome, unless it was cancelled and its task has not run since."""
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
 async def infer(
     predictor: Predictor, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float
 ) -> Inference:
     """Run a request's rows and wait for them; see `Predictor.begin`. Raises what `done` would be told."""
     future: asyncio.Future[Inference] = asyncio.get_running_loop().create_future()
-
-    def settle(outcome: Inference | Exception) -> None:
-        if future.done():
-            return  # cancelled, and its task has not run since
-        if isinstance(outcome, Exception):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
-
-    cancel = predictor.begin(model, version, inputs, deadline, settle)
+    cancel = predictor.begin(model, version, inputs, deadline, partial(resolve, future))
     try:
         return await future
     except asyncio.CancelledError:

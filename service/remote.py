@@ -17,7 +17,7 @@ from service import messages
 from service.errors import FrameError, ModelNotReady, ShuttingDown, Unavailable
 from service.frames import Frame, Link
 from service.messages import Kind, State
-from service.predictor import Array, Cancel, Catalogue, Done, check_inputs
+from service.predictor import Array, Cancel, Catalogue, Done, check_inputs, resolve
 from service.traceparent import current_traceparent
 
 logger = logging.getLogger(__name__)
@@ -110,16 +110,7 @@ class RemotePredictor:
     async def _ask(self, kind: Kind, number: int, header: object) -> Frame:
         """Send, and wait for the answer. Raises the error that it may be."""
         future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
-
-        def settle(reply: Frame | Exception) -> None:
-            if future.done():
-                return
-            if isinstance(reply, Exception):
-                future.set_exception(reply)
-            else:
-                future.set_result(reply)
-
-        self._send(kind, number, header, (), settle)
+        self._send(kind, number, header, (), partial(resolve, future))
         try:
             return await future
         except asyncio.CancelledError:

@@ -4,13 +4,15 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 
 import numpy as np
 import pytest
 
-from service.batching import Answer, BatchQueue, Outcome
+from service.batching import Answer, BatchQueue
 from service.device import Array, Batcher, BatchRecord, Device
 from service.errors import DeadlineExceeded, EngineError, QueueFull, ShuttingDown
+from service.predictor import resolve
 
 FAR = 1e12
 
@@ -59,14 +61,7 @@ def rows(*values: float) -> tuple[Array, ...]:
 def submit(batcher: Batcher, *values: float, deadline: float = FAR) -> "asyncio.Task[list[float]]":
     async def run() -> list[float]:
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-
-        def done(outcome: Outcome) -> None:
-            if isinstance(outcome, Exception):
-                answered.set_exception(outcome)
-            else:
-                answered.set_result(outcome)
-
-        item = batcher.submit(rows(*values), len(values), deadline, done)
+        item = batcher.submit(rows(*values), len(values), deadline, partial(resolve, answered))
         try:
             answer = await answered
         except asyncio.CancelledError:
