@@ -105,6 +105,15 @@ def _answers(ready: Callable[[], bool]) -> bool:
         return False
 
 
+def terminate(process: "subprocess.Popen[Any]", seconds: float) -> None:
+    """Ask a process to end, and kill it where it has not after so long."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
 def end_servers_on_sigterm() -> None:
     """Make SIGTERM leave this process in the ordinary way, through `serving`, which ends the servers."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -136,12 +145,7 @@ def _memory_of(process: psutil.Process) -> Any:
 
 
 def _stop(process: "subprocess.Popen[bytes]", mark: str) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    terminate(process, STOP_SECONDS)
     left = _alive(mark)
     for survivor in left:
         survivor.kill()

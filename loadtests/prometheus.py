@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loadtests.processes import terminate
+
 Json = dict[str, Any]
 
 START_SECONDS = 120.0
@@ -106,7 +108,7 @@ def running(folder: Path, configuration: Json) -> Iterator[Prometheus]:
         try:
             yield Prometheus(_await_address(process, log))
         finally:
-            _stop(process)
+            terminate(process, STOP_SECONDS)
 
 
 def _await_address(process: "subprocess.Popen[bytes]", log: Path) -> str:
@@ -123,11 +125,3 @@ def _address(log: Path) -> str | None:
         if line.endswith("\n") and json.loads(line).get("msg") == "Listening on":
             return str(json.loads(line)["address"])
     return None
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from loadtests.placement import on_cores
+from loadtests.processes import terminate
 
 ROOT = Path(__file__).resolve().parent.parent
 READY = re.compile(r"ready at (http://127\.0\.0\.1:(\d+))")
@@ -52,7 +53,7 @@ def serving(arguments: Sequence[str], cores: list[int] | None = None) -> Iterato
             reader.start()
             yield service
         finally:
-            _stop(process)
+            terminate(process, STOP_SECONDS)
         reader.join()
 
 
@@ -68,11 +69,3 @@ def _await_ready(stream: IO[str]) -> re.Match[str]:
 def _discard(stream: IO[str]) -> None:
     for _ in stream:
         pass
-
-
-def _stop(process: "subprocess.Popen[str]") -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
