@@ -160,9 +160,7 @@ class BatchQueue:
 
     def rows_before(self, rows: int) -> int:
         """How many of the rows that wait now run, at the least, before a new request of so many rows ends."""
-        if rows > self._small_rows:
-            return self.rows
-        return min(self.rows, self._small_waiting)
+        return self.rows if rows > self._small_rows else self._small_waiting
 
     def remove(self, item: Item) -> None:
         """Forget the rows of an item that were not handed out yet."""

@@ -89,9 +89,10 @@ class Classify:
         """From a request's bytes to its answer."""
         arrived = time.monotonic()
         headers: Headers = dict(scope["headers"])
-        target = self._target(scope["query_string"])
+        query = read_query(scope["query_string"], QUERY)
+        target = self._target(query)
         scope[MODEL] = target.manifest.name
-        wish = self._wish(target, scope["query_string"], headers)
+        wish = self._wish(target, query, headers)
         body = await read_body(headers, receive, self._settings.max_body_bytes)
         spec = target.manifest.inputs[0]
         rows = await self._decode(headers, body, spec)
@@ -111,24 +112,23 @@ class Classify:
             return None
         if not 0 < head.content_length <= self._settings.max_body_bytes:
             return None
-        wish = self._wish(self._target(head.query), head.query, head.headers)
+        query = read_query(head.query, QUERY)
+        wish = self._wish(self._target(query), query, head.headers)
         return RawPlan(self._predictor, self._settings.max_request_rows, wish, kind, head.content_length)
 
-    def _target(self, query: bytes) -> Target:
-        known = read_query(query, QUERY)
+    def _target(self, query: Mapping[str, str]) -> Target:
         return find_target(
             self._predictor,
             "classification",
-            known.get("model"),
-            parse_version(known),
+            query.get("model"),
+            parse_version(query),
             self._settings.default_classifier,
         )
 
-    def _wish(self, target: Target, query: bytes, headers: Headers) -> Wish:
+    def _wish(self, target: Target, query: Mapping[str, str], headers: Headers) -> Wish:
         accepted = negotiate(headers, (JSON, OCTETS))
         timeout = read_timeout(headers, self._settings.request_timeout_seconds)
-        known = read_query(query, QUERY)
-        return Wish(target, timeout, accepted, _top_k(known, len(target.manifest.labels), accepted))
+        return Wish(target, timeout, accepted, _top_k(query, len(target.manifest.labels), accepted))
 
     async def _decode(self, headers: Headers, body: bytes, spec: TensorSpec) -> Array:
         """The images as the model's input, whatever form they came in."""
