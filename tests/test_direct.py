@@ -17,6 +17,7 @@ import uvicorn
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from live import Connection, Response, connected
 from test_app import image, png, repository, settings
 from uvicorn.server import ServerState
 
@@ -81,38 +82,12 @@ async def listener(repository: Repository, tmp_path: Path) -> AsyncIterator[List
         yield listener
 
 
-@dataclass
-class Response:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
-class Connection:
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    async def receive(self) -> Response:
-        head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:-2])}
-        body = await self.reader.readexactly(int(headers["content-length"]))
-        return Response(int(head[0].split()[1]), headers, body)
-
-    async def ask(self, *pieces: bytes) -> Response:
-        """Send the pieces one after another, each on its own, and wait for one answer."""
-        for piece in pieces:
-            self.writer.write(piece)
-            await asyncio.sleep(0.002)
-        return await self.receive()
-
-
-@asynccontextmanager
-async def connected(listener: Listener) -> AsyncIterator[Connection]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
-    try:
-        yield Connection(reader, writer)
-    finally:
-        writer.close()
+async def exchange(connection: Connection, *pieces: bytes) -> Response:
+    """Send the pieces one after another, each on its own, and wait for one answer."""
+    for piece in pieces:
+        connection.writer.write(piece)
+        await asyncio.sleep(0.002)
+    return await connection.receive()
 
 
 def request(
@@ -160,11 +135,11 @@ SAME = {
 @pytest.mark.parametrize("case", SAME)
 async def test_both_ways_answer_alike(listener: Listener, case: str) -> None:
     wish, status = SAME[case]
-    async with connected(listener) as connection:
+    async with connected(listener.port) as connection:
         for _ in range(2):  # the second time the head is known
-            short = await connection.ask(request(**wish))  # type: ignore[arg-type]
-    async with connected(listener) as connection:
-        usual = await connection.ask(request(**wish, chunked=True))  # type: ignore[arg-type]
+            short = await exchange(connection, request(**wish))  # type: ignore[arg-type]
+    async with connected(listener.port) as connection:
+        usual = await exchange(connection, request(**wish, chunked=True))  # type: ignore[arg-type]
     assert short.status == usual.status == status
     assert short.body == usual.body
     changing = {"server-timing", "date", "x-request-id"}
@@ -175,14 +150,14 @@ async def test_both_ways_answer_alike(listener: Listener, case: str) -> None:
 
 
 async def test_the_short_way_is_taken(listener: Listener) -> None:
-    async with connected(listener) as connection:
+    async with connected(listener.port) as connection:
         for wish in ({}, {"kind": None}, {"accept": OCTETS}, {"body": RAW[:392]}):
-            await connection.ask(request(**wish))  # type: ignore[arg-type]
+            await exchange(connection, request(**wish))  # type: ignore[arg-type]
         assert listener.through_asgi == []
-        await connection.ask(request(chunked=True))
-        await connection.ask(request(png(7), kind="image/png"))
+        await exchange(connection, request(chunked=True))
+        await exchange(connection, request(png(7), kind="image/png"))
         assert listener.through_asgi == ["/classify"] * 2
-        await connection.ask(request())
+        await exchange(connection, request())
     assert listener.through_asgi == ["/classify"] * 2
     assert listener.counted(200) == 6
     assert listener.counted(400) == 1
@@ -191,10 +166,10 @@ async def test_the_short_way_is_taken(listener: Listener) -> None:
 @pytest.mark.parametrize("wish", [{"accept": OCTETS}, {"body": png(7), "kind": None}])
 async def test_a_request_may_come_in_any_two_pieces(listener: Listener, wish: dict[str, object]) -> None:
     whole = request(**wish)  # type: ignore[arg-type]
-    async with connected(listener) as connection:
-        expected = (await connection.ask(whole)).body
+    async with connected(listener.port) as connection:
+        expected = (await exchange(connection, whole)).body
         for cut in [*range(1, len(whole), 53), len(whole) - 1]:
-            response = await connection.ask(whole[:cut], whole[cut:])
+            response = await exchange(connection, whole[:cut], whole[cut:])
             assert (response.status, response.body) == (200, expected), cut
 
 
@@ -217,7 +192,7 @@ async def test_answers_come_in_the_order_of_the_requests_however_these_are_cut(
     }
     stream = b"".join(forms[kind](digit) for kind, digit in zip(kinds, digits, strict=False))
     edges = sorted({0, *(cut for cut in cuts if cut < len(stream)), len(stream)})
-    async with listening(repository, tmp_path) as listener, connected(listener) as connection:
+    async with listening(repository, tmp_path) as listener, connected(listener.port) as connection:
         for start, stop in pairwise(edges):
             connection.writer.write(stream[start:stop])
             await asyncio.sleep(0.001)
@@ -257,7 +232,7 @@ class Held:
 
 async def test_a_client_that_leaves_cancels_its_request(listener: Listener, repository: Repository) -> None:
     held = Held(repository)
-    async with connected(listener) as connection:
+    async with connected(listener.port) as connection:
         connection.writer.write(request())
         await held.holds(1)
     while not held.cancelled:
@@ -275,8 +250,8 @@ async def test_an_answered_request_is_not_left_to_the_garbage_collector(listener
     gc.disable()
     try:
         before = requests()  # of other tests
-        async with connected(listener) as connection:
-            assert (await connection.ask(request())).status == 200
+        async with connected(listener.port) as connection:
+            assert (await exchange(connection, request())).status == 200
         async with asyncio.timeout(30):
             while len(requests()) > len(before):  # the device's thread may hold the batch for a moment
                 await asyncio.sleep(0.005)
@@ -285,7 +260,7 @@ async def test_an_answered_request_is_not_left_to_the_garbage_collector(listener
 
 
 async def test_a_client_that_leaves_amid_its_body_is_counted(listener: Listener) -> None:
-    async with connected(listener) as connection:
+    async with connected(listener.port) as connection:
         connection.writer.write(request()[:-100])
         await asyncio.sleep(0.05)
     while listener.state.connections:
@@ -297,10 +272,14 @@ async def test_a_server_that_ends_answers_what_is_in_flight_and_closes(
     listener: Listener, repository: Repository
 ) -> None:
     held = Held(repository)
-    async with connected(listener) as whole, connected(listener) as partial_body, connected(listener) as idle:
+    async with (
+        connected(listener.port) as whole,
+        connected(listener.port) as partial_body,
+        connected(listener.port) as idle,
+    ):
         whole.writer.write(request())
         partial_body.writer.write(request()[:-100])
-        await idle.ask(b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n")
+        await exchange(idle, b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n")
         await held.holds(1)
         for protocol in list(listener.state.connections):
             protocol.shutdown()
@@ -315,9 +294,9 @@ async def test_a_server_that_ends_answers_what_is_in_flight_and_closes(
 
 
 async def test_a_connection_is_closed_when_it_has_been_idle_and_not_before(listener: Listener) -> None:
-    async with connected(listener) as connection:
+    async with connected(listener.port) as connection:
         for _ in range(4):
-            await connection.ask(request())
+            await exchange(connection, request())
             await asyncio.sleep(KEEP_ALIVE_SECONDS / 2)
         started = asyncio.get_running_loop().time()
         assert await asyncio.wait_for(connection.reader.read(), 5) == b""
@@ -325,8 +304,8 @@ async def test_a_connection_is_closed_when_it_has_been_idle_and_not_before(liste
 
 
 async def test_a_request_that_takes_long_is_not_idle(listener: Listener, repository: Repository) -> None:
-    async with connected(listener) as connection:
-        await connection.ask(request())
+    async with connected(listener.port) as connection:
+        await exchange(connection, request())
         held = Held(repository)
         connection.writer.write(request())
         await held.holds(1)
@@ -339,11 +318,11 @@ async def test_a_request_that_takes_long_is_not_idle(listener: Listener, reposit
 async def test_a_head_that_is_known_follows_a_reload(
     listener: Listener, repository: Repository, add_classifier: Callable[..., Path]
 ) -> None:
-    async with connected(listener) as connection:
-        assert b'"version":1' in (await connection.ask(request())).body
+    async with connected(listener.port) as connection:
+        assert b'"version":1' in (await exchange(connection, request())).body
         add_classifier(version=2, labels=tuple("ABCDEFGHIJ"))
         assert await repository.reload() == []
-        response = await connection.ask(request())
+        response = await exchange(connection, request())
     assert b'"version":2' in response.body
     assert b'"label":"H"' in response.body
 
@@ -351,9 +330,9 @@ async def test_a_head_that_is_known_follows_a_reload(
 async def test_a_full_queue_is_said_before_a_body_is_read(listener: Listener, repository: Repository) -> None:
     why = "512 requests wait, expected fewer than 512"
     repository.refusal = lambda *_: why  # type: ignore[method-assign]
-    async with connected(listener) as connection:
-        seen = [await connection.ask(request()) for _ in range(2)]
-        seen.append(await connection.ask(request(extra="X-Request-Id: mine")))
+    async with connected(listener.port) as connection:
+        seen = [await exchange(connection, request()) for _ in range(2)]
+        seen.append(await exchange(connection, request(extra="X-Request-Id: mine")))
         for response in seen:
             assert (response.status, response.headers["retry-after"]) == (503, "1")
             assert response.body == b'{"error":"%b"}' % why.encode()
@@ -361,7 +340,7 @@ async def test_a_full_queue_is_said_before_a_body_is_read(listener: Listener, re
         assert len({*ids}) == 3
         assert ids[2] == "mine"
         repository.refusal = lambda *_: None  # type: ignore[method-assign]
-        assert (await connection.ask(request())).status == 200
+        assert (await exchange(connection, request())).status == 200
     assert listener.counted(503) == 3
     labels = {"model": "first-pixel", "reason": "queue_full"}
     assert listener.metrics.registry.get_sample_value("inkserve_rejected_requests_total", labels) == 3
@@ -377,10 +356,10 @@ async def test_what_is_asked_of_the_queue_is_what_will_be_sent(
         return None
 
     repository.refusal = refusal  # type: ignore[method-assign]
-    async with connected(listener) as connection:
-        await connection.ask(request(RAW * 3, path="/classify?version=1", extra="inkserve-timeout: 2"))
-        await connection.ask(request(RAW * 3, kind=None))  # might be a picture
-        await connection.ask(request(bytes(784 * 41)))  # is answered 413
+    async with connected(listener.port) as connection:
+        await exchange(connection, request(RAW * 3, path="/classify?version=1", extra="inkserve-timeout: 2"))
+        await exchange(connection, request(RAW * 3, kind=None))  # might be a picture
+        await exchange(connection, request(bytes(784 * 41)))  # is answered 413
     assert asked == [
         ("first-pixel", 1, 3, 2.0),
         ("first-pixel", None, 1, 30.0),
@@ -393,8 +372,8 @@ async def test_an_unforeseen_error_is_a_500(listener: Listener, repository: Repo
         raise RuntimeError("a secret")
 
     repository.begin = fail  # type: ignore[method-assign]
-    async with connected(listener) as connection:
-        response = await connection.ask(request())
+    async with connected(listener.port) as connection:
+        response = await exchange(connection, request())
     assert (response.status, response.body) == (500, b'{"error":"internal error"}')
     assert listener.through_asgi == []
 

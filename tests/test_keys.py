@@ -7,24 +7,32 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from live import RAW, Response, Service, connected, serving
+from live import Response, Service, connected, serving
+from test_direct import exchange, request
 
 KEY, NEXT = "a-key-of-the-test-0123", "the-next-key-of-it-456"
 OPEN = ["/", "/docs", "/openapi.json", "/metrics", "/v2/health/live", "/v2/health/ready"]
 CLOSED = ["/models", "/models/first-pixel", "/generate", "/nothing"]
-IMAGE = bytes(784)
+
+Write = Callable[[str], Path]
 
 
 async def classify(service: Service, key: str | None, *, chunked: bool = False) -> Response:
-    headers = RAW if key is None else RAW | {"authorization": f"Bearer {key}"}
+    header = "" if key is None else f"Authorization: Bearer {key}"
     async with connected(service.port) as connection:
-        if not chunked:
-            return await connection.ask("POST", "/classify", IMAGE, headers)
-        lines = ["POST /classify HTTP/1.1", "host: test", "transfer-encoding: chunked"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        head = "\r\n".join(lines).encode() + b"\r\n\r\n"
-        connection.writer.write(head + b"310\r\n" + IMAGE + b"\r\n0\r\n\r\n")
-        return await connection.receive()
+        return await exchange(connection, request(extra=header, chunked=chunked))
+
+
+@pytest.fixture
+def write_keys(tmp_path_factory: pytest.TempPathFactory) -> Write:
+    """Writes the file, outside of the models' folder, and tells where it is."""
+    path = tmp_path_factory.mktemp("keys") / "keys"
+
+    def write(text: str) -> Path:
+        path.write_text(text)
+        return path
+
+    return write
 
 
 def refused(response: Response) -> bool:
@@ -38,14 +46,10 @@ def refused(response: Response) -> bool:
 
 @pytest.mark.parametrize("form", [[], ["--workers", "1"]], ids=["one process", "split"])
 async def test_keys_are_asked_for_and_follow_their_file(
-    add_classifier: Callable[..., Path],
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    form: list[str],
+    add_classifier: Callable[..., Path], tmp_path: Path, write_keys: Write, form: list[str]
 ) -> None:
     add_classifier()
-    keys = tmp_path_factory.mktemp("keys") / "keys"
-    keys.write_text(f"# ours\n{KEY}\n")
+    keys = write_keys(f"# ours\n{KEY}\n")
     with serving("--models-dir", str(tmp_path), "--api-keys-file", str(keys), *form) as service:
         for chunked in (False, True):  # in the protocol and through ASGI
             assert refused(await classify(service, None, chunked=chunked))
@@ -65,7 +69,7 @@ async def test_keys_are_asked_for_and_follow_their_file(
             assert "/nothing" not in metrics
             document = json.loads((await connection.ask("GET", "/openapi.json")).body)
             assert document["security"] == [{"key": []}]
-        keys.write_text(f"{NEXT}\n")
+        write_keys(f"{NEXT}\n")
         until = time.monotonic() + 30
         while refused(await classify(service, NEXT)):
             assert time.monotonic() < until
@@ -76,14 +80,10 @@ async def test_keys_are_asked_for_and_follow_their_file(
 
 @pytest.mark.parametrize("form", [[], ["--workers", "1"]], ids=["one process", "split"])
 def test_a_file_without_keys_stops_the_start(
-    add_classifier: Callable[..., Path],
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    form: list[str],
+    add_classifier: Callable[..., Path], tmp_path: Path, write_keys: Write, form: list[str]
 ) -> None:
     add_classifier()
-    keys = tmp_path_factory.mktemp("keys") / "keys"
-    keys.write_text("# none\n")
+    keys = write_keys("# none\n")
     with (
         pytest.raises(pytest.fail.Exception, match="holds no API key"),
         serving("--models-dir", str(tmp_path), "--api-keys-file", str(keys), *form),
