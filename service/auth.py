@@ -1,7 +1,7 @@
 """API keys: which requests may pass. Knows headers, and nothing else of HTTP.
 
-The keys themselves are not kept, only their digests, so that neither a dump of the memory nor a traceback
-shows one.
+Of the file's keys only digests are kept, so that no traceback shows one. What a client sent stays in memory
+for as long as its head is remembered (`service.direct`).
 """
 
 import asyncio

@@ -240,9 +240,11 @@ def parse_head(head: bytes) -> Head | None:
     if not url.path or b"%" in url.path:
         return None
     headers = dict(reader.headers)
+    request_id = sent_request_id(reader.headers)
+    if request_id != headers.get(REQUEST_ID):
+        return None  # another one in place of one that is not fit: new for each request, so not remembered
     content_length = int(headers.get(b"content-length", b"0"))  # the parser takes nothing but digits
     method = parser.get_method().decode("ascii")
-    request_id = sent_request_id(reader.headers)
     return Head(method, url.path, url.query or b"", headers, content_length, request_id)
 
 

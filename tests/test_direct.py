@@ -163,6 +163,14 @@ async def test_the_short_way_is_taken(listener: Listener) -> None:
     assert listener.counted(400) == 1
 
 
+async def test_an_id_that_is_not_fit_is_replaced_by_another_each_time(listener: Listener) -> None:
+    async with connected(listener.port) as connection:
+        unfit = request(extra="X-Request-Id: two words")
+        ids = {(await exchange(connection, unfit)).headers["x-request-id"] for _ in range(3)}
+    assert len(ids) == 3
+    assert "two words" not in ids
+
+
 @pytest.mark.parametrize("wish", [{"accept": OCTETS}, {"body": png(7), "kind": None}])
 async def test_a_request_may_come_in_any_two_pieces(listener: Listener, wish: dict[str, object]) -> None:
     whole = request(**wish)  # type: ignore[arg-type]
