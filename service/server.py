@@ -19,9 +19,9 @@ from service.settings import Settings
 
 logger = logging.getLogger("inkserve")
 
-ACCEPTED_A_TURN = 16
-"""uvloop accepts one connection on a socket in a turn of the event loop, and a turn may hold a batch: of
-1,000 that came at once, the last waited 3 s. With so many copies of the socket as many are accepted."""
+ACCEPTED_A_TURN = 128
+"""uvloop accepts one connection in a turn of the event loop, and a turn may hold a batch: of 1,000 that came
+at once, the last waited 3 s. So many more, for 16 us each, are taken in a turn."""
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s that common proxies keep idle connections, so that it is they who close them."""
@@ -47,6 +47,7 @@ class Server(uvicorn.Server):
         self._drain_seconds = settings.drain_seconds
         self._loop = asyncio.get_running_loop()
         self._stopping = False
+        self._acceptor: _Acceptor | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop at the first signal; at the second, stop at once."""
@@ -64,25 +65,57 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             listener = self.servers[0].sockets[0]
-            await self._accept_more(listener)
+            if sockets is None:  # or else others share it, and should have their part of the connections
+                self._acceptor = self._accept_more(listener)
             self._listening(listener)
 
-    async def _accept_more(self, listener: socket.socket) -> None:
-        """Take more than one connection in a turn of the event loop, by listening more than once."""
-        config = self.config
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop; connections that were only just accepted are among those that are ended in order."""
+        if self._acceptor is not None:
+            await self._acceptor.close()
+        await super().shutdown(sockets)
+
+    def _accept_more(self, listener: socket.socket) -> "_Acceptor":
+        """Take more than one connection in a turn of the event loop."""
         make: Callable[[], asyncio.Protocol] = partial(
-            config.http_protocol_class,  # type: ignore[call-arg]  # its class says nothing of what it takes
-            config=config,
+            self.config.http_protocol_class,  # type: ignore[call-arg]  # its class does not say what it takes
+            config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,
         )
-        for _ in range(ACCEPTED_A_TURN - 1):
-            twin = socket.socket(fileno=os.dup(listener.fileno()))
-            server = await self._loop.create_server(make, sock=twin, backlog=config.backlog)
-            self.servers.append(server)
+        return _Acceptor(listener, make)
 
     def _stop(self) -> None:
         self.should_exit = True
+
+
+class _Acceptor:
+    """Accepts, beside uvloop's own server, all connections that wait on its socket."""
+
+    def __init__(self, listener: socket.socket, make: Callable[[], asyncio.Protocol]) -> None:
+        self._listener = socket.socket(fileno=os.dup(listener.fileno()))
+        self._listener.setblocking(False)
+        self._make = make
+        self._connecting: set[asyncio.Task[object]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._listener, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTED_A_TURN):
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # none waits any more; anything else befalls uvloop's server too, which says so
+                return
+            task = self._loop.create_task(self._loop.connect_accepted_socket(self._make, connection))
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
+
+    async def close(self) -> None:
+        """Accept no more, and wait until all that were accepted are set up."""
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+        if self._connecting:
+            await asyncio.wait(self._connecting)
 
 
 def log_ready(listener: socket.socket) -> None:
