@@ -16,7 +16,7 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from service.batching import Answer, Batch, BatchQueue, Item
+from service.batching import DEADLINE_SHARE, Answer, Batch, BatchQueue, Item
 from service.device import inline_rows
 from service.engine import bucket_sizes
 from service.errors import QueueFull
@@ -81,10 +81,10 @@ class PodCosts:
     @property
     def most_inline(self) -> int | None:
         """What the event loop cuts its batches to; None where it leaves longer ones to the thread."""
-        return self.inline_rows if self._inline[1] else None
+        return self.inline_rows if self._inline[1] is not None else None
 
     @cached_property
-    def _inline(self) -> tuple[int, bool]:
+    def _inline(self) -> tuple[int, int | None]:
         return inline_rows(self.device_seconds, self.max_batch_size, self.inline_seconds, self.brief_seconds)
 
     @cached_property
@@ -111,7 +111,7 @@ class PodCosts:
 
         What runs is done first, and then the request's own batch: each a whole one where so many wait.
         """
-        most = self.deadline_seconds * self.device_rate
+        most = self.deadline_seconds * DEADLINE_SHARE * self.device_rate
         in_time = max(min(most, self.max_batch_size) / 2, most - 2 * self.max_batch_size) + 1
         return min(self.max_queue_rows, self.max_queue_requests, in_time)
 

@@ -39,10 +39,8 @@ INLINE_SECONDS = 0.010
 BRIEF_SECONDS = 0.001
 """On a CPU batches that take no longer run on the event loop itself: with a thread beside it, the
 interpreter's lock goes to and fro at each of the loop's callbacks. mlp, 64 connections: 20,000 requests/s,
-and 15,000 on the thread (2 AVX-512 cores, wrk and other work beside it). Longer turns make more of the loop
-under overload, when it reads and refuses much in each: in turns of 1.1, 1.9 and 4.2 ms, 6,400, 7,500 and
-11,900 of 35,000 requests/s were answered in time. A model too slow for 64 rows in 10 ms gains less, and gets
-1 ms."""
+and 15,000 on the thread (2 AVX-512 cores, wrk and other work beside it). A model too slow for 64 rows in
+10 ms gains less, and gets 1 ms."""
 
 Key = tuple[str, int]
 TraceBatch = Callable[[str, BatchRecord], None]

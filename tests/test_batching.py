@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching import SMALL_SHARE, BatchQueue, Item
+from service.batching import DEADLINE_SHARE, SMALL_SHARE, BatchQueue, Item
 from service.errors import QueueFull
 
 
@@ -46,10 +46,10 @@ def test_the_pace_is_learnt_from_batches_and_while_rows_wait_from_what_lies_betw
         queue.note_pace(1, started=0.0, ended=0.001)  # nothing waits: what passes in between is nobody's
     assert queue.refusal(1, seconds=0.0001) is None  # nothing waits or runs: it is tried
     queue.push(item(1))
-    assert queue.refusal(1, seconds=0.0019) == "an answer would take 0.002 s, the deadline is in 0.002 s"
-    assert queue.refusal(1, seconds=0.0021) is None
+    assert queue.refusal(1, seconds=0.0019 / DEADLINE_SHARE) is not None
+    assert queue.refusal(1, seconds=0.0021 / DEADLINE_SHARE) is None
     queue.take()
-    assert queue.refusal(1, seconds=0.0019) is not None  # behind the batch that runs
+    assert queue.refusal(1, seconds=0.0019 / DEADLINE_SHARE) is not None  # behind the batch that runs
     queue.note_pace(1, started=0.0, ended=0.001)
     for _ in range(1000):
         queue.push(item(1))
@@ -57,10 +57,28 @@ def test_the_pace_is_learnt_from_batches_and_while_rows_wait_from_what_lies_betw
         queue.take()
         queue.note_pace(4, started=index * 0.4 + 0.3, ended=index * 0.4 + 0.304)
     assert queue.rows == 200
-    assert queue.refusal(1, seconds=20.3) == "an answer would take 20.400 s, the deadline is in 20.300 s"
+    assert queue.refusal(1, seconds=25.6) is None
+    assert queue.refusal(1, seconds=25.4) == (
+        "an answer would take 20.400 s, expected at most 20.320 s, as the deadline is in 25.400 s"
+    )
     with pytest.raises(QueueFull):
-        queue.push(item(1, enqueued=100.0, deadline=120.3))
-    queue.push(item(1, enqueued=100.0, deadline=120.5))
+        queue.push(item(1, enqueued=100.0, deadline=125.4))
+    queue.push(item(1, enqueued=100.0, deadline=125.6))
+
+
+def test_a_queue_refuses_until_a_batch_is_formed_after_which_it_refused_nothing() -> None:
+    queue = BatchQueue(max_batch_size=2, max_queue_rows=4)
+    for _ in range(2):
+        queue.push(item(2))
+    assert not queue.refusing
+    with pytest.raises(QueueFull):
+        queue.push(item(1))
+    assert queue.refusing
+    assert queue.take().rows == 2
+    assert not queue.refusing
+    assert queue.refusal(3) is not None
+    assert queue.refusal(2) is None
+    assert queue.refusing
 
 
 def test_requests_are_bounded_as_rows_are() -> None:

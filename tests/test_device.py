@@ -20,7 +20,8 @@ FAR = 1e12
 class Doubler:
     """Doubles its rows; waits for `go` first, and notes the rows of every batch."""
 
-    def __init__(self, *, held: bool = False) -> None:
+    def __init__(self, *, held: bool = False, lasting: float = 0.0) -> None:
+        self.lasting = lasting
         self.started = threading.Semaphore(0)
         self.go = threading.Semaphore(0 if held else 1_000_000)
         self.batches: list[list[float]] = []
@@ -30,9 +31,12 @@ class Doubler:
 
     def run(self, parts: Sequence[tuple[Array, ...]], rows: int) -> tuple[Array, ...]:
         self.started.release()
-        assert self.go.acquire(timeout=30)
+        if not self.go.acquire(timeout=10):
+            self.go.release(1_000_000)  # the test has failed: it should not wait for every batch in turn
+            raise AssertionError("nobody let the batch go")
         if self.error is not None:
             raise self.error
+        time.sleep(self.lasting)
         self.threads.append(threading.current_thread().name)
         batch = np.concatenate([arrays[0] for arrays in parts])
         assert len(batch) == rows
@@ -255,7 +259,7 @@ async def test_a_deadline_that_the_queue_cannot_meet_is_refused_at_once(device: 
     await first  # so that a row is known to take some milliseconds
     tasks = [submit(batcher, float(value)) for value in range(100)]
     await runner.running()
-    with pytest.raises(QueueFull, match=r"an answer would take \d+\.\d+ s, the deadline is in 0\.0"):
+    with pytest.raises(QueueFull, match=r"would take \d+\.\d+ s, expected at most 0\.0"):
         await submit(batcher, 1.0, deadline=time.monotonic() + 0.05)
     in_time = submit(batcher, 2.0, deadline=time.monotonic() + 60)
     for _ in range(101):
@@ -367,7 +371,7 @@ async def test_batches_stay_whole_where_the_loop_can_run_small_ones_alone() -> N
 
 async def test_the_loop_turns_between_two_batches_that_run_on_it() -> None:
     device = Device("test", inline_seconds=4.0)
-    runner = Doubler()
+    runner = Doubler(lasting=0.02)
     batcher = Batcher(device, runner, BatchQueue(2, 100))
     both = asyncio.gather(submit(batcher, 1, 2), submit(batcher, 3, 4))
     seen = []
@@ -376,6 +380,42 @@ async def test_the_loop_turns_between_two_batches_that_run_on_it() -> None:
         await asyncio.sleep(0)
     assert await both == [[2, 4], [6, 8]]
     assert seen.count(1) >= 1
+    device.close()
+
+
+@pytest.mark.parametrize(("inline_seconds", "several"), [(5.0, True), (0.001, False)])
+async def test_batches_on_the_loop_make_up_for_its_other_work(inline_seconds: float, several: bool) -> None:
+    device = Device("test", inline_seconds)
+    runner = Doubler(lasting=0.02)
+    runner.seconds_a_row = 0.0001
+    batcher = Batcher(device, runner, BatchQueue(2, 100))
+    rest = asyncio.gather(*(submit(batcher, value, value) for value in range(9)))
+    await asyncio.sleep(0)  # the requests are queued, a turn is due
+    seen = []
+    for other_work in (0.0, 0.3, 0.0):
+        until = time.monotonic() + other_work
+        while time.monotonic() < until:
+            pass
+        await asyncio.sleep(0)
+        seen.append(len(runner.batches))
+    assert seen[0] == 1
+    assert (seen[1] - seen[0] > 1) == several
+    assert several or seen[2] - seen[1] == 1
+    await rest
+    device.close()
+
+
+async def test_batches_on_the_loop_are_short_while_it_refuses() -> None:
+    device = Device("test", inline_seconds=0.010)
+    runner = Doubler()
+    runner.seconds_a_row = 0.00003
+    batcher = Batcher(device, runner, BatchQueue(256, 512))
+    waiting = asyncio.gather(*(submit(batcher, *range(64)) for _ in range(8)))
+    refused = submit(batcher, 1.0)
+    await waiting
+    with pytest.raises(QueueFull):
+        await refused
+    assert [len(batch) for batch in runner.batches] == [83, 256, 173]  # of 2.5 ms, then as usual
     device.close()
 
 
