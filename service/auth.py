@@ -63,20 +63,19 @@ class ApiKeys:
         # Every key is looked at, so that the time tells neither which one it was nor how near it came.
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
 
-    def reread(self) -> list[str]:
+    def reread(self) -> None:
         """Take the keys that the file has now, all at once; on the event loop or elsewhere.
 
-        Returns why not, in a line, where the file is bad: then the keys stay as they are.
+        Where the file is bad the log says why, and the keys stay as they are.
         """
         try:
             digests = _read_digests(self._path)
         except SettingsError as error:
             logger.error("the API keys were not read again: %s", error)
-            return [str(error)]
+            return
         self._digests = digests
         self.generation += 1
         logger.info("read %d API keys", len(self._digests))
-        return []
 
     async def keep_current(self, every_seconds: float = LOOK_SECONDS) -> NoReturn:
         """Read the file again whenever it is another one, for ever: a mounted Secret changes unannounced."""

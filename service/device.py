@@ -196,6 +196,11 @@ class Batcher:
         """Rows in the queue, those of the running batch not counted."""
         return self._queue.rows
 
+    @property
+    def requests_waiting(self) -> int:
+        """Requests of which rows are in the queue."""
+        return self._queue.requests
+
     def refusal(self, rows: int, seconds: float) -> str | None:
         """Why a request of so many rows would not be queued, if so. seconds: until its deadline."""
         return self._queue.refusal(rows, seconds)

@@ -78,9 +78,8 @@ class Metrics:
         self.padding_rows = self._counter("padding_rows", "Rows of padding run beside them.", "model")
         self.rejected = self._counter("rejected_requests", "Requests not served.", "model", "reason")
         self.model_loads = self._counter("model_loads", "Model versions loaded or not.", "model", "result")
-        self.rows_waiting = Gauge(
-            f"{PREFIX}_rows_waiting", "Rows in a model's queue.", ["model"], registry=self.registry
-        )
+        self.rows_waiting = self._gauge("rows_waiting", "Rows in a model's queue.", "model")
+        self.requests_waiting = self._gauge("requests_waiting", "Requests in a model's queue.", "model")
         self._of_rejected: dict[tuple[str, Rejection], Counter] = {}
         self.build = Info(f"{PREFIX}_build", "Versions of what runs.", registry=self.registry)
 
@@ -95,20 +94,22 @@ class Metrics:
         """The metrics of one model's batches."""
         return BatchMetrics(self, model)
 
-    def watch_model(self, model: str, rows_waiting: Callable[[], float]) -> None:
+    def watch_model(
+        self, model: str, rows_waiting: Callable[[], float], requests_waiting: Callable[[], float]
+    ) -> None:
         """Read a model's queue whenever the metrics are collected, and show what has not happened yet as 0.
 
         A counter that first appears with its first event hides that event from `rate`.
         """
         self.rows_waiting.labels(model).set_function(rows_waiting)
+        self.requests_waiting.labels(model).set_function(requests_waiting)
         for reason in get_args(Rejection):
             self.rejected.labels(model, reason)
         self.model_loads.labels(model, "failed")
 
     def watch_ready(self, ready: Callable[[], bool]) -> None:
         """Add whether new requests are welcome, asked whenever the metrics are collected."""
-        gauge = Gauge(f"{PREFIX}_ready", "Whether new requests are welcome.", registry=self.registry)
-        gauge.set_function(ready)
+        self._gauge("ready", "Whether new requests are welcome.").set_function(ready)
 
     def watch_process(self) -> None:
         """Add what the process itself is and uses: versions, memory, processor time, collections."""
@@ -118,6 +119,9 @@ class Metrics:
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"{PREFIX}_{name}", text, labels, registry=self.registry)
 
     def _seconds(self, name: str, text: str, *labels: str) -> Histogram:
         return Histogram(f"{PREFIX}_{name}_seconds", text, labels, registry=self.registry, buckets=SECONDS)

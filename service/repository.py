@@ -5,7 +5,7 @@ A version that cannot be loaded stops the start; on a reload it changes nothing.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -147,11 +147,19 @@ class Repository:
         self._loaded = {(m.info.manifest.name, m.info.manifest.version): m for m in models}
         self._catalogue = Catalogue(loaded.info for loaded in self._loaded.values())
         for name in {key[0] for key in self._loaded}:
-            self._metrics.watch_model(name, partial(self._rows_waiting, name))
+            self._metrics.watch_model(
+                name, partial(self._rows_waiting, name), partial(self._requests_waiting, name)
+            )
         return [loaded for loaded in before if loaded not in self._loaded.values()]
 
     def _rows_waiting(self, name: str) -> int:
-        return sum(loaded.batcher.rows_waiting for key, loaded in self._loaded.items() if key[0] == name)
+        return sum(batcher.rows_waiting for batcher in self._batchers(name))
+
+    def _requests_waiting(self, name: str) -> int:
+        return sum(batcher.requests_waiting for batcher in self._batchers(name))
+
+    def _batchers(self, name: str) -> Iterator[Batcher]:
+        return (loaded.batcher for key, loaded in self._loaded.items() if key[0] == name)
 
     async def _load_if_changed(self, key: Key, folder: Path) -> _Loaded:
         current = self._loaded.get(key)

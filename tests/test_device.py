@@ -103,10 +103,21 @@ async def test_a_queue_fills_while_the_device_is_busy(device: Device) -> None:
     await runner.running()
     tasks += [submit(batcher, value) for value in (1.0, 2.0, 3.0)]
     await settle()
-    assert batcher.rows_waiting == 3
+    assert batcher.rows_waiting == batcher.requests_waiting == 3
     runner.go.release(10)
     await asyncio.gather(*tasks)
     assert runner.batches == [[0], [1, 2, 3]]
+
+
+async def test_a_request_waits_until_its_last_rows_run(device: Device) -> None:
+    runner = Doubler(held=True)
+    batcher = Batcher(device, runner, BatchQueue(2, 100))
+    task = submit(batcher, *range(5))
+    for waiting in ((3, 1), (1, 1), (0, 0)):
+        await runner.running()
+        assert (batcher.rows_waiting, batcher.requests_waiting) == waiting
+        runner.go.release()
+    assert await task == [0, 2, 4, 6, 8]
 
 
 async def test_models_on_one_device_take_turns(device: Device) -> None:
@@ -193,7 +204,7 @@ async def test_cancelled_request_leaves_the_queue_at_once(device: Device) -> Non
     await settle()
     leaving.cancel()
     await settle()
-    assert batcher.rows_waiting == 1
+    assert batcher.rows_waiting == batcher.requests_waiting == 1
     runner.go.release(10)
     assert await asyncio.gather(running, staying) == [[0], [4]]
     assert runner.batches == [[0], [2]]
@@ -217,7 +228,7 @@ async def test_deadline_passes_without_waiting_for_the_running_batch(device: Dev
     late = submit(batcher, 1.0, deadline=time.monotonic() + 0.01)
     with pytest.raises(DeadlineExceeded, match=r"1 rows waited 0\.\d+ s, their deadline has passed"):
         await late
-    assert batcher.rows_waiting == 0
+    assert batcher.rows_waiting == batcher.requests_waiting == 0
     runner.go.release(10)
     assert await running == [0]
 
@@ -293,7 +304,7 @@ async def test_a_split_request_whose_first_batch_fails_leaves_the_queue(device: 
     batcher = Batcher(device, runner, BatchQueue(2, 100))
     with pytest.raises(EngineError):
         await submit(batcher, 1, 2, 3, 4, 5, 6, 7)
-    assert batcher.rows_waiting == 0
+    assert batcher.rows_waiting == batcher.requests_waiting == 0
 
 
 async def test_closing_answers_what_was_accepted_and_refuses_the_rest(device: Device) -> None:

@@ -175,6 +175,7 @@ async def test_a_client_that_leaves_is_noticed(add_slow: Callable[[], Path]) -> 
             else:
                 pytest.fail("the request of a client that left was not cancelled")
             assert 'inkserve_rows_waiting{model="slow"} 0.0' in metrics
+            assert 'inkserve_requests_waiting{model="slow"} 0.0' in metrics
 
 
 async def test_a_full_queue_answers_503_at_once_and_loses_nobody_else(add_slow: Callable[[], Path]) -> None:

@@ -330,3 +330,31 @@ async def test_batches_are_counted(add_classifier: Callable[..., Path], tmp_path
     assert sample("inkserve_queue_seconds_count", {"model": "first-pixel"}) == 1
     assert sample("inkserve_rows_waiting", {"model": "first-pixel"}) == 0
     await repository.close()
+
+
+async def test_what_waits_is_shown_for_all_versions_of_a_model(
+    add_classifier: Callable[..., Path], tmp_path: Path
+) -> None:
+    for version in (1, 2):
+        add_classifier(version=version)
+    metrics = Metrics()
+    settings = Settings(
+        models_dir=tmp_path, serve_versions="all", max_batch_size=4, max_queue_delay_seconds=10
+    )
+    repository = Repository(settings, metrics)
+    await repository.start()
+
+    def waiting() -> tuple[float | None, float | None]:
+        sample, labels = metrics.registry.get_sample_value, {"model": "first-pixel"}
+        return sample("inkserve_rows_waiting", labels), sample("inkserve_requests_waiting", labels)
+
+    assert waiting() == (0, 0)
+    sent = ((1, 1), (2, 1), (3, 2))  # rows, version
+    calls = [classify(repository, *range(rows), version=version) for rows, version in sent]
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    await asyncio.sleep(0)
+    assert waiting() == (6, 3)
+    assert await classify(repository, 5, version=1) == await classify(repository, 5, version=2) == [5]
+    assert await asyncio.gather(*tasks) == [[0], [0, 1], [0, 1, 2]]
+    assert waiting() == (0, 0)
+    await repository.close()

@@ -205,6 +205,7 @@ async def test_a_killed_engine_fails_what_waits_at_once_and_comes_back(patient: 
     waiting = [asyncio.ensure_future(ask(patient.port, "POST", "/classify", image(1)))]
     while await metric(patient.port, "inkserve_rows_waiting") < 1:
         await asyncio.sleep(0.01)
+    assert await metric(patient.port, "inkserve_requests_waiting") == 1
     (engine,) = processes(patient, "engine")
     os.kill(engine, signal.SIGKILL)
     for answer in await asyncio.wait_for(asyncio.gather(*waiting), timeout=9):

@@ -88,11 +88,18 @@ def burn(title: str, ratio: str, budget: str, text: str) -> timeseries.Panel:
     )
 
 
+def waiting(what: str) -> timeseries.Panel:
+    """The queues of the pod that has most, since each pod's queues have bounds of their own."""
+    fullest = {"{{model}}": f"max by (model) (inkserve_{what}_waiting{{{S}}})"}
+    text = f"In the pod where most wait. A pod refuses what is beyond max_queue_{what}, with 503."
+    return graph(f"{what.capitalize()} waiting", "none", fullest, text, span=6)
+
+
 def overview(board: dashboard.Dashboard) -> None:
     """Whether it is well, at a glance."""
     good = f"sum(rate(inkserve_good_requests_total{{{HOT}}}{RATE}))"
     every = f"sum(rate(inkserve_requests_total{{{HOT}}}{RATE}))"
-    waiting = f"sum(inkserve_rows_waiting{{{S}}})"
+    in_queues = f"sum(inkserve_rows_waiting{{{S}}})"
     board.with_row(dashboard.Row("Overview"))
     for panel in (
         number("Ready pods", "none", f"sum(inkserve_ready{{{S}}})", "Pods that welcome new requests."),
@@ -100,7 +107,7 @@ def overview(board: dashboard.Dashboard) -> None:
         number("Goodput", "reqps", good, "Answered with 2xx within the latency objective."),
         number("Good share", "percentunit", f"{good} / {every}", "Goodput of all requests."),
         number("Rows", "rowsps", f"sum(rate(inkserve_rows_total{{{S}}}{RATE}))", "Rows run."),
-        number("Rows waiting", "none", waiting, "In the queues of all models."),
+        number("Rows waiting", "none", in_queues, "In the queues of all models and pods."),
     ):
         board.with_panel(panel)
 
@@ -144,13 +151,9 @@ def batching(board: dashboard.Dashboard) -> None:
         graph(
             "Padding", "percentunit", {"{{model}}": f"{padding} / ({padding} + {rows})"}, "Of all rows run."
         ),
-        graph(
-            "Rows waiting",
-            "none",
-            {"{{model}}": f"sum by (model) (inkserve_rows_waiting{{{S}}})"},
-            "Beyond max_queue_rows or max_queue_requests, 503.",
-        ),
-        graph("Rows", "rowsps", {"{{model}}": rows}, "Rows run, padding not counted."),
+        waiting("requests"),
+        waiting("rows"),
+        graph("Rows", "rowsps", {"{{model}}": rows}, "Rows run, padding not counted.", span=6),
         graph(
             "Failures",
             "ops",
@@ -159,6 +162,7 @@ def batching(board: dashboard.Dashboard) -> None:
                 "loads {{model}}": rate("model_loads_total", "model", f'{S},result="failed"'),
             },
             "Batches that failed on the device, versions that could not be loaded.",
+            span=6,
         ),
     ):
         board.with_panel(panel)
