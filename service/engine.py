@@ -3,9 +3,11 @@
 Knows nothing of requests, queues or time; `run` blocks and is called from one thread at a time.
 """
 
+import io
 import math
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from service import cuda
 from service.bindings import Binding, DeviceBinding, HostBinding
 from service.errors import EngineError, ManifestError
 from service.manifest import Manifest, TensorSpec
@@ -187,8 +190,15 @@ def _open_session(graph: Path, options: EngineOptions) -> ort.InferenceSession:
     if name not in available:
         raise EngineError(f"provider {options.provider} needs {name}, this onnxruntime has {available}")
     if options.provider != "cpu":
+        # onnxruntime warns at each session that its CUDA provider is not one of the new kind, a plugin.
+        ort.set_default_logger_severity(3)
         # CUDA and cuDNN as Python packages, where they are installed as such; else as the system finds them.
-        ort.preload_dlls(directory="")
+        with redirect_stdout(io.StringIO()):  # it prints what it does not find, which the next line tells
+            ort.preload_dlls(directory="")
+        try:
+            cuda.load_libraries(ort.cuda_version)
+        except EngineError as error:
+            raise EngineError(f"provider {options.provider} cannot run: {error}") from error
     try:
         session = ort.InferenceSession(
             graph,
@@ -258,12 +268,12 @@ def _providers(options: EngineOptions) -> list[tuple[str, dict[str, str]]]:
     if options.provider == "cpu":
         return [(PROVIDERS["cpu"], {})]
     device = {"device_id": str(options.device_id)}
-    cuda = device | CUDA_OPTIONS
+    with_cuda = device | CUDA_OPTIONS
     if options.provider == "cuda":
-        return [(PROVIDERS["cuda"], cuda | {"enable_cuda_graph": str(int(options.cuda_graphs))})]
+        return [(PROVIDERS["cuda"], with_cuda | {"enable_cuda_graph": str(int(options.cuda_graphs))})]
     # No trt_cuda_graph_enable: this provider has one graph a session, whatever gpu_graph_id says, and would
     # replay the first bucket's for every other. CUDA's provider takes what TensorRT cannot.
-    return [(PROVIDERS["tensorrt"], device), (PROVIDERS["cuda"], cuda)]
+    return [(PROVIDERS["tensorrt"], device), (PROVIDERS["cuda"], with_cuda)]
 
 
 def _advice(error: Exception) -> str:
