@@ -56,7 +56,7 @@ image-lint: $(VENV)/.develop ## Check the Dockerfile
 	$(BIN)/hadolint Dockerfile
 
 .PHONY: image-check
-image-check: ## Build the images without a Docker engine, run and load them; needs root and Debian
+image-check: ## Build the images without a Docker engine, run and load them; needs root and Debian; also with ENGINE=gpu
 	.ci/image-check
 
 .PHONY: bench
