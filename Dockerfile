@@ -1,11 +1,11 @@
 # The service alone, without training, and (--target loadtest) what loads it: see docs/image.md.
 
 # Any image with glibc that has python3 (3.11 to 3.13), or apt-get to install it.
-# ENGINE=gpu needs CUDA 13 and cuDNN 9 in it: onnxruntime-gpu in requirements/gpu.txt is built for these.
+# ENGINE=gpu needs CUDA 13 and cuDNN 9 in it, unless EXTRAS names cuda.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 # cpu or gpu.
 ARG ENGINE=cpu
-# tracing, or nothing.
+# tracing, cuda (the libraries that ENGINE=gpu loads, 1.5 GB), both ("tracing cuda") or nothing.
 ARG EXTRAS=tracing
 # baked: the image holds models/. mounted: /models is empty, and a volume goes there.
 ARG MODELS=baked
@@ -31,7 +31,7 @@ WORKDIR /src
 FROM builder AS dependencies
 ARG ENGINE
 ARG EXTRAS
-COPY requirements/${ENGINE}.txt requirements/tracing.txt ./
+COPY requirements/${ENGINE}.txt requirements/tracing.txt requirements/cuda.txt ./
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
     for lock in "${ENGINE}" ${EXTRAS}; do set -- "$@" --requirement "${lock}.txt"; done \

@@ -80,6 +80,7 @@ lock: $(VENV)/.develop ## Pin and hash the packages of the image, at the version
 	$(INSTALL) --constraint constraints.txt uv
 	$(LOCK) --extra cpu --output-file requirements/cpu.txt pyproject.toml
 	$(LOCK) --extra gpu --output-file requirements/gpu.txt pyproject.toml
+	$(LOCK) --extra cuda --output-file requirements/cuda.txt pyproject.toml
 	$(LOCK) --extra tracing --output-file requirements/tracing.txt pyproject.toml
 	$(LOCK) --group loadtest --output-file requirements/loadtest.txt
 	echo hatchling | $(LOCK) --output-file requirements/build.txt -

@@ -16,7 +16,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 ENGINES = {"cpu": "onnxruntime", "gpu": "onnxruntime-gpu"}
-SERVICE_LOCKS = [*ENGINES, "tracing"]
+EXTRAS = ["tracing", "cuda"]
+SERVICE_LOCKS = [*ENGINES, *EXTRAS]
 LOCKS = [*SERVICE_LOCKS, "loadtest", "build"]
 
 
@@ -54,8 +55,9 @@ def test_the_lock_holds_what_the_service_needs(extra: str) -> None:
     assert needed <= set(pins(lock(extra)))
 
 
-def test_tracing_can_be_added_to_either_engine() -> None:
-    locked = set(pins(lock("tracing")))
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_an_extra_can_be_added_to_either_engine(extra: str) -> None:
+    locked = set(pins(lock(extra)))
     assert not locked & (set(ENGINES.values()) | project("project", "optional-dependencies", "training"))
 
 
