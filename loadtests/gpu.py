@@ -44,6 +44,7 @@ class Timing:
     runs: int
     seconds: float
     seconds_without_cuda_graphs: float | None
+    seconds_without_pinned_memory: float | None
     cpu_seconds: float
     error: float
 
@@ -68,6 +69,7 @@ def check(folder: Path, options: EngineOptions, threads: int, seconds: float) ->
     with_model = before, device_bytes(options.device_id)
     reference = Engine(graph, manifest, EngineOptions("cpu", 0, threads, options.buckets))
     plain = Engine(graph, manifest, replace(options, cuda_graphs=False)) if has_cuda_graphs(options) else None
+    pageable = Engine(graph, manifest, replace(options, pinned_memory=False)) if has_pinned(options) else None
     some, others = (make_inputs(manifest, options.buckets[-1], seed) for seed in (0, 1))
     problems = list(fixed_bucket_problems(graph, manifest, options, some))
     largest = run(engine, some)
@@ -97,6 +99,7 @@ def check(folder: Path, options: EngineOptions, threads: int, seconds: float) ->
                 runs,
                 median,
                 timed(plain, first, seconds)[1] if plain else None,
+                timed(pageable, first, seconds)[1] if pageable else None,
                 timed(reference, first, seconds)[1],
                 max(errors.values()),
             )
@@ -119,6 +122,10 @@ def fixed_bucket_problems(
 
 def has_cuda_graphs(options: EngineOptions) -> bool:
     return options.provider == "cuda" and options.cuda_graphs
+
+
+def has_pinned(options: EngineOptions) -> bool:
+    return options.provider != "cpu" and options.pinned_memory
 
 
 def tolerance(spec: TensorSpec, graph: Path, provider: Provider) -> float:
@@ -205,24 +212,29 @@ def device_bytes(device_id: int) -> int | None:
 def table(reports: list[Report]) -> str:
     """Markdown. images/s and the factor count the whole path: to the device, compute, and back."""
     lines = [
-        "| model | batch | µs | without CUDA graphs, µs | images/s | CPU, µs | times the CPU | error |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | batch | µs | without CUDA graphs, µs | without pinned memory, µs | images/s | CPU, µs "
+        "| times the CPU | error |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for report in reports:
         for timing in report.timings:
-            plain = timing.seconds_without_cuda_graphs
             cells = [
                 report.model,
                 str(timing.rows),
-                f"{timing.seconds * 1e6:.0f}",
-                "" if plain is None else f"{plain * 1e6:.0f}",
+                microseconds(timing.seconds),
+                microseconds(timing.seconds_without_cuda_graphs),
+                microseconds(timing.seconds_without_pinned_memory),
                 f"{timing.rows / timing.seconds:,.0f}",
-                f"{timing.cpu_seconds * 1e6:.0f}",
+                microseconds(timing.cpu_seconds),
                 f"{timing.cpu_seconds / timing.seconds:.2f}",
                 f"{timing.error:.1g}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def microseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1e6:.0f}"
 
 
 def split_wheel(wheel: Path, into: Path, part_bytes: int) -> list[Path]:
@@ -245,6 +257,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--only", nargs="*", metavar="NAME", help="models to check; default all")
     add("--max-batch-size", type=int, default=256)
     add("--no-cuda-graphs", dest="cuda_graphs", action="store_false")
+    add("--no-pinned-memory", dest="pinned_memory", action="store_false")
     add("--threads", type=int, default=cores(), help="of the CPU's session; default all cores")
     add("--seconds", type=float, default=0.3, help="of timing for each bucket and engine")
     add("--out", type=Path, help="default loadtests/results/gpu.json, or gpu_<provider>.json if not cuda")
@@ -262,7 +275,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"cat {chosen.into}/{chosen.split_wheel.name}.part* > {chosen.split_wheel.name}")
         return 0
     buckets = bucket_sizes(chosen.max_batch_size)
-    options = EngineOptions(chosen.provider, chosen.device_id, chosen.threads, buckets, chosen.cuda_graphs)
+    options = EngineOptions(
+        chosen.provider,
+        chosen.device_id,
+        chosen.threads,
+        buckets,
+        chosen.cuda_graphs,
+        pinned_memory=chosen.pinned_memory,
+    )
     names = chosen.only or sorted(path.name for path in chosen.models_dir.iterdir() if path.is_dir())
     started = describe(("numpy",))
     reports = []
@@ -280,6 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
         "onnxruntime": ort.__version__,
         "provider": chosen.provider,
         "cuda_graphs": has_cuda_graphs(options),
+        "pinned_memory": has_pinned(options),
         "cpu_threads": chosen.threads,
         "device": dict(zip(("name", "driver", "memory_mib"), device, strict=False)) or None,
         "models": [asdict(report) for report in reports],

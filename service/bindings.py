@@ -55,8 +55,8 @@ class DeviceBinding:
     All is synchronous: `update_inplace` and `numpy` are blocking copies, and a run ends when its stream has.
     A copy is not overlapped with another batch's compute, because that takes two runs at a time, which a
     session with CUDA graphs does not allow, nor streams for copies, which the Python API does not have.
-    Host memory is pageable: the Python API has pinned memory only for devices of `get_ep_devices`, where the
-    CUDA provider of the wheel is not listed. The largest batch of digits is 200 kB.
+    The caller may have pinned the inputs' memory, see `service.cuda`; outputs go to arrays that onnxruntime
+    makes for each run.
     """
 
     def __init__(

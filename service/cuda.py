@@ -1,11 +1,23 @@
-"""CUDA's own libraries, asked directly where onnxruntime does not do so: are they there?
+"""CUDA's own libraries, asked directly where onnxruntime does not do so: are they there, and pinned memory.
 
-Knows nothing of sessions, models or batches.
+Knows nothing of sessions, models or batches. Has not run on a GPU yet.
 """
 
 import ctypes
+import logging
+import mmap
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from service.errors import EngineError
+
+logger = logging.getLogger(__name__)
+
+Array = NDArray[Any]
 
 
 def load_libraries(version: str) -> None:
@@ -29,3 +41,58 @@ def load_libraries(version: str) -> None:
             f"{', '.join(problems)} cannot be loaded ({first}), expected CUDA {version}, cuDNN 9, "
             "and NVIDIA's driver, which brings libcuda.so.1"
         )
+
+
+def runtime(version: str) -> ctypes.CDLL:
+    """CUDA's runtime of a version, such as 13.0: the very library that onnxruntime's provider has loaded."""
+    name = f"libcudart.so.{version.partition('.')[0]}"
+    try:
+        return ctypes.CDLL(name, mode=os.RTLD_NOLOAD)
+    except OSError as error:
+        raise EngineError(f"{name} is not loaded, expected onnxruntime to have done so: {error}") from error
+
+
+def whole_pages(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Zeros in pages of memory that nothing else lies in, as pages are what is pinned."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, dtype).reshape(shape)
+
+
+def pin(array: Array, device_id: int, library: ctypes.CDLL) -> Callable[[], None]:
+    """Pin an array's memory, so that a GPU reads it without a copy by the driver in between.
+
+    array: of `whole_pages`. library: see `runtime`.
+    Returns what unpins it, and keeps the array until then.
+    Raises EngineError with CUDA's name for what is wrong.
+
+    cudaMemcpy knows by the address that memory is pinned ("cudaHostRegister" in CUDA's Runtime API), and
+    onnxruntime passes it the array's own: `OrtValue.update_inplace` comes down to cudaMemcpy_HostToDevice in
+    onnxruntime/core/providers/cuda/cuda_provider_factory.cc. What `OrtValue.numpy` copies to cannot be
+    pinned: it is a new array each time, see PrimitiveTensorToNumpyFromDevice in
+    onnxruntime/python/onnxruntime_pybind_mlvalue.cc.
+    """
+    address, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
+    try:
+        # Else the runtime would set itself up on the thread's device, by default the first.
+        _call(library, "cudaSetDevice", device_id)
+        _call(library, "cudaHostRegister", address, size, 0)
+    except EngineError as error:
+        raise EngineError(f"{array.nbytes} bytes of host memory cannot be pinned: {error}") from error
+
+    def unpin() -> None:
+        try:
+            _call(library, "cudaSetDevice", device_id)
+            _call(library, "cudaHostUnregister", ctypes.c_void_p(array.ctypes.data))
+        except EngineError as error:  # nobody waits for this, and the batches were answered
+            logger.warning("memory stays pinned: %s", error)
+
+    return unpin
+
+
+def _call(library: ctypes.CDLL, function: str, *arguments: object) -> None:
+    code = getattr(library, function)(*arguments)
+    if code != 0:
+        library.cudaGetErrorName.restype = library.cudaGetErrorString.restype = ctypes.c_char_p
+        name, text = library.cudaGetErrorName(code), library.cudaGetErrorString(code)
+        raise EngineError(f"{function} gave {name.decode()} ({code}): {text.decode()}")

@@ -6,6 +6,7 @@ Knows nothing of requests, queues or time; `run` blocks and is called from one t
 import io
 import math
 import time
+import weakref
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class EngineOptions:
     buckets: the batch sizes that the graph ever sees, ascending; a batch is padded to the next one.
     cuda_graphs: with provider cuda, capture each bucket's kernels once and replay them as a whole.
     convolution_rows: where the graph has convolutions, leave out the buckets with more rows.
+    pinned_memory: on a GPU, pin the host memory that it reads a batch from.
     """
 
     provider: Provider
@@ -61,6 +63,7 @@ class EngineOptions:
     buckets: tuple[int, ...]
     cuda_graphs: bool = True
     convolution_rows: int | None = None
+    pinned_memory: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,9 @@ class Engine:
         _check_tensors(manifest.inputs, self._session.get_inputs(), "input")
         _check_tensors(manifest.outputs, self._session.get_outputs(), "output")
         most = self.buckets[-1]
-        inputs = {spec.name: _buffer(spec, most) for spec in manifest.inputs}
+        pinned = options.provider != "cpu" and options.pinned_memory
+        make_input = self._pinned_buffer if pinned else _buffer
+        inputs = {spec.name: make_input(spec, most) for spec in manifest.inputs}
         outputs = {spec.name: _buffer(spec, most) for spec in manifest.outputs}
         try:
             self._by_size = {
@@ -170,6 +175,14 @@ class Engine:
             return bucket.binding.run()
         except Exception as error:  # onnxruntime raises its own types, RuntimeError and more
             raise EngineError(str(error)) from error
+
+    def _pinned_buffer(self, spec: TensorSpec, rows: int) -> Array:
+        """As `_buffer`, in memory that is pinned for as long as the engine is there."""
+        array = cuda.whole_pages((rows, *spec.shape[1:]), dtype_of(spec))
+        unpin = cuda.pin(array, self._options.device_id, cuda.runtime(ort.cuda_version))
+        # At the process's end the driver takes back all at once.
+        weakref.finalize(self, unpin).atexit = False
+        return array
 
     def _bind(self, index: int, size: int, inputs: dict[str, Array], outputs: dict[str, Array]) -> _Bucket:
         """Bind the first `size` rows of the shared buffers; on a GPU, device memory of that size."""

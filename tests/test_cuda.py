@@ -1,7 +1,17 @@
-"""CUDA's libraries, where there is no driver."""
+"""CUDA's libraries. The runtime is real, and says that there is no driver; tests marked `gpu` have one.
 
+What a driver would answer is made up in one test.
+"""
+
+import ctypes
+import importlib.metadata
+import logging
+import mmap
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import onnxruntime as ort
 import pytest
 
 from service import cuda
@@ -11,6 +21,16 @@ HAS_GPU = Path("/dev/nvidiactl").exists()
 no_driver = pytest.mark.skipif(HAS_GPU, reason="there is a driver here")
 
 
+@pytest.fixture(scope="module")
+def library() -> ctypes.CDLL:
+    try:
+        files = importlib.metadata.files("nvidia-cuda-runtime") or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("nvidia-cuda-runtime has no wheel for this platform")
+    (path,) = (file.locate() for file in files if file.name == "libcudart.so.13")
+    return ctypes.CDLL(str(path))
+
+
 @no_driver
 def test_libraries_that_are_missing_are_an_error_that_names_them() -> None:
     missing = (
@@ -18,3 +38,77 @@ def test_libraries_that_are_missing_are_an_error_that_names_them() -> None:
     )
     with pytest.raises(EngineError, match=missing):
         cuda.load_libraries("99.1")
+
+
+def test_the_runtime_is_the_one_that_is_loaded(library: ctypes.CDLL) -> None:
+    assert cuda.runtime("13.0")._handle == library._handle
+
+
+def test_a_runtime_that_is_not_loaded_is_an_error() -> None:
+    with pytest.raises(EngineError, match=r"libcudart\.so\.99 is not loaded"):
+        cuda.runtime("99.1")
+
+
+def test_arrays_have_their_pages_to_themselves() -> None:
+    arrays = [cuda.whole_pages((3, 5), np.float32) for _ in range(2)]
+    assert all(array.ctypes.data % mmap.PAGESIZE == 0 for array in arrays)
+    assert abs(arrays[0].ctypes.data - arrays[1].ctypes.data) >= mmap.PAGESIZE
+    arrays[0][2, 4] = 1
+    assert (arrays[0].sum(), arrays[1].sum()) == (1, 0)
+
+
+@no_driver
+def test_memory_that_cannot_be_pinned_is_an_error_that_says_why(library: ctypes.CDLL) -> None:
+    with pytest.raises(
+        EngineError, match=r"cudaSetDevice gave cudaErrorInsufficientDriver \(35\): CUDA driver"
+    ):
+        cuda.pin(cuda.whole_pages((2, 784), np.uint8), 0, library)
+
+
+def test_memory_is_pinned_and_unpinned_on_its_device(caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[tuple[str, object]] = []
+
+    def unregister(address: ctypes.c_void_p) -> int:
+        calls.append(("unregister", address.value))
+        return 713
+
+    def register(address: ctypes.c_void_p, size: ctypes.c_size_t, _flags: int) -> int:
+        calls.append(("register", (address.value, size.value)))
+        return 0
+
+    def set_device(device: int) -> int:
+        calls.append(("device", device))
+        return 0
+
+    def name(_code: int) -> bytes:
+        return b"cudaErrorHostMemoryNotRegistered"
+
+    driver = SimpleNamespace(
+        cudaSetDevice=set_device,
+        cudaHostRegister=register,
+        cudaHostUnregister=unregister,
+        cudaGetErrorName=name,
+        cudaGetErrorString=name,
+    )
+    array = cuda.whole_pages((10, 784), np.uint8)
+    unpin = cuda.pin(array, 1, driver)  # type: ignore[arg-type]
+    assert calls == [("device", 1), ("register", (array.ctypes.data, 7840))]
+    with caplog.at_level(logging.WARNING):
+        unpin()
+    assert calls[2:] == [("device", 1), ("unregister", array.ctypes.data)]
+    assert (
+        "memory stays pinned: cudaHostUnregister gave cudaErrorHostMemoryNotRegistered (713)" in caplog.text
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU or not ort.cuda_version, reason="no GPU, or an onnxruntime without CUDA")
+def test_memory_is_pinned_until_it_is_unpinned() -> None:
+    ort.preload_dlls(directory="")
+    library = cuda.runtime(ort.cuda_version)
+    array = cuda.whole_pages((10, 784), np.uint8)
+    for _ in range(2):
+        unpin = cuda.pin(array, 0, library)
+        with pytest.raises(EngineError, match="cudaErrorHostMemoryAlreadyRegistered"):
+            cuda.pin(array, 0, library)
+        unpin()

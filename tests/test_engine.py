@@ -27,8 +27,9 @@ CUDA = pytest.mark.skipif(not HAS_CUDA, reason="no CUDA device, or an onnxruntim
         OPTIONS,
         pytest.param(replace(OPTIONS, provider="cuda"), marks=[pytest.mark.gpu, CUDA]),
         pytest.param(replace(OPTIONS, provider="cuda", cuda_graphs=False), marks=[pytest.mark.gpu, CUDA]),
+        pytest.param(replace(OPTIONS, provider="cuda", pinned_memory=False), marks=[pytest.mark.gpu, CUDA]),
     ],
-    ids=["cpu", "cuda", "cuda-without-graphs"],
+    ids=["cpu", "cuda", "cuda-without-graphs", "cuda-without-pinned-memory"],
 )
 def options(request: pytest.FixtureRequest) -> EngineOptions:
     chosen: EngineOptions = request.param
