@@ -150,11 +150,16 @@ class Route:
         """Whether such a request has no room now; it is answered then, as cheaply as can be."""
         if self.plan is None or (why := self.plan.refusal()) is None:
             return False
-        started = time.perf_counter()
-        answer = self.observer.refused(self.plan.model, why)
+        self.reply_refused(self.plan, why, time.perf_counter(), reply)
+        return True
+
+    def reply_refused(
+        self, plan: Plan, why: str, started: float, reply: Callable[[Answer, bytes | None], None]
+    ) -> None:
+        """Answer a request that was refused. started: on the clock of `time.perf_counter`."""
+        answer = self.observer.refused(plan.model, why)
         self.observer.count(self.path, answer, started)
         reply(answer, self.request_id or new_request_id())
-        return True
 
 
 class Call:
@@ -177,6 +182,10 @@ class Call:
             self._cancel = self.plan.begin(body, self._done)
         except Exception as error:  # the request's edge
             self._fail(error)
+
+    def refuse(self, why: str) -> None:
+        """Answer that there was no room."""
+        self._route.reply_refused(self.plan, why, self._started, self._reply)
 
     def client_left(self) -> None:
         """Nobody waits for the answer any more."""

@@ -65,7 +65,7 @@ class HotProtocol(HttpToolsProtocol):
         super().__init__(**options)
         self._direct = direct
         self._call: Call | None = None
-        self._body: _PartialBody | None = None
+        self._body: _PartialBody | _RefusedBody | None = None
         self._early: list[bytes] = []
         self._parsing = False
         self._closing = False
@@ -142,6 +142,9 @@ class HotProtocol(HttpToolsProtocol):
             return True
         body = memoryview(data)[body_at:]
         call = Call(route, route.plan, self._reply)
+        if missing and (why := route.plan.refusal()) is not None:
+            self._body = _RefusedBody(call, why, missing)
+            return True
         if missing:
             self._body = _PartialBody(call, data[:body_at], route.content_length, body)
             return True
@@ -151,19 +154,22 @@ class HotProtocol(HttpToolsProtocol):
         call.begin(body)
         return True
 
-    def _take_body(self, partial: "_PartialBody", data: bytes) -> None:
+    def _take_body(self, partial: "_PartialBody | _RefusedBody", data: bytes) -> None:
         rest = partial.add(data)
         if partial.missing:
             return
         self._body = None
-        if not partial.call.plan.takes(partial.whole):
+        if isinstance(partial, _PartialBody) and not partial.call.plan.takes(partial.whole):
             super().data_received(b"".join((partial.head, partial.whole, rest)))
             return
         if rest:
             self._early.append(rest)
             self.flow.pause_reading()
         self._call = partial.call
-        partial.call.begin(partial.whole)
+        if isinstance(partial, _RefusedBody):
+            partial.call.refuse(partial.why)
+        else:
+            partial.call.begin(partial.whole)
 
     def _reply(self, answer: Answer, request_id: bytes | None) -> None:
         self._call = None
@@ -218,3 +224,21 @@ class _PartialBody:
         self.whole[filled : filled + taken] = data[:taken]
         self.missing -= taken
         return bytes(data[taken:])
+
+
+class _RefusedBody:
+    """A body for which there was no room when its head came. It is not kept, only awaited.
+
+    Many clients look for an answer only once they have sent all.
+    """
+
+    def __init__(self, call: Call, why: str, missing: int) -> None:
+        self.call = call
+        self.why = why
+        self.missing = missing
+
+    def add(self, data: bytes) -> bytes:
+        """Drop what belongs to the body; returns the rest."""
+        taken = min(len(data), self.missing)
+        self.missing -= taken
+        return data[taken:]

@@ -354,6 +354,30 @@ async def test_a_full_queue_is_said_before_a_body_is_read(listener: Listener, re
     assert listener.metrics.registry.get_sample_value("inkserve_rejected_requests_total", labels) == 3
 
 
+async def test_a_body_for_which_there_was_no_room_is_only_awaited(
+    listener: Listener, repository: Repository
+) -> None:
+    repository.refusal = lambda *_: "512 requests wait"  # type: ignore[method-assign]
+    whole = request(RAW * 9)
+    async with connected(listener.port) as connection:
+        connection.writer.write(whole[:-1000])
+        with pytest.raises(TimeoutError):  # not before all has come: a client may look only then
+            await asyncio.wait_for(connection.receive(), 0.05)
+        repository.refusal = lambda *_: None  # type: ignore[method-assign]
+        response = await exchange(connection, whole[-1000:-10], whole[-10:] + whole[:400])
+        assert (response.status, response.body) == (503, b'{"error":"512 requests wait"}')
+        assert (await exchange(connection, whole[400:])).status == 200
+    assert listener.counted(503) == listener.counted(200) == 1
+    repository.refusal = lambda *_: "512 requests wait"  # type: ignore[method-assign]
+    async with connected(listener.port) as connection:
+        connection.writer.write(whole[:-1000])
+        await connection.writer.drain()
+        await asyncio.sleep(0.05)
+    while listener.counted(499) != 1:
+        await asyncio.sleep(0.005)
+    assert listener.through_asgi == []
+
+
 async def test_what_is_asked_of_the_queue_is_what_will_be_sent(
     listener: Listener, repository: Repository
 ) -> None:
@@ -368,10 +392,12 @@ async def test_what_is_asked_of_the_queue_is_what_will_be_sent(
         await exchange(connection, request(RAW * 3, path="/classify?version=1", extra="inkserve-timeout: 2"))
         await exchange(connection, request(RAW * 3, kind=None))  # might be a picture
         await exchange(connection, request(bytes(784 * 41)))  # is answered 413
+        await exchange(connection, request(RAW * 3)[:-9], RAW[-9:])  # in pieces
     assert asked == [
         ("first-pixel", 1, 3, 2.0),
         ("first-pixel", None, 1, 30.0),
         ("first-pixel", None, 1, 30.0),
+        ("first-pixel", None, 3, 30.0),
     ]
 
 
