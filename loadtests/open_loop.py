@@ -32,9 +32,15 @@ LOADS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 2.0, 5.0)
 """Offered loads, in capacities."""
 
 CAPACITY_CONNECTIONS = 64
+CAPACITY_PARTS = (0.6, 0.7, 0.8, 0.9, 1.0)
+"""Of what a closed loop of CAPACITY_CONNECTIONS gets: it may be more than an open loop ever does, for callers
+who wait for each other make full batches. With one image a request it was 23,200 requests/s, and 16,200."""
+
 WARM_UP_SECONDS = 1.0
 NICENESS = -10
-"""So that on few cores the generator sends in time; the server has what the generator leaves."""
+"""So that on few cores the generator sends in time; the server has what the generator leaves. It keeps to the
+last core: else each answer wakes it on the core of the event loop that wrote it, while another may be idle.
+64 images a request, twice the capacity, 2 cores: 79 % of the peak were then answered in time, so 99 %."""
 
 SATURATED_LATENESS_SECONDS = 0.005
 SATURATED_CPU_SHARE = 0.9
@@ -104,8 +110,8 @@ def _parser() -> argparse.ArgumentParser:
         "--images",
         type=int,
         nargs="+",
-        default=[1, 16],
-        help="a request; one scenario for each, default 1 16",
+        default=[1, 16, 64],
+        help="a request; one scenario for each, default 1 16 64",
     )
     add("--seconds", type=float, default=8.0, help="of each load; default 8")
     add("--deadline-seconds", type=float, default=0.25, help="later answers are no goodput; default 0.25")
@@ -121,18 +127,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _scenario(run: Run, rows: int, scenario: Json, parsed: argparse.Namespace) -> Iterator[Point]:
-    """The capacity with `rows` images a request, then what each load leads to."""
+    """The capacity with `rows` images a request, which is the best goodput, then what each load leads to."""
     contestant = inkserve("inkserve", "", shlex.split(parsed.flags), model=parsed.model)
     with _started(contestant, parsed) as port:
         request = _request(port, contestant, rows, {TIMEOUT.decode(): f"{parsed.deadline_seconds:g}"})
-        closed = Plan(port, request, None, WARM_UP_SECONDS, CAPACITY_CONNECTIONS)
-        run(closed)
-        outcome = run(Plan(port, request, None, parsed.seconds, CAPACITY_CONNECTIONS))
-        scenario["capacity"] = capacity = _rate(outcome, outcome.status == 200)
-        _say(f"{rows} images a request: capacity {capacity:,.0f} requests/s")
+        run(Plan(port, request, None, WARM_UP_SECONDS, CAPACITY_CONNECTIONS))
+        outcome = run(Plan(port, request, None, parsed.seconds / 2, CAPACITY_CONNECTIONS))
+        scenario["closed_loop"] = closed = _rate(outcome, outcome.status == 200)
+
+        def at(rate: float, seconds: float, seed: int) -> Outcome:
+            return run(Plan(port, request, rate, seconds, parsed.connections, seed=seed))
+
+        tried = [at(part * closed, parsed.seconds / 2, seed) for seed, part in enumerate(CAPACITY_PARTS, 100)]
+        points = [summarise(0.0, outcome, parsed.deadline_seconds) for outcome in tried]
+        scenario["capacity"] = capacity = max(point.goodput for point in points)
+        _say(f"{rows} images a request: capacity {capacity:,.0f} requests/s, closed loop {closed:,.0f}")
         for seed, load in enumerate(parsed.loads):
-            plan = Plan(port, request, load * capacity, parsed.seconds, parsed.connections, seed=seed)
-            yield summarise(load, run(plan), parsed.deadline_seconds)
+            yield summarise(load, at(load * capacity, parsed.seconds, seed), parsed.deadline_seconds)
 
 
 def summarise(load: float, outcome: Outcome, deadline_seconds: float) -> Point:
@@ -212,6 +223,7 @@ def _generator_process() -> Iterator[Run]:
 
 
 def _be_prompt() -> None:
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     try:
         os.nice(NICENESS)
     except PermissionError:  # only root may; its lateness is reported in any case
