@@ -78,7 +78,10 @@ def pin(array: Array, device_id: int, library: ctypes.CDLL) -> Callable[[], None
         _call(library, "cudaSetDevice", device_id)
         _call(library, "cudaHostRegister", address, size, 0)
     except EngineError as error:
-        raise EngineError(f"{array.nbytes} bytes of host memory cannot be pinned: {error}") from error
+        raise EngineError(
+            f"{array.nbytes} bytes of host memory cannot be pinned: {error}; "
+            "set pinned_memory to false to run without"
+        ) from error
 
     def unpin() -> None:
         try:

@@ -232,6 +232,7 @@ class Repository:
             else bucket_sizes(settings.max_batch_size, BUCKETS_PER_OCTAVE[settings.provider]),
             settings.cuda_graphs,
             convolution_rows if settings.provider == "cpu" else None,
+            settings.pinned_memory,
         )
 
 

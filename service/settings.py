@@ -66,6 +66,11 @@ class Settings(BaseSettings):
         description="With provider cuda, replay a captured CUDA graph for each batch size; "
         "the start fails for a model that leaves nodes to the CPU.",
     )
+    pinned_memory: bool = Field(
+        True,
+        description="On a GPU, pin the host memory that it reads batches from; the start fails where that "
+        "cannot be done.",
+    )
     intra_op_threads: int = Field(
         0,
         ge=0,
