@@ -13,15 +13,13 @@ from typing import Any
 import psutil
 
 from loadtests import machine
-from loadtests.measured_pod import MeasuredPod, Step, costs_of
+from loadtests.calibration import CALLERS, calibrate
+from loadtests.measured_pod import MeasuredPod, Step
 from loadtests.placement import on_cores, place
 from loadtests.service_process import ROOT, serving
 
+STARTS = 3
 RESULT = ROOT / "loadtests" / "results" / "capacity.json"
-DEVICE_ROWS = (1, 4, 16, 64, 256)
-CLOSED_CONNECTIONS = 64
-REFUSING = ("--max-queue-requests", "1")
-"""Flags of a service that refuses nearly all of CLOSED_CONNECTIONS' requests."""
 
 Json = dict[str, Any]
 
@@ -54,7 +52,8 @@ def _measure(parsed: argparse.Namespace) -> int:
     result = measure(parsed.models_dir, parsed.model, parsed.p99, parsed.seconds)
     parsed.output.parent.mkdir(parents=True, exist_ok=True)
     parsed.output.write_text(json.dumps(result, indent=1) + "\n")
-    shown = {key: result[key] for key in ("capacity_rate", "saturation_rate", "costs")}
+    names = ("capacity_rate", "saturation_rate", "speed_change", "model_saturation_rate", "costs")
+    shown = {name: result[name] for name in names}
     print(json.dumps(shown, indent=1))
     return 0
 
@@ -91,30 +90,19 @@ def measure(models_dir: Path, model: str, p99_seconds: float, seconds: float) ->
     placement = place()
     flags = _flags(models_dir, model)
     with on_cores(placement.generator_cores):
-        with serving(flags, placement.service_cores) as service:
-            start_seconds = [service.start_seconds]
-        with serving([*flags, *REFUSING], placement.service_cores) as service:
-            start_seconds.append(service.start_seconds)
-            refusing = MeasuredPod(service, model, seconds).spend(CLOSED_CONNECTIONS)
+        start_seconds = []
+        for _ in range(STARTS - 1):
+            with serving(flags, placement.service_cores) as service:
+                start_seconds.append(service.start_seconds)
         with serving(flags, placement.service_cores) as service:
             start_seconds.append(service.start_seconds)
             pod = MeasuredPod(service, model, seconds)
-            device = [pod.batches_of(rows) for rows in DEVICE_ROWS]
-            alone = pod.closed(1, 1)
-            answering = pod.spend(CLOSED_CONNECTIONS)
-            saturation = answering.step.answered_rate
-            if not saturation:
-                raise ValueError(f"nothing was answered within {seconds:g} s: is the machine busy?")
+            calibration = calibrate(pod, len(placement.service_cores))
+            saturation = calibration.answered_rate
             steps = [asdict(step) for step in _search(pod, saturation, p99_seconds)]
+            speed_change = calibration.speed_change(pod.spend(CALLERS[-1]))
             memory_bytes = psutil.Process(service.pid).memory_info().rss
-    costs = costs_of(
-        device,
-        answering,
-        refusing,
-        alone.p50_seconds,
-        statistics.median(start_seconds),
-        cores=len(placement.service_cores),
-    )
+    costs = calibration.costs(statistics.median(start_seconds))
     good = [step["offered_rate"] for step in steps if Step(**step).meets(p99_seconds)]
     return {
         "machine": machine.describe(),
@@ -123,14 +111,16 @@ def measure(models_dir: Path, model: str, p99_seconds: float, seconds: float) ->
         "p99_seconds": p99_seconds,
         "capacity_rate": max(good, default=0.0),
         "saturation_rate": saturation,
-        "unloaded_p50_seconds": alone.p50_seconds,
+        "speed_change": speed_change,
+        "model_saturation_rate": costs.saturation_rate,
+        "unloaded_p50_seconds": calibration.unloaded_seconds,
         "costs": asdict(costs),
-        "device": [asdict(batches) for batches in device],
         "start_seconds": start_seconds,
         "memory_bytes": memory_bytes,
-        "batches_on_the_loop": answering.loop_share(costs),
-        "answering": asdict(answering),
-        "refusing": asdict(refusing),
+        "batches_on_the_loop": [calibration.loop_share(spent) for spent in calibration.answering],
+        "largest_batch": calibration.largest_batch,
+        "answering": [asdict(spent) for spent in calibration.answering],
+        "refusing": asdict(calibration.refusing),
         "steps": steps,
     }
 
@@ -223,7 +213,7 @@ def _search(pod: MeasuredPod, saturation: float, p99_seconds: float) -> Iterator
     """Fixed steps for the curve, then bisection for the highest rate that meets the latency."""
     low, high = 0.0, saturation
     for seed, part in enumerate((0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.2)):
-        step = pod.open(part * saturation, seed)
+        step = pod.open(part * saturation, seed).step
         _say(step)
         yield step
         if step.meets(p99_seconds):
@@ -231,7 +221,7 @@ def _search(pod: MeasuredPod, saturation: float, p99_seconds: float) -> Iterator
     high = min(high, max(low * 1.2, 0.1 * saturation))
     for seed in range(100, 104):
         rate = (low + high) / 2
-        step = pod.open(rate, seed)
+        step = pod.open(rate, seed).step
         _say(step)
         yield step
         low, high = (rate, high) if step.meets(p99_seconds) else (low, rate)

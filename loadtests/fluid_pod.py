@@ -88,8 +88,9 @@ def _part(begin: float, end: float, time: float) -> float:
 class FluidPod:
     """A pod as numbers of requests. With a backlog it goes round as `RequestPod`'s loop does.
 
-    In each turn what has come is read, as much as the queue holds is queued and the rest refused, and one
-    batch is run and answered: one after another where the loop runs the batch, else at the same time.
+    In each turn what has come is read, as much as the queue holds is queued and the rest refused, and a batch
+    is run and answered: one after another where the loop runs the batch, else at the same time. Where the
+    loop runs batches and took longer for the rest, it runs several.
     Without a backlog a tick's requests are served in it, and their latency is `Stationary`'s; a tick should
     be long enough that their number is steady, for chance is in that already.
     """
@@ -102,6 +103,7 @@ class FluidPod:
         self._queue = Cohorts()
         self._batch = Cohorts()
         self._turn_ends = 0.0
+        self._answer_seconds = 0.0
 
     @property
     def waiting(self) -> float:
@@ -115,6 +117,7 @@ class FluidPod:
         utilisation = requests / (self._costs.saturation_rate * seconds)
         if not self.waiting:
             self._turn_ends = now - seconds
+            self._answer_seconds = 0.0
         self._unread.add(now - seconds, now, requests)
         while self._turn_ends <= now:
             self._end_turn()
@@ -142,11 +145,30 @@ class FluidPod:
         self._tally.shed += shed
         self.worked += shed * costs.refuse_seconds * costs.saturation_rate
         self._queue.join(read)
-        self._batch = self._queue.take(costs.full_batch)
-        rows = max(1, math.ceil(self._batch.count - 1e-9))
-        loop = shed * costs.refuse_seconds + (read.count + self._batch.count) * costs.request_seconds / 2
-        device = costs.device_seconds(rows)
-        self._turn_ends += loop + device if costs.in_turns(rows) else max(loop, device)
+        reading = shed * costs.refuse_seconds + read.count * costs.request_seconds / 2
+        device, beside = self._run_batches(self._answer_seconds + reading, refusing=shed > 0)
+        self._answer_seconds = costs.turn_seconds + self._batch.count * costs.request_seconds / 2
+        loop = reading + self._answer_seconds
+        self._turn_ends += max(loop, device) if beside else loop + device
+
+    def _run_batches(self, elsewhere: float, *, refusing: bool) -> tuple[float, bool]:
+        """Take a turn's batches from the queue: how long they run, and whether beside the loop.
+
+        elsewhere: what the rest of the loop took since the last turn's batches. refusing cuts the first.
+        """
+        costs, seconds = self._costs, 0.0
+        most = costs.most_inline(refusing=refusing) or costs.full_batch
+        while True:
+            batch = self._queue.take(most)
+            rows = max(1, math.ceil(batch.count - 1e-9))
+            seconds += costs.device_seconds(rows)
+            self._batch.join(batch)
+            if not costs.in_turns(rows):
+                return seconds, True
+            enough = seconds >= min(elsewhere, costs.inline_seconds)
+            if enough or rows > costs.inline_rows or not self._queue.count:
+                return seconds, False
+            most = costs.full_batch
 
     def _end_turn(self) -> None:
         costs = self._costs

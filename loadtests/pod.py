@@ -40,8 +40,9 @@ class PodCosts:
     """What a pod was measured to take, and its limits.
 
     A batch of n rows, padded as the service pads it on a CPU, takes batch_seconds + n * row_seconds.
-    request_seconds: of the event loop, for each request that is answered; refuse_seconds: for one that is
-    refused. overhead_seconds: what a caller sees on top (sockets, its own work).
+    turn_seconds: of the event loop, for each of its turns that answers requests, however many;
+    request_seconds: for each of them; refuse_seconds: for one that is refused.
+    overhead_seconds: what a caller sees on top (sockets, its own work).
     start_seconds: from starting the process to readiness. cores: that the pod has.
     inline_seconds: batches that take no longer run on the event loop; see `service.device`.
     deadline_seconds: what a request names as its deadline, after which its caller leaves.
@@ -49,6 +50,7 @@ class PodCosts:
 
     batch_seconds: float
     row_seconds: float
+    turn_seconds: float
     request_seconds: float
     refuse_seconds: float
     overhead_seconds: float
@@ -78,10 +80,15 @@ class PodCosts:
         """The most rows of a batch that runs on the event loop, 0 if none does."""
         return self._inline[0]
 
-    @property
-    def most_inline(self) -> int | None:
-        """What the event loop cuts its batches to; None where it leaves longer ones to the thread."""
-        return self.inline_rows if self._inline[1] is not None else None
+    def most_inline(self, *, refusing: bool) -> int | None:
+        """What the event loop cuts its batches to; None where it leaves longer ones to the thread.
+
+        refusing: whether a request was refused since the last batch.
+        """
+        _, refusing_rows = self._inline
+        if refusing_rows is None:
+            return None
+        return refusing_rows if refusing else self.inline_rows
 
     @cached_property
     def _inline(self) -> tuple[int, int | None]:
@@ -89,8 +96,8 @@ class PodCosts:
 
     @cached_property
     def full_batch(self) -> int:
-        """One-row requests in a batch under overload."""
-        most = self.most_inline or self.max_batch_size
+        """One-row requests in the largest batch that is formed."""
+        most = self.most_inline(refusing=False) or self.max_batch_size
         return min(most, self.max_queue_rows, self.max_queue_requests)
 
     @cached_property
@@ -100,10 +107,14 @@ class PodCosts:
 
     @cached_property
     def saturation_rate(self) -> float:
-        """Most one-row requests per second, in full batches, which run in turns with HTTP or beside it."""
+        """Most one-row requests per second, in full batches, which run in turns with HTTP or beside it.
+
+        Each batch has a turn to itself, as where it takes longer than its requests.
+        """
+        loop_seconds = self.request_seconds + self.turn_seconds / self.full_batch
         if self.in_turns(self.full_batch):
-            return 1 / (self.request_seconds + 1 / self.device_rate)
-        return min(self.device_rate, 1 / self.request_seconds)
+            return 1 / (loop_seconds + 1 / self.device_rate)
+        return min(self.device_rate, 1 / loop_seconds)
 
     @cached_property
     def most_waiting(self) -> float:
@@ -175,14 +186,28 @@ class Tally:
     refused: float = 0.0
     latencies: Latencies = field(default_factory=Latencies)
 
+    def since(self, earlier: "Tally") -> "Tally":
+        """What has happened since a copy of this was made."""
+        latencies = Latencies()
+        latencies.counts = self.latencies.counts - earlier.latencies.counts
+        return Tally(
+            self.arrived - earlier.arrived,
+            self.answered - earlier.answered,
+            self.shed - earlier.shed,
+            self.expired - earlier.expired,
+            self.refused - earlier.refused,
+            latencies,
+        )
+
 
 class RequestPod:
     """A pod, one request at a time: the event loop, the service's queue, the device.
 
     The loop goes round as uvloop's does: it reads every request that has come by now, begins a batch if
     the device is idle, and writes the answers of the batches that are done. A short batch runs there and
-    then; a longer one on the device's thread, which goes on with what waits until nothing does. A request
-    takes half of `request_seconds` to be read and half to be answered.
+    then, and others after it for as long as the rest of the loop took; a longer one on the device's thread,
+    which goes on with what waits until nothing does. A request takes half of `request_seconds` to be read
+    and half to be answered; a turn that answers takes `turn_seconds` too.
     """
 
     def __init__(self, env: simpy.Environment, costs: PodCosts, tally: Tally) -> None:
@@ -197,6 +222,7 @@ class RequestPod:
         self._unread: list[tuple[float, int]] = []
         self._done: list[Item] = []
         self._on_thread = False
+        self._turn_ended: float | None = None  # of the batches on the loop; None while nothing waits to run
         self._asleep: Event | None = None
         env.process(self._loop())
 
@@ -221,6 +247,7 @@ class RequestPod:
     def _loop(self) -> Process:
         while True:
             if not (self._unread or self._done or (self._queue.rows and not self._on_thread)):
+                self._turn_ended = None
                 self._asleep = self._env.event()
                 yield self._asleep
             yield from self._read()
@@ -248,6 +275,8 @@ class RequestPod:
             self._queue.push(item)
         except QueueFull:
             return False
+        if self._turn_ended is None:
+            self._turn_ended = now
         return True
 
     def _expire(self) -> None:
@@ -255,12 +284,23 @@ class RequestPod:
             self._leave(expired=len(self._queue.expire(self._env.now)))
 
     def _begin(self) -> Process:
-        batch = self._take(self._costs.most_inline)
-        if batch.parts and self._costs.in_turns(batch.rows):
+        """Run batches as `service.device.Device` does in a turn of the loop, or start its thread."""
+        began = self._env.now
+        elsewhere = began - (began if self._turn_ended is None else self._turn_ended)
+        while True:
+            batch = self._take(self._costs.most_inline(refusing=self._queue.refusing))
+            if not batch.parts:
+                self._turn_ended = None
+                return
+            if not self._costs.in_turns(batch.rows):
+                self._on_thread = True
+                self._env.process(self._thread(batch))
+                return
             yield from self._run(batch)
-        elif batch.parts:
-            self._on_thread = True
-            self._env.process(self._thread(batch))
+            self._turn_ended = self._env.now
+            enough = min(elsewhere, self._costs.inline_seconds)
+            if self._turn_ended - began >= enough or batch.rows > self._costs.inline_rows:
+                return
 
     def _thread(self, batch: Batch) -> Process:
         while batch.parts:
@@ -268,6 +308,7 @@ class RequestPod:
             self._wake()
             batch = self._take(None)
         self._on_thread = False
+        self._turn_ended = None
 
     def _take(self, most: int | None) -> Batch:
         self._expire()
@@ -281,6 +322,8 @@ class RequestPod:
 
     def _answer(self) -> Process:
         done, self._done = self._done, []
+        if done:
+            yield self._env.timeout(self._costs.turn_seconds)
         for item in done:
             yield self._env.timeout(self._costs.request_seconds / 2)
             item.done(EMPTY)

@@ -1,17 +1,17 @@
-"""The model of one pod: what is refused, what waits for what, and how its costs follow from a measurement."""
+"""The model of one pod: what is refused, and what waits for what."""
 
 from dataclasses import replace
 
 import pytest
 import simpy
 
-from loadtests.measured_pod import Batches, Spent, Step, costs_of
 from loadtests.pod import PodCosts, RequestPod, Tally
 from service.settings import Settings
 
 COSTS = PodCosts(
     batch_seconds=0.001,
     row_seconds=0.0001,
+    turn_seconds=0.0,
     request_seconds=0.0002,
     refuse_seconds=0.0001,
     overhead_seconds=0.0,
@@ -23,7 +23,8 @@ COSTS = PodCosts(
 )
 """Batches of up to 40 rows take no more than 5 ms, and run on the loop."""
 
-STEP = Step(0, 0, 0, 0, 0.0, 0.0, 0.0)
+QUICK = replace(COSTS, row_seconds=0.00005, max_batch_size=256)
+"""Batches of up to 80 rows fit into 5 ms, and larger ones are cut."""
 
 
 def sent(costs: PodCosts, *arrivals: tuple[float, int]) -> Tally:
@@ -46,7 +47,7 @@ def slowest(tally: Tally) -> object:
 
 def test_the_limits_are_the_services() -> None:
     defaults = Settings(_env_file=None)
-    costs = PodCosts(0.0, 0.001, 0.001, 0.001, 0.0, 1.0)
+    costs = PodCosts(0.0, 0.001, 0.0, 0.001, 0.001, 0.0, 1.0)
     assert costs.max_batch_size == defaults.max_batch_size
     assert costs.max_queue_rows == defaults.max_queue_rows
     assert costs.max_queue_requests == defaults.max_queue_requests
@@ -67,11 +68,9 @@ def test_short_batches_and_all_of_a_single_core_run_in_turns_with_http() -> None
 
 
 def test_where_the_loop_can_run_large_batches_it_cuts_all_to_what_it_can() -> None:
-    quick = replace(COSTS, row_seconds=0.00005, max_batch_size=256)
-    assert (quick.inline_rows, quick.full_batch) == (80, 80)
-    assert quick.saturation_rate == pytest.approx(1 / (0.0002 + 0.005 / 80))
-    tally = sent(quick, (0.0, 100))  # batches of 80 and of 20
-    assert slowest(tally) == 200 * 0.0001 + 0.005 + 0.002
+    assert (QUICK.inline_rows, QUICK.full_batch) == (80, 80)
+    assert QUICK.saturation_rate == pytest.approx(1 / (0.0002 + 0.005 / 80))
+    assert slowest(sent(QUICK, (0.0, 80))) == 160 * 0.0001 + 0.005
     assert (COSTS.inline_rows, COSTS.full_batch) == (40, 64)
 
 
@@ -82,6 +81,52 @@ def test_in_turns_a_request_costs_the_loop_its_share_of_a_batch_too() -> None:
     assert replace(COSTS, cores=1).saturation_rate == pytest.approx(1 / (0.0002 + share))
     few = replace(COSTS, cores=1, max_queue_requests=8)
     assert few.saturation_rate == pytest.approx(1 / (0.0002 + 0.0018 / 8))
+
+
+def test_a_turn_costs_the_loop_time_however_many_it_answers() -> None:
+    costs = replace(COSTS, turn_seconds=0.0005)
+    assert slowest(sent(costs, (0.0, 1))) == 0.0013 + 0.0005
+    assert slowest(sent(costs, (0.0, 8))) == 8 * 0.0002 + 0.0018 + 0.0005
+    assert slowest(sent(costs, (0.0, 1), (0.0005, 1))) == 2 * 0.0018 - 0.0005
+    per_request = 0.0005 / 64
+    assert costs.saturation_rate == pytest.approx(1 / (0.0002 + per_request))
+    assert replace(costs, cores=1).saturation_rate == pytest.approx(1 / (0.0002 + 0.0074 / 64 + per_request))
+
+
+EIGHT = replace(COSTS, max_batch_size=8)
+"""A batch of eight takes 1.8 ms."""
+
+
+@pytest.mark.parametrize(
+    ("requests", "batches"),
+    [
+        (16, 1),  # are read within 1.6 ms, no longer than a batch takes
+        (24, 2),  # 2.4 ms
+        (64, 3),  # 6.4 ms, but a turn is given 5
+    ],
+)
+def test_batches_follow_in_a_turn_until_they_took_as_long_as_the_rest_of_the_loop(
+    requests: int, batches: int
+) -> None:
+    tally = sent(EIGHT, (0.0, requests))
+    first = requests * 0.0001 + batches * 0.0018 + 0.0001
+    assert tally.latencies.quantile(0.001) == pytest.approx(first, rel=0.025)
+    assert slowest(tally) == requests * 0.0002 + requests / 8 * 0.0018
+
+
+def test_time_without_requests_is_not_the_loops() -> None:
+    tally = sent(EIGHT, (0.0, 1), (1.0, 16))
+    assert tally.latencies.quantile(2 / 17) == pytest.approx(0.0016 + 0.0018 + 0.0001, rel=0.05)
+
+
+def test_while_requests_are_refused_the_loop_cuts_its_next_batch_further() -> None:
+    """To 64 rows, 4.2 ms, and not to 80, 5 ms, which is all that a turn is given: another batch follows."""
+    costs = replace(QUICK, max_queue_requests=100)
+    assert (costs.most_inline(refusing=False), costs.most_inline(refusing=True)) == (80, 64)
+    assert COSTS.most_inline(refusing=True) is None
+    first = [sent(costs, (0.0, count)).latencies.quantile(0.001) for count in (100, 101)]
+    taken, refusing = 0.01 + 0.005 + 0.0001, 0.0101 + 0.0042 + 0.003 + 0.0001
+    assert first == pytest.approx([taken, refusing], rel=0.025)
 
 
 def test_in_turns_a_request_that_comes_during_a_batch_is_read_after_its_answers() -> None:
@@ -129,66 +174,3 @@ def test_what_may_wait_is_what_the_service_would_take() -> None:
     row = 1 / COSTS.device_rate
     assert replace(COSTS, deadline_seconds=50 * row).most_waiting == pytest.approx(21)
     assert replace(COSTS, deadline_seconds=250 * row).most_waiting == pytest.approx(200 - 2 * 64 + 1)
-
-
-def spent(
-    answered: float, refused: float, cpu: float, compute: float, others: float = 0.0, delay: float = 0.0
-) -> Spent:
-    """cpu: of the main thread. compute: of the batches, by the clock. others: of the other threads."""
-    return Spent(STEP, answered, refused, cpu + others, cpu, delay, compute, batch_rows=32)
-
-
-DEVICE = [Batches(rows, 0.001 + 0.0001 * rows) for rows in (1, 16, 64)]
-REFUSING = spent(1000, 63_000, 1.08, 0.40)
-
-
-def test_the_loops_costs_are_its_cpu_time_without_the_batches_that_ran_on_it() -> None:
-    costs = costs_of(DEVICE, spent(10_000, 0, 3.0, 2.5), REFUSING, 0.0014, 2.0, cores=1)
-    assert costs.max_batch_size == 256
-    assert (costs.batch_seconds, costs.row_seconds) == pytest.approx((0.001, 0.0001))
-    assert costs.request_seconds == pytest.approx(0.5 / 10_000)
-    assert costs.refuse_seconds == pytest.approx((0.68 - 0.05) / 63_000)
-    assert costs.overhead_seconds == pytest.approx(0.0014 - 0.0011 - 0.00005)
-    assert (costs.start_seconds, costs.cores) == (2.0, 1)
-
-
-@pytest.mark.parametrize(
-    ("cores", "main", "others", "factor", "share"),
-    [
-        (1, 0.5, 2.5, 1, 0.0),
-        (1, 2.0, 1.0, 1, 0.6),  # the longer ones on the thread
-        (3, 3.0, 2.1, 1, 1.0),  # 32 rows take 4 ms
-        (3, 0.5, 4.6, 10, 0.0),  # or 42
-    ],
-)
-def test_of_batches_on_the_thread_the_loops_cpu_time_has_nothing(
-    cores: int, main: float, others: float, factor: float, share: float
-) -> None:
-    device = [Batches(each.rows, factor * each.seconds) for each in DEVICE]
-    answering = spent(10_000, 0, main, 2.5, others)
-    costs = costs_of(device, answering, REFUSING, 0.1, 2.0, cores)
-    assert answering.loop_share(costs) == pytest.approx(share)
-    assert costs.request_seconds == pytest.approx(0.5 / 10_000)
-
-
-def test_the_largest_batch_is_the_services_unless_it_keeps_to_smaller_ones() -> None:
-    def largest(rows: int) -> int:
-        device = [Batches(min(each.rows, rows), each.seconds) for each in [*DEVICE, Batches(256, 0.0266)]]
-        return costs_of(device, spent(10_000, 0, 3.0, 2.5), REFUSING, 0.1, 2.0, 1).max_batch_size
-
-    assert largest(32) == 32
-    assert largest(112) == 256  # cut to fit the event loop
-
-
-def test_time_without_a_core_is_taken_off_the_batches_too() -> None:
-    """A thread that had a core half of the time computed half of the time that its batches took."""
-    quiet = spent(10_000, 0, 3.0, 2.5)
-    busy = spent(10_000, 0, 3.0, 5.0, delay=3.0)
-    assert costs_of(DEVICE, busy, REFUSING, 0.1, 2.0, 1) == costs_of(DEVICE, quiet, REFUSING, 0.1, 2.0, 1)
-
-
-def test_a_request_costs_no_less_than_a_refusal() -> None:
-    costs = costs_of(DEVICE, spent(10_000, 0, 3.0, 2.99), REFUSING, 0.1, 2.0, cores=1)
-    assert costs.request_seconds == costs.refuse_seconds == pytest.approx(0.68 / 64_000)
-    with pytest.raises(ValueError, match="is the machine busy"):
-        costs_of(DEVICE, spent(10_000, 0, 3.0, 3.1), spent(1000, 63_000, 0.3, 0.4), 0.1, 2.0, cores=1)

@@ -13,13 +13,14 @@ from loadtests.generator import arrivals
 from loadtests.pod import LEVELS, PodCosts, Stationary, stationary, steady_latencies
 from loadtests.simulation import Outcome, Rollout, Scenario, simulate
 
-BESIDE = PodCosts(0.004, 0.0005, 0.0001, 0.00005, 0.0002, 3.0, cores=4, max_batch_size=32)
+BESIDE = PodCosts(0.004, 0.0005, 0.0, 0.0001, 0.00005, 0.0002, 3.0, cores=4, max_batch_size=32)
 """A batch of 32 takes 20 ms on the thread, 1600 rows/s; 10,000 requests/s through the event loop."""
 
 IN_TURNS = PodCosts(
     0.001,
     0.0001,
-    0.00087,
+    0.00096,
+    0.00084,
     0.0002,
     0.0002,
     3.0,
@@ -27,17 +28,25 @@ IN_TURNS = PodCosts(
     max_queue_requests=128,
     deadline_seconds=2.0,
 )
-"""A batch of 32 takes 4 ms of the event loop, its requests 28 ms: 1000 requests/s."""
+"""A batch of 32 takes 4.2 ms of the event loop, its turn 1 ms, its requests 27 ms: 1000 requests/s."""
 
 DEAR_REFUSALS = replace(IN_TURNS, refuse_seconds=0.0004)
 """At four times its capacity the loop cannot even refuse all that comes."""
+
+CUT = PodCosts(
+    0.00145, 0.00035, 0.02, 0.00005, 0.00001, 0.0002, 3.0, inline_seconds=0.1, deadline_seconds=2.0
+)
+"""A batch of 256 takes 91 ms of the event loop, one of 64, to which it is cut while it refuses, 24 ms, and
+a turn 20 ms: 2070 requests/s."""
 
 OPTIONS = ClusterOptions(start_seconds=3.0, node_seconds=20.0, room=4)
 
 
 @pytest.fixture(scope="module")
 def usual() -> dict[PodCosts, Stationary]:
-    return {costs: stationary(costs, seed=1, requests=3000) for costs in (BESIDE, IN_TURNS, DEAR_REFUSALS)}
+    return {
+        costs: stationary(costs, seed=1, requests=3000) for costs in (BESIDE, IN_TURNS, DEAR_REFUSALS, CUT)
+    }
 
 
 def step(low: float, high: float, at: float, until: float) -> Scenario:
@@ -99,7 +108,7 @@ def test_the_models_agree_at_a_steady_load(
 
 
 @pytest.mark.parametrize(
-    "costs", [BESIDE, IN_TURNS, DEAR_REFUSALS], ids=["beside", "in-turns", "dear-refusals"]
+    "costs", [BESIDE, IN_TURNS, DEAR_REFUSALS, CUT], ids=["beside", "in-turns", "dear-refusals", "cut"]
 )
 def test_the_models_agree_on_an_overload(usual: dict[PodCosts, Stationary], costs: PodCosts) -> None:
     scenario = step(costs.saturation_rate, 4 * costs.saturation_rate, 10, 14)
@@ -110,7 +119,7 @@ def test_the_models_agree_on_an_overload(usual: dict[PodCosts, Stationary], cost
     assert each.tally.shed == each.lost > 0
     assert fluid.tally.shed == fluid.lost
     expected = each.tally.latencies.quantile(0.99)
-    assert fluid.tally.latencies.quantile(0.99) == pytest.approx(expected, rel=0.15)
+    assert fluid.tally.latencies.quantile(0.99) == pytest.approx(expected, rel=0.12)
 
 
 def test_the_models_agree_on_what_the_autoscaler_does(usual: dict[PodCosts, Stationary]) -> None:
@@ -131,7 +140,7 @@ def test_the_models_agree_on_what_the_autoscaler_does(usual: dict[PodCosts, Stat
 
 def test_a_queue_of_one_server_waits_as_theory_says() -> None:
     """M/D/1: the mean wait is rho / (2 (1 - rho)) services (Pollaczek and Khinchine)."""
-    costs = PodCosts(0.001, 0.0, 1e-9, 1e-9, 0.0, 1.0, max_batch_size=1)
+    costs = PodCosts(0.001, 0.0, 0.0, 1e-9, 1e-9, 0.0, 1.0, max_batch_size=1)
     for load in (0.3, 0.6):
         latencies = steady_latencies(costs, 1000 * load, seed=2, requests=30_000)
         mean = float(np.mean([latencies.quantile(level) for level in LEVELS[:-2]]))
