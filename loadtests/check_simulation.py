@@ -1,27 +1,33 @@
 """The command `python -m loadtests.check_simulation`: the simulated pod beside the real one.
 
-The same rates against both; what differs by more than the stated tolerance fails the command.
+The same rates against both; what differs by more than the stated tolerance fails the command. The costs are
+measured on the same process right before, and what it answers at most right after too: by how much that has
+changed says whether the figures tell of the model or of the machine.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import simpy
 
 from loadtests import machine
+from loadtests.calibration import CALLERS, calibrate
 from loadtests.capacity import RESULT
-from loadtests.generator import Plan, arrivals, generate
-from loadtests.measured_pod import CONNECTIONS, Step, post_request, step_of
+from loadtests.generator import arrivals
+from loadtests.measured_pod import OPENING_SECONDS, MeasuredPod, Step
 from loadtests.placement import on_cores, place
-from loadtests.pod import PodCosts, RequestPod, Tally, load_costs
+from loadtests.pod import PodCosts, RequestPod, Tally
 from loadtests.service_process import ROOT, serving
 
-LOADS = (0.2, 0.4, 0.6, 0.8)
-"""Parts of the pod's saturation. Above it the generator's own queue would be part of what is compared."""
+LOADS = (0.6, 0.2, 0.8, 0.4)
+"""Parts of the model's saturation, in the order in which they are offered: neither the low nor the high ones
+lie nearest to the calibration. Above 1 the generator's own queue would be part of what is compared."""
 
 RATE_TOLERANCE = 0.05
 """Of the answers per second, to the same arrivals: what is still inside at the end may differ."""
@@ -34,63 +40,122 @@ scheduler: a thread may wait that long for a core that something else of the mac
 
 @dataclass(frozen=True)
 class Comparison:
-    """One rate. apart: the names of the figures that differ by more than their tolerance."""
+    """One rate. apart: the names of the figures that differ by more than their tolerance.
+
+    connections, delay_share: the real pod's, as `measured_pod.Open` says.
+    """
 
     load: float
     real: Step
     simulated: Step
     apart: list[str]
+    connections: int
+    delay_share: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """All rates. answered_rate_before, _after: per second, to the most CALLERS who wait."""
+
+    costs: PodCosts
+    answered_rate_before: float
+    answered_rate_after: float
+    comparisons: list[Comparison]
+
+    @property
+    def speed_change(self) -> float:
+        """By what part the machine became faster meanwhile; below 0, slower."""
+        return self.answered_rate_after / self.answered_rate_before - 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 1 if a figure is out of tolerance."""
-    parser = argparse.ArgumentParser(prog="python -m loadtests.check_simulation", description=__doc__)
-    parser.add_argument("--measured", type=Path, default=RESULT, help="what `capacity measure` wrote")
-    parser.add_argument("--models-dir", type=Path, default=ROOT / "models")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each rate; default 8")
-    parser.add_argument("--output", type=Path, default=RESULT.with_name("simulation-check.json"))
-    parsed = parser.parse_args(arguments)
-    model = json.loads(parsed.measured.read_text())["model"]
-    costs, placement = load_costs(parsed.measured), place()
-    if len(placement.service_cores) != costs.cores:
-        parser.error(f"the measured pod had {costs.cores} cores, this one has {placement.service_cores}")
+    parsed = _parser().parse_args(arguments)
+    placement = place()
+    measured = json.loads(parsed.measured.read_text()) if parsed.measured else None
+    if measured and len(placement.service_cores) != measured["costs"]["cores"]:
+        cores = measured["costs"]["cores"]
+        print(f"the measured pod had {cores} cores, this one has {placement.service_cores}", file=sys.stderr)
+        return 1
+    model = measured["model"] if measured else parsed.model
+    flags = ["--models-dir", str(parsed.models_dir.resolve()), "--default-classifier", model]
     with on_cores(placement.generator_cores):
-        comparisons = check(costs, parsed.models_dir, model, parsed.seconds, placement.service_cores)
+        done = check(parsed, flags, model, placement.service_cores, measured)
     result = {
         "machine": machine.describe(),
         "placement": asdict(placement),
-        "comparisons": [asdict(each) for each in comparisons],
+        "model": model,
+        "saturation_rate": done.costs.saturation_rate,
+        "speed_change": done.speed_change,
+        **asdict(done),
     }
     parsed.output.write_text(json.dumps(result, indent=1) + "\n")
     print(f"service on the cores {placement.service_cores}, generator on {placement.generator_cores}\n")
-    print(table(comparisons))
-    return 1 if any(each.apart for each in comparisons) else 0
+    print(f"{table(done.comparisons)}\n\n{_saturations(done)}")
+    return 1 if any(each.apart for each in done.comparisons) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m loadtests.check_simulation", description=__doc__)
+    add = parser.add_argument
+    add(
+        "--measured",
+        type=Path,
+        help="take the costs that `capacity measure` wrote; else measure them",
+    )
+    add("--model", default="mlp", help="a classifier; default mlp, or what the file is of")
+    add("--models-dir", type=Path, default=ROOT / "models")
+    add("--seconds", type=float, default=8.0, help="of each rate; default 8")
+    add("--calibrate-seconds", type=float, default=3.0, help="of each load that gives the costs; default 3")
+    add("--output", type=Path, default=RESULT.with_name("simulation-check.json"))
+    return parser
 
 
 def check(
-    costs: PodCosts, models_dir: Path, model: str, seconds: float, service_cores: list[int]
-) -> list[Comparison]:
-    """Offer each of LOADS to a real pod on these cores, and to the simulated one."""
-    comparisons = []
-    flags = ["--models-dir", str(models_dir.resolve()), "--default-classifier", model]
+    parsed: argparse.Namespace,
+    flags: Sequence[str],
+    model: str,
+    service_cores: list[int],
+    measured: dict[str, Any] | None,
+) -> Check:
+    """Offer each of LOADS to a real pod on these cores, and to the simulated one.
+
+    measured: what `capacity measure` wrote; without it the pod is calibrated first.
+    """
     with serving(flags, service_cores) as service:
-        request = post_request(service.port, 1)
-        generate(Plan(service.port, request, None, min(1.0, seconds), 8))
-        for seed, load in enumerate(LOADS):
-            rate = load * costs.saturation_rate
-            real = step_of(generate(Plan(service.port, request, rate, seconds, CONNECTIONS, seed=seed)))
-            simulated = simulate_pod(costs, rate, seconds, seed)
-            comparisons.append(Comparison(load, real, simulated, _apart(real, simulated)))
-    return comparisons
+        pod = MeasuredPod(service, model, parsed.calibrate_seconds)
+        if measured:
+            costs = PodCosts(**measured["costs"])
+            before = measured["answering"][-1]["step"]["answered_rate"]
+        else:
+            calibration = calibrate(pod, len(service_cores))
+            costs = calibration.costs(service.start_seconds)
+            before = calibration.answering[-1].step.answered_rate
+        offered = MeasuredPod(service, model, parsed.seconds)
+        comparisons = [
+            _compare(offered, costs, load, parsed.seconds, seed) for seed, load in enumerate(LOADS)
+        ]
+        after = pod.spend(CALLERS[-1]).step.answered_rate
+    return Check(costs, before, after, sorted(comparisons, key=lambda each: each.load))
+
+
+def _compare(pod: MeasuredPod, costs: PodCosts, load: float, seconds: float, seed: int) -> Comparison:
+    rate = load * costs.saturation_rate
+    real, simulated = pod.open(rate, seed), simulate_pod(costs, rate, seconds, seed)
+    apart = _apart(real.step, simulated)
+    return Comparison(load, real.step, simulated, apart, real.connections, real.delay_share)
 
 
 def simulate_pod(costs: PodCosts, rate: float, seconds: float, seed: int) -> Step:
     """The same figures, for the same arrivals, from the model that follows every request."""
     env, tally = simpy.Environment(), Tally()
     pod = RequestPod(env, costs, tally)
-    for due in arrivals(rate, seconds, seed).tolist():
+    for due in arrivals(rate, OPENING_SECONDS + seconds, seed).tolist():
         env.timeout(due).callbacks.append(lambda _: pod.send())
-    env.run(until=seconds)
+    env.run(until=OPENING_SECONDS)
+    opened = deepcopy(tally)
+    env.run(until=OPENING_SECONDS + seconds)
+    tally = tally.since(opened)
     latencies = tally.latencies
     return Step(
         offered_rate=tally.arrived / seconds,
@@ -118,8 +183,8 @@ def table(comparisons: Sequence[Comparison]) -> str:
     """Markdown: both figures of each rate."""
     lines = [
         "| load | offered/s | answered/s, real | simulated | p50 ms, real | simulated | p99 ms, real "
-        "| simulated | out of tolerance |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| simulated | sent late ms, p99 | without a core | out of tolerance |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for each in comparisons:
         real, simulated = each.real, each.simulated
@@ -127,8 +192,17 @@ def table(comparisons: Sequence[Comparison]) -> str:
         figures += [f"{step.answered_rate:,.0f}" for step in (real, simulated)]
         for name in LATENCY_FACTOR:
             figures += [f"{1e3 * getattr(step, name):.2f}" for step in (real, simulated)]
+        figures += [f"{1e3 * real.late_p99_seconds:.2f}", f"{each.delay_share:.2%}"]
         lines.append(f"| {' | '.join([*figures, ', '.join(each.apart) or 'none'])} |")
     return "\n".join(lines)
+
+
+def _saturations(done: Check) -> str:
+    return (
+        f"saturation: {done.costs.saturation_rate:,.0f}/s by the model; answered to {CALLERS[-1]} callers "
+        f"{done.answered_rate_before:,.0f}/s before and {done.answered_rate_after:,.0f}/s after: "
+        f"the machine's speed changed by {done.speed_change:+.0%}"
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from loadtests.autoscaler import Spec
 from loadtests.check_simulation import simulate_pod
 from loadtests.cluster import ClusterOptions
 from loadtests.generator import arrivals
+from loadtests.measured_pod import OPENING_SECONDS
 from loadtests.pod import LEVELS, PodCosts, Stationary, stationary, steady_latencies
 from loadtests.simulation import Outcome, Rollout, Scenario, simulate
 
@@ -189,7 +190,8 @@ def test_the_autoscaler_settles_where_its_target_is_met(usual: dict[PodCosts, St
 
 def test_the_check_sends_the_model_what_the_generator_sends() -> None:
     step = simulate_pod(IN_TURNS, rate=400, seconds=5, seed=3)
-    assert step.offered_rate == len(arrivals(400, 5, 3)) / 5
+    due = arrivals(400, OPENING_SECONDS + 5, 3)
+    assert step.offered_rate == np.sum(due >= OPENING_SECONDS) / 5
     assert step.answered_rate == pytest.approx(step.offered_rate, rel=0.01)
     assert 0.001 < step.p50_seconds < step.p99_seconds < 0.02
 
