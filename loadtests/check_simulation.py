@@ -1,16 +1,17 @@
 """The command `python -m loadtests.check_simulation`: the simulated pod beside the real one.
 
 The same rates against both; what differs by more than the stated tolerance fails the command. The costs are
-measured on the same process right before, and what it answers at most right after too: by how much that has
-changed says whether the figures tell of the model or of the machine.
+measured on the same process right before. The machine is not always as fast, and the latency of a pod that is
+nearly full multiplies a change of speed: so each rate is offered between two measurements of the speed, and
+the model is as fast as the pod was then.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ scheduler: a thread may wait that long for a core that something else of the mac
 class Comparison:
     """One rate. apart: the names of the figures that differ by more than their tolerance.
 
-    connections, delay_share: the real pod's, as `measured_pod.Open` says.
+    connections, delay_share: the real pod's, as `measured_pod.Open` says. speeds: of the machine right before
+    and after, as parts of that under which the costs were measured.
     """
 
     load: float
@@ -51,21 +53,16 @@ class Comparison:
     apart: list[str]
     connections: int
     delay_share: float
+    speeds: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Check:
-    """All rates. answered_rate_before, _after: per second, to the most CALLERS who wait."""
+    """All rates. answered_rate: per second to the most CALLERS, at the speed that counts as 1."""
 
     costs: PodCosts
-    answered_rate_before: float
-    answered_rate_after: float
+    answered_rate: float
     comparisons: list[Comparison]
-
-    @property
-    def speed_change(self) -> float:
-        """By what part the machine became faster meanwhile; below 0, slower."""
-        return self.answered_rate_after / self.answered_rate_before - 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,7 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "placement": asdict(placement),
         "model": model,
         "saturation_rate": done.costs.saturation_rate,
-        "speed_change": done.speed_change,
         **asdict(done),
     }
     parsed.output.write_text(json.dumps(result, indent=1) + "\n")
@@ -126,24 +122,39 @@ def check(
         pod = MeasuredPod(service, model, parsed.calibrate_seconds)
         if measured:
             costs = PodCosts(**measured["costs"])
-            before = measured["answering"][-1]["step"]["answered_rate"]
+            answered_rate = measured["answering"][-1]["step"]["answered_rate"]
         else:
             calibration = calibrate(pod, len(service_cores))
             costs = calibration.costs(service.start_seconds)
-            before = calibration.answering[-1].step.answered_rate
+            answered_rate = calibration.answering[-1].step.answered_rate
         offered = MeasuredPod(service, model, parsed.seconds)
-        comparisons = [
-            _compare(offered, costs, load, parsed.seconds, seed) for seed, load in enumerate(LOADS)
-        ]
-        after = pod.spend(CALLERS[-1]).step.answered_rate
-    return Check(costs, before, after, sorted(comparisons, key=lambda each: each.load))
+        comparisons = [*_compare(offered, costs, parsed.seconds, lambda: _speed(pod, answered_rate))]
+    return Check(costs, answered_rate, sorted(comparisons, key=lambda each: each.load))
 
 
-def _compare(pod: MeasuredPod, costs: PodCosts, load: float, seconds: float, seed: int) -> Comparison:
-    rate = load * costs.saturation_rate
-    real, simulated = pod.open(rate, seed), simulate_pod(costs, rate, seconds, seed)
-    apart = _apart(real.step, simulated)
-    return Comparison(load, real.step, simulated, apart, real.connections, real.delay_share)
+def _compare(
+    pod: MeasuredPod, costs: PodCosts, seconds: float, speed_now: Callable[[], float]
+) -> Iterator[Comparison]:
+    speed = speed_now()
+    for seed, load in enumerate(LOADS):
+        rate = load * speed * costs.saturation_rate
+        real = pod.open(rate, seed)
+        speeds = speed, speed_now()
+        simulated = simulate_pod(at_speed(costs, sum(speeds) / 2), rate, seconds, seed)
+        apart = _apart(real.step, simulated)
+        yield Comparison(load, real.step, simulated, apart, real.connections, real.delay_share, speeds)
+        speed = speeds[1]
+
+
+def _speed(pod: MeasuredPod, answered_rate: float) -> float:
+    return pod.closed(1, CALLERS[-1]).answered_rate / answered_rate
+
+
+def at_speed(costs: PodCosts, speed: float) -> PodCosts:
+    """What a pod takes on a machine that is so many times as fast, and forms the same batches."""
+    names = ("batch", "row", "turn", "request", "refuse", "overhead", "inline", "brief")
+    times = {f"{name}_seconds": getattr(costs, f"{name}_seconds") / speed for name in names}
+    return replace(costs, **times)
 
 
 def simulate_pod(costs: PodCosts, rate: float, seconds: float, seed: int) -> Step:
@@ -183,8 +194,8 @@ def table(comparisons: Sequence[Comparison]) -> str:
     """Markdown: both figures of each rate."""
     lines = [
         "| load | offered/s | answered/s, real | simulated | p50 ms, real | simulated | p99 ms, real "
-        "| simulated | sent late ms, p99 | without a core | out of tolerance |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| simulated | sent late ms, p99 | without a core | speed before, after | out of tolerance |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for each in comparisons:
         real, simulated = each.real, each.simulated
@@ -193,15 +204,17 @@ def table(comparisons: Sequence[Comparison]) -> str:
         for name in LATENCY_FACTOR:
             figures += [f"{1e3 * getattr(step, name):.2f}" for step in (real, simulated)]
         figures += [f"{1e3 * real.late_p99_seconds:.2f}", f"{each.delay_share:.2%}"]
+        figures.append(", ".join(f"{speed:.2f}" for speed in each.speeds))
         lines.append(f"| {' | '.join([*figures, ', '.join(each.apart) or 'none'])} |")
     return "\n".join(lines)
 
 
 def _saturations(done: Check) -> str:
+    speeds = [speed for each in done.comparisons for speed in each.speeds]
     return (
-        f"saturation: {done.costs.saturation_rate:,.0f}/s by the model; answered to {CALLERS[-1]} callers "
-        f"{done.answered_rate_before:,.0f}/s before and {done.answered_rate_after:,.0f}/s after: "
-        f"the machine's speed changed by {done.speed_change:+.0%}"
+        f"saturation: {done.costs.saturation_rate:,.0f}/s by the model; {CALLERS[-1]} callers got "
+        f"{done.answered_rate:,.0f}/s when its costs were measured,\n"
+        f"and {min(speeds):.0%} to {max(speeds):.0%} of that between the loads"
     )
 
 

@@ -1,0 +1,52 @@
+"""The simulated pod beside a real, tiny one. Whether they agree is the command's to say."""
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from loadtests import check_simulation
+from loadtests.check_simulation import LOADS, at_speed
+from loadtests.pod import PodCosts
+
+COSTS = PodCosts(0.001, 0.0001, 0.0005, 0.0002, 0.0001, 0.0003, 1.0)
+
+
+def test_a_faster_machine_takes_less_time_for_everything_but_the_start() -> None:
+    fast = at_speed(COSTS, 2.0)
+    assert fast == PodCosts(
+        0.0005, 0.00005, 0.00025, 0.0001, 0.00005, 0.00015, 1.0, inline_seconds=0.005, brief_seconds=0.0005
+    )
+    assert fast.full_batch == COSTS.full_batch
+    assert fast.saturation_rate == pytest.approx(2 * COSTS.saturation_rate)
+
+
+def test_both_are_offered_each_load_at_the_speed_of_the_moment(
+    tmp_path: Path,
+    add_classifier: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    add_classifier("mlp")
+    output = tmp_path_factory.mktemp("results") / "check.json"
+    flags = ["--models-dir", str(tmp_path), "--seconds", "0.3", "--calibrate-seconds", "0.3"]
+    code = check_simulation.main([*flags, "--output", str(output)])
+    result = json.loads(output.read_text())
+    comparisons, saturation = result["comparisons"], PodCosts(**result["costs"]).saturation_rate
+    assert [each["load"] for each in comparisons] == sorted(LOADS)
+    assert code == any(each["apart"] for each in comparisons)
+    offered = {each["load"]: each for each in comparisons}
+    for each in comparisons:
+        # 0.3 s of a Poisson process with over a thousand requests a second
+        rate = each["load"] * each["speeds"][0] * saturation
+        assert each["real"]["offered_rate"] == pytest.approx(rate, rel=0.25)
+        assert each["simulated"]["offered_rate"] == pytest.approx(each["real"]["offered_rate"])
+        assert each["real"]["failed"] == 0
+        assert each["connections"] > 0
+    for before, after in pairwise(LOADS):
+        assert offered[before]["speeds"][1] == offered[after]["speeds"][0]
+    shown = capsys.readouterr().out
+    assert shown.count("\n| ") == 1 + len(LOADS)
+    assert "callers got" in shown
