@@ -6,10 +6,11 @@ callers, whose HTTP between the batches leaves the processor's caches to others:
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from loadtests.measured_pod import MeasuredPod, Spent
+from loadtests.measured_pod import MeasuredPod, Spent, Step
 from loadtests.pod import PodCosts
 from service.device import INLINE_ROWS
 from service.repository import default_threads
@@ -56,6 +57,19 @@ class Calibration:
     def speed_change(self, after: Spent) -> float:
         """By what part more the most CALLERS got later than here: the machine is not always as fast."""
         return after.step.answered_rate / self.answering[-1].step.answered_rate - 1
+
+    def speed(self, spent: Spent, costs: PodCosts) -> float:
+        """How fast the machine was under a load, where the costs are those of 1.
+
+        What its batches and requests should have taken, by what they took; latencies have no part in it.
+        """
+        expected = (
+            spent.batches * (costs.batch_seconds + costs.turn_seconds)
+            + spent.padded_rows * costs.row_seconds
+            + spent.rows * costs.request_seconds
+            + spent.refused * costs.refuse_seconds
+        )
+        return expected / (self._device_seconds(spent) + self._loop_seconds(spent))
 
     def loop_share(self, spent: Spent) -> float:
         """The part of the batches that the main thread ran.
@@ -128,6 +142,17 @@ def calibrate(pod: MeasuredPod, cores: int) -> Calibration:
     if not all(load.answered for load in answering):
         raise ValueError("a load was not answered in its time: is the machine busy?")
     return Calibration(answering, pod.spend(REFUSED_CALLERS), pod.largest_batch(LARGE_ROWS), cores)
+
+
+def calibration_of(measured: dict[str, Any]) -> Calibration:
+    """What `loadtests.capacity measure` wrote."""
+    answering, refusing = measured["answering"], measured["refusing"]
+    largest, cores = measured["largest_batch"], measured["costs"]["cores"]
+    return Calibration([_spent(load) for load in answering], _spent(refusing), largest, cores)
+
+
+def _spent(written: dict[str, Any]) -> Spent:
+    return Spent(**(written | {"step": Step(**written["step"])}))
 
 
 def _with_core(spent: Spent) -> float:

@@ -2,14 +2,14 @@
 
 The same rates against both; what differs by more than the stated tolerance fails the command. The costs are
 measured on the same process right before. The machine is not always as fast, and the latency of a pod that is
-nearly full multiplies a change of speed: so each rate is offered between two measurements of the speed, and
-the model is as fast as the pod was then.
+nearly full multiplies a change of speed: so the model is as fast as the CPU time that the load took says that
+the machine was.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,10 +18,10 @@ from typing import Any
 import simpy
 
 from loadtests import machine
-from loadtests.calibration import CALLERS, calibrate
+from loadtests.calibration import CALLERS, Calibration, calibrate, calibration_of
 from loadtests.capacity import RESULT
 from loadtests.generator import arrivals
-from loadtests.measured_pod import OPENING_SECONDS, MeasuredPod, Step
+from loadtests.measured_pod import OPENING_SECONDS, MeasuredPod, Spent, Step
 from loadtests.placement import on_cores, place
 from loadtests.pod import PodCosts, RequestPod, Tally
 from loadtests.service_process import ROOT, serving
@@ -43,25 +43,24 @@ scheduler: a thread may wait that long for a core that something else of the mac
 class Comparison:
     """One rate. apart: the names of the figures that differ by more than their tolerance.
 
-    connections, delay_share: the real pod's, as `measured_pod.Open` says. speeds: of the machine right before
-    and after, as parts of that under which the costs were measured.
+    spent: by the real pod. speed: of the machine under this load, where 1 is what the costs were measured at.
     """
 
     load: float
     real: Step
     simulated: Step
     apart: list[str]
-    connections: int
-    delay_share: float
-    speeds: tuple[float, float]
+    spent: Spent
+    speed: float
 
 
 @dataclass(frozen=True)
 class Check:
-    """All rates. answered_rate: per second to the most CALLERS, at the speed that counts as 1."""
+    """All rates. answered_rate: to the most CALLERS before, per second; speed_change: how much more after."""
 
     costs: PodCosts
     answered_rate: float
+    speed_change: float
     comparisons: list[Comparison]
 
 
@@ -120,34 +119,26 @@ def check(
     """
     with serving(flags, service_cores) as service:
         pod = MeasuredPod(service, model, parsed.calibrate_seconds)
-        if measured:
-            costs = PodCosts(**measured["costs"])
-            answered_rate = measured["answering"][-1]["step"]["answered_rate"]
-        else:
-            calibration = calibrate(pod, len(service_cores))
-            costs = calibration.costs(service.start_seconds)
-            answered_rate = calibration.answering[-1].step.answered_rate
+        calibration = calibration_of(measured) if measured else calibrate(pod, len(service_cores))
+        costs = calibration.costs(service.start_seconds)
         offered = MeasuredPod(service, model, parsed.seconds)
-        comparisons = [*_compare(offered, costs, parsed.seconds, lambda: _speed(pod, answered_rate))]
-    return Check(costs, answered_rate, sorted(comparisons, key=lambda each: each.load))
+        comparisons = [
+            _compare(offered, calibration, costs, parsed.seconds, seed) for seed in range(len(LOADS))
+        ]
+        change = calibration.speed_change(pod.spend(CALLERS[-1]))
+    answered_rate = calibration.answering[-1].step.answered_rate
+    return Check(costs, answered_rate, change, sorted(comparisons, key=lambda each: each.load))
 
 
 def _compare(
-    pod: MeasuredPod, costs: PodCosts, seconds: float, speed_now: Callable[[], float]
-) -> Iterator[Comparison]:
-    speed = speed_now()
-    for seed, load in enumerate(LOADS):
-        rate = load * speed * costs.saturation_rate
-        real = pod.open(rate, seed)
-        speeds = speed, speed_now()
-        simulated = simulate_pod(at_speed(costs, sum(speeds) / 2), rate, seconds, seed)
-        apart = _apart(real.step, simulated)
-        yield Comparison(load, real.step, simulated, apart, real.connections, real.delay_share, speeds)
-        speed = speeds[1]
-
-
-def _speed(pod: MeasuredPod, answered_rate: float) -> float:
-    return pod.closed(1, CALLERS[-1]).answered_rate / answered_rate
+    pod: MeasuredPod, calibration: Calibration, costs: PodCosts, seconds: float, seed: int
+) -> Comparison:
+    load = LOADS[seed]
+    rate = load * costs.saturation_rate
+    spent = pod.open(rate, seed)
+    speed = calibration.speed(spent, costs)
+    simulated = simulate_pod(at_speed(costs, speed), rate, seconds, seed)
+    return Comparison(load, spent.step, simulated, _apart(spent.step, simulated), spent, speed)
 
 
 def at_speed(costs: PodCosts, speed: float) -> PodCosts:
@@ -194,8 +185,8 @@ def table(comparisons: Sequence[Comparison]) -> str:
     """Markdown: both figures of each rate."""
     lines = [
         "| load | offered/s | answered/s, real | simulated | p50 ms, real | simulated | p99 ms, real "
-        "| simulated | sent late ms, p99 | without a core | speed before, after | out of tolerance |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| simulated | sent late ms, p99 | speed | out of tolerance |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for each in comparisons:
         real, simulated = each.real, each.simulated
@@ -203,18 +194,15 @@ def table(comparisons: Sequence[Comparison]) -> str:
         figures += [f"{step.answered_rate:,.0f}" for step in (real, simulated)]
         for name in LATENCY_FACTOR:
             figures += [f"{1e3 * getattr(step, name):.2f}" for step in (real, simulated)]
-        figures += [f"{1e3 * real.late_p99_seconds:.2f}", f"{each.delay_share:.2%}"]
-        figures.append(", ".join(f"{speed:.2f}" for speed in each.speeds))
+        figures += [f"{1e3 * real.late_p99_seconds:.2f}", f"{each.speed:.2f}"]
         lines.append(f"| {' | '.join([*figures, ', '.join(each.apart) or 'none'])} |")
     return "\n".join(lines)
 
 
 def _saturations(done: Check) -> str:
-    speeds = [speed for each in done.comparisons for speed in each.speeds]
     return (
         f"saturation: {done.costs.saturation_rate:,.0f}/s by the model; {CALLERS[-1]} callers got "
-        f"{done.answered_rate:,.0f}/s when its costs were measured,\n"
-        f"and {min(speeds):.0%} to {max(speeds):.0%} of that between the loads"
+        f"{done.answered_rate:,.0f}/s before, and {done.speed_change:+.0%} after"
     )
 
 

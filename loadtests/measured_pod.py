@@ -96,17 +96,6 @@ def step_of(outcome: Outcome, opening_seconds: float = 0.0) -> Step:
     )
 
 
-@dataclass(frozen=True)
-class Open:
-    """An offered rate. connections: most that were open at a time. delay_share: the part of the time for
-    which the service's event loop could have run, and had no core.
-    """
-
-    step: Step
-    connections: int
-    delay_share: float
-
-
 class MeasuredPod:
     """Load on a running service, and what it says that it spent. seconds: of each load."""
 
@@ -122,15 +111,13 @@ class MeasuredPod:
         generate(Plan(self._service.port, request, None, min(1.0, self._seconds), connections))
         return step_of(generate(Plan(self._service.port, request, None, self._seconds, connections)))
 
-    def open(self, rate: float, seed: int) -> Open:
-        """Poisson arrivals of one-image requests, the first OPENING_SECONDS not counted."""
+    def open(self, rate: float, seed: int) -> Spent:
+        """Poisson arrivals of one-image requests; the step is without the first OPENING_SECONDS."""
         port, seconds = self._service.port, OPENING_SECONDS + self._seconds
         plan = Plan(port, post_request(port, 1), rate, seconds, CONNECTIONS, seed=seed)
-        _, waited = _running_and_waiting(self._process.pid)
-        outcome = generate(plan)
-        _, waited_after = _running_and_waiting(self._process.pid)
-        step = step_of(outcome, OPENING_SECONDS)
-        return Open(step, outcome.connections, (waited_after - waited) / seconds)
+        before = self._spent()
+        step = step_of(generate(plan), OPENING_SECONDS)
+        return Spent(step, **self._since(before))
 
     def largest_batch(self, rows: int) -> int:
         """The rows of a batch, on average, that a lone caller's requests of so many make."""

@@ -1,10 +1,10 @@
 """How a pod's costs follow from what it took under several loads."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
-from loadtests.calibration import Calibration
+from loadtests.calibration import Calibration, calibration_of
 from loadtests.measured_pod import Spent, Step
 
 STEP = Step(0, 0, 0, 0, 0.0, 0.0, 0.0)
@@ -53,6 +53,18 @@ def test_both_lines_go_through_batches_of_one_image_requests() -> None:
     assert (costs.start_seconds, costs.cores, costs.max_batch_size) == (2.0, 1, 256)
     assert measured.answered_rate == 60
     assert measured.speed_change(load(75)) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("rows", "others"), [(1, False), (33, False), (33, True)])
+def test_the_speed_is_what_a_load_should_have_taken_by_what_it_took(rows: int, others: bool) -> None:
+    measured = calibration(*LOADS)
+    costs, then = measured.costs(2.0), load(rows, others=others)
+    assert measured.speed(then, costs) == pytest.approx(1.0)
+    names = ("cpu_seconds", "main_cpu_seconds", "compute_seconds")
+    slower = replace(then, **{name: 1.25 * getattr(then, name) for name in names})
+    assert measured.speed(slower, costs) == pytest.approx(0.8)
+    refusing = replace(REFUSING, refused=0, main_cpu_seconds=1.75, cpu_seconds=1.75)
+    assert [measured.speed(each, costs) for each in (REFUSING, refusing)] == pytest.approx([1.0, 1.0])
 
 
 def test_large_and_small_batches_count_the_same() -> None:
@@ -122,3 +134,9 @@ def test_batches_that_took_longer_than_their_thread_are_an_error() -> None:
         calibration(wrong, *LOADS[1:]).costs(2.0)
     with pytest.raises(ValueError, match="is the machine busy"):
         calibration(*LOADS, refusing=replace(REFUSING, main_cpu_seconds=1.7, cpu_seconds=1.7)).costs(2.0)
+
+
+def test_what_was_written_is_read_as_it_was() -> None:
+    measured = calibration(*LOADS, largest=112)
+    written = asdict(measured) | {"costs": {"cores": 1}}
+    assert calibration_of(written) == measured
