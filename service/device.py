@@ -31,8 +31,8 @@ INLINE_ROWS = 64
 runs all, in batches of no more than fit: with so many a row takes nearly as little as it ever will."""
 
 TURN_SECONDS = 0.0025
-"""While requests are refused, batches of more than INLINE_ROWS are cut to so much: who is refused should know
-it at once, and waits unread meanwhile. It is not the rule, as it costs what many rows in one batch save, 5 to
+"""After a refusal the next batch on the loop is cut to so much, or INLINE_ROWS: who is refused should know it
+at once, and waits unread meanwhile. It is not the rule, as it costs what many rows in one batch save, 5 to
 12 % of the answers to bodies of 16 to 256 images."""
 
 
