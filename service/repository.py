@@ -110,7 +110,8 @@ class Repository:
         """Load what is new or changed, swap it in, drain and free what it replaces.
 
         Returns a line for each version that could not be loaded; whatever was served instead of it
-        still is.
+        still is. The next reload waits for this one to its end: there are never more than two generations in
+        memory, and no CUDA graph is captured while device memory is freed.
         """
         async with self._reloading:
             try:
@@ -126,9 +127,9 @@ class Repository:
                     logger.error("a model version was not loaded: %s", error)
                     kept.extend(loaded for other, loaded in self._loaded.items() if other[0] == key[0])
             replaced = self._swap(kept)
-        await asyncio.gather(*(loaded.batcher.close() for loaded in replaced))
-        del replaced
-        await asyncio.to_thread(give_back_free_memory)
+            await asyncio.gather(*(loaded.batcher.close() for loaded in replaced))
+            del replaced
+            await asyncio.to_thread(give_back_free_memory)
         return problems
 
     async def close(self) -> None:

@@ -292,6 +292,25 @@ async def test_no_request_is_lost_while_versions_are_swapped(
     assert repository.models().find("first-pixel").manifest.version == 4
 
 
+async def test_a_reload_waits_until_the_last_one_has_freed_what_it_replaced(
+    add_classifier: Callable[..., Path], tmp_path: Path
+) -> None:
+    add_classifier(version=1)
+    repository = Repository(Settings(models_dir=tmp_path, max_queue_delay_seconds=0.5), Metrics())
+    await repository.start()
+    waiting = asyncio.ensure_future(classify(repository, 7))  # in the first version's queue
+    await asyncio.sleep(0)
+    add_classifier(version=2)
+    reloads = [asyncio.ensure_future(repository.reload()) for _ in range(2)]
+    while repository.models().versions("first-pixel") != [2]:
+        await asyncio.sleep(0.01)
+    done, _ = await asyncio.wait([waiting, *reloads], return_when=asyncio.FIRST_COMPLETED)
+    assert waiting in done
+    assert await waiting == [7]
+    assert await asyncio.gather(*reloads) == [[], []]
+    await repository.close()
+
+
 async def test_an_unchanged_model_is_not_loaded_again(
     add_classifier: Callable[..., Path], tmp_path: Path
 ) -> None:
