@@ -14,8 +14,9 @@ for key in sys.argv[1].split('.'):
 for each in value if isinstance(value, list) else [value]:
     sys.stdout.write(f'{each}\0')" "$2"; }
 
-# image_process IMAGE: sets `root` to a new container's files, and `process` to what must come before a command in
-# there for it to run as the image says: its user without any capability, its environment and folder.
+# image_process IMAGE: sets `root` to a new container's files, `entrypoint` to its command, and `process` to what must
+# come before a command in there for it to run as the image says: its user without any capability, its environment and
+# folder.
 image_process() {
     local container user folder
     local -a environment
@@ -24,6 +25,7 @@ image_process() {
     IFS= read -rd '' user < <(config "$1" User)
     IFS= read -rd '' folder < <(config "$1" WorkingDir)
     mapfile -d '' environment < <(config "$1" Env)
+    mapfile -d '' entrypoint < <(config "$1" Entrypoint)
     [[ $user =~ ^([1-9][0-9]*):([1-9][0-9]*)$ ]] || fail "user is $user, expected two numbers, not 0"
     # HOME as Docker sets it where the image has no such user.
     process=(setpriv "--reuid=${BASH_REMATCH[1]}" "--regid=${BASH_REMATCH[2]}" --clear-groups
