@@ -142,11 +142,12 @@ class HotProtocol(HttpToolsProtocol):
             return True
         body = memoryview(data)[body_at:]
         call = Call(route, route.plan, self._reply)
-        if missing and (why := route.plan.refusal()) is not None:
-            self._body = _RefusedBody(call, why, missing)
-            return True
         if missing:
-            self._body = _PartialBody(call, data[:body_at], route.content_length, body)
+            why = route.plan.refusal()
+            if why is None:
+                self._body = _PartialBody(call, data[:body_at], route.content_length, body)
+            else:
+                self._body = _RefusedBody(call, why, missing)
             return True
         if not route.plan.takes(body):
             return False
@@ -166,10 +167,7 @@ class HotProtocol(HttpToolsProtocol):
             self._early.append(rest)
             self.flow.pause_reading()
         self._call = partial.call
-        if isinstance(partial, _RefusedBody):
-            partial.call.refuse(partial.why)
-        else:
-            partial.call.begin(partial.whole)
+        partial.finish()
 
     def _reply(self, answer: Answer, request_id: bytes | None) -> None:
         self._call = None
@@ -225,6 +223,10 @@ class _PartialBody:
         self.missing -= taken
         return bytes(data[taken:])
 
+    def finish(self) -> None:
+        """All of it has come."""
+        self.call.begin(self.whole)
+
 
 class _RefusedBody:
     """A body for which there was no room when its head came. It is not kept, only awaited.
@@ -234,11 +236,15 @@ class _RefusedBody:
 
     def __init__(self, call: Call, why: str, missing: int) -> None:
         self.call = call
-        self.why = why
         self.missing = missing
+        self._why = why
 
     def add(self, data: bytes) -> bytes:
         """Drop what belongs to the body; returns the rest."""
         taken = min(len(data), self.missing)
         self.missing -= taken
         return data[taken:]
+
+    def finish(self) -> None:
+        """All of it has come."""
+        self.call.refuse(self._why)
