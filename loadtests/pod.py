@@ -17,7 +17,7 @@ import simpy
 from numpy.typing import NDArray
 
 from service.batching import DEADLINE_SHARE, Answer, Batch, BatchQueue, Item
-from service.device import inline_rows
+from service.device import InlineRows, inline_rows
 from service.engine import bucket_sizes
 from service.errors import QueueFull
 from service.repository import BRIEF_SECONDS, BUCKETS_PER_OCTAVE, INLINE_SECONDS
@@ -78,20 +78,17 @@ class PodCosts:
     @cached_property
     def inline_rows(self) -> int:
         """The most rows of a batch that runs on the event loop, 0 if none does."""
-        return self._inline[0]
+        return self._inline.rows
 
     def most_inline(self, *, refusing: bool) -> int | None:
         """What the event loop cuts its batches to; None where it leaves longer ones to the thread.
 
         refusing: whether a request was refused since the last batch.
         """
-        _, refusing_rows = self._inline
-        if refusing_rows is None:
-            return None
-        return refusing_rows if refusing else self.inline_rows
+        return self._inline.most(refusing=refusing)
 
     @cached_property
-    def _inline(self) -> tuple[int, int | None]:
+    def _inline(self) -> InlineRows:
         return inline_rows(self.device_seconds, self.max_batch_size, self.inline_seconds, self.brief_seconds)
 
     @cached_property

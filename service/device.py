@@ -36,6 +36,24 @@ at once, and waits unread meanwhile. It is not the rule, as it costs what many r
 12 % of the answers to bodies of 16 to 256 images."""
 
 
+@dataclass(frozen=True, slots=True)
+class InlineRows:
+    """The largest batches that run on the event loop.
+
+    rows: 0 where none does. refusing_rows: to what larger ones are cut after a refusal, otherwise to `rows`;
+        None where larger ones are not cut, but run on the thread.
+    """
+
+    rows: int
+    refusing_rows: int | None
+
+    def most(self, *, refusing: bool) -> int | None:
+        """To how many rows the next batch is cut, if it is. refusing: whether there was a refusal."""
+        if self.refusing_rows is None:
+            return None
+        return self.refusing_rows if refusing else self.rows
+
+
 class Runner(Protocol):
     """What runs a batch; `service.engine.Engine` is the real one."""
 
@@ -132,7 +150,7 @@ class Device:
             job = self._next(inline=True)
             if job is None:
                 return
-            if not isinstance(job, tuple) or job[1].rows > job[0].inline_rows:
+            if not isinstance(job, tuple) or job[1].rows > job[0].inline.rows:
                 self._jobs.put(job)
                 return
             batcher, batch = job
@@ -184,7 +202,7 @@ class Batcher:
         self._release: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._expiry_at = math.inf
-        self.inline_rows, self._refusing_rows = inline_rows(
+        self.inline = inline_rows(
             runner.seconds_for, queue.max_batch_size, device.inline_seconds, device.brief_seconds
         )
         self._closed = False
@@ -245,17 +263,12 @@ class Batcher:
         Called by the device, which holds the lock, from its thread or the event loop. Rows that are left for
         a later time are asked after when this batch is finished, for timers belong to the event loop.
         """
-        batch = self._queue.take(self._most_rows() if inline else None)
+        most = self.inline.most(refusing=self._queue.refusing) if inline else None
+        batch = self._queue.take(most)
         self._entered = self._queue.release_at() == -math.inf
         if self._entered:
             self._device.enter(self)
         return batch
-
-    def _most_rows(self) -> int | None:
-        """The rows to which a batch on the event loop is cut now; None if only what fits runs there."""
-        if self._refusing_rows is None:
-            return None
-        return self._refusing_rows if self._queue.refusing else self.inline_rows
 
     def finish(
         self, batch: Batch, outcome: tuple[Array, ...] | Exception, started: float, ended: float
@@ -369,10 +382,8 @@ def _run(runner: Runner, batch: Batch) -> tuple[tuple[Array, ...] | Exception, f
 
 def inline_rows(
     seconds_for: Callable[[int], float], most: int, inline_seconds: float, brief_seconds: float
-) -> tuple[int, int | None]:
-    """The most rows of a batch that runs on the event loop, and to what larger ones are cut while it refuses.
-
-    The second is None where larger ones are not cut, but run on the thread.
+) -> InlineRows:
+    """Which batches run on the event loop.
 
     seconds_for: what a batch of so many rows takes, up to `most`. The rest is as `Device` says.
     """
@@ -380,8 +391,8 @@ def inline_rows(
     enough = min(INLINE_ROWS, most)
     rows = bisect.bisect_right(sizes, inline_seconds, key=seconds_for)
     if rows >= enough:
-        return rows, max(enough, bisect.bisect_right(sizes, TURN_SECONDS, key=seconds_for))
-    return bisect.bisect_right(sizes, min(inline_seconds, brief_seconds), key=seconds_for), None
+        return InlineRows(rows, max(enough, bisect.bisect_right(sizes, TURN_SECONDS, key=seconds_for)))
+    return InlineRows(bisect.bisect_right(sizes, min(inline_seconds, brief_seconds), key=seconds_for), None)
 
 
 def _rows(part: Part) -> tuple[Array, ...]:
