@@ -69,7 +69,7 @@ def check(folder: Path, options: EngineOptions, threads: int, seconds: float) ->
     with_model = before, device_bytes(options.device_id)
     reference = Engine(graph, manifest, EngineOptions("cpu", 0, threads, options.buckets))
     plain = Engine(graph, manifest, replace(options, cuda_graphs=False)) if has_cuda_graphs(options) else None
-    pageable = Engine(graph, manifest, replace(options, pinned_memory=False)) if has_pinned(options) else None
+    pageable = Engine(graph, manifest, replace(options, pinned_memory=False)) if options.pins_inputs else None
     some, others = (make_inputs(manifest, options.buckets[-1], seed) for seed in (0, 1))
     problems = list(fixed_bucket_problems(graph, manifest, options, some))
     largest = run(engine, some)
@@ -122,10 +122,6 @@ def fixed_bucket_problems(
 
 def has_cuda_graphs(options: EngineOptions) -> bool:
     return options.provider == "cuda" and options.cuda_graphs
-
-
-def has_pinned(options: EngineOptions) -> bool:
-    return options.provider != "cpu" and options.pinned_memory
 
 
 def tolerance(spec: TensorSpec, graph: Path, provider: Provider) -> float:
@@ -300,7 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
         "onnxruntime": ort.__version__,
         "provider": chosen.provider,
         "cuda_graphs": has_cuda_graphs(options),
-        "pinned_memory": has_pinned(options),
+        "pinned_memory": options.pins_inputs,
         "cpu_threads": chosen.threads,
         "device": dict(zip(("name", "driver", "memory_mib"), device, strict=False)) or None,
         "models": [asdict(report) for report in reports],

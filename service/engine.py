@@ -65,6 +65,11 @@ class EngineOptions:
     convolution_rows: int | None = None
     pinned_memory: bool = True
 
+    @property
+    def pins_inputs(self) -> bool:
+        """Whether the memory of a model's inputs is pinned."""
+        return self.provider != "cpu" and self.pinned_memory
+
 
 @dataclass(frozen=True)
 class _Bucket:
@@ -100,8 +105,7 @@ class Engine:
         _check_tensors(manifest.inputs, self._session.get_inputs(), "input")
         _check_tensors(manifest.outputs, self._session.get_outputs(), "output")
         most = self.buckets[-1]
-        pinned = options.provider != "cpu" and options.pinned_memory
-        make_input = self._pinned_buffer if pinned else _buffer
+        make_input = self._pinned_buffer if options.pins_inputs else _buffer
         inputs = {spec.name: make_input(spec, most) for spec in manifest.inputs}
         outputs = {spec.name: _buffer(spec, most) for spec in manifest.outputs}
         try:
@@ -197,19 +201,25 @@ class Engine:
         return _Bucket(tuple(views_in.values()), binding)
 
 
+@cache
+def _load_cuda() -> None:
+    """Load CUDA's libraries, once for all models. Raises EngineError that names what is missing."""
+    # onnxruntime warns at each session that its CUDA provider is not one of the new kind, a plugin.
+    ort.set_default_logger_severity(3)
+    # CUDA and cuDNN as Python packages, where they are installed as such; else as the system finds them.
+    with redirect_stdout(io.StringIO()):  # it prints what it does not find, which the next line tells
+        ort.preload_dlls(directory="")
+    cuda.load_libraries(ort.cuda_version)
+
+
 def _open_session(graph: Path, options: EngineOptions) -> ort.InferenceSession:
     name = PROVIDERS[options.provider]
     available = ort.get_available_providers()
     if name not in available:
         raise EngineError(f"provider {options.provider} needs {name}, this onnxruntime has {available}")
     if options.provider != "cpu":
-        # onnxruntime warns at each session that its CUDA provider is not one of the new kind, a plugin.
-        ort.set_default_logger_severity(3)
-        # CUDA and cuDNN as Python packages, where they are installed as such; else as the system finds them.
-        with redirect_stdout(io.StringIO()):  # it prints what it does not find, which the next line tells
-            ort.preload_dlls(directory="")
         try:
-            cuda.load_libraries(ort.cuda_version)
+            _load_cuda()
         except EngineError as error:
             raise EngineError(f"provider {options.provider} cannot run: {error}") from error
     try:
