@@ -25,6 +25,7 @@ from loadtests.generator import Outcome, Plan, generate
 from loadtests.peers import wire
 from loadtests.peers.contestants import ASGI, Contestant, inkserve, newest_graph
 from loadtests.peers.measure import images_of, right_answer
+from loadtests.placement import place
 from loadtests.processes import end_servers_on_sigterm, free_port, serving
 from service.routes.native import TIMEOUT
 
@@ -223,7 +224,7 @@ def _generator_process() -> Iterator[Run]:
 
 
 def _be_prompt() -> None:
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    os.sched_setaffinity(0, place().generator_cores)
     try:
         os.nice(NICENESS)
     except PermissionError:  # only root may; its lateness is reported in any case
