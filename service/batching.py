@@ -155,10 +155,10 @@ class BatchQueue:
         While rows wait, that is all that passes from the end of a batch to that of the next, be it the event
         loop's work or other models' batches.
         """
-        self._running_rows = 0
+        self._running_rows -= rows
         since = started if self._ended_with_more is None else self._ended_with_more
         self._row_seconds += ROW_SECONDS_GAIN * ((ended - since) / rows - self._row_seconds)
-        self._ended_with_more = ended if self.rows else None
+        self._ended_with_more = ended if self.rows or self._running_rows else None
 
     def push(self, item: Item) -> None:
         """Add a request's rows. Raises QueueFull, and keeps nothing, where `refusal` says why."""
@@ -207,11 +207,15 @@ class BatchQueue:
             lane.extend(item for item in waiting if not item.left)
         return expired
 
+    def holds_whole_batch(self) -> bool:
+        """Whether the next batch cannot grow."""
+        return self.rows >= self.max_batch_size
+
     def release_at(self) -> float:
         """When the rows that wait should run: at once (-inf), at a time, or, with none, never (inf)."""
         if not self.rows:
             return math.inf
-        if not self.max_queue_delay_seconds or self.rows >= self.max_batch_size:
+        if not self.max_queue_delay_seconds or self.holds_whole_batch():
             return -math.inf
         heads = [item.enqueued for item in (self._head(self._small), self._head(self._large)) if item]
         return min(heads) + self.max_queue_delay_seconds
@@ -226,7 +230,8 @@ class BatchQueue:
         space -= first - self._fill(self._small, first, parts)
         space = self._fill(self._large, space, parts)
         space = self._fill(self._small, space, parts)
-        rows = self._running_rows = most - space
+        rows = most - space
+        self._running_rows += rows
         self.refusing = False
         reason: Reason = "delay" if self.max_queue_delay_seconds else "idle"
         return Batch(parts, rows, reason if space else "full")

@@ -38,6 +38,23 @@ def test_a_batch_may_be_asked_to_be_smaller() -> None:
     assert queue.rows == 0
 
 
+def test_two_batches_under_way_both_count_as_rows_that_run() -> None:
+    queue = BatchQueue(max_batch_size=4, max_queue_rows=10_000)
+    for _ in range(100):  # a row takes 0.25 s, learnt in tenths
+        queue.push(item(4))
+        queue.take()
+        queue.note_pace(4, 0.0, 1.0)
+    queue.push(item(8))
+    assert [queue.take().rows, queue.take().rows] == [4, 4]
+    assert queue.refusal(1, seconds=2.9 / DEADLINE_SHARE) is not None  # behind 8 rows, and not 4
+    assert queue.refusal(1, seconds=3.1 / DEADLINE_SHARE) is None
+    queue.note_pace(4, 3.0, 4.0)
+    assert queue.refusal(1, seconds=1.9 / DEADLINE_SHARE) is not None
+    assert queue.refusal(1, seconds=2.1 / DEADLINE_SHARE) is None
+    queue.note_pace(4, 4.0, 5.0)
+    assert queue.refusal(1, seconds=0.001) is None
+
+
 def test_the_pace_is_learnt_from_batches_and_while_rows_wait_from_what_lies_between_them() -> None:
     queue = BatchQueue(max_batch_size=4, max_queue_rows=10_000)
     for _ in range(100):
