@@ -66,17 +66,17 @@ def pin(array: Array, device_id: int, library: ctypes.CDLL) -> Callable[[], None
     Returns what unpins it, and keeps the array until then.
     Raises EngineError with CUDA's name for what is wrong.
 
-    cudaMemcpy knows by the address that memory is pinned ("cudaHostRegister" in CUDA's Runtime API), and
-    onnxruntime passes it the array's own: `OrtValue.update_inplace` comes down to cudaMemcpy_HostToDevice in
-    onnxruntime/core/providers/cuda/cuda_provider_factory.cc. What `OrtValue.numpy` copies to cannot be
+    CUDA's copies know by the address that memory is pinned ("cudaHostRegister" in its Runtime API), and
+    onnxruntime passes them the array's own: `OrtValue.update_inplace` comes down to cudaMemcpy_HostToDevice
+    in onnxruntime/core/providers/cuda/cuda_provider_factory.cc. What `OrtValue.numpy` copies to cannot be
     pinned: it is a new array each time, see PrimitiveTensorToNumpyFromDevice in
     onnxruntime/python/onnxruntime_pybind_mlvalue.cc.
     """
     address, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
     try:
         # Else the runtime would set itself up on the thread's device, by default the first.
-        _call(library, "cudaSetDevice", device_id)
-        _call(library, "cudaHostRegister", address, size, 0)
+        call(library, "cudaSetDevice", device_id)
+        call(library, "cudaHostRegister", address, size, 0)
     except EngineError as error:
         raise EngineError(
             f"{array.nbytes} bytes of host memory cannot be pinned: {error}; "
@@ -85,15 +85,16 @@ def pin(array: Array, device_id: int, library: ctypes.CDLL) -> Callable[[], None
 
     def unpin() -> None:
         try:
-            _call(library, "cudaSetDevice", device_id)
-            _call(library, "cudaHostUnregister", ctypes.c_void_p(array.ctypes.data))
+            call(library, "cudaSetDevice", device_id)
+            call(library, "cudaHostUnregister", ctypes.c_void_p(array.ctypes.data))
         except EngineError as error:  # nobody waits for this, and the batches were answered
             logger.warning("memory stays pinned: %s", error)
 
     return unpin
 
 
-def _call(library: ctypes.CDLL, function: str, *arguments: object) -> None:
+def call(library: ctypes.CDLL, function: str, *arguments: object) -> None:
+    """Call a function of CUDA's runtime. Raises EngineError with CUDA's name for what is wrong."""
     code = getattr(library, function)(*arguments)
     if code != 0:
         library.cudaGetErrorName.restype = library.cudaGetErrorString.restype = ctypes.c_char_p

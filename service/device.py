@@ -55,10 +55,19 @@ class InlineRows:
 
 
 class Runner(Protocol):
-    """What runs a batch; `service.engine.Engine` is the real one."""
+    """What runs batches; `service.engine.Engine` is the real one.
 
-    def run(self, parts: Sequence[tuple[Array, ...]], rows: int) -> tuple[Array, ...]:
-        """Run the parts as one batch; blocks. Never called from two threads at a time."""
+    depth: how many batches may be under way, 1 or 2.
+    """
+
+    depth: int
+
+    def begin(self, parts: Sequence[tuple[Array, ...]], rows: int) -> Callable[[], tuple[Array, ...]]:
+        """Begin to run the parts as one batch; with depth 1 it may run to its end.
+
+        Returns what blocks until it has run and returns its outputs. Neither is ever called from two threads
+        at a time, and a batch that began earlier is ended earlier.
+        """
         ...
 
     def seconds_for(self, rows: int) -> float:
@@ -87,7 +96,8 @@ class Device:
     """A thread that runs one batch at a time, for all of a device's batchers in turn.
 
     A batch is formed at the moment that the device is free to run it, never earlier: while it is
-    busy the queues fill, and an idle device starts at once. The thread forms its next batch itself,
+    busy the queues fill, and an idle device starts at once. Where the runner has a depth of 2, a batch that
+    is whole, and so cannot grow, begins while the one before it runs. The thread forms its next batch itself,
     so that it need not wait for an event loop that is busy with the answers of the last one; `lock`
     guards the turns and every queue. All else is called from the event loop.
 
@@ -106,6 +116,7 @@ class Device:
         self._turns: deque[Batcher | Work] = deque()
         self._busy = False
         self._turn_ended = 0.0
+        self._ended = 0.0
         self._jobs: SimpleQueue[tuple[Batcher, Batch] | Work | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"device-{name}", daemon=True)
         self._thread.start()
@@ -153,22 +164,37 @@ class Device:
             if not isinstance(job, tuple) or job[1].rows > job[0].inline.rows:
                 self._jobs.put(job)
                 return
-            batcher, batch = job
-            batcher.finish(batch, *_run(batcher.runner, batch))
+            running = _Running(*job)
+            outcome = running.end()
             self._turn_ended = time.monotonic()
+            running.batcher.finish(running.batch, outcome, running.began, self._turn_ended)
             if self._turn_ended - began >= min(elsewhere, self.inline_seconds):
                 break
         self._loop.call_soon(self._begin)
 
     def _work(self) -> None:
+        running: _Running | None = None
         while (job := self._jobs.get()) is not None:
             while job is not None:
                 if isinstance(job, tuple):
-                    batcher, batch = job
-                    self._loop.call_soon_threadsafe(batcher.finish, batch, *_run(batcher.runner, batch))
+                    begun = _Running(*job)
+                    if running is not None:
+                        self._end(running)
+                    running = begun
+                    job = self._next_whole() if job[0].runner.depth > 1 else None
+                    if job is not None:
+                        continue
+                    self._end(running)
+                    running = None
                 else:
                     job()
                 job = self._next(inline=False)
+
+    def _end(self, running: "_Running") -> None:
+        outcome = running.end()
+        # What it waited for the batch before it to end was not its own time.
+        started, self._ended = max(running.began, self._ended), time.monotonic()
+        self._loop.call_soon_threadsafe(running.batcher.finish, running.batch, outcome, started, self._ended)
 
     def _next(self, *, inline: bool) -> "tuple[Batcher, Batch] | Work | None":
         with self.lock:
@@ -181,6 +207,15 @@ class Device:
                     return turn, batch
             self._busy = False
         return None
+
+    def _next_whole(self) -> "tuple[Batcher, Batch] | None":
+        """The batch whose turn it is, if it is whole."""
+        with self.lock:
+            turn = self._turns[0] if self._turns else None
+            if not isinstance(turn, Batcher) or not turn.has_whole_batch():
+                return None
+            self._turns.popleft()
+            return turn, turn.take(inline=False)
 
 
 class Batcher:
@@ -254,6 +289,10 @@ class Batcher:
                 self._queue.remove(item)
             item.settled = True
             self._count_answered()
+
+    def has_whole_batch(self) -> bool:
+        """Whether `take` would give a batch that cannot grow. The lock must be held."""
+        return self._queue.holds_whole_batch()
 
     def take(self, *, inline: bool) -> Batch:
         """The device's turn has come: hand it the next batch, empty if the rows have left meanwhile.
@@ -369,15 +408,27 @@ class Batcher:
         self._watch_deadlines(next_deadline)
 
 
-def _run(runner: Runner, batch: Batch) -> tuple[tuple[Array, ...] | Exception, float, float]:
-    """The batch's outputs, or its error, and when it started and ended."""
-    outcome: tuple[Array, ...] | Exception
-    started = time.monotonic()
-    try:
-        outcome = runner.run([_rows(part) for part in batch.parts], batch.rows)
-    except Exception as error:  # the batch's edge: whatever failed, each of its requests is answered
-        outcome = error
-    return outcome, started, time.monotonic()
+class _Running:
+    """A batch that its runner has begun. began: on the clock of `time.monotonic`."""
+
+    def __init__(self, batcher: Batcher, batch: Batch) -> None:
+        self.batcher = batcher
+        self.batch = batch
+        self.began = time.monotonic()
+        self._error: Exception | None = None
+        try:
+            self._wait = batcher.runner.begin([_rows(part) for part in batch.parts], batch.rows)
+        except Exception as error:  # the batch's edge: whatever failed, each of its requests is answered
+            self._error = error
+
+    def end(self) -> tuple[Array, ...] | Exception:
+        """Wait for the batch; its outputs, or its error."""
+        if self._error is not None:
+            return self._error
+        try:
+            return self._wait()
+        except Exception as error:  # as above
+            return error
 
 
 def inline_rows(

@@ -1,16 +1,16 @@
 """One model's onnxruntime session on one device: its providers and its buckets.
 
-Knows nothing of requests, queues or time; `run` blocks and is called from one thread at a time.
+Knows nothing of requests, queues or time; is called from one thread at a time.
 """
 
 import io
 import math
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service import cuda
-from service.bindings import Binding, DeviceBinding, HostBinding
+from service.bindings import Binding, DeviceBinding, HostBinding, Mirror, OverlappedBinding
 from service.errors import EngineError, ManifestError
 from service.manifest import Manifest, TensorSpec
 from service.settings import Provider
+from service.streams import streams_of
 from service.tensors import dtype_of
 
 Array = NDArray[Any]
@@ -54,7 +55,9 @@ class EngineOptions:
     buckets: the batch sizes that the graph ever sees, ascending; a batch is padded to the next one.
     cuda_graphs: with provider cuda, capture each bucket's kernels once and replay them as a whole.
     convolution_rows: where the graph has convolutions, leave out the buckets with more rows.
-    pinned_memory: on a GPU, pin the host memory that it reads a batch from.
+    pinned_memory: on a GPU, pin the host memory that batches are copied from, and to where copies overlap.
+    overlap_copies: with provider cuda, let two batches be under way, so that one is copied while the other
+        is computed.
     """
 
     provider: Provider
@@ -64,19 +67,32 @@ class EngineOptions:
     cuda_graphs: bool = True
     convolution_rows: int | None = None
     pinned_memory: bool = True
+    overlap_copies: bool = True
 
     @property
-    def pins_inputs(self) -> bool:
-        """Whether the memory of a model's inputs is pinned."""
+    def pins_memory(self) -> bool:
+        """Whether host memory is pinned."""
         return self.provider != "cpu" and self.pinned_memory
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether one batch's copies overlap with another's compute."""
+        return self.provider == "cuda" and self.overlap_copies
 
 
 @dataclass(frozen=True)
 class _Bucket:
-    """One batch size. inputs: the first rows of the buffers that all buckets share."""
+    """One batch size. inputs: the first rows of the buffers that all buckets of a slot share."""
 
     inputs: tuple[Array, ...]
     binding: Binding
+
+
+_Buffers = dict[str, Array]
+"""Host memory by tensor name, for the largest batch."""
+
+_Slot = dict[int, _Bucket]
+"""What one batch at a time needs: every batch size, on the same buffers."""
 
 
 def bucket_sizes(max_batch_size: int, per_octave: int = 1) -> tuple[int, ...]:
@@ -104,14 +120,9 @@ class Engine:
         self._seconds = dict.fromkeys(self.buckets, math.inf)
         _check_tensors(manifest.inputs, self._session.get_inputs(), "input")
         _check_tensors(manifest.outputs, self._session.get_outputs(), "output")
-        most = self.buckets[-1]
-        make_input = self._pinned_buffer if options.pins_inputs else _buffer
-        inputs = {spec.name: make_input(spec, most) for spec in manifest.inputs}
-        outputs = {spec.name: _buffer(spec, most) for spec in manifest.outputs}
+        self.depth = 2 if options.overlaps else 1
         try:
-            self._by_size = {
-                size: self._bind(index, size, inputs, outputs) for index, size in enumerate(self.buckets)
-            }
+            self._idle = [self._slot(manifest, number) for number in range(self.depth)]
         except Exception as error:  # onnxruntime raises its own types where the device's memory is full
             raise EngineError(f"{graph}: no buffers on the device: {error}") from error
 
@@ -128,8 +139,10 @@ class Engine:
             self._warm_up_cpu()
             return
         for size in (self.buckets[-1], *self.buckets[:-1]):
-            self._time(size)
-            self._seconds[size] = self._time(size)
+            # Each slot in turn: `begin` takes the one that has been idle for longest.
+            for _ in range(self.depth):
+                self._time(size)
+            self._seconds[size] = max(self._time(size) for _ in range(self.depth))
 
     def _warm_up_cpu(self) -> None:
         """Run the largest bucket, then only the powers of two; the others' times lie between theirs.
@@ -155,30 +168,58 @@ class Engine:
         return next(size for size in self.buckets if size >= rows)
 
     def run(self, parts: Sequence[tuple[Array, ...]], rows: int) -> tuple[Array, ...]:
-        """Run the parts' rows as one batch; blocks the calling thread.
+        """Run the parts' rows as one batch; blocks the calling thread. All else is as for `begin`."""
+        return self.begin(parts, rows)()
+
+    def begin(self, parts: Sequence[tuple[Array, ...]], rows: int) -> Callable[[], tuple[Array, ...]]:
+        """Begin to run the parts' rows as one batch; may return before that is done.
 
         parts: one tuple per request, of one array per input in the manifest's order, each (n, ...)
             with the dtype and shape of the manifest; the n add up to `rows`.
-        Returns one array per output in the manifest's order, (rows, ...), owned by the caller.
-        Raises EngineError if the device or the graph fails.
+        Returns what blocks until it is done, to be called once, before more than `depth` batches are begun.
+            It returns one array per output in the manifest's order, (rows, ...), owned by the caller.
+        Both raise EngineError if the device or the graph fails.
         """
-        bucket = self._by_size[self.bucket_for(rows)]
+        bucket = self._idle[0][self.bucket_for(rows)]
         for index, buffer in enumerate(bucket.inputs):
             np.concatenate([arrays[index] for arrays in parts], out=buffer[:rows])
         # Later rows keep what an earlier batch left there: padding, whose outputs nobody reads.
-        return tuple(output[:rows].copy() for output in self._execute(bucket))
+        return self._begin(bucket, rows)
+
+    def _begin(self, bucket: _Bucket, rows: int) -> Callable[[], tuple[Array, ...]]:
+        try:
+            bucket.binding.begin(rows)
+        except Exception as error:  # onnxruntime raises its own types, RuntimeError and more
+            raise EngineError(str(error)) from error
+        return partial(self._end, self._idle.pop(0), bucket, rows)
+
+    def _end(self, slot: _Slot, bucket: _Bucket, rows: int) -> tuple[Array, ...]:
+        try:
+            return tuple(output[:rows].copy() for output in bucket.binding.end())
+        except Exception as error:  # as above
+            raise EngineError(str(error)) from error
+        finally:
+            self._idle.append(slot)
 
     def _time(self, size: int) -> float:
         """Run a bucket on whatever its buffers hold; returns the seconds."""
         started = time.perf_counter()
-        self._execute(self._by_size[size])
+        self._begin(self._idle[0][size], size)()
         return time.perf_counter() - started
 
-    def _execute(self, bucket: _Bucket) -> tuple[Array, ...]:
-        try:
-            return bucket.binding.run()
-        except Exception as error:  # onnxruntime raises its own types, RuntimeError and more
-            raise EngineError(str(error)) from error
+    def _slot(self, manifest: Manifest, number: int) -> _Slot:
+        most = self.buckets[-1]
+        pins = self._options.pins_memory
+        make_input = self._pinned_buffer if pins else _buffer
+        make_output = self._pinned_buffer if pins and self._options.overlaps else _buffer
+        inputs = {spec.name: make_input(spec, most) for spec in manifest.inputs}
+        outputs = {spec.name: make_output(spec, most) for spec in manifest.outputs}
+        first_graph = 1 + number * len(self.buckets)  # 0 is onnxruntime's own
+        bind = self._overlapped if self._options.overlaps else self._blocking
+        return {
+            size: _Bucket(tuple(buffer[:size] for buffer in inputs.values()), binding)
+            for size, binding in zip(self.buckets, bind(inputs, outputs, first_graph), strict=True)
+        }
 
     def _pinned_buffer(self, spec: TensorSpec, rows: int) -> Array:
         """As `_buffer`, in memory that is pinned for as long as the engine is there."""
@@ -188,17 +229,26 @@ class Engine:
         weakref.finalize(self, unpin).atexit = False
         return array
 
-    def _bind(self, index: int, size: int, inputs: dict[str, Array], outputs: dict[str, Array]) -> _Bucket:
-        """Bind the first `size` rows of the shared buffers; on a GPU, device memory of that size."""
-        views_in = {name: buffer[:size] for name, buffer in inputs.items()}
-        views_out = {name: buffer[:size] for name, buffer in outputs.items()}
-        binding: Binding
-        if self._options.provider == "cpu":
-            binding = HostBinding(self._session, views_in, views_out)
-        else:
-            device_id = self._options.device_id
-            binding = DeviceBinding(self._session, views_in, views_out, device_id, graph_id=index + 1)
-        return _Bucket(tuple(views_in.values()), binding)
+    def _blocking(self, inputs: _Buffers, outputs: _Buffers, first_graph: int) -> Iterator[Binding]:
+        """Bind each bucket to the buffers' first rows; on a GPU, to device memory of that size."""
+        for graph_id, size in enumerate(self.buckets, first_graph):
+            views_in = {name: buffer[:size] for name, buffer in inputs.items()}
+            views_out = {name: buffer[:size] for name, buffer in outputs.items()}
+            if self._options.provider == "cpu":
+                yield HostBinding(self._session, views_in, views_out)
+            else:
+                yield DeviceBinding(self._session, views_in, views_out, self._options.device_id, graph_id)
+
+    def _overlapped(self, inputs: _Buffers, outputs: _Buffers, first_graph: int) -> Iterator[Binding]:
+        """Bind each bucket to the first rows of device memory that is as large as the buffers."""
+        device_id = self._options.device_id
+        streams = streams_of(device_id, ort.cuda_version)
+        mirrors_in = {name: Mirror.of(buffer, device_id) for name, buffer in inputs.items()}
+        mirrors_out = {name: Mirror.of(buffer, device_id) for name, buffer in outputs.items()}
+        for graph_id, size in enumerate(self.buckets, first_graph):
+            yield OverlappedBinding(
+                self._session, size, mirrors_in, mirrors_out, device_id, graph_id, streams
+            )
 
 
 @cache
@@ -293,7 +343,11 @@ def _providers(options: EngineOptions) -> list[tuple[str, dict[str, str]]]:
     device = {"device_id": str(options.device_id)}
     with_cuda = device | CUDA_OPTIONS
     if options.provider == "cuda":
-        return [(PROVIDERS["cuda"], with_cuda | {"enable_cuda_graph": str(int(options.cuda_graphs))})]
+        with_cuda["enable_cuda_graph"] = str(int(options.cuda_graphs))
+        if options.overlaps:
+            stream = streams_of(options.device_id, ort.cuda_version).compute
+            with_cuda["user_compute_stream"] = str(stream.handle.value)
+        return [(PROVIDERS["cuda"], with_cuda)]
     # No trt_cuda_graph_enable: this provider has one graph a session, whatever gpu_graph_id says, and would
     # replay the first bucket's for every other. CUDA's provider takes what TensorRT cannot.
     return [(PROVIDERS["tensorrt"], device), (PROVIDERS["cuda"], with_cuda)]

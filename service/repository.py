@@ -234,6 +234,7 @@ class Repository:
             settings.cuda_graphs,
             convolution_rows if settings.provider == "cpu" else None,
             settings.pinned_memory,
+            settings.overlap_copies,
         )
 
 

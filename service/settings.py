@@ -68,8 +68,13 @@ class Settings(BaseSettings):
     )
     pinned_memory: bool = Field(
         True,
-        description="On a GPU, pin the host memory that it reads batches from; the start fails where that "
+        description="On a GPU, pin the host memory that batches are copied from; the start fails where that "
         "cannot be done.",
+    )
+    overlap_copies: bool = Field(
+        True,
+        description="With provider cuda, begin a whole batch while another one runs, so that its copy to the "
+        "GPU takes no time of its own.",
     )
     intra_op_threads: int = Field(
         0,

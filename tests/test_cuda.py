@@ -5,8 +5,10 @@ What a driver would answer is made up in one test.
 
 import ctypes
 import importlib.metadata
+import inspect
 import logging
 import mmap
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +16,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from service import cuda
+from service import cuda, streams
 from service.errors import EngineError
+from service.streams import Event, Stream, Streams, streams_of
 
 HAS_GPU = Path("/dev/nvidiactl").exists()
 no_driver = pytest.mark.skipif(HAS_GPU, reason="there is a driver here")
@@ -62,6 +65,26 @@ def test_memory_that_cannot_be_pinned_is_an_error_that_says_why(library: ctypes.
     why = r"cudaSetDevice gave cudaErrorInsufficientDriver \(35\): .*; set pinned_memory to false"
     with pytest.raises(EngineError, match=why):
         cuda.pin(cuda.whole_pages((2, 784), np.uint8), 0, library)
+
+
+@no_driver
+def test_streams_that_cannot_be_had_are_an_error_that_says_why(library: ctypes.CDLL) -> None:
+    with pytest.raises(EngineError, match=r"cudaSetDevice gave cudaErrorInsufficientDriver \(35\)"):
+        Streams(library, 0)
+    with pytest.raises(EngineError, match=r"cudaStreamCreateWithFlags gave cudaErrorInsufficientDriver"):
+        Stream(library)
+    with pytest.raises(EngineError, match=r"cudaEventCreateWithFlags gave cudaErrorInsufficientDriver"):
+        Event(library)
+
+
+def test_the_runtime_has_every_function_that_streams_use(library: ctypes.CDLL) -> None:
+    used = set(re.findall(r"cuda[A-Z]\w+", inspect.getsource(streams)))
+    functions = {
+        name for name in used if not name.startswith(("cudaStreamNon", "cudaEventDis", "cudaMemcpyKind"))
+    }
+    assert len(functions) >= 8
+    for name in functions:
+        assert getattr(library, name)
 
 
 def test_memory_is_pinned_and_unpinned_on_its_device(caplog: pytest.LogCaptureFixture) -> None:
@@ -111,3 +134,21 @@ def test_memory_is_pinned_until_it_is_unpinned() -> None:
         with pytest.raises(EngineError, match="cudaErrorHostMemoryAlreadyRegistered"):
             cuda.pin(array, 0, library)
         unpin()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU or not ort.cuda_version, reason="no GPU, or an onnxruntime without CUDA")
+def test_streams_copy_there_and_back_in_the_order_of_their_events() -> None:
+    ort.preload_dlls(directory="")
+    cuda.load_libraries(ort.cuda_version)
+    on_device = streams_of(0, ort.cuda_version)
+    sent, got = np.arange(1 << 20, dtype=np.float32), np.zeros(1 << 20, np.float32)
+    value = ort.OrtValue.ortvalue_from_numpy(got, "cuda", 0)
+    copied, copied_back = Event(on_device.library), Event(on_device.library)
+    on_device.copy_in.copy_to_device(sent, value.data_ptr())
+    on_device.copy_in.record(copied)
+    on_device.copy_out.wait_for(copied)
+    on_device.copy_out.copy_from_device(value.data_ptr(), got)
+    on_device.copy_out.record(copied_back)
+    copied_back.wait()
+    assert np.array_equal(sent, got)

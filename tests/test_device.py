@@ -3,8 +3,9 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,19 +19,25 @@ FAR = 1e12
 
 
 class Doubler:
-    """Doubles its rows; waits for `go` first, and notes the rows of every batch."""
+    """Doubles its rows; waits for `go` first, and notes the rows of every batch that begins or ends."""
 
-    def __init__(self, *, held: bool = False, lasting: float = 0.0) -> None:
+    def __init__(self, *, held: bool = False, lasting: float = 0.0, depth: int = 1) -> None:
         self.lasting = lasting
+        self.depth = depth
         self.started = threading.Semaphore(0)
         self.go = threading.Semaphore(0 if held else 1_000_000)
+        self.begun: list[int] = []
         self.batches: list[list[float]] = []
         self.error: Exception | None = None
         self.seconds_a_row = 1.0
         self.threads: list[str] = []
 
-    def run(self, parts: Sequence[tuple[Array, ...]], rows: int) -> tuple[Array, ...]:
+    def begin(self, parts: Sequence[tuple[Array, ...]], rows: int) -> Callable[[], tuple[Array, ...]]:
+        self.begun.append(rows)
         self.started.release()
+        return partial(self.end, parts, rows)
+
+    def end(self, parts: Sequence[tuple[Array, ...]], rows: int) -> tuple[Array, ...]:
         if not self.go.acquire(timeout=10):
             self.go.release(1_000_000)  # the test has failed: it should not wait for every batch in turn
             raise AssertionError("nobody let the batch go")
@@ -128,9 +135,9 @@ async def test_models_on_one_device_take_turns(device: Device) -> None:
             super().__init__(held=held)
             self.name = name
 
-        def run(self, parts: Sequence[tuple[Array, ...]], rows: int) -> tuple[Array, ...]:
+        def begin(self, parts: Sequence[tuple[Array, ...]], rows: int) -> Callable[[], tuple[Array, ...]]:
             order.append(self.name)
-            return super().run(parts, rows)
+            return super().begin(parts, rows)
 
     first, second = Named("first", held=True), Named("second")
     busy = Batcher(device, first, BatchQueue(1, 100))
@@ -142,6 +149,93 @@ async def test_models_on_one_device_take_turns(device: Device) -> None:
     first.go.release(10)
     await asyncio.gather(*tasks)
     assert order == ["first", "first", "second", "first", "second"]
+
+
+async def test_a_whole_batch_begins_while_another_runs_and_one_that_can_grow_does_not(device: Device) -> None:
+    runner = Doubler(held=True, depth=2)
+    batcher = Batcher(device, runner, BatchQueue(2, 100))
+    tasks = [submit(batcher, *range(5))]
+    for _ in range(2):
+        await runner.running()
+    runner.go.release()
+    tasks.append(submit(batcher, 5))  # makes the last batch whole
+    await runner.running()
+    assert runner.begun == [2, 2, 2]
+    tasks.append(submit(batcher, 6))
+    runner.go.release()
+    await asyncio.sleep(0.05)  # time enough to begin it, were that not wrong
+    assert (runner.begun, batcher.rows_waiting) == ([2, 2, 2], 1)
+    runner.go.release(2)
+    assert await asyncio.gather(*tasks) == [[0, 2, 4, 6, 8], [10], [12]]
+    assert runner.begun == [2, 2, 2, 1]
+
+
+async def test_models_take_turns_with_whole_batches_too(device: Device) -> None:
+    first, second = Doubler(held=True, depth=2), Doubler(depth=2)
+    busy = Batcher(device, first, BatchQueue(1, 100))
+    other = Batcher(device, second, BatchQueue(1, 100))
+    tasks = [submit(busy, 1), submit(busy, 2)]
+    for _ in range(2):
+        await first.running()
+    tasks += [submit(busy, 3), submit(other, 1), submit(busy, 4)]
+    await settle()
+    first.go.release(2)
+    await second.running()
+    assert first.begun == [1, 1, 1]
+    first.go.release(2)
+    assert await asyncio.gather(*tasks) == [[2], [4], [6], [2], [8]]
+
+
+async def test_a_batch_is_not_charged_for_the_time_of_the_one_before_it(device: Device) -> None:
+    runner = Doubler(lasting=0.05, depth=2)
+    records: list[BatchRecord] = []
+    batcher = Batcher(device, runner, BatchQueue(1, 100), records.append)
+    began = time.monotonic()
+    await asyncio.gather(*(submit(batcher, value) for value in range(4)))
+    assert runner.begun == [1, 1, 1, 1]
+    assert sum(record.compute_seconds for record in records) <= time.monotonic() - began
+    for record, following in pairwise(records):
+        assert following.started >= record.started + record.compute_seconds
+        (waited,) = following.queue_seconds
+        assert waited >= following.started - began - 0.04
+
+
+async def test_a_batch_that_fails_leaves_the_one_beside_it_alone(device: Device) -> None:
+    class Failing(Doubler):
+        def begin(self, parts: Sequence[tuple[Array, ...]], rows: int) -> Callable[[], tuple[Array, ...]]:
+            end = super().begin(parts, rows)
+            if 13.0 in parts[0][0]:
+                raise RuntimeError("no such number")
+            return end
+
+        def end(self, parts: Sequence[tuple[Array, ...]], rows: int) -> tuple[Array, ...]:
+            if 14.0 in parts[0][0]:
+                raise RuntimeError("nor this one")
+            return super().end(parts, rows)
+
+    batcher = Batcher(device, Failing(depth=2), BatchQueue(1, 100))
+    outcomes = await asyncio.gather(
+        *(submit(batcher, value) for value in (1, 13, 2, 14, 3)), return_exceptions=True
+    )
+    assert outcomes[0::2] == [[2], [4], [6]]
+    assert [str(outcome) for outcome in outcomes[1::2]] == [
+        "the batch failed: no such number",
+        "the batch failed: nor this one",
+    ]
+
+
+async def test_other_work_waits_for_all_that_has_begun(device: Device) -> None:
+    runner = Doubler(held=True, depth=2)
+    batcher = Batcher(device, runner, BatchQueue(1, 100))
+    tasks = [submit(batcher, value) for value in (1, 2)]
+    for _ in range(2):
+        await runner.running()
+    ended: list[int] = []
+    call = asyncio.ensure_future(device.call(lambda: ended.append(len(runner.batches))))
+    await settle()
+    runner.go.release(2)
+    await asyncio.gather(call, *tasks)
+    assert ended == [2]
 
 
 async def test_other_work_takes_its_turn_between_two_batches(device: Device) -> None:

@@ -28,8 +28,9 @@ CUDA = pytest.mark.skipif(not HAS_CUDA, reason="no CUDA device, or an onnxruntim
         pytest.param(replace(OPTIONS, provider="cuda"), marks=[pytest.mark.gpu, CUDA]),
         pytest.param(replace(OPTIONS, provider="cuda", cuda_graphs=False), marks=[pytest.mark.gpu, CUDA]),
         pytest.param(replace(OPTIONS, provider="cuda", pinned_memory=False), marks=[pytest.mark.gpu, CUDA]),
+        pytest.param(replace(OPTIONS, provider="cuda", overlap_copies=False), marks=[pytest.mark.gpu, CUDA]),
     ],
-    ids=["cpu", "cuda", "cuda-without-graphs", "cuda-without-pinned-memory"],
+    ids=["cpu", "cuda", "cuda-without-graphs", "cuda-without-pinned-memory", "cuda-without-overlap"],
 )
 def options(request: pytest.FixtureRequest) -> EngineOptions:
     chosen: EngineOptions = request.param
@@ -119,6 +120,20 @@ def test_every_bucket_follows_its_own_inputs_run_after_run(
             labels = [(turn + rows + row) % 10 for row in range(rows)]
             (probabilities,) = engine.run([(images(*labels),)], rows)
             assert probabilities.argmax(axis=1).tolist() == labels
+
+
+def test_as_many_batches_as_may_be_under_way_give_each_its_own_answers(
+    add_classifier: Callable[..., Path], options: EngineOptions
+) -> None:
+    engine = open_engine(add_classifier(), options)
+    engine.warm_up()
+    for turn in range(20):
+        under_way = []
+        for place in range(engine.depth):
+            labels = [(3 * turn + place + row) % 10 for row in range(1 + turn % 8)]
+            under_way.append((labels, engine.begin([(images(*labels),)], len(labels))))
+        for labels, end in under_way:
+            assert end()[0].argmax(axis=1).tolist() == labels
 
 
 @pytest.mark.parametrize(("most", "buckets"), [(None, (2, 4, 8)), (8, (2, 4, 8)), (5, (2, 4)), (1, (2,))])

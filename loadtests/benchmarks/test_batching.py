@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from service.batching import Batch, BatchQueue, Item, Outcome
 from service.device import Batcher, Device
 
+Outputs = tuple[NDArray[Any], ...]
+
 MAX_BATCH_SIZE = 256
 MAX_QUEUE_ROWS = 16384
 
@@ -21,9 +23,11 @@ MAX_QUEUE_ROWS = 16384
 class Instant:
     """A runner that answers with zeros."""
 
-    def run(self, parts: Sequence[tuple[NDArray[Any], ...]], rows: int) -> tuple[NDArray[Any], ...]:
+    depth = 1
+
+    def begin(self, parts: Sequence[tuple[NDArray[Any], ...]], rows: int) -> Callable[[], Outputs]:
         del parts
-        return (np.zeros((rows, 10), np.float32),)
+        return lambda: (np.zeros((rows, 10), np.float32),)
 
     def seconds_for(self, rows: int) -> float:
         del rows
