@@ -13,7 +13,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -34,15 +35,21 @@ Arrays = tuple[Array, ...]
 
 FIXED_BATCH_SIZE = 16
 LEAST_RUNS = 5
+UNDER_WAY_TURNS = 20
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One bucket. seconds: the median run, with the copies to the device and back."""
+    """One bucket. seconds: the median run, with the copies to the device and back, one at a time.
+
+    seconds_with_two_under_way: from one batch's end to the next one's, where copies overlap with compute.
+    """
 
     rows: int
     runs: int
     seconds: float
+    seconds_with_two_under_way: float | None
+    seconds_without_overlap: float | None
     seconds_without_cuda_graphs: float | None
     seconds_without_pinned_memory: float | None
     cpu_seconds: float
@@ -69,7 +76,8 @@ def check(folder: Path, options: EngineOptions, threads: int, seconds: float) ->
     with_model = before, device_bytes(options.device_id)
     reference = Engine(graph, manifest, EngineOptions("cpu", 0, threads, options.buckets))
     plain = Engine(graph, manifest, replace(options, cuda_graphs=False)) if has_cuda_graphs(options) else None
-    pageable = Engine(graph, manifest, replace(options, pinned_memory=False)) if options.pins_inputs else None
+    pageable = Engine(graph, manifest, replace(options, pinned_memory=False)) if options.pins_memory else None
+    blocking = Engine(graph, manifest, replace(options, overlap_copies=False)) if options.overlaps else None
     some, others = (make_inputs(manifest, options.buckets[-1], seed) for seed in (0, 1))
     problems = list(fixed_bucket_problems(graph, manifest, options, some))
     largest = run(engine, some)
@@ -91,6 +99,7 @@ def check(folder: Path, options: EngineOptions, threads: int, seconds: float) ->
             found.append("a repeat, which replays the CUDA graph, gives other bits than the first run")
         if same(answers[0], answers[1]):
             found.append("other inputs give the same outputs: a buffer is stale")
+        found += under_way_problems(engine, (first, second), answers)
         problems += [f"batch of {rows}: {problem}" for problem in found]
         runs, median = timed(engine, first, seconds)
         timings.append(
@@ -98,6 +107,8 @@ def check(folder: Path, options: EngineOptions, threads: int, seconds: float) ->
                 rows,
                 runs,
                 median,
+                timed_under_way(engine, first, seconds) if engine.depth > 1 else None,
+                timed(blocking, first, seconds)[1] if blocking else None,
                 timed(plain, first, seconds)[1] if plain else None,
                 timed(pageable, first, seconds)[1] if pageable else None,
                 timed(reference, first, seconds)[1],
@@ -118,6 +129,21 @@ def fixed_bucket_problems(
         alone = run(engine, tuple(array[row : row + 1] for array in inputs))
         if not same(alone, tuple(output[row : row + 1] for output in together)):
             yield f"fixed batch of {FIXED_BATCH_SIZE}: row {row} has other bits alone than among others"
+
+
+def under_way_problems(
+    engine: Engine, inputs: tuple[Arrays, Arrays], alone: Sequence[Arrays]
+) -> Iterator[str]:
+    """Batches in turn, as many under way as may be: each must have the bits that it has alone."""
+    under_way: deque[Callable[[], Arrays]] = deque()
+    ended = 0
+    while ended < UNDER_WAY_TURNS:
+        while len(under_way) < engine.depth and ended + len(under_way) < UNDER_WAY_TURNS:
+            batch = inputs[(ended + len(under_way)) % 2]
+            under_way.append(engine.begin([batch], len(batch[0])))
+        if not same(under_way.popleft()(), alone[ended % 2]):
+            yield f"with {engine.depth} batches under way, number {ended} has other bits than alone"
+        ended += 1
 
 
 def has_cuda_graphs(options: EngineOptions) -> bool:
@@ -191,6 +217,21 @@ def timed(engine: Engine, inputs: Arrays, seconds: float) -> tuple[int, float]:
     return len(taken), statistics.median(taken)
 
 
+def timed_under_way(engine: Engine, inputs: Arrays, seconds: float) -> float:
+    """Seconds a batch, for about so many seconds, with as many under way as may be."""
+    rows = len(inputs[0])
+    under_way = deque(engine.begin([inputs], rows) for _ in range(engine.depth - 1))
+    batches, started = 0, time.perf_counter()
+    while batches < LEAST_RUNS or time.perf_counter() < started + seconds:
+        under_way.append(engine.begin([inputs], rows))
+        under_way.popleft()()
+        batches += 1
+    taken = time.perf_counter() - started
+    for end in under_way:
+        end()
+    return taken / batches
+
+
 def ask_device(device_id: int, *fields: str) -> list[str] | None:
     """What nvidia-smi says of a GPU; None where there is no nvidia-smi, or no such GPU."""
     if shutil.which("nvidia-smi") is None:
@@ -206,11 +247,14 @@ def device_bytes(device_id: int) -> int | None:
 
 
 def table(reports: list[Report]) -> str:
-    """Markdown. images/s and the factor count the whole path: to the device, compute, and back."""
+    """Markdown. images/s and the factor count the whole path: to the device, compute, and back.
+
+    images/s with two batches under way, where there may be two; the factor with one at a time.
+    """
     lines = [
-        "| model | batch | µs | without CUDA graphs, µs | without pinned memory, µs | images/s | CPU, µs "
-        "| times the CPU | error |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | batch | µs | two under way, µs a batch | without overlap, µs | without CUDA graphs, µs "
+        "| without pinned memory, µs | images/s | CPU, µs | times the CPU | error |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for report in reports:
         for timing in report.timings:
@@ -218,9 +262,11 @@ def table(reports: list[Report]) -> str:
                 report.model,
                 str(timing.rows),
                 microseconds(timing.seconds),
+                microseconds(timing.seconds_with_two_under_way),
+                microseconds(timing.seconds_without_overlap),
                 microseconds(timing.seconds_without_cuda_graphs),
                 microseconds(timing.seconds_without_pinned_memory),
-                f"{timing.rows / timing.seconds:,.0f}",
+                f"{timing.rows / (timing.seconds_with_two_under_way or timing.seconds):,.0f}",
                 microseconds(timing.cpu_seconds),
                 f"{timing.cpu_seconds / timing.seconds:.2f}",
                 f"{timing.error:.1g}",
@@ -254,6 +300,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--max-batch-size", type=int, default=256)
     add("--no-cuda-graphs", dest="cuda_graphs", action="store_false")
     add("--no-pinned-memory", dest="pinned_memory", action="store_false")
+    add("--no-overlap-copies", dest="overlap_copies", action="store_false")
     add("--threads", type=int, default=cores(), help="of the CPU's session; default all cores")
     add("--seconds", type=float, default=0.3, help="of timing for each bucket and engine")
     add("--out", type=Path, help="default loadtests/results/gpu.json, or gpu_<provider>.json if not cuda")
@@ -278,6 +325,7 @@ def main(arguments: list[str] | None = None) -> int:
         buckets,
         chosen.cuda_graphs,
         pinned_memory=chosen.pinned_memory,
+        overlap_copies=chosen.overlap_copies,
     )
     names = chosen.only or sorted(path.name for path in chosen.models_dir.iterdir() if path.is_dir())
     started = describe(("numpy",))
@@ -296,7 +344,8 @@ def main(arguments: list[str] | None = None) -> int:
         "onnxruntime": ort.__version__,
         "provider": chosen.provider,
         "cuda_graphs": has_cuda_graphs(options),
-        "pinned_memory": options.pins_inputs,
+        "pinned_memory": options.pins_memory,
+        "overlap_copies": options.overlaps,
         "cpu_threads": chosen.threads,
         "device": dict(zip(("name", "driver", "memory_mib"), device, strict=False)) or None,
         "models": [asdict(report) for report in reports],

@@ -1,7 +1,7 @@
 """The check of the engine on a GPU, run on the CPU: all of it but CUDA itself."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 from conftest import IMAGES, PROBABILITIES, make_model, write_model
 from onnx import helper, numpy_helper
 
-from loadtests.gpu import distance, main
+from loadtests.gpu import Arrays, distance, main, under_way_problems
 from loadtests.machine import ROOT
 
 Add = Callable[..., Path]
@@ -35,6 +35,20 @@ def test_a_model_that_agrees_is_timed(
     assert [timing["rows"] for timing in model["timings"]] == [1, 2, 4, 8, 16, 20]
     assert all(timing["seconds"] > 0 and timing["runs"] >= 5 for timing in model["timings"])
     assert capsys.readouterr().out.count("| ramp/1 |") == 6
+
+
+def test_batches_that_are_mixed_up_while_two_are_under_way_are_found() -> None:
+    class Mixed:
+        depth = 2
+
+        def begin(self, parts: Sequence[Arrays], _rows: int) -> Callable[[], Arrays]:
+            self.latest = parts[0]
+            return lambda: self.latest
+
+    ones, twos = (np.ones(3),), (np.full(3, 2.0),)
+    found = list(under_way_problems(Mixed(), (ones, twos), (ones, twos)))  # type: ignore[arg-type]
+    assert len(found) == 19  # all but the last, which nothing follows
+    assert found[0] == "with 2 batches under way, number 0 has other bits than alone"
 
 
 def test_a_shipped_quantized_model_agrees_on_real_digits(tmp_path: Path) -> None:
