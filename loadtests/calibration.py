@@ -12,7 +12,7 @@ import numpy as np
 
 from loadtests.measured_pod import MeasuredPod, Spent, Step
 from loadtests.pod import PodCosts
-from service.device import INLINE_ROWS
+from service.inline import INLINE_ROWS
 from service.repository import default_threads
 
 CALLERS = (1, 2, 4, 16, 64, 256)

@@ -17,9 +17,9 @@ import simpy
 from numpy.typing import NDArray
 
 from service.batching import DEADLINE_SHARE, Answer, Batch, BatchQueue, Item
-from service.device import InlineRows, inline_rows
 from service.engine import bucket_sizes
 from service.errors import QueueFull
+from service.inline import InlineRows, inline_rows
 from service.repository import BRIEF_SECONDS, BUCKETS_PER_OCTAVE, INLINE_SECONDS
 
 Event = simpy.Event
@@ -44,7 +44,7 @@ class PodCosts:
     request_seconds: for each of them; refuse_seconds: for one that is refused.
     overhead_seconds: what a caller sees on top (sockets, its own work).
     start_seconds: from starting the process to readiness. cores: that the pod has.
-    inline_seconds: batches that take no longer run on the event loop; see `service.device`.
+    inline_seconds: batches that take no longer run on the event loop; see `service.inline`.
     deadline_seconds: what a request names as its deadline, after which its caller leaves.
     """
 
@@ -263,7 +263,7 @@ class RequestPod:
                 self._leave(shed=1)
 
     def _takes(self, arrived: float, rows: int) -> bool:
-        """Queue a request, unless the queue is full or the deadline too near; see `service.device`."""
+        """Queue a request, unless the queue is full or the deadline too near; see `service.batcher`."""
         self._expire()
         now = self._env.now
         # Only what an item's callback is told of is left out; the queue looks at its rows and times.

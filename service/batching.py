@@ -1,6 +1,6 @@
 """Which rows form the next batch: pure decisions, with the time as an argument.
 
-Knows nothing of threads, timers or models; `service.device` acts on what is decided here.
+Knows nothing of threads, timers or models; `service.batcher` acts on what is decided here.
 """
 
 import math

@@ -17,7 +17,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from service.device import BatchRecord
+from service.batcher import BatchRecord
 from service.tallies import Requests, SecondsByModel
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter, that nobody reads

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from service.batcher import Batcher, BatchRecord
 from service.batching import BatchQueue, Outcome
-from service.device import Batcher, BatchRecord, Device
+from service.device import Device
 from service.engine import Engine, EngineOptions, bucket_sizes
 from service.errors import InkserveError, RepositoryError
 from service.heap import give_back_free_memory

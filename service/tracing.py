@@ -27,7 +27,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from service.asgi import App, Message, Receive, Scope, Send
-from service.device import BatchRecord
+from service.batcher import BatchRecord
 from service.metrics import package_version
 from service.predictor import Array, Cancel, Catalogue, Done, Inference, Predictor
 from service.traceparent import current_traceparent

@@ -10,8 +10,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from service.batcher import Batcher, BatchRecord
 from service.batching import Answer, BatchQueue
-from service.device import Array, Batcher, BatchRecord, Device
+from service.device import Array, Device
 from service.errors import DeadlineExceeded, EngineError, QueueFull, ShuttingDown
 from service.predictor import resolve
 

@@ -11,8 +11,9 @@ import uvloop
 from numpy.typing import NDArray
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from service.batcher import Batcher
 from service.batching import Batch, BatchQueue, Item, Outcome
-from service.device import Batcher, Device
+from service.device import Device
 
 Outputs = tuple[NDArray[Any], ...]
 
