@@ -24,9 +24,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from loadtests.machine import RESULTS, ROOT, cores, describe
-from service.engine import Engine, EngineOptions, bucket_sizes
+from service.engine import Engine, bucket_sizes
 from service.errors import InkserveError
 from service.manifest import MODEL_FILE, Manifest, TensorSpec, read_manifest
+from service.session import EngineOptions
 from service.settings import Provider
 from service.tensors import dtype_of
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from service.batcher import Batcher, BatchRecord
 from service.batching import BatchQueue, Outcome
 from service.device import Device
-from service.engine import Engine, EngineOptions, bucket_sizes
+from service.engine import Engine, bucket_sizes
 from service.errors import InkserveError, RepositoryError
 from service.heap import give_back_free_memory
 from service.manifest import MODEL_FILE, Manifest, read_manifest, sha256_of
 from service.metrics import Metrics
 from service.predictor import Array, Cancel, Catalogue, Done, Inference, ModelInfo, check_inputs
+from service.session import EngineOptions
 from service.settings import Provider, Settings, available_cores
 
 logger = logging.getLogger(__name__)

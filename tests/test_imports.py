@@ -59,7 +59,7 @@ def test_training_imports_nothing_of_the_service_but_the_manifest(file: Path) ->
 
 @pytest.mark.parametrize(("name", "file"), modules("service").items())
 def test_only_the_engine_knows_onnxruntime(name: str, file: Path) -> None:
-    knows = ("service.engine", "service.bindings")
+    knows = ("service.engine", "service.session", "service.bindings")
     assert name in knows or not any(within(each, ("onnxruntime",)) for each in imported(file))
 
 
@@ -93,7 +93,8 @@ def test_what_an_http_worker_loads_leads_to_no_engine(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("batching", "device", "engine", "repository", "manifest", "predictor", "tensors", "latents"),
+        *("batching", "batcher", "device", "engine", "session", "repository", "manifest", "predictor"),
+        *("inline", "streams", "cuda", "tensors", "latents"),
         *("bindings", "frames", "messages", "host", "remote", "children", "totals", "supervisor"),
     ],
 )

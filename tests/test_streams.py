@@ -18,9 +18,10 @@ from streams_of_threads import INVALID_HANDLE, LONGEST_SECONDS, RuntimeOfThreads
 from test_engine import images
 
 from service import bindings, engine
-from service.engine import Engine, EngineOptions
+from service.engine import Engine
 from service.errors import EngineError
 from service.manifest import MODEL_FILE, read_manifest
+from service.session import EngineOptions
 from service.streams import Streams
 
 OPTIONS = EngineOptions("cuda", 0, 1, (1, 2, 4, 8), pinned_memory=False)
@@ -41,7 +42,7 @@ def overlapped(
     real = ort.InferenceSession(folder / MODEL_FILE, providers=["CPUExecutionProvider"])
     session = SessionOnAStream(real, runtime)
     streams = Streams(runtime, 0)  # type: ignore[arg-type]
-    monkeypatch.setattr(engine, "_open_session", lambda *_: session)
+    monkeypatch.setattr(engine, "open_session", lambda *_: session)
     monkeypatch.setattr(engine, "streams_of", lambda *_: streams)
     monkeypatch.setattr(bindings, "GPU_MEMORY", "cpu")
     return Engine(folder / MODEL_FILE, read_manifest(folder), OPTIONS), session
