@@ -4,11 +4,14 @@ What a GPU would do is so made up; what is done in which order, on which memory,
 is asked in tests/test_cuda.py.
 """
 
+import asyncio
 import ctypes
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +21,13 @@ from streams_of_threads import INVALID_HANDLE, LONGEST_SECONDS, RuntimeOfThreads
 from test_engine import images
 
 from service import bindings, engine
+from service.batcher import Batcher
+from service.batching import Answer, BatchQueue
+from service.device import Device
 from service.engine import Engine
 from service.errors import EngineError
 from service.manifest import MODEL_FILE, read_manifest
+from service.predictor import resolve
 from service.session import EngineOptions
 from service.streams import Streams
 
@@ -77,6 +84,27 @@ def test_two_batches_under_way_give_each_its_own_answers(
         check()
     assert len(set(session.graph_ids)) == engine.depth * len(engine.buckets)
     assert "0" not in session.graph_ids
+
+
+async def test_requests_of_all_sizes_get_their_own_rows_from_batches_that_overlap(
+    overlapped: tuple[Engine, SessionOnAStream], runtime: RuntimeOfThreads
+) -> None:
+    engine, _ = overlapped
+    device = Device("test")
+    await device.call(engine.warm_up)
+    runtime.done.clear()
+    batcher = Batcher(device, engine, BatchQueue(8, 10_000))
+    rng = np.random.default_rng(4)
+    asked = [rng.integers(0, 10, rng.integers(1, 21)) for _ in range(40)]
+    answers: list[asyncio.Future[Answer]] = []
+    for labels in asked:
+        answers.append(asyncio.get_running_loop().create_future())
+        batcher.submit((images(*labels),), len(labels), 1e12, partial(resolve, answers[-1]))
+    for labels, answer in zip(asked, await asyncio.gather(*answers), strict=True):
+        assert answer.outputs[0].argmax(axis=1).tolist() == labels.tolist()
+    under_way = accumulate({"copy in": 1, "compute": 0, "copy out": -1}[step] for step in runtime.done)
+    assert max(under_way) == 2
+    device.close()
 
 
 def test_each_batch_size_has_run_twice_in_each_slot_when_it_is_warm(
