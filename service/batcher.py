@@ -139,11 +139,13 @@ class Batcher:
         else:
             self._answer(batch, outcome, started, ended)
         traceparents = [part.item.traceparent for part in batch.parts if part.item.traceparent]
-        self._record(
-            BatchRecord(
-                batch.rows, batch.reason, started, ended - started, queue_seconds, failed, traceparents
-            )
+        record = BatchRecord(
+            batch.rows, batch.reason, started, ended - started, queue_seconds, failed, traceparents
         )
+        try:
+            self._record(record)
+        except Exception:  # what waits must not be lost with it
+            logger.exception("a batch could not be recorded")
         with self._device.lock:
             self._queue.note_pace(batch.rows, started, ended)
             self._enter_when_due()

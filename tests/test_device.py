@@ -225,6 +225,22 @@ async def test_a_batch_that_fails_leaves_the_one_beside_it_alone(device: Device)
     ]
 
 
+@pytest.mark.parametrize("inline_seconds", [0.0, 9.0])
+async def test_a_batch_that_cannot_be_recorded_holds_up_nothing(
+    inline_seconds: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: BatchRecord) -> None:
+        raise RuntimeError("no room for metrics")
+
+    device = Device("test", inline_seconds)
+    batcher = Batcher(device, Doubler(), BatchQueue(2, 100, max_queue_delay_seconds=0.01), fail)
+    for first in range(3):
+        async with asyncio.timeout(5):
+            assert await submit(batcher, first, 8, 9) == [2 * first, 16, 18]
+    assert caplog.text.count("a batch could not be recorded") == 6
+    device.close()
+
+
 async def test_other_work_waits_for_all_that_has_begun(device: Device) -> None:
     runner = Doubler(held=True, depth=2)
     batcher = Batcher(device, runner, BatchQueue(1, 100))
