@@ -97,6 +97,7 @@ def call(library: ctypes.CDLL, function: str, *arguments: object) -> None:
     """Call a function of CUDA's runtime. Raises EngineError with CUDA's name for what is wrong."""
     code = getattr(library, function)(*arguments)
     if code != 0:
+        library.cudaGetLastError()  # else onnxruntime would find this error after its next kernel
         library.cudaGetErrorName.restype = library.cudaGetErrorString.restype = ctypes.c_char_p
         name, text = library.cudaGetErrorName(code), library.cudaGetErrorString(code)
         raise EngineError(f"{function} gave {name.decode()} ({code}): {text.decode()}")

@@ -73,6 +73,8 @@ class Engine:
         self.depth = 2 if options.overlaps else 1
         try:
             self._idle = [self._slot(manifest, number) for number in range(self.depth)]
+        except EngineError:
+            raise
         except Exception as error:  # onnxruntime raises its own types where the device's memory is full
             raise EngineError(f"{graph}: no buffers on the device: {error}") from error
 
@@ -81,8 +83,8 @@ class Engine:
 
         On a GPU that is every bucket. The largest first, which makes the memory arena as large as it will
         ever be; then the smallest, so that TensorRT, which builds anew for a shape outside the range it
-        knows, builds only twice. With CUDA graphs, from the thread that will call `run`: onnxruntime keeps a
-        thread's graphs for that thread alone. Twice each: the first run captures, the second is the first
+        knows, builds only twice. With CUDA graphs, from the thread that will call `begin`: onnxruntime keeps
+        a thread's graphs for that thread alone. Twice each: the first run captures, the second is the first
         replay.
         """
         if self._options.provider == "cpu":

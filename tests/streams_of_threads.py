@@ -41,13 +41,17 @@ class _Stream:
 
 
 class RuntimeOfThreads:
-    """The functions that `service.streams` calls, by their names. done: what each stream did, in order."""
+    """The functions that `service.streams` calls, by their names.
+
+    done: what each stream did, in order. error: what recording and waiting give. failing: which copies fail.
+    """
 
     def __init__(self) -> None:
         self.streams: list[_Stream] = []
         self.done: list[str] = []
         self.devices: list[int] = []
         self.error = 0
+        self.failing = ""
         self.cudaGetErrorName = self.cudaGetErrorString = _Text()
         self._events: list[threading.Event] = []
 
@@ -79,6 +83,9 @@ class RuntimeOfThreads:
         self._events.append(never_recorded)
         handle._obj.value = len(self._events)
         return 0
+
+    def cudaGetLastError(self) -> int:  # noqa: N802
+        return self.error
 
     def cudaEventDestroy(self, event: ctypes.c_void_p) -> int:  # noqa: N802
         del event
@@ -116,6 +123,8 @@ class RuntimeOfThreads:
     ) -> int:
         assert stream.value == {1: 1, 2: 3}[kind], "a copy on another direction's stream"
         name = {1: "copy in", 2: "copy out"}[kind]
+        if name == self.failing:
+            return INVALID_HANDLE
         self._put(stream.value, name, lambda: ctypes.memmove(to.value or 0, source.value or 0, size.value))
         return 0
 

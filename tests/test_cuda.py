@@ -111,13 +111,14 @@ def test_memory_is_pinned_and_unpinned_on_its_device(caplog: pytest.LogCaptureFi
         cudaHostUnregister=unregister,
         cudaGetErrorName=name,
         cudaGetErrorString=name,
+        cudaGetLastError=lambda: calls.append(("forgotten", None)),
     )
     array = cuda.whole_pages((10, 784), np.uint8)
     unpin = cuda.pin(array, 1, driver)  # type: ignore[arg-type]
     assert calls == [("device", 1), ("register", (array.ctypes.data, 7840))]
     with caplog.at_level(logging.WARNING):
         unpin()
-    assert calls[2:] == [("device", 1), ("unregister", array.ctypes.data)]
+    assert calls[2:] == [("device", 1), ("unregister", array.ctypes.data), ("forgotten", None)]
     assert (
         "memory stays pinned: cudaHostUnregister gave cudaErrorHostMemoryNotRegistered (713)" in caplog.text
     )
