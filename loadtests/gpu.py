@@ -135,14 +135,22 @@ def fixed_bucket_problems(
 def under_way_problems(
     engine: Engine, inputs: tuple[Arrays, Arrays], alone: Sequence[Arrays]
 ) -> Iterator[str]:
-    """Batches in turn, as many under way as may be: each must have the bits that it has alone."""
+    """As many batches under way as may be: each must have the bits that it has alone.
+
+    One input fills every set of buffers before the other does, so that each set holds the other one's rows
+    before: in turns each set would keep to one input, and bytes copied too early would be the right ones.
+    """
+
+    def which(number: int) -> int:
+        return number // engine.depth % 2
+
     under_way: deque[Callable[[], Arrays]] = deque()
     ended = 0
     while ended < UNDER_WAY_TURNS:
         while len(under_way) < engine.depth and ended + len(under_way) < UNDER_WAY_TURNS:
-            batch = inputs[(ended + len(under_way)) % 2]
+            batch = inputs[which(ended + len(under_way))]
             under_way.append(engine.begin([batch], len(batch[0])))
-        if not same(under_way.popleft()(), alone[ended % 2]):
+        if not same(under_way.popleft()(), alone[which(ended)]):
             yield f"with {engine.depth} batches under way, number {ended} has other bits than alone"
         ended += 1
 
