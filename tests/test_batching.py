@@ -55,6 +55,17 @@ def test_two_batches_under_way_both_count_as_rows_that_run() -> None:
     assert queue.refusal(1, seconds=0.001) is None
 
 
+def test_the_pace_counts_from_the_end_of_the_batch_before_that_still_ran_when_this_one_began() -> None:
+    queue = BatchQueue(max_batch_size=4, max_queue_rows=10_000)
+    for turn in range(100):  # two under way: each takes 2 s from its beginning, one ends each second
+        queue.push(item(4))
+        queue.take()
+        if turn:
+            queue.note_pace(4, turn - 1.0, turn + 1.0)
+    assert queue.refusal(1, seconds=1.9 / DEADLINE_SHARE) is not None  # (4 + 4) rows of 0.25 s
+    assert queue.refusal(1, seconds=2.1 / DEADLINE_SHARE) is None
+
+
 def test_the_pace_is_learnt_from_batches_and_while_rows_wait_from_what_lies_between_them() -> None:
     queue = BatchQueue(max_batch_size=4, max_queue_rows=10_000)
     for _ in range(100):

@@ -186,6 +186,19 @@ def test_a_run_that_fails_is_an_error_and_leaves_the_memory_to_the_next(
         assert engine.run([(images(6),)], 1)[0].argmax() == 6
 
 
+def test_a_copy_back_that_fails_is_an_error_once_nothing_is_computed_any_more(
+    overlapped: tuple[Engine, SessionOnAStream], runtime: RuntimeOfThreads
+) -> None:
+    engine, _ = overlapped
+    for turn in range(1, 4):
+        runtime.failing = "copy out"
+        with pytest.raises(EngineError, match="cudaMemcpyAsync gave cudaErrorInvalidResourceHandle"):
+            engine.begin([(images(5),)], 1)
+        assert runtime.done.count("compute") == 2 * turn - 1
+        runtime.failing = ""
+        assert engine.run([(images(6),)], 1)[0].argmax() == 6
+
+
 def test_what_fails_on_the_device_is_an_error_when_the_batch_ends(
     overlapped: tuple[Engine, SessionOnAStream], runtime: RuntimeOfThreads
 ) -> None:
