@@ -67,7 +67,7 @@ class Batcher:
 
     @property
     def rows_waiting(self) -> int:
-        """Rows in the queue, those of the running batch not counted."""
+        """Rows in the queue, those of batches that have begun not counted."""
         return self._queue.rows
 
     @property

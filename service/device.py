@@ -1,4 +1,4 @@
-"""Runs batches, one at a time: a device's thread, or turns of the event loop.
+"""Runs batches one after another: a device's thread, or turns of the event loop.
 
 Which rows form a batch and whom its answers are for is `service.batcher`'s affair.
 """
@@ -40,7 +40,7 @@ class Runner(Protocol):
 
 
 class Source(Protocol):
-    """What a device takes batches from; `service.batcher.Batcher` is the real one.
+    """What a device takes batches from: a `service.batcher.Batcher`, which knows its device in turn.
 
     inline: which of its batches run on the event loop.
     """
@@ -80,13 +80,13 @@ class _Job(NamedTuple):
 
 
 class Device:
-    """A thread that runs one batch at a time, for all of its sources in turn.
+    """A thread that runs one batch after another, for all of its sources in turn.
 
-    A batch is formed at the moment that the device is free to run it, never earlier: while it is
-    busy the queues fill, and an idle device starts at once. Where the runner has a depth of 2, a batch that
-    is whole, and so cannot grow, begins while the one before it runs. The thread forms its next batch itself,
-    so that it need not wait for an event loop that is busy with the answers of the last one; `lock`
-    guards the turns and every queue. All else is called from the event loop.
+    A batch is formed at the moment that the device is free to run it, and no earlier if it could grow: while
+    it is busy the queues fill, and an idle device starts at once. Where the runner has a depth of 2, a batch
+    that is whole when the one before it has begun begins too. The thread forms its next batch itself, so that
+    it need not wait for an event loop that is busy with the answers of the last one; `lock` guards the turns
+    and every queue. All else is called from the event loop.
 
     inline_seconds: batches run on the event loop, and not on the thread, where INLINE_ROWS are expected to
         take no longer. They are made to fit, and run in turns, between which the loop reads and answers. If
@@ -123,14 +123,11 @@ class Device:
                 done.set_result(None)
 
         with self.lock:
-            self._enter(_Errand(run))
+            self.enter(_Errand(run))
         await asyncio.wrap_future(done)
 
-    def enter(self, source: Source) -> None:
+    def enter(self, turn: Source | _Errand) -> None:
         """Ask for a turn. The lock must be held."""
-        self._enter(source)
-
-    def _enter(self, turn: Source | _Errand) -> None:
         self._turns.append(turn)
         if not self._busy:
             self._busy = True

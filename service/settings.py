@@ -73,8 +73,8 @@ class Settings(BaseSettings):
     )
     overlap_copies: bool = Field(
         True,
-        description="With provider cuda, begin a whole batch while another one runs, so that its copy to the "
-        "GPU takes no time of its own.",
+        description="With provider cuda, begin a batch that is whole already while the one before it runs: "
+        "it is copied while that is computed.",
     )
     intra_op_threads: int = Field(
         0,
