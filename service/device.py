@@ -66,10 +66,24 @@ class Source(Protocol):
         ...
 
 
-class _Errand(NamedTuple):
-    """Work other than a batch."""
+class _Errand:
+    """Work other than a batch. done: told how it ended."""
 
-    work: Work
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self.done: Future[None] = Future()
+
+    def run(self) -> None:
+        """Do it, unless nobody waits for it any more."""
+        if not self.done.set_running_or_notify_cancel():
+            return
+        try:
+            self._work()
+        except Exception as error:  # the caller's to judge
+            self.done.set_exception(error)
+            del self  # its traceback leads to this frame: in a circle it would keep, say, a model that failed
+        else:
+            self.done.set_result(None)
 
 
 class _Job(NamedTuple):
@@ -110,21 +124,13 @@ class Device:
 
     async def call(self, work: Work) -> None:
         """Let the thread do other work, in its turn between two batches. Raises what it raises."""
-        done: Future[None] = Future()
-
-        def run() -> None:
-            if not done.set_running_or_notify_cancel():
-                return
-            try:
-                work()
-            except Exception as error:  # the caller's to judge
-                done.set_exception(error)
-            else:
-                done.set_result(None)
-
+        errand = _Errand(work)
         with self.lock:
-            self.enter(_Errand(run))
-        await asyncio.wrap_future(done)
+            self.enter(errand)
+        try:
+            await asyncio.wrap_future(errand.done)
+        finally:
+            del errand  # as in its `run`
 
     def enter(self, turn: Source | _Errand) -> None:
         """Ask for a turn. The lock must be held."""
@@ -163,7 +169,7 @@ class Device:
         while (turn := self._jobs.get()) is not None:
             while turn is not None:
                 if isinstance(turn, _Errand):
-                    turn.work()
+                    turn.run()
                 else:
                     self._run(turn)
                 turn = self._next(inline=False)
@@ -221,8 +227,9 @@ class _Running:
 
     def end(self) -> tuple[Array, ...] | Exception:
         """Wait for the batch; its outputs, or its error."""
-        if self._error is not None:
-            return self._error
+        failed, self._error = self._error, None  # its traceback leads here: a circle would keep the model
+        if failed is not None:
+            return failed
         try:
             return self._wait()
         except Exception as error:  # as above
