@@ -124,7 +124,7 @@ class OverlappedBinding:
 
     The events order what would race: compute starts after the copy in, the copy out after compute. That
     no buffer is written while it is read is the caller's to see to: it ends a run before it begins the next
-    on the same memory. With pinned memory none of this blocks before `end`; with pageable memory a copy may.
+    on the same memory. The host's memory is pinned, so that none of this blocks before `end`.
     That a run only starts what it computes is onnxruntime's run option, which a CUDA graph's replay heeds
     too (onnxruntime's pull requests 14088 and 28686).
     """
@@ -175,5 +175,9 @@ class OverlappedBinding:
 
     def end(self) -> tuple[Array, ...]:
         """Wait for the outputs' copies; see `Binding.end`."""
-        self._copied_out.wait()
+        try:
+            self._copied_out.wait()
+        except Exception:
+            self._streams.drain()  # as above: the error may be older than the copies
+            raise
         return tuple(mirror.host[: self._rows] for mirror in self._outputs)

@@ -61,7 +61,8 @@ class EngineOptions:
     @property
     def overlaps(self) -> bool:
         """Whether one batch's copies overlap with another's compute."""
-        return self.provider == "cuda" and self.overlap_copies
+        # A copy to memory that is not pinned blocks until it has been made, which is until the batch has run.
+        return self.provider == "cuda" and self.overlap_copies and self.pinned_memory
 
 
 @cache

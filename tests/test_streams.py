@@ -8,7 +8,7 @@ import asyncio
 import ctypes
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
@@ -20,7 +20,7 @@ import pytest
 from streams_of_threads import INVALID_HANDLE, LONGEST_SECONDS, RuntimeOfThreads, SessionOnAStream, held
 from test_engine import images
 
-from service import bindings, engine
+from service import bindings, cuda, engine
 from service.batcher import Batcher
 from service.batching import Answer, BatchQueue
 from service.device import Device
@@ -31,7 +31,7 @@ from service.predictor import resolve
 from service.session import EngineOptions
 from service.streams import Streams
 
-OPTIONS = EngineOptions("cuda", 0, 1, (1, 2, 4, 8), pinned_memory=False)
+OPTIONS = EngineOptions("cuda", 0, 1, (1, 2, 4, 8))
 WAIT_SECONDS = 10
 
 
@@ -43,7 +43,7 @@ def runtime() -> RuntimeOfThreads:
 @pytest.fixture
 def overlapped(
     runtime: RuntimeOfThreads, add_classifier: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> tuple[Engine, SessionOnAStream]:
+) -> Iterator[tuple[Engine, SessionOnAStream]]:
     """An engine that overlaps copies, and its session; only CUDA itself is not CUDA."""
     folder = add_classifier()
     real = ort.InferenceSession(folder / MODEL_FILE, providers=["CPUExecutionProvider"])
@@ -52,7 +52,11 @@ def overlapped(
     monkeypatch.setattr(engine, "open_session", lambda *_: session)
     monkeypatch.setattr(engine, "streams_of", lambda *_: streams)
     monkeypatch.setattr(bindings, "GPU_MEMORY", "cpu")
-    return Engine(folder / MODEL_FILE, read_manifest(folder), OPTIONS), session
+    monkeypatch.setattr(cuda, "runtime", lambda _: runtime)
+    monkeypatch.setattr(cuda, "pin", lambda *_: lambda: None)
+    made = Engine(folder / MODEL_FILE, read_manifest(folder), OPTIONS)
+    yield made, session
+    runtime.settle()  # no stream may touch the engine's memory once that is gone
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -133,12 +137,15 @@ def test_an_answer_is_copied_back_while_the_next_batch_is_computed(
     overlapped: tuple[Engine, SessionOnAStream], runtime: RuntimeOfThreads
 ) -> None:
     engine, _ = overlapped
-    first = engine.begin([(images(3),)], 1)
-    until(lambda: runtime.done.count("copy out") == 1)
-    with held(runtime.streams[1]):
+    with held(runtime.streams[2]):
+        first = engine.begin([(images(3),)], 1)
+        until(lambda: runtime.done.count("compute") == 1)
+        runtime.cudaStreamSynchronize(ctypes.c_void_p(2))
+        runtime.streams[1].hold.clear()
         second = engine.begin([(images(4),)], 1)
-        assert first()[0].argmax() == 3
-        assert runtime.done.count("compute") == 1
+    assert first()[0].argmax() == 3
+    assert runtime.done.count("compute") == 1
+    runtime.streams[1].hold.set()
     assert second()[0].argmax() == 4
 
 
@@ -209,6 +216,7 @@ def test_what_fails_on_the_device_is_an_error_when_the_batch_ends(
         EngineError, match=r"cudaEventSynchronize gave cudaErrorInvalidResourceHandle \(400\)"
     ):
         end()
+    assert runtime.done == ["copy in", "compute", "copy out"]  # which were waited for
     with pytest.raises(EngineError, match="cudaEventRecord gave"):
         engine.begin([(images(5),)], 1)
     runtime.error = 0
@@ -229,5 +237,6 @@ def test_the_thread_that_begins_a_batch_does_so_on_the_device(
 def test_without_overlap_and_on_other_providers_one_batch_at_a_time() -> None:
     assert replace(OPTIONS, overlap_copies=True).overlaps
     assert not replace(OPTIONS, overlap_copies=False).overlaps
+    assert not replace(OPTIONS, pinned_memory=False).overlaps
     assert not replace(OPTIONS, provider="tensorrt").overlaps
     assert not replace(OPTIONS, provider="cpu").overlaps
