@@ -155,8 +155,9 @@ class Batcher:
         self._closed = True
         if self._unanswered:
             await self._all_answered.wait()
-        if self._expiry is not None:
-            self._expiry.cancel()  # it would keep the model until the deadline of a request that is answered
+        for timer in (self._release, self._expiry):
+            if timer is not None:
+                timer.cancel()  # it would keep the model for the sake of a request that is answered
 
     def _settle(self, item: Item, outcome: Outcome) -> None:
         if not item.settled:

@@ -256,9 +256,10 @@ async def test_what_failed_is_freed_at_once(device: Device, monkeypatch: pytest.
         with pytest.raises(EngineError, match="no room") as caught:
             await device.call(warming.fail)
         del caught
-        batcher = Batcher(device, running, BatchQueue(2, 100))
+        batcher = Batcher(device, running, BatchQueue(2, 100, max_queue_delay_seconds=5))
         outcomes: list[Outcome] = []
-        batcher.submit(rows(1), 1, FAR, outcomes.append)
+        for value in (1, 2):  # the first sets both timers, the second fills the batch
+            batcher.submit(rows(value), 1, FAR, outcomes.append)
         await batcher.close()
         assert "no such kernel" in str(outcomes)
         await device.call(lambda: None)  # the thread has let go of the batch
