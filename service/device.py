@@ -177,9 +177,8 @@ class Device:
     def _run(self, job: _Job) -> None:
         """Run a batch, and with it, one after another, those that may begin before the last one has ended."""
         running = _Running(job)
-        while job.source.runner.depth > 1 and (following := self._next_whole()) is not None:
-            job = following
-            ahead, running = running, _Running(job)
+        while running.job.source.runner.depth > 1 and (following := self._next_whole()) is not None:
+            ahead, running = running, _Running(following)
             self._end(ahead)
         self._end(running)
 

@@ -161,9 +161,8 @@ class Engine:
 
     def _slot(self, manifest: Manifest, number: int) -> _Slot:
         most = self.buckets[-1]
-        pins = self._options.pins_memory
-        make_input = self._pinned_buffer if pins else _buffer
-        make_output = self._pinned_buffer if pins and self._options.overlaps else _buffer
+        make_input = self._pinned_buffer if self._options.pins_memory else _buffer
+        make_output = self._pinned_buffer if self._options.overlaps else _buffer
         inputs = {spec.name: make_input(spec, most) for spec in manifest.inputs}
         outputs = {spec.name: make_output(spec, most) for spec in manifest.outputs}
         first_graph = 1 + number * len(self.buckets)  # 0 is onnxruntime's own

@@ -41,7 +41,7 @@ class EngineOptions:
     convolution_rows: where the graph has convolutions, leave out the buckets with more rows.
     pinned_memory: on a GPU, pin the host memory that batches are copied from, and to where copies overlap.
     overlap_copies: with provider cuda, let two batches be under way, so that one is copied while the other
-        is computed.
+        is computed. Takes pinned memory.
     """
 
     provider: Provider
