@@ -24,12 +24,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from loadtests.machine import RESULTS, ROOT, cores, describe
-from service.engine import Engine, bucket_sizes
 from service.errors import InkserveError
-from service.manifest import MODEL_FILE, Manifest, TensorSpec, read_manifest
-from service.session import EngineOptions
+from service.models.manifest import MODEL_FILE, Manifest, TensorSpec, read_manifest
+from service.models.tensors import dtype_of
+from service.onnx.engine import Engine, bucket_sizes
+from service.onnx.session import EngineOptions
 from service.settings import Provider
-from service.tensors import dtype_of
 
 Array = NDArray[Any]
 Arrays = tuple[Array, ...]

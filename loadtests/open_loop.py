@@ -27,7 +27,7 @@ from loadtests.peers.contestants import ASGI, Contestant, inkserve, newest_graph
 from loadtests.peers.measure import images_of, right_answer
 from loadtests.placement import place
 from loadtests.processes import end_servers_on_sigterm, free_port, serving
-from service.routes.native import TIMEOUT
+from service.http.routes.shared import TIMEOUT
 
 LOADS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 2.0, 5.0)
 """Offered loads, in capacities."""

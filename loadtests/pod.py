@@ -16,11 +16,11 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from service.batching import DEADLINE_SHARE, Answer, Batch, BatchQueue, Item
-from service.engine import bucket_sizes
+from service.batching.on_loop import InlineRows, inline_rows
+from service.batching.queue import DEADLINE_SHARE, Answer, Batch, BatchQueue, Item
 from service.errors import QueueFull
-from service.inline import InlineRows, inline_rows
-from service.repository import BRIEF_SECONDS, BUCKETS_PER_OCTAVE, INLINE_SECONDS
+from service.onnx.engine import bucket_sizes
+from service.serving.local import BRIEF_SECONDS, BUCKETS_PER_OCTAVE, INLINE_SECONDS
 
 Event = simpy.Event
 Process = Generator[Event, None, None]
@@ -44,7 +44,7 @@ class PodCosts:
     request_seconds: for each of them; refuse_seconds: for one that is refused.
     overhead_seconds: what a caller sees on top (sockets, its own work).
     start_seconds: from starting the process to readiness. cores: that the pod has.
-    inline_seconds: batches that take no longer run on the event loop; see `service.inline`.
+    inline_seconds: batches that take no longer run on the event loop; see `service.batching.on_loop`.
     deadline_seconds: what a request names as its deadline, after which its caller leaves.
     """
 
@@ -263,7 +263,7 @@ class RequestPod:
                 self._leave(shed=1)
 
     def _takes(self, arrived: float, rows: int) -> bool:
-        """Queue a request, unless the queue is full or the deadline too near; see `service.batcher`."""
+        """Queue a request, unless the queue is full or its deadline too near; see `service.batching`."""
         self._expire()
         now = self._env.now
         # Only what an item's callback is told of is left out; the queue looks at its rows and times.
@@ -281,7 +281,7 @@ class RequestPod:
             self._leave(expired=len(self._queue.expire(self._env.now)))
 
     def _begin(self) -> Process:
-        """Run batches as `service.device.Device` does in a turn of the loop, or start its thread."""
+        """Run batches as `service.batching.device.Device` does in a turn of the loop, or start its thread."""
         began = self._env.now
         elsewhere = began - (began if self._turn_ended is None else self._turn_ended)
         while True:

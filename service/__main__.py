@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, NoReturn
 import uvloop
 
 from service.errors import InkserveError, SettingsError
-from service.heap import give_back_free_memory, leave_out_of_collections, postpone_collections
-from service.logs import configure_logging
+from service.memory import give_back_free_memory, leave_out_of_collections, postpone_collections
+from service.observability.logs import configure_logging
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from service.metrics import Metrics
-    from service.repository import Repository
-    from service.tracing import Tracing
+    from service.http.tracing import Tracing
+    from service.observability.metrics import Metrics
+    from service.serving.local import Repository
 
 logger = logging.getLogger("inkserve")
 
@@ -44,8 +44,8 @@ async def serve(settings: Settings) -> int:
 
     Raises RepositoryError or EngineError where a model cannot be served.
     """
-    from service.auth import kept_current, read_keys
-    from service.metrics import Metrics
+    from service.http.api_keys import kept_current, read_keys
+    from service.observability.metrics import Metrics
 
     metrics = Metrics()
     keys = read_keys(settings.api_keys_file)
@@ -54,10 +54,10 @@ async def serve(settings: Settings) -> int:
     repository = _repository(settings, metrics, tracing)
     loading = asyncio.ensure_future(repository.start())
     await asyncio.to_thread(_import_http)
-    from service.app import create_app
-    from service.front import Front
-    from service.predictor import Predictor
-    from service.server import Server, log_ready
+    from service.http.app import create_app
+    from service.http.dispatch import Front
+    from service.http.server import Server, log_ready
+    from service.serving.predictor import Predictor
 
     def make(predictor: Predictor) -> Front:
         return create_app(predictor, settings, metrics, keys=keys)
@@ -79,14 +79,14 @@ async def serve(settings: Settings) -> int:
 
 def _import_http() -> None:
     """Import FastAPI and uvicorn, which takes 0.2 s: onnxruntime opens the models meanwhile."""
-    import service.app
-    import service.server  # noqa: F401
+    import service.http.app
+    import service.http.server  # noqa: F401
 
 
 async def supervise(settings: Settings, arguments: Sequence[str], with_engine: bool) -> int:
     """Run the processes of a split service, or its HTTP half alone."""
-    from service.auth import read_keys
-    from service.supervisor import Supervisor, private_socket
+    from service.http.api_keys import read_keys
+    from service.split.supervisor import Supervisor, private_socket
 
     read_keys(settings.api_keys_file)  # the workers need them; here it is seen once, and early, that they can
     leave_out_of_collections()
@@ -101,8 +101,8 @@ async def run_engine(settings: Settings, path: Path, lifeline: int | None) -> in
 
     lifeline: the reading end of a pipe; when it ends, the supervisor is dead, and so are we soon.
     """
-    from service.host import Host
-    from service.metrics import Metrics
+    from service.observability.metrics import Metrics
+    from service.split.engine_server import Host
 
     loop = asyncio.get_running_loop()
     if lifeline is not None:
@@ -137,7 +137,7 @@ async def run_engine(settings: Settings, path: Path, lifeline: int | None) -> in
 
 async def run_worker(settings: Settings, path: Path, listener_fd: int, line_fd: int) -> int:
     """Serve HTTP for a supervisor."""
-    from service.worker import run
+    from service.split.worker import run
 
     await run(settings, path, listener_fd, line_fd, _open_tracing(settings))
     return 0
@@ -191,7 +191,7 @@ def _work(command: str, fds: list[int], settings: Settings, flags: list[str]) ->
 
 
 def _repository(settings: Settings, metrics: "Metrics", tracing: "Tracing | None") -> "Repository":
-    from service.repository import Repository
+    from service.serving.local import Repository
 
     if tracing is None:
         return Repository(settings, metrics)
@@ -203,7 +203,7 @@ def _open_tracing(settings: Settings) -> "Tracing | None":
     if settings.tracing == "off":
         return None
     try:
-        from service.tracing import Tracing
+        from service.http.tracing import Tracing
     except ImportError as error:
         raise SettingsError(
             f"tracing is {settings.tracing}, but the extra `tracing` is missing: {error}"
@@ -214,7 +214,7 @@ def _open_tracing(settings: Settings) -> "Tracing | None":
 def _watch_gpu(settings: Settings, metrics: "Metrics") -> None:
     if settings.provider == "cpu":
         return
-    from service.gpu import open_gpu
+    from service.observability.gpu import open_gpu
 
     gpu = open_gpu(settings.device_id)
     if gpu is not None:

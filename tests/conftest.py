@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from service.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, TensorSpec, sha256_of
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, TensorSpec, sha256_of
 
 if TYPE_CHECKING:
     from tiny_runs import Workshop

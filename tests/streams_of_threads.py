@@ -41,7 +41,7 @@ class _Stream:
 
 
 class RuntimeOfThreads:
-    """The functions that `service.streams` calls, by their names.
+    """The functions that `service.onnx.streams` calls, by their names.
 
     done: what each stream did, in order. error: what recording and waiting give. failing: which copies fail.
     """

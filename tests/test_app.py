@@ -16,13 +16,13 @@ import pytest
 from conftest import LATENT
 from PIL import Image
 
-from service.app import create_app
+from service.content.latents import draw_latents
 from service.errors import InkserveError
-from service.failures import STATUS, error_answer
-from service.latents import draw_latents
-from service.metrics import Metrics
-from service.predictor import Cancel
-from service.repository import Repository
+from service.http.app import create_app
+from service.http.error_responses import STATUS, error_answer
+from service.observability.metrics import Metrics
+from service.serving.local import Repository
+from service.serving.predictor import Cancel
 from service.settings import Settings
 
 OCTETS = {"content-type": "application/octet-stream"}

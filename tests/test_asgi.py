@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.asgi import (
+from service.errors import InkserveError, InvalidInput, NotAcceptable, PayloadTooLarge
+from service.http.requests import (
     ClientDisconnected,
     DisconnectWatch,
     Message,
@@ -17,7 +18,6 @@ from service.asgi import (
     read_body,
     read_query,
 )
-from service.errors import InkserveError, InvalidInput, NotAcceptable, PayloadTooLarge
 
 
 def receiving(*messages: Message):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from service.auth import ApiKeys
 from service.errors import SettingsError
+from service.http.api_keys import ApiKeys
 
 FIRST, SECOND = "first-key-0123456789", "c2Vjb25kIGtleQ+/~._=="
 OTHER = "third-key-0123456789"

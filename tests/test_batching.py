@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching import DEADLINE_SHARE, SMALL_SHARE, BatchQueue, Item
+from service.batching.queue import DEADLINE_SHARE, SMALL_SHARE, BatchQueue, Item
 from service.errors import QueueFull
 
 

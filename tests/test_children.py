@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from service.children import Child
+from service.split.child_process import Child
 
 WAITS = "import signal; print('up', flush=True); signal.pause()"
 STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {WAITS}"

@@ -7,7 +7,7 @@ import torch
 from tiny_runs import CNN, Workshop, assert_same_state, new_run
 from torch import nn
 
-from service.manifest import read_manifest
+from service.models.manifest import read_manifest
 from training import classifier
 from training.export import ExportError, Target, open_session
 

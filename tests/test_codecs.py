@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from service import codecs
+from service.content import codecs
 from service.errors import InkserveError, InvalidInput, PayloadTooLarge
-from service.manifest import TensorSpec
+from service.models.manifest import TensorSpec
 
 GRAY = TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28))
 COLOUR = TensorSpec(name="images", datatype="UINT8", shape=(-1, 4, 6, 3))

@@ -16,9 +16,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from service import cuda, streams
 from service.errors import EngineError
-from service.streams import Event, Stream, Streams, streams_of
+from service.onnx import cuda, streams
+from service.onnx.streams import Event, Stream, Streams, streams_of
 
 HAS_GPU = Path("/dev/nvidiactl").exists()
 no_driver = pytest.mark.skipif(HAS_GPU, reason="there is a driver here")

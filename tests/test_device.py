@@ -13,11 +13,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from service.batcher import Batcher, BatchRecord
-from service.batching import Answer, BatchQueue, Outcome
-from service.device import Array, Device
+from service.batching.batcher import Batcher, BatchRecord
+from service.batching.device import Array, Device
+from service.batching.queue import Answer, BatchQueue, Outcome
 from service.errors import DeadlineExceeded, EngineError, QueueFull, ShuttingDown
-from service.predictor import resolve
+from service.serving.predictor import resolve
 
 FAR = 1e12
 
@@ -248,7 +248,9 @@ class Model:
 
 async def test_what_failed_is_freed_at_once(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when garbage is looked for, which may be while a CUDA graph is captured."""
-    monkeypatch.setattr(logging.getLogger("service.batcher"), "disabled", True)  # pytest keeps what is logged
+    monkeypatch.setattr(
+        logging.getLogger("service.batching.batcher"), "disabled", True
+    )  # pytest keeps what is logged
     gc.collect()
     gc.disable()
     try:

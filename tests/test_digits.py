@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.digits import digit_from_picture
+from service.content.digits import digit_from_picture
 from service.errors import InvalidInput
 
 FOLDER = Path(__file__).parent / "digits"

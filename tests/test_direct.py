@@ -21,15 +21,15 @@ from live import Connection, Response, connected
 from test_app import image, png, repository, settings
 from uvicorn.server import ServerState
 
-from service.app import create_app
-from service.asgi import Receive, Scope, Send
-from service.batching import Item
-from service.direct import Call, Head, parse_head
-from service.front import Front
-from service.metrics import Metrics
-from service.predictor import Cancel
-from service.protocol import HotProtocol
-from service.repository import Repository
+from service.batching.queue import Item
+from service.http.app import create_app
+from service.http.dispatch import Front
+from service.http.fast.endpoint import Call, Head, parse_head
+from service.http.fast.protocol import HotProtocol
+from service.http.requests import Receive, Scope, Send
+from service.observability.metrics import Metrics
+from service.serving.local import Repository
+from service.serving.predictor import Cancel
 
 __all__ = ["repository"]  # the fixture
 

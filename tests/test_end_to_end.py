@@ -17,7 +17,7 @@ import pytest
 from live import RAW, RAW_ANSWER, ROOT, Connection, Service, connected, post_all, serving
 from PIL import Image
 
-from service.manifest import MANIFEST_FILE, Manifest, read_manifest
+from service.models.manifest import MANIFEST_FILE, Manifest, read_manifest
 
 MODELS = ROOT / "models"
 DIGITS = ROOT / "tests" / "digits"

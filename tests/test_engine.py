@@ -13,10 +13,10 @@ import pytest
 from conftest import IMAGES, LATENT, PROBABILITIES, make_model, mean_classifier, write_model
 from onnx import TensorProto, helper, numpy_helper
 
-from service.engine import Engine, bucket_sizes
 from service.errors import EngineError, ManifestError
-from service.manifest import MODEL_FILE, TensorSpec, read_manifest
-from service.session import EngineOptions
+from service.models.manifest import MODEL_FILE, TensorSpec, read_manifest
+from service.onnx.engine import Engine, bucket_sizes
+from service.onnx.session import EngineOptions
 
 OPTIONS = EngineOptions("cpu", 0, 1, (1, 2, 4, 8))
 HAS_CUDA = "CUDAExecutionProvider" in ort.get_available_providers() and shutil.which("nvidia-smi")

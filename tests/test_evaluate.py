@@ -15,7 +15,7 @@ from tiny_runs import Workshop
 from torch.distributions import Bernoulli, Normal
 from torch.distributions import kl_divergence as divergence
 
-from service.manifest import MANIFEST_FILE, MODEL_FILE, TensorSpec
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, TensorSpec
 from training.data import Dataset, load
 from training.evaluate import (
     EvaluationError,

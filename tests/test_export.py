@@ -10,7 +10,7 @@ import torch
 from idx_files import write_folder
 from torch import Tensor, nn
 
-from service.manifest import MANIFEST_FILE, MODEL_FILE, TensorSpec, read_manifest, sha256_of
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, TensorSpec, read_manifest, sha256_of
 from training.data import Splits, load
 from training.export import (
     CARD_FILE,

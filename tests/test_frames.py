@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import FrameError
-from service.frames import JOIN_BYTES, MAX_HEADER_BYTES, PREFIX, Frame, FrameReader, Link, frame_pieces
+from service.split.frames import JOIN_BYTES, MAX_HEADER_BYTES, PREFIX, Frame, FrameReader, Link, frame_pieces
 
 HEADERS = st.recursive(
     st.none()

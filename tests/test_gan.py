@@ -11,7 +11,7 @@ from PIL import Image
 from tiny_runs import GAN, Interrupted, StoppingRun, Workshop, assert_same_state, new_run
 from torch import Tensor, nn
 
-from service.manifest import read_manifest
+from service.models.manifest import read_manifest
 from training import gan
 from training.data import SIDE
 from training.evaluate import EvaluationError

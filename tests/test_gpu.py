@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.gpu import GpuCollector, find_device, open_gpu
+from service.observability.gpu import GpuCollector, find_device, open_gpu
 
 
 class Nvml:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.heap import give_back_free_memory
+from service.memory import give_back_free_memory
 
 
 def resident_bytes() -> int:

@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from json_values import values_of as any_values_of
 from pydantic import ValidationError
 
-from service.auth import ApiKeys
-from service.metrics import Metrics
+from service.http.api_keys import ApiKeys
+from service.observability.metrics import Metrics
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent

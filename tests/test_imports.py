@@ -9,15 +9,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 HTTP = (
-    "service.app",
-    "service.front",
-    "service.failures",
-    "service.direct",
-    "service.asgi",
-    "service.codecs",
-    "service.routes",
-    "service.server",
-    "service.worker",
+    "service.http.app",
+    "service.http.dispatch",
+    "service.http.error_responses",
+    "service.http.fast.endpoint",
+    "service.http.requests",
+    "service.content.codecs",
+    "service.http.routes",
+    "service.http.server",
+    "service.split.worker",
 )
 
 
@@ -49,7 +49,7 @@ def test_the_service_imports_neither_torch_nor_training(file: Path) -> None:
 
 @pytest.mark.parametrize("file", modules("training").values(), ids=modules("training"))
 def test_training_imports_nothing_of_the_service_but_the_manifest(file: Path) -> None:
-    allowed = ("service.manifest", "service.errors")
+    allowed = ("service.models.manifest", "service.errors")
     assert not [
         each
         for each in imported(file)
@@ -59,26 +59,39 @@ def test_training_imports_nothing_of_the_service_but_the_manifest(file: Path) ->
 
 @pytest.mark.parametrize(("name", "file"), modules("service").items())
 def test_only_the_engine_knows_onnxruntime(name: str, file: Path) -> None:
-    knows = ("service.engine", "service.session", "service.bindings")
-    assert name in knows or not any(within(each, ("onnxruntime",)) for each in imported(file))
+    assert within(name, ("service.onnx",)) or not any(
+        within(each, ("onnxruntime",)) for each in imported(file)
+    )
 
 
 @pytest.mark.parametrize(("name", "file"), modules("service").items())
 def test_only_tracing_knows_opentelemetry(name: str, file: Path) -> None:
-    assert name == "service.tracing" or not any(within(each, ("opentelemetry",)) for each in imported(file))
+    assert name == "service.http.tracing" or not any(
+        within(each, ("opentelemetry",)) for each in imported(file)
+    )
 
 
 def test_without_tracing_opentelemetrys_sdk_is_not_loaded() -> None:
     script = (
-        "import sys, service.app, service.worker, service.host, service.repository, service.__main__\n"
-        "print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'service.tracing'))])"
+        "import sys, service.http.app, service.split.worker, service.split.engine_server\n"
+        "import service.serving.local, service.__main__\n"
+        "unwanted = ('opentelemetry.sdk', 'service.http.tracing')\n"
+        "print([name for name in sys.modules if name.startswith(unwanted)])"
     )
     command = [sys.executable, "-c", script]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert ended.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("name", ["service.worker", "service.supervisor", "service.host", "service.batching"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "service.split.worker",
+        "service.split.supervisor",
+        "service.split.engine_server",
+        "service.batching.queue",
+    ],
+)
 def test_what_an_http_worker_loads_leads_to_no_engine(name: str) -> None:
     files = modules("service") | {"service": ROOT / "service" / "__init__.py"}
     seen, left = set(), [name]
@@ -87,17 +100,19 @@ def test_what_an_http_worker_loads_leads_to_no_engine(name: str) -> None:
         if each in files and each not in seen:
             seen.add(each)
             left += imported(files[each])
-    assert "service.engine" not in seen
+    assert "service.onnx.engine" not in seen
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        *("batching", "batcher", "device", "engine", "session", "repository", "manifest", "predictor"),
-        *("inline", "streams", "cuda", "tensors", "latents"),
-        *("bindings", "frames", "messages", "host", "remote", "children", "totals", "supervisor"),
+        *("batching.queue", "batching.batcher", "batching.device", "batching.on_loop"),
+        *("onnx.engine", "onnx.session", "onnx.streams", "onnx.cuda", "onnx.buffers"),
+        *("serving.local", "serving.predictor", "models.manifest", "models.tensors", "content.latents"),
+        *("split.frames", "split.messages", "split.engine_server", "split.engine_client"),
+        *("split.child_process", "split.metric_totals", "split.supervisor"),
     ],
 )
 def test_inference_knows_nothing_of_http(name: str) -> None:
-    names = imported(ROOT / "service" / f"{name}.py")
+    names = imported(ROOT / "service" / f"{name.replace('.', '/')}.py")
     assert not [each for each in names if within(each, ("fastapi", "starlette", "uvicorn", *HTTP))]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from service.latents import MAX_SEED, draw_latents, random_seed
+from service.content.latents import MAX_SEED, draw_latents, random_seed
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 100])

@@ -10,10 +10,10 @@ import httpx
 import pytest
 from live import connected, serving
 
-from service.app import create_app
-from service.logs import FIELDS, JsonFormatter, TextFormatter
-from service.metrics import Metrics
-from service.repository import Repository
+from service.http.app import create_app
+from service.observability.logs import FIELDS, JsonFormatter, TextFormatter
+from service.observability.metrics import Metrics
+from service.serving.local import Repository
 from service.settings import Settings
 
 RAW = bytes(784)

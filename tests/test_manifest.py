@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import ManifestError
-from service.manifest import MANIFEST_FILE, MODEL_FILE, read_manifest, sha256_of
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, read_manifest, sha256_of
 
 
 def rewrite(folder: Path, **changes: object) -> None:

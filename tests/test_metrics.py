@@ -11,12 +11,12 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.app import create_app
-from service.front import Front
-from service.metrics import LATENCY_OBJECTIVE_SECONDS, Metrics, Rejection
-from service.remote import RemotePredictor
-from service.repository import Repository
+from service.http.app import create_app
+from service.http.dispatch import Front
+from service.observability.metrics import LATENCY_OBJECTIVE_SECONDS, Metrics, Rejection
+from service.serving.local import Repository
 from service.settings import Settings
+from service.split.engine_client import RemotePredictor
 
 RAW = bytes(784)
 MODEL = "first-pixel"

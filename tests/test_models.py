@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from service.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, read_manifest, sha256_of
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, read_manifest, sha256_of
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "models"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from live import ROOT
 
-from service import ping
+from service.split import ping
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def engine(models_dir: Path, path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def run_ping(path: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "service.ping", str(path)]
+    command = [sys.executable, "-m", "service.split.ping", str(path)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -58,7 +58,7 @@ def test_whoever_hangs_up_has_not_answered(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
         listener.listen()
-        command = [sys.executable, "-m", "service.ping", str(path)]
+        command = [sys.executable, "-m", "service.split.ping", str(path)]
         with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
             connection, _ = listener.accept()
             with connection:
@@ -69,9 +69,13 @@ def test_whoever_hangs_up_has_not_answered(tmp_path: Path) -> None:
 
 
 def test_it_loads_nothing_of_the_service_and_no_event_loop() -> None:
-    script = "import sys, service.ping; print(*sys.modules)"
+    script = "import sys, service.split.ping; print(*sys.modules)"
     command = [sys.executable, "-c", script]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     loaded = ended.stdout.split()
-    assert {name for name in loaded if name.startswith("service")} == {"service", "service.ping"}
+    assert {name for name in loaded if name.startswith("service")} == {
+        "service",
+        "service.split",
+        "service.split.ping",
+    }
     assert not {"asyncio", "numpy", "orjson", "pydantic"} & set(loaded)

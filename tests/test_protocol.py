@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from service.protocol import CorkedTransport
+from service.http.fast.protocol import CorkedTransport
 
 
 class Recorder(asyncio.Transport):

@@ -10,9 +10,9 @@ from idx_files import write_folder
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from service.engine import Engine
-from service.manifest import MODEL_FILE, Manifest, TensorSpec, read_manifest, sha256_of
-from service.session import EngineOptions
+from service.models.manifest import MODEL_FILE, Manifest, TensorSpec, read_manifest, sha256_of
+from service.onnx.engine import Engine
+from service.onnx.session import EngineOptions
 from training.__main__ import main
 from training.data import Splits, load
 from training.evaluate import classification

@@ -21,15 +21,15 @@ from service.errors import (
     PayloadTooLarge,
     ShuttingDown,
 )
-from service.frames import PREFIX
-from service.host import Host, bind_unix
-from service.messages import ERRORS
-from service.metrics import Metrics
-from service.predictor import Array, Cancel, Catalogue, Done, Inference, Predictor, infer
-from service.remote import MISSED_PINGS, RemotePredictor
-from service.repository import Repository
+from service.observability.metrics import Metrics
+from service.serving.local import Repository
+from service.serving.predictor import Array, Cancel, Catalogue, Done, Inference, Predictor, infer
 from service.settings import Settings
-from service.totals import registry_of
+from service.split.engine_client import MISSED_PINGS, RemotePredictor
+from service.split.engine_server import Host, bind_unix
+from service.split.frames import PREFIX
+from service.split.messages import ERRORS
+from service.split.metric_totals import registry_of
 
 Start = Callable[..., Awaitable["Engine"]]
 Connect = Callable[..., Awaitable[RemotePredictor]]

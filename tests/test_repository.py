@@ -21,10 +21,10 @@ from service.errors import (
     RepositoryError,
     ShuttingDown,
 )
-from service.manifest import MANIFEST_FILE, MODEL_FILE
-from service.metrics import Metrics
-from service.predictor import infer
-from service.repository import Repository, find_versions
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE
+from service.observability.metrics import Metrics
+from service.serving.local import Repository, find_versions
+from service.serving.predictor import infer
 from service.settings import Settings
 
 Open = Callable[..., Awaitable[Repository]]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.metrics import LATENCY_OBJECTIVE_SECONDS, Metrics
+from service.observability.metrics import LATENCY_OBJECTIVE_SECONDS, Metrics
 
 ROOT = Path(__file__).parent.parent
 RULES = ROOT / "helm" / "rules" / "inkserve.yaml"

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from service.app import create_app
-from service.metrics import Metrics
-from service.repository import Repository
-from service.server import ACCEPTED_A_TURN, Server
+from service.http.app import create_app
+from service.http.server import ACCEPTED_A_TURN, Server
+from service.observability.metrics import Metrics
+from service.serving.local import Repository
 from service.settings import Settings
 
 TURNS = 10

@@ -20,16 +20,17 @@ import pytest
 from streams_of_threads import INVALID_HANDLE, LONGEST_SECONDS, RuntimeOfThreads, SessionOnAStream, held
 from test_engine import images
 
-from service import bindings, cuda, engine
-from service.batcher import Batcher
-from service.batching import Answer, BatchQueue
-from service.device import Device
-from service.engine import Engine
+from service.batching.batcher import Batcher
+from service.batching.device import Device
+from service.batching.queue import Answer, BatchQueue
 from service.errors import EngineError
-from service.manifest import MODEL_FILE, read_manifest
-from service.predictor import resolve
-from service.session import EngineOptions
-from service.streams import Streams
+from service.models.manifest import MODEL_FILE, read_manifest
+from service.onnx import buffers as bindings
+from service.onnx import cuda, engine
+from service.onnx.engine import Engine
+from service.onnx.session import EngineOptions
+from service.onnx.streams import Streams
+from service.serving.predictor import resolve
 
 OPTIONS = EngineOptions("cuda", 0, 1, (1, 2, 4, 8))
 WAIT_SECONDS = 10

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 
-from service.metrics import SECONDS
-from service.tallies import FOLD_AT, Requests, SecondsByModel, Tally
+from service.observability.histograms import FOLD_AT, Requests, SecondsByModel, Tally
+from service.observability.metrics import SECONDS
 
 durations = st.lists(st.one_of(st.floats(0, 40), st.sampled_from(SECONDS)), max_size=50)
 

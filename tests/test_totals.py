@@ -3,9 +3,9 @@
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
-from service.frames import FrameReader, frame_pieces
-from service.messages import metrics_header, read_metrics
-from service.totals import Totals, registry_of
+from service.split.frames import FrameReader, frame_pieces
+from service.split.messages import metrics_header, read_metrics
+from service.split.metric_totals import Totals, registry_of
 
 
 class Process:

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_runs import VAE, Interrupted, StoppingRun, Workshop, assert_same_state, new_run
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from service.manifest import read_manifest
+from service.models.manifest import read_manifest
 from training import vae
 from training.data import SIDE
 from training.evaluate import encoder_of

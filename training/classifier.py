@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.optim.lr_scheduler import OneCycleLR
 
-from service.manifest import TensorSpec
+from service.models.manifest import TensorSpec
 from training.augment import Deformation, deform
 from training.data import CLASSES, SIDE, Dataset, Splits
 from training.evaluate import classification

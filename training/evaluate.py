@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, read_manifest, sha256_of
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, read_manifest, sha256_of
 from training.data import Dataset, Splits
 from training.export import open_session, run_in_parts
 from training.samples import frechet_distance, normals, precision_recall, uniforms

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from service.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, Task, TensorSpec, sha256_of
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, Task, TensorSpec, sha256_of
 from training.data import Splits, notice
 from training.run import BEST_FILE, CONFIG_FILE, CURVES_FILE, METRICS_FILE, command_line
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from service.manifest import TensorSpec
+from service.models.manifest import TensorSpec
 from training.classifier import fold_batch_norm, to_tensors
 from training.data import CLASSES, SIDE, Splits
 from training.evaluate import draw, generation, latest_judge

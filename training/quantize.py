@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_static
 
-from service.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, sha256_of
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, sha256_of
 from training.data import Dataset, Splits
 from training.evaluate import Metrics, quantization, spread, verified
 from training.export import CARD_FILE, Arrays, Target, run_in_parts, save_graph, staging, strip

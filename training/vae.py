@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from service.manifest import TensorSpec
+from service.models.manifest import TensorSpec
 from training.classifier import to_tensors
 from training.data import CLASSES, SIDE, Splits
 from training.evaluate import bound, draw, encoder_of, encoding, generation, latest_judge

@@ -1,7 +1,7 @@
 """Writes inkserve.json, the Grafana dashboard of the service, next to this file: `make dashboard`.
 
 Its queries use the recording rules of ../rules/inkserve.yaml for the objectives, and the metrics of
-service/metrics.py for all else.
+service/observability/metrics.py for all else.
 """
 
 import json

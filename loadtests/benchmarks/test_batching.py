@@ -11,9 +11,9 @@ import uvloop
 from numpy.typing import NDArray
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from service.batcher import Batcher
-from service.batching import Batch, BatchQueue, Item, Outcome
-from service.device import Device
+from service.batching.batcher import Batcher
+from service.batching.device import Device
+from service.batching.queue import Batch, BatchQueue, Item, Outcome
 
 Outputs = tuple[NDArray[Any], ...]
 

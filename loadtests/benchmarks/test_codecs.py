@@ -10,8 +10,8 @@ from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from loadtests.peers.measure import images_of
-from service import codecs
-from service.manifest import TensorSpec
+from service.content import codecs
+from service.models.manifest import TensorSpec
 
 IMAGES = TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28))
 MAX_ROWS = 4096

@@ -7,9 +7,9 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from loadtests.peers.measure import images_of
-from service.engine import Engine, bucket_sizes
-from service.manifest import MODEL_FILE, read_manifest
-from service.session import EngineOptions
+from service.models.manifest import MODEL_FILE, read_manifest
+from service.onnx.engine import Engine, bucket_sizes
+from service.onnx.session import EngineOptions
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ import uvloop
 from pytest_benchmark.fixture import BenchmarkFixture
 from uvicorn.server import ServerState
 
-from service.app import create_app
-from service.metrics import Metrics
-from service.protocol import HotProtocol
-from service.repository import Repository
+from service.http.app import create_app
+from service.http.fast.protocol import HotProtocol
+from service.observability.metrics import Metrics
+from service.serving.local import Repository
 from service.settings import Settings
 
 CONNECTIONS = 64

@@ -1,0 +1,1 @@
+"""Bytes and JSON <-> arrays, pictures to digits, latents from seeds. Knows nothing of HTTP."""

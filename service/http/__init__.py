@@ -1,0 +1,1 @@
+"""HTTP in front of a predictor. Knows nothing of engines, queues or devices."""

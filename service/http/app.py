@@ -1,0 +1,110 @@
+"""The HTTP application: its routes put together."""
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import RedirectResponse
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.exceptions import HTTPException
+
+from service.errors import InkserveError
+from service.http.api_keys import ApiKeys
+from service.http.dispatch import ID, Endpoint, Front
+from service.http.error_responses import error_answer, plain_error
+from service.http.fast.endpoint import Direct
+from service.http.requests import Answer, DisconnectWatch
+from service.http.routes import health, models
+from service.http.routes.classify import Classify
+from service.http.routes.generate import Generate
+from service.http.routes.openapi import describe_hot_routes
+from service.observability.metrics import Metrics, package_version
+from service.serving.predictor import Predictor
+from service.settings import Settings
+
+Gather = Callable[[], Awaitable[CollectorRegistry]]
+
+
+def create_app(
+    predictor: Predictor,
+    settings: Settings,
+    metrics: Metrics,
+    gather: Gather | None = None,
+    keys: ApiKeys | None = None,
+) -> Front:
+    """The ASGI application over a predictor.
+
+    metrics: where this process counts its requests.
+    gather: the metrics of the whole service, where it has more processes than this one.
+    keys: one of which each request must bring, but for those to `service.http.dispatch.OPEN`.
+    """
+    app = FastAPI(
+        title="inkserve",
+        version=package_version(),
+        description="Classifies and generates images, batching rows across requests on one device.",
+    )
+    app.include_router(health.routes(predictor))
+    app.include_router(models.routes(predictor))
+    _add_operations(app, metrics, gather)
+    metrics.watch_ready(predictor.ready)
+    app.add_exception_handler(InkserveError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(Exception, _on_bug)
+    describe_hot_routes(app, with_keys=keys is not None)
+    watch = DisconnectWatch()
+    classify, generate = Classify(predictor, settings, watch), Generate(predictor, settings, watch)
+    hot: dict[str, dict[str, Endpoint]] = {
+        "/classify": {"POST": classify},
+        "/generate": {"GET": generate, "POST": generate},
+    }
+    front = Front(app, hot, metrics, settings.access_log, keys)
+    if not settings.access_log:
+        front.direct = Direct({b"/classify": classify}, front, keys)
+    return front
+
+
+def _add_operations(app: FastAPI, metrics: Metrics, gather: Gather | None) -> None:
+    metrics.watch_process()
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    @app.get("/metrics", tags=["operations"], response_class=Response)
+    async def prometheus_metrics(request: Request) -> Response:
+        """Metrics, in the text format of Prometheus or of OpenMetrics."""
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        registry = metrics.registry if gather is None else await gather()
+        return Response(encode(registry), media_type=content_type)
+
+
+def _as_response(answer: Answer) -> Response:
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in answer.headers}
+    return Response(answer.body, answer.status, headers, answer.content_type)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return _as_response(error_answer(error, request.scope[ID]))
+
+
+async def _on_bug(_: Request, __: Exception) -> Response:
+    return _as_response(plain_error(500, "internal error"))
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    detail = error.detail
+    if error.status_code == 404:
+        detail = f"there is no {request.url.path}, see /docs"
+    return _as_response(plain_error(error.status_code, detail, error.headers))
+
+
+async def _on_validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problem = error.errors()[0]
+    name = ".".join(str(part) for part in problem["loc"][1:])
+    return _as_response(
+        plain_error(400, f"{name} is {str(problem['input'])[:80]!r}, expected: {problem['msg']}")
+    )

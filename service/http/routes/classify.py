@@ -1,0 +1,274 @@
+"""POST /classify: images in any of four forms -> labels and probabilities."""
+
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from starlette.datastructures import Headers as FormHeaders
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from service.content import codecs
+from service.errors import InvalidInput, PayloadTooLarge, UnsupportedMedia
+from service.http.fast.endpoint import Body, Head
+from service.http.requests import (
+    JSON,
+    MODEL,
+    OCTETS,
+    Answer,
+    DisconnectWatch,
+    Headers,
+    Receive,
+    Scope,
+    media_type,
+    negotiate,
+    parse_int,
+    read_body,
+    read_query,
+    to_json,
+)
+from service.http.routes.schemas import ClassifyRequest, invalid_input
+from service.http.routes.shared import (
+    INLINE_BYTES,
+    PNG,
+    Array,
+    Target,
+    answered_by,
+    find_target,
+    load_json,
+    off_loop,
+    parse_version,
+    raw_answer,
+    read_timeout,
+    server_timing,
+)
+from service.models.manifest import TensorSpec
+from service.serving.predictor import Cancel, Catalogue, Done, Inference, Predictor, infer
+from service.settings import Settings
+
+QUERY = ("model", "version", "top_k")
+UNDECLARED = ("", "application/x-www-form-urlencoded")
+"""No Content-Type, or what curl sends where none was given: the body's first bytes decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request's head asks for.
+
+    timeout: seconds that the answer may take. accepted: the answer's media type.
+    """
+
+    target: Target
+    timeout: float
+    accepted: str
+    top_k: int | None
+
+    def answer(self, predictor: Predictor, inference: Inference) -> Answer:
+        """The answer that it asks for."""
+        manifest = answered_by(predictor, self.target.manifest, inference)
+        probabilities = inference.outputs[manifest.outputs[0].name]
+        if self.accepted == OCTETS:
+            return raw_answer(self.target, inference, probabilities)
+        predictions = _predictions(probabilities, manifest.labels, self.top_k)
+        answer = {"model": manifest.name, "version": inference.version, "predictions": predictions}
+        return Answer(to_json(answer), timing=server_timing(inference), model=manifest.name)
+
+
+class Classify:
+    """The endpoint, over a predictor."""
+
+    def __init__(self, predictor: Predictor, settings: Settings, watch: DisconnectWatch) -> None:
+        self._predictor = predictor
+        self._settings = settings
+        self._watch = watch
+
+    async def __call__(self, scope: Scope, receive: Receive) -> Answer:
+        """From a request's bytes to its answer."""
+        arrived = time.monotonic()
+        headers: Headers = dict(scope["headers"])
+        query = read_query(scope["query_string"], QUERY)
+        target = self._target(query)
+        scope[MODEL] = target.manifest.name
+        wish = self._wish(target, query, headers)
+        body = await read_body(headers, receive, self._settings.max_body_bytes)
+        spec = target.manifest.inputs[0]
+        rows = await self._decode(headers, body, spec)
+        work = infer(
+            self._predictor,
+            target.manifest.name,
+            target.version,
+            {spec.name: rows},
+            arrived + wish.timeout,
+        )
+        return wish.answer(self._predictor, await self._watch.guard(receive, work))
+
+    def plan(self, head: Head) -> "RawPlan | None":
+        """How to answer without ASGI: only where the body may be raw rows. Raises as the endpoint does."""
+        kind = media_type(head.headers)
+        if head.method != "POST" or (kind != OCTETS and kind not in UNDECLARED):
+            return None
+        if not 0 < head.content_length <= self._settings.max_body_bytes:
+            return None
+        query = read_query(head.query, QUERY)
+        wish = self._wish(self._target(query), query, head.headers)
+        return RawPlan(self._predictor, self._settings.max_request_rows, wish, kind, head.content_length)
+
+    def _target(self, query: Mapping[str, str]) -> Target:
+        return find_target(
+            self._predictor,
+            "classification",
+            query.get("model"),
+            parse_version(query),
+            self._settings.default_classifier,
+        )
+
+    def _wish(self, target: Target, query: Mapping[str, str], headers: Headers) -> Wish:
+        accepted = negotiate(headers, (JSON, OCTETS))
+        timeout = read_timeout(headers, self._settings.request_timeout_seconds)
+        return Wish(target, timeout, accepted, _top_k(query, len(target.manifest.labels), accepted))
+
+    async def _decode(self, headers: Headers, body: bytes, spec: TensorSpec) -> Array:
+        """The images as the model's input, whatever form they came in."""
+        kind = media_type(headers)
+        if kind == OCTETS or (kind in UNDECLARED and not codecs.is_image(body)):
+            return codecs.rows_from_raw(body, spec, self._settings.max_request_rows)
+        if kind == JSON:
+            return await off_loop(len(body) > INLINE_BYTES, self._from_json, body, spec)
+        if kind == "multipart/form-data":
+            return await self._from_form(headers, body, spec)
+        if kind in UNDECLARED or kind.startswith("image/"):
+            return await off_loop(len(body) > INLINE_BYTES, self._from_image, body, spec)
+        raise UnsupportedMedia(
+            f"Content-Type is {kind[:80]!r}, expected {OCTETS}, {PNG}, image/jpeg, {JSON} or "
+            "multipart/form-data"
+        )
+
+    def _from_image(self, body: bytes, spec: TensorSpec) -> Array:
+        return codecs.image_to_rows(body, spec, self._settings.max_image_pixels)
+
+    def _from_json(self, body: bytes, spec: TensorSpec) -> Array:
+        value = load_json(body)
+        try:
+            request = ClassifyRequest.model_validate(value if isinstance(value, dict) else {"images": value})
+        except ValidationError as error:
+            raise invalid_input(error) from None
+        limits = self._settings
+        return codecs.rows_from_json(request.images, spec, limits.max_request_rows, limits.max_image_pixels)
+
+    async def _from_form(self, headers: Headers, body: bytes, spec: TensorSpec) -> Array:
+        """Every file of a form, in its order: a PNG, a JPEG, or raw rows."""
+        most = self._settings.max_request_rows
+        parts: list[Array] = []
+        for content in await _form_files(headers, body, most):
+            if codecs.is_image(content):
+                parts.append(await off_loop(len(content) > INLINE_BYTES, self._from_image, content, spec))
+            else:
+                parts.append(codecs.rows_from_raw(content, spec, most))
+        rows = np.concatenate(parts)
+        if len(rows) > most:
+            raise PayloadTooLarge(f"form has {len(rows)} images, expected at most {most}")
+        return rows
+
+
+class RawPlan:
+    """The answer to a request whose body is raw rows; see `service.http.fast.endpoint.Plan`."""
+
+    def __init__(
+        self, predictor: Predictor, max_rows: int, wish: Wish, kind: str, content_length: int
+    ) -> None:
+        self.model = wish.target.manifest.name
+        self._predictor = predictor
+        self._catalogue: Catalogue = predictor.models()
+        self._spec = wish.target.manifest.inputs[0]
+        self._max_rows = max_rows
+        self._wish = wish
+        self._declared = kind not in UNDECLARED
+        # Of what may turn out to be a picture, or too large, no more is known than that it is something.
+        rows = content_length // codecs.row_bytes(self._spec) if self._declared else 1
+        self._rows = rows if 1 <= rows <= max_rows else 1
+
+    def holds(self) -> bool:
+        """Whether the models are still those that it was made for."""
+        return self._predictor.models() is self._catalogue
+
+    def takes(self, body: Body) -> bool:
+        """Whether the body is none of the other forms."""
+        return self._declared or not codecs.is_image(bytes(body[: codecs.SIGNATURE_BYTES]))
+
+    def refusal(self) -> str | None:
+        """Why there is no room for the rows now; see `Predictor.refusal`."""
+        wish = self._wish
+        return self._predictor.refusal(self.model, wish.target.version, self._rows, wish.timeout)
+
+    def begin(self, body: Body, done: Done) -> Cancel:
+        """Begin to run the body's rows; see `Predictor.begin`."""
+        deadline = time.monotonic() + self._wish.timeout
+        rows = codecs.rows_from_raw(body, self._spec, self._max_rows)
+        return self._predictor.begin(
+            self.model, self._wish.target.version, {self._spec.name: rows}, deadline, done
+        )
+
+    def answer(self, inference: Inference) -> Answer:
+        """The answer to the request."""
+        return self._wish.answer(self._predictor, inference)
+
+
+class _FormParser(MultiPartParser):
+    """Keeps files in memory: they are there already, bounded, and the root may be read-only."""
+
+    spool_max_size = 0  # what SpooledTemporaryFile takes for "never to the disk"
+
+
+async def _form_files(headers: Headers, body: bytes, most: int) -> list[bytes]:
+    """The contents of a multipart form's files, at least one. Raises InvalidInput."""
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = _FormParser(FormHeaders(raw=list(headers.items())), stream(), max_files=most, max_fields=16)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise InvalidInput(f"form cannot be read: {error.message}") from None
+    fields = [name for name, value in form.multi_items() if not isinstance(value, UploadFile)]
+    files = [await value.read() for _, value in form.multi_items() if isinstance(value, UploadFile)]
+    await form.close()
+    if fields or not files:
+        raise InvalidInput(f"form has {len(files)} files and the fields {fields[:5]}, expected files alone")
+    return files
+
+
+def _top_k(query: Mapping[str, str], classes: int, accepted: str) -> int | None:
+    if "top_k" not in query:
+        return None
+    if accepted == OCTETS:
+        raise InvalidInput(f"top_k is given with Accept: {OCTETS}, which holds every probability")
+    return parse_int("top_k", query["top_k"], 1, classes)
+
+
+def _predictions(
+    probabilities: NDArray[np.float32], labels: Sequence[str], top_k: int | None
+) -> list[dict[str, object]]:
+    """Each row's prediction, as `schemas.Prediction` says."""
+    if top_k is None:
+        best = probabilities.argmax(axis=1).tolist()
+        return [
+            {
+                "label": labels[index],
+                "probability": row[index],
+                "probabilities": dict(zip(labels, row, strict=True)),
+            }
+            for index, row in zip(best, probabilities.tolist(), strict=True)
+        ]
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k].tolist()
+    return [
+        {
+            "label": labels[top[0]],
+            "probability": row[top[0]],
+            "probabilities": {labels[index]: row[index] for index in top},
+        }
+        for top, row in zip(order, probabilities.tolist(), strict=True)
+    ]

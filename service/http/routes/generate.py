@@ -1,0 +1,171 @@
+"""GET or POST /generate: a label and a seed, or latents -> images."""
+
+import base64
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from service.content import codecs
+from service.content.latents import draw_latents, random_seed
+from service.errors import InvalidInput, PayloadTooLarge, UnsupportedMedia
+from service.http.requests import (
+    JSON,
+    MODEL,
+    OCTETS,
+    Answer,
+    DisconnectWatch,
+    Headers,
+    Receive,
+    Scope,
+    media_type,
+    negotiate,
+    read_body,
+    read_query,
+    to_json,
+)
+from service.http.routes.schemas import GenerateRequest, invalid_input
+from service.http.routes.shared import (
+    PNG,
+    Array,
+    answered_by,
+    find_target,
+    load_json,
+    model_headers,
+    off_loop,
+    raw_answer,
+    read_timeout,
+    server_timing,
+)
+from service.models.manifest import Manifest
+from service.serving.predictor import Predictor, infer
+from service.settings import Settings
+
+QUERY = ("model", "version", "count", "digit", "seed")
+MIXED = "mixed"
+INLINE_IMAGES = 16
+"""Up to so many images are encoded on the event loop: handing them to a thread would take longer."""
+
+
+class Generate:
+    """The endpoint, over a predictor."""
+
+    def __init__(self, predictor: Predictor, settings: Settings, watch: DisconnectWatch) -> None:
+        self._predictor = predictor
+        self._settings = settings
+        self._watch = watch
+
+    async def __call__(self, scope: Scope, receive: Receive) -> Answer:
+        """From a request's bytes to its answer."""
+        arrived = time.monotonic()
+        headers: Headers = dict(scope["headers"])
+        deadline = arrived + read_timeout(headers, self._settings.request_timeout_seconds)
+        accepted = negotiate(headers, (PNG, JSON, OCTETS))
+        wanted, raw_z = await self._read(scope, headers, receive)
+        target = find_target(
+            self._predictor, "generation", wanted.model, wanted.version, self._settings.default_generator
+        )
+        manifest = target.manifest
+        scope[MODEL] = manifest.name
+        z, seed = self._latents(wanted, raw_z, manifest)
+        inputs = {"z": z}
+        labels = _label_indexes(wanted.digit, len(z), manifest)
+        if labels is not None:
+            inputs["label"] = labels
+        work = infer(self._predictor, manifest.name, target.version, inputs, deadline)
+        inference = await self._watch.guard(receive, work)
+        manifest = answered_by(self._predictor, manifest, inference)
+        images = inference.outputs[manifest.outputs[0].name]
+        timing = server_timing(inference)
+        seed_header = () if seed is None else ((b"inkserve-seed", str(seed).encode("ascii")),)
+        if accepted == OCTETS:
+            return raw_answer(target, inference, images, seed_header)
+        if accepted == PNG:
+            body = await off_loop(len(images) > INLINE_IMAGES, _sprite_png, images)
+            every = (*model_headers(manifest.name, inference.version), *seed_header)
+            return Answer(body, PNG, headers=every, timing=timing, model=manifest.name)
+        digits = [None] * len(images) if labels is None else [manifest.labels[index] for index in labels]
+        pictures = await off_loop(len(images) > INLINE_IMAGES, _pictures, images, digits)
+        answer = {"model": manifest.name, "version": inference.version, "seed": seed, "images": pictures}
+        return Answer(to_json(answer), headers=seed_header, timing=timing, model=manifest.name)
+
+    async def _read(
+        self, scope: Scope, headers: Headers, receive: Receive
+    ) -> tuple[GenerateRequest, bytes | None]:
+        """What is wanted, and the latents where they are the body itself."""
+        values: dict[str, Any] = dict(read_query(scope["query_string"], QUERY))
+        body = await read_body(headers, receive, self._settings.max_body_bytes)
+        kind, raw_z = media_type(headers), None
+        if body and kind == OCTETS:
+            raw_z = body
+        elif body and kind == JSON:
+            values = _merge(values, load_json(body))
+        elif body:
+            raise UnsupportedMedia(f"Content-Type is {kind[:80]!r}, expected {JSON} or {OCTETS}")
+        try:
+            return GenerateRequest.model_validate(values), raw_z
+        except ValidationError as error:
+            raise invalid_input(error) from None
+
+    def _latents(
+        self, wanted: GenerateRequest, raw_z: bytes | None, manifest: Manifest
+    ) -> tuple[Array, int | None]:
+        """z (rows, size), and the seed that it was drawn from, if it was."""
+        spec = manifest.input("z")
+        assert spec is not None  # a generator's manifest has it
+        limits = self._settings
+        if raw_z is None and wanted.z is None:
+            count = wanted.count or 1
+            if count > limits.max_request_rows:
+                raise PayloadTooLarge(f"count is {count}, expected at most {limits.max_request_rows}")
+            seed = random_seed() if wanted.seed is None else wanted.seed
+            return draw_latents(seed, count, spec.shape[1]), seed
+        if wanted.seed is not None or (raw_z is not None and wanted.z is not None):
+            raise InvalidInput("latents are given more than once, expected one of seed, z or a raw body")
+        if raw_z is not None:
+            z = codecs.rows_from_raw(raw_z, spec, limits.max_request_rows)
+        else:
+            z = codecs.rows_from_json(wanted.z, spec, limits.max_request_rows, limits.max_image_pixels)
+        if not np.isfinite(z).all():
+            raise InvalidInput("z holds a value that is not finite, expected numbers")
+        if wanted.count is not None and wanted.count != len(z):
+            raise InvalidInput(f"count is {wanted.count}, but z has {len(z)} rows")
+        return z, None
+
+
+def _label_indexes(digit: str | int, rows: int, manifest: Manifest) -> NDArray[np.int64] | None:
+    """The label input of each row, or None for a model without one."""
+    name = str(digit)
+    if manifest.input("label") is None:
+        if name != MIXED:
+            raise InvalidInput(f"digit is {name[:40]!r}, but model {manifest.name} takes no label")
+        return None
+    if name == MIXED:
+        return np.arange(rows, dtype=np.int64) % len(manifest.labels)
+    if name not in manifest.labels:
+        known = ", ".join(manifest.labels[:20])
+        raise InvalidInput(f"digit is {name[:40]!r}, expected one of {known} or {MIXED}")
+    return np.full(rows, manifest.labels.index(name), np.int64)
+
+
+def _sprite_png(images: NDArray[np.uint8]) -> bytes:
+    return codecs.png_from_image(codecs.sprite(images) if len(images) > 1 else images[0])
+
+
+def _pictures(images: NDArray[np.uint8], digits: Sequence[str | None]) -> list[dict[str, str | None]]:
+    return [
+        {"digit": digit, "png": base64.b64encode(codecs.png_from_image(image)).decode("ascii")}
+        for digit, image in zip(digits, images, strict=True)
+    ]
+
+
+def _merge(query: dict[str, Any], body: Any) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        raise InvalidInput(f"body is a JSON {type(body).__name__}, expected an object")
+    twice = sorted(query.keys() & body.keys())
+    if twice:
+        raise InvalidInput(f"{', '.join(twice)} is given in the query and in the body, expected once")
+    return query | body

@@ -1,0 +1,53 @@
+"""GET /models: what is being served."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+
+from service.http.routes.schemas import ErrorResponse, ModelDetail, ModelList, ModelSummary
+from service.http.routes.shared import MAX_VERSION
+from service.serving.predictor import Catalogue, ModelInfo, Predictor
+
+Version = Annotated[int | None, Query(ge=1, le=MAX_VERSION, description="The latest if absent.")]
+
+
+def routes(predictor: Predictor) -> APIRouter:
+    """The list of models and each one's page."""
+    router = APIRouter(prefix="/models", tags=["models"])
+
+    @router.get("")
+    async def list_models() -> ModelList:
+        """The latest version of every model."""
+        models = predictor.models()
+        names = sorted({info.manifest.name for info in models})
+        return ModelList(models=[_summary(models, models.find(name)) for name in names])
+
+    @router.get("/{name}", responses={404: {"model": ErrorResponse}})
+    async def show_model(name: Annotated[str, Path()], version: Version = None) -> ModelDetail:
+        """A model's tensors, labels, metrics and card."""
+        models = predictor.models()
+        info = models.find(name, version)
+        manifest = info.manifest
+        return ModelDetail(
+            **_summary(models, info).model_dump(),
+            inputs=list(manifest.inputs),
+            outputs=list(manifest.outputs),
+            labels=list(manifest.labels),
+            metrics=manifest.metrics,
+            sha256=manifest.sha256,
+            command=manifest.command,
+            card=info.card,
+        )
+
+    return router
+
+
+def _summary(models: Catalogue, info: ModelInfo) -> ModelSummary:
+    manifest = info.manifest
+    return ModelSummary(
+        name=manifest.name,
+        version=manifest.version,
+        versions=models.versions(manifest.name),
+        task=manifest.task,
+        description=manifest.description,
+    )

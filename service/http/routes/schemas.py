@@ -1,0 +1,119 @@
+"""The JSON bodies of the native routes: what they hold, for validation and for OpenAPI."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.content.latents import MAX_SEED
+from service.errors import InvalidInput
+from service.models.manifest import TensorSpec
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClassifyRequest(_Body):
+    """Images to classify."""
+
+    images: Any = Field(
+        description="One image or a list of them. An image is a nested list of pixels in 0..255 (rows of "
+        "columns), a flat list of as many, or a string: base64 of a PNG, of a JPEG or of raw pixels."
+    )
+
+
+class Prediction(_Body):
+    """What a classifier says of one image."""
+
+    label: str = Field(description="The most probable label.")
+    probability: float = Field(description="Its probability.")
+    probabilities: dict[str, float] = Field(
+        description="Every label's probability in the model's order; with top_k, the k largest, descending."
+    )
+
+
+class ClassifyResponse(_Body):
+    """One prediction for each image, in the order of the request."""
+
+    model: str
+    version: int
+    predictions: list[Prediction]
+
+
+class GenerateRequest(_Body):
+    """What to generate. In a query or in a JSON body."""
+
+    model: str | None = Field(None, description="A generator; the default one if absent.")
+    version: int | None = Field(None, ge=1, description="A version of it; the latest if absent.")
+    count: int | None = Field(
+        None, ge=1, description="How many images; 1 if absent, or as many as z has rows."
+    )
+    digit: str | int = Field(
+        "mixed",
+        description="The label of every image, or `mixed`: image i has the i-th label, from the first again.",
+    )
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
+        None, description="The same seed gives the same images; a random one is chosen, and told, if absent."
+    )
+    z: Any = Field(None, description="Latents instead of a seed: a list of numbers, or a list of such lists.")
+
+
+class GeneratedImage(_Body):
+    """One generated image."""
+
+    digit: str | None = Field(description="The label that was asked for, if the model takes one.")
+    png: str = Field(description="Base64 of a PNG.")
+
+
+class GenerateResponse(_Body):
+    """Generated images. seed: null if z was given."""
+
+    model: str
+    version: int
+    seed: int | None
+    images: list[GeneratedImage]
+
+
+class ErrorResponse(_Body):
+    """Why there is no answer: what was seen and what was expected."""
+
+    error: str
+
+
+class ModelSummary(_Body):
+    """A model that is being served."""
+
+    name: str
+    version: int
+    versions: list[int]
+    task: str
+    description: str
+
+
+class ModelDetail(ModelSummary):
+    """Everything known of a model version."""
+
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    labels: list[str]
+    metrics: dict[str, float | int | str]
+    sha256: str
+    command: str
+    card: str = Field(description="The model card, Markdown.")
+
+
+class ModelList(_Body):
+    """The models that are being served."""
+
+    models: list[ModelSummary]
+
+
+def invalid_input(error: ValidationError) -> InvalidInput:
+    """The first problem of a body or a query, as our own error."""
+    problem = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in problem["loc"] if isinstance(part, int) or part.islower())
+    if problem["type"] == "extra_forbidden":
+        return InvalidInput(f"{name} is unknown")
+    if problem["type"] == "missing":
+        return InvalidInput(f"{name} is missing")
+    return InvalidInput(f"{name} is {str(problem['input'])[:80]!r}, expected: {problem['msg']}")

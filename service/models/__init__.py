@@ -1,0 +1,1 @@
+"""What a model is: its manifest, its tensors, the catalogue of those that are served."""

@@ -1,0 +1,1 @@
+"""Metrics, logs, request ids and trace context. Knows nothing of requests' contents."""

@@ -1,0 +1,161 @@
+"""Every metric, declared once. Knows the names and the buckets, not where the figures come from."""
+
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal, get_args
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+from service.batching.batcher import BatchRecord
+from service.observability.histograms import Requests, SecondsByModel
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter, that nobody reads
+
+PREFIX = "inkserve"
+SECONDS = (
+    0.0001,
+    0.0002,
+    0.0005,
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.2,
+    0.5,
+    1.0,
+    2.0,
+    5.0,
+    10.0,
+    30.0,
+)
+LATENCY_OBJECTIVE_SECONDS = 0.5
+"""An answer that took no longer is good; the latency objective of helm/rules/inkserve.yaml."""
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+Rejection = Literal["queue_full", "deadline", "not_ready", "shutting_down", "client_left"]
+"""Why a valid request was not served: shed, expired, too early, too late, or abandoned by its client."""
+
+
+class Metrics:
+    """The service's metrics in one registry of their own.
+
+    Label values come from closed sets: our routes, the loaded models, our reasons and status codes.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Requests(PREFIX, SECONDS, LATENCY_OBJECTIVE_SECONDS)
+        self.registry.register(self.requests)
+        self.queue_seconds = SecondsByModel(
+            f"{PREFIX}_queue_seconds", "From submission to the first batch.", SECONDS
+        )
+        self.registry.register(self.queue_seconds)
+        self.compute_seconds = self._seconds("compute", "One batch on the device.", "model")
+        self.batch_rows = Histogram(
+            f"{PREFIX}_batch_rows",
+            "Rows in a batch, padding not counted.",
+            ["model"],
+            registry=self.registry,
+            buckets=ROWS,
+        )
+        self.batches = self._counter("batches", "Batches run.", "model", "reason")
+        self.batch_failures = self._counter("batch_failures", "Batches that failed.", "model")
+        self.rows = self._counter("rows", "Rows run.", "model")
+        self.padding_rows = self._counter("padding_rows", "Rows of padding run beside them.", "model")
+        self.rejected = self._counter("rejected_requests", "Requests not served.", "model", "reason")
+        self.model_loads = self._counter("model_loads", "Model versions loaded or not.", "model", "result")
+        self.rows_waiting = self._gauge("rows_waiting", "Rows in a model's queue.", "model")
+        self.requests_waiting = self._gauge("requests_waiting", "Requests in a model's queue.", "model")
+        self._of_rejected: dict[tuple[str, Rejection], Counter] = {}
+        self.build = Info(f"{PREFIX}_build", "Versions of what runs.", registry=self.registry)
+
+    def count_rejected(self, model: str, reason: Rejection) -> None:
+        """Count a request that was not served. model: empty where none was found."""
+        counter = self._of_rejected.get((model, reason))
+        if counter is None:  # looking labels up costs more than counting
+            counter = self._of_rejected[model, reason] = self.rejected.labels(model, reason)
+        counter.inc()
+
+    def of_batches(self, model: str) -> "BatchMetrics":
+        """The metrics of one model's batches."""
+        return BatchMetrics(self, model)
+
+    def watch_model(
+        self, model: str, rows_waiting: Callable[[], float], requests_waiting: Callable[[], float]
+    ) -> None:
+        """Read a model's queue whenever the metrics are collected, and show what has not happened yet as 0.
+
+        A counter that first appears with its first event hides that event from `rate`.
+        """
+        self.rows_waiting.labels(model).set_function(rows_waiting)
+        self.requests_waiting.labels(model).set_function(requests_waiting)
+        for reason in get_args(Rejection):
+            self.rejected.labels(model, reason)
+        self.model_loads.labels(model, "failed")
+
+    def watch_ready(self, ready: Callable[[], bool]) -> None:
+        """Add whether new requests are welcome, asked whenever the metrics are collected."""
+        self._gauge("ready", "Whether new requests are welcome.").set_function(ready)
+
+    def watch_process(self) -> None:
+        """Add what the process itself is and uses: versions, memory, processor time, collections."""
+        self.build.info({"version": package_version(), "python": platform.python_version()})
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+
+    def _seconds(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(f"{PREFIX}_{name}_seconds", text, labels, registry=self.registry, buckets=SECONDS)
+
+
+class BatchMetrics:
+    """One model's batch metrics, their labels looked up once."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._reasons = {
+            reason: metrics.batches.labels(model, reason) for reason in ("full", "idle", "delay")
+        }
+        self._batch_rows = metrics.batch_rows.labels(model)
+        self._rows = metrics.rows.labels(model)
+        self._padding = metrics.padding_rows.labels(model)
+        self._compute = metrics.compute_seconds.labels(model)
+        self._queue = metrics.queue_seconds.of(model)
+        self._failures = metrics.batch_failures.labels(model)
+
+    def observe(self, batch: BatchRecord, padded_rows: int) -> None:
+        """Count a batch that was padded to `padded_rows`."""
+        self._reasons[batch.reason].inc()
+        self._batch_rows.observe(batch.rows)
+        self._rows.inc(batch.rows)
+        self._padding.inc(padded_rows - batch.rows)
+        self._compute.observe(batch.compute_seconds)
+        self._queue.extend(batch.queue_seconds)
+        if batch.failed:
+            self._failures.inc()
+
+
+def package_version() -> str:
+    """inkserve's own version."""
+    try:
+        return version("inkserve")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "0+unknown"

@@ -1,0 +1,244 @@
+"""One model on one device: its session, its buckets, and the buffers that they run on.
+
+Knows nothing of requests, queues or time; is called from one thread at a time.
+"""
+
+import math
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from service.errors import EngineError, ManifestError
+from service.models.manifest import Manifest, TensorSpec
+from service.models.tensors import dtype_of
+from service.onnx import cuda
+from service.onnx.buffers import Binding, DeviceBinding, HostBinding, Mirror, OverlappedBinding
+from service.onnx.session import EngineOptions, open_session
+from service.onnx.streams import streams_of
+
+Array = NDArray[Any]
+
+CONVOLUTIONS = {"Conv", "ConvInteger", "ConvTranspose", "QLinearConv"}
+"""ONNX's convolutions. A graph is searched for them before onnxruntime fuses any with their neighbours."""
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """One batch size. inputs: the first rows of the buffers that all buckets of a slot share."""
+
+    inputs: tuple[Array, ...]
+    binding: Binding
+
+
+_Buffers = dict[str, Array]
+"""Host memory by tensor name, for the largest batch."""
+
+_Slot = dict[int, _Bucket]
+"""What one batch at a time needs: every batch size, on the same buffers."""
+
+
+def bucket_sizes(max_batch_size: int, per_octave: int = 1) -> tuple[int, ...]:
+    """Batch sizes up to max_batch_size, that many from each power of two to the next.
+
+    >>> bucket_sizes(6)
+    (1, 2, 4, 6)
+    >>> bucket_sizes(20, per_octave=4)
+    (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20)
+    """
+    powers = [1 << power for power in range(max_batch_size.bit_length())]
+    sizes = {power + power * step // per_octave for power in powers for step in range(per_octave)}
+    return (*sorted(size for size in sizes if size < max_batch_size), max_batch_size)
+
+
+class Engine:
+    """A loaded model. Raises, when made, EngineError without its provider and ManifestError where the
+    graph's tensors are not those of the manifest.
+    """
+
+    def __init__(self, graph: Path, manifest: Manifest, options: EngineOptions) -> None:
+        self._options = options
+        self._session = open_session(graph, options)
+        self.buckets = _buckets(self._session, options)
+        self._seconds = dict.fromkeys(self.buckets, math.inf)
+        _check_tensors(manifest.inputs, self._session.get_inputs(), "input")
+        _check_tensors(manifest.outputs, self._session.get_outputs(), "output")
+        self.depth = 2 if options.overlaps else 1
+        try:
+            self._idle = [self._slot(manifest, number) for number in range(self.depth)]
+        except EngineError:
+            raise
+        except Exception as error:  # onnxruntime raises its own types where the device's memory is full
+            raise EngineError(f"{graph}: no buffers on the device: {error}") from error
+
+    def warm_up(self) -> None:
+        """Run what would be slower in its first run than in later ones, and time it.
+
+        On a GPU that is every bucket. The largest first, which makes the memory arena as large as it will
+        ever be; then the smallest, so that TensorRT, which builds anew for a shape outside the range it
+        knows, builds only twice. With CUDA graphs, from the thread that will call `begin`: onnxruntime keeps
+        a thread's graphs for that thread alone. Twice each: the first run captures, the second is the first
+        replay.
+        """
+        if self._options.provider == "cpu":
+            self._warm_up_cpu()
+            return
+        for size in (self.buckets[-1], *self.buckets[:-1]):
+            # Each slot in turn: `begin` takes the one that has been idle for longest.
+            for _ in range(self.depth):
+                self._time(size)
+            self._seconds[size] = max(self._time(size) for _ in range(self.depth))
+
+    def _warm_up_cpu(self) -> None:
+        """Run the largest bucket, then only the powers of two; the others' times lie between theirs.
+
+        A CPU's kernels are not tuned to shapes. Once the largest bucket and the smallest have run, the first
+        run of any other takes as long as its second: over 15 starts their medians differed by 3 to 10 us
+        (mlp, mlp-int8, cnn, vae-encoder, one thread). All 28 buckets of five models took 0.5 s.
+        """
+        largest = self.buckets[-1]
+        self._time(largest)
+        timed = [*(size for size in self.buckets[:-1] if size.bit_count() == 1), largest]
+        seconds = np.array([self._time(size) for size in timed])
+        # No smaller batch takes longer than a larger one did: what others did meanwhile only adds to a time.
+        seconds = np.minimum.accumulate(seconds[::-1])[::-1]
+        self._seconds = {size: float(np.interp(size, timed, seconds)) for size in self.buckets}
+
+    def seconds_for(self, rows: int) -> float:
+        """What a batch of `rows` rows took in the warm-up, or would have."""
+        return self._seconds[self.bucket_for(rows)]
+
+    def bucket_for(self, rows: int) -> int:
+        """The batch size that `rows` rows are padded to, 1 <= rows <= buckets[-1]."""
+        return next(size for size in self.buckets if size >= rows)
+
+    def run(self, parts: Sequence[tuple[Array, ...]], rows: int) -> tuple[Array, ...]:
+        """Run the parts' rows as one batch; blocks the calling thread. All else is as for `begin`."""
+        return self.begin(parts, rows)()
+
+    def begin(self, parts: Sequence[tuple[Array, ...]], rows: int) -> Callable[[], tuple[Array, ...]]:
+        """Begin to run the parts' rows as one batch; may return before that is done.
+
+        parts: one tuple per request, of one array per input in the manifest's order, each (n, ...)
+            with the dtype and shape of the manifest; the n add up to `rows`.
+        Returns what blocks until it is done, to be called once, before more than `depth` batches are begun.
+            It returns one array per output in the manifest's order, (rows, ...), owned by the caller.
+        Both raise EngineError if the device or the graph fails.
+        """
+        bucket = self._idle[0][self.bucket_for(rows)]
+        for index, buffer in enumerate(bucket.inputs):
+            np.concatenate([arrays[index] for arrays in parts], out=buffer[:rows])
+        # Later rows keep what an earlier batch left there: padding, whose outputs nobody reads.
+        return self._begin(bucket, rows)
+
+    def _begin(self, bucket: _Bucket, rows: int) -> Callable[[], tuple[Array, ...]]:
+        try:
+            bucket.binding.begin(rows)
+        except Exception as error:  # onnxruntime raises its own types, RuntimeError and more
+            raise EngineError(str(error)) from error
+        return partial(self._end, self._idle.pop(0), bucket, rows)
+
+    def _end(self, slot: _Slot, bucket: _Bucket, rows: int) -> tuple[Array, ...]:
+        try:
+            return tuple(output[:rows].copy() for output in bucket.binding.end())
+        except Exception as error:  # as above
+            raise EngineError(str(error)) from error
+        finally:
+            self._idle.append(slot)
+
+    def _time(self, size: int) -> float:
+        """Run a bucket on whatever its buffers hold; returns the seconds."""
+        started = time.perf_counter()
+        self._begin(self._idle[0][size], size)()
+        return time.perf_counter() - started
+
+    def _slot(self, manifest: Manifest, number: int) -> _Slot:
+        most = self.buckets[-1]
+        make_input = self._pinned_buffer if self._options.pins_memory else _buffer
+        make_output = self._pinned_buffer if self._options.overlaps else _buffer
+        inputs = {spec.name: make_input(spec, most) for spec in manifest.inputs}
+        outputs = {spec.name: make_output(spec, most) for spec in manifest.outputs}
+        first_graph = 1 + number * len(self.buckets)  # 0 is onnxruntime's own
+        bind = self._overlapped if self._options.overlaps else self._blocking
+        return {
+            size: _Bucket(tuple(buffer[:size] for buffer in inputs.values()), binding)
+            for size, binding in zip(self.buckets, bind(inputs, outputs, first_graph), strict=True)
+        }
+
+    def _pinned_buffer(self, spec: TensorSpec, rows: int) -> Array:
+        """As `_buffer`, in memory that is pinned for as long as the engine is there."""
+        array = cuda.whole_pages((rows, *spec.shape[1:]), dtype_of(spec))
+        unpin = cuda.pin(array, self._options.device_id, cuda.runtime(ort.cuda_version))
+        # At the process's end the driver takes back all at once.
+        weakref.finalize(self, unpin).atexit = False
+        return array
+
+    def _blocking(self, inputs: _Buffers, outputs: _Buffers, first_graph: int) -> Iterator[Binding]:
+        """Bind each bucket to the buffers' first rows; on a GPU, to device memory of that size."""
+        for graph_id, size in enumerate(self.buckets, first_graph):
+            views_in = {name: buffer[:size] for name, buffer in inputs.items()}
+            views_out = {name: buffer[:size] for name, buffer in outputs.items()}
+            if self._options.provider == "cpu":
+                yield HostBinding(self._session, views_in, views_out)
+            else:
+                yield DeviceBinding(self._session, views_in, views_out, self._options.device_id, graph_id)
+
+    def _overlapped(self, inputs: _Buffers, outputs: _Buffers, first_graph: int) -> Iterator[Binding]:
+        """Bind each bucket to the first rows of device memory that is as large as the buffers."""
+        device_id = self._options.device_id
+        streams = streams_of(device_id, ort.cuda_version)
+        mirrors_in = {name: Mirror.of(buffer, device_id) for name, buffer in inputs.items()}
+        mirrors_out = {name: Mirror.of(buffer, device_id) for name, buffer in outputs.items()}
+        for graph_id, size in enumerate(self.buckets, first_graph):
+            yield OverlappedBinding(
+                self._session, size, mirrors_in, mirrors_out, device_id, graph_id, streams
+            )
+
+
+def _buckets(session: ort.InferenceSession, options: EngineOptions) -> tuple[int, ...]:
+    """The options' buckets, or those of them that suit a graph with convolutions; at least one."""
+    if options.convolution_rows is None or not _has_convolutions(session):
+        return options.buckets
+    suitable = tuple(size for size in options.buckets if size <= options.convolution_rows)
+    return suitable or options.buckets[:1]
+
+
+def _has_convolutions(session: ort.InferenceSession) -> bool:
+    """Read off the session's record of which provider runs which of the graph's nodes."""
+    parts = session.get_provider_graph_assignment_info()
+    return any(node.op_type in CONVOLUTIONS for part in parts for node in part.get_nodes())
+
+
+def _check_tensors(specs: Sequence[TensorSpec], nodes: Sequence[ort.NodeArg], kind: str) -> None:
+    seen = {node.name: (node.type, tuple(node.shape)) for node in nodes}
+    if set(seen) != {spec.name for spec in specs}:
+        raise ManifestError(
+            f"the graph has the {kind}s {sorted(seen)}, the manifest names {[spec.name for spec in specs]}"
+        )
+    for spec in specs:
+        datatype, shape = seen[spec.name]
+        if datatype != _onnxruntime_type(spec):
+            raise ManifestError(
+                f"{kind} {spec.name} is {datatype} in the graph, the manifest says {_onnxruntime_type(spec)}"
+            )
+        if isinstance(shape[0], int) or shape[1:] != spec.shape[1:]:
+            raise ManifestError(
+                f"{kind} {spec.name} has shape {list(shape)} in the graph, expected a free batch axis "
+                f"and {list(spec.shape)}"
+            )
+
+
+def _onnxruntime_type(spec: TensorSpec) -> str:
+    name = {"float32": "float", "float64": "double"}.get(dtype_of(spec).name, dtype_of(spec).name)
+    return f"tensor({name})"
+
+
+def _buffer(spec: TensorSpec, rows: int) -> Array:
+    return np.zeros((rows, *spec.shape[1:]), dtype_of(spec))

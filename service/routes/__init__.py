@@ -1,1 +1,0 @@
-"""The HTTP routes, one module per protocol; none of them knows how a model is run."""

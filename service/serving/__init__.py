@@ -1,0 +1,1 @@
+"""The seam `Predictor` between HTTP and inference, and the predictor of this process."""

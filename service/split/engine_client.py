@@ -1,0 +1,212 @@
+"""The predictor that lives in another process, seen from HTTP: one socket, calls told apart by an id.
+
+Answers of models and readiness come from memory: the engine sends its state on connecting and at
+every change. The other end is `service.split.engine_server`.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from prometheus_client import Metric
+
+from service.errors import FrameError, ModelNotReady, ShuttingDown, Unavailable
+from service.observability.trace_context import current_traceparent
+from service.serving.predictor import Array, Cancel, Catalogue, Done, check_inputs, resolve
+from service.split import messages
+from service.split.frames import Frame, Link
+from service.split.messages import Kind, State
+
+logger = logging.getLogger(__name__)
+
+RECONNECT_SECONDS = 0.1
+PING_SECONDS = 1.0
+MISSED_PINGS = 10
+"""So many pings in a row without any frame in between, and the engine counts as hung."""
+
+
+class RemotePredictor:
+    """The predictor behind a Unix socket. Connects by itself, and again whenever the engine went away.
+
+    While it is not connected, calls raise ModelNotReady at once; those that wait when the connection
+    is lost, too. on_lost: called each time that happens.
+    """
+
+    def __init__(
+        self, path: Path, on_lost: Callable[[], None] = lambda: None, ping_seconds: float = PING_SECONDS
+    ) -> None:
+        self._path = path
+        self._ping_seconds = ping_seconds
+        self._on_lost = on_lost
+        self._link: Link | None = None
+        self._state: State | None = None
+        self._waiting: dict[int, Callable[[Frame | Exception], None]] = {}
+        self._sending: set[asyncio.Task[None]] = set()
+        self._numbers = itertools.count(1)
+        self._connected = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._missed_pings = 0
+        self._welcome = True
+        self._keeping = asyncio.ensure_future(self._keep_connected())
+
+    def begin(
+        self, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float, done: Done
+    ) -> Cancel:
+        """Begin to run a request's rows; see `Predictor.begin`. The outputs are read-only."""
+        manifest = self.models().find(model, version).manifest
+        assert self._state is not None
+        # The engine checks again, against what it serves by then; but a request that no model takes
+        # must not cross, for a frame beyond the limit would cost all the others their connection.
+        check_inputs(manifest, inputs, self._state.max_request_rows)
+        number = next(self._numbers)
+        header = messages.request_header(number, model, version, inputs, deadline, current_traceparent.get())
+        self._send(Kind.INFER, number, header, tuple(inputs.values()), partial(_tell, done))
+        return partial(self._cancel, number)
+
+    def refusal(self, model: str, version: int | None, rows: int, seconds: float) -> str | None:
+        """Nothing: the queue is in the engine; see `Predictor.refusal`."""
+        del model, version, rows, seconds
+        return None
+
+    def models(self) -> Catalogue:
+        """The models that are being served now. Raises ModelNotReady if that was never known."""
+        if self._state is None:
+            raise ModelNotReady("the engine is not connected yet")
+        return self._state.models
+
+    def ready(self) -> bool:
+        """Whether the engine is connected and ready, and new work is accepted."""
+        return self._welcome and self._link is not None and self._state is not None and self._state.ready
+
+    async def reload(self) -> list[str]:
+        """Have the engine bring its models in line with the folder; see `Predictor.reload`."""
+        number = next(self._numbers)
+        return messages.read_lines(await self._ask(Kind.RELOAD, number, [number]))
+
+    async def metrics(self) -> tuple[str, list[Metric]]:
+        """The engine's own metrics now, and the run of it that counted them."""
+        number = next(self._numbers)
+        return messages.read_metrics(await self._ask(Kind.METRICS, number, [number]))
+
+    async def connected(self) -> None:
+        """Wait until there is an engine and its models are known."""
+        await self._connected.wait()
+
+    def stop_being_ready(self) -> None:
+        """Tell load balancers to send no more, while what they send is still answered."""
+        self._welcome = False
+
+    async def close(self) -> None:
+        """Disconnect; what still waits raises ShuttingDown."""
+        self._keeping.cancel()
+        self._fail_all(ShuttingDown, "the service has ended")
+        if self._link is not None:
+            self._link.close()
+        await asyncio.gather(self._keeping, return_exceptions=True)
+
+    async def _ask(self, kind: Kind, number: int, header: object) -> Frame:
+        """Send, and wait for the answer. Raises the error that it may be."""
+        future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._send(kind, number, header, (), partial(resolve, future))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._cancel(number)
+            raise
+
+    def _send(
+        self,
+        kind: Kind,
+        number: int,
+        header: object,
+        arrays: Sequence[Array],
+        settle: Callable[[Frame | Exception], None],
+    ) -> None:
+        """Send now, or once the engine takes what was sent before. Raises ModelNotReady."""
+        link = self._link
+        if link is None:
+            raise ModelNotReady("the engine is not connected, it is being started again")
+        self._waiting[number] = settle
+        if link.is_writable:
+            link.send(kind, header, arrays)
+            return
+        task = asyncio.ensure_future(self._send_later(link, kind, number, header, arrays))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _send_later(
+        self, link: Link, kind: Kind, number: int, header: object, arrays: Sequence[Array]
+    ) -> None:
+        await link.writable()
+        if number in self._waiting:  # neither cancelled meanwhile nor failed with its link
+            link.send(kind, header, arrays)
+
+    def _cancel(self, number: int) -> None:
+        if self._waiting.pop(number, None) is not None and self._link is not None:
+            self._link.send(Kind.CANCEL, [number])
+
+    async def _keep_connected(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            link = Link(self)
+            try:
+                await loop.create_unix_connection(lambda link=link: link, str(self._path))  # type: ignore[misc]
+            except OSError:
+                await asyncio.sleep(RECONNECT_SECONDS)
+                continue
+            self._lost.clear()
+            await self._watch(link)
+
+    async def _watch(self, link: Link) -> None:
+        """Ping until the link is lost; a peer that never says anything more is hung."""
+        self._missed_pings = 0
+        while not self._lost.is_set():
+            if self._missed_pings >= MISSED_PINGS:
+                logger.error("the engine is silent, its connection is closed")
+                link.abort()
+            # Counted, not timed: after a pause of the whole container nobody is late.
+            self._missed_pings += 1
+            link.send(Kind.PING, [0])
+            try:
+                await asyncio.wait_for(self._lost.wait(), self._ping_seconds)
+            except TimeoutError:
+                continue
+
+    def frame_received(self, link: Link, frame: Frame) -> None:
+        """See `service.split.frames.Owner`."""
+        self._missed_pings = 0
+        if frame.kind == Kind.REPLY or frame.kind == Kind.ERROR:
+            settle = self._waiting.pop(messages.read_id(frame), None)
+            if settle is not None:  # not cancelled meanwhile
+                settle(frame if frame.kind == Kind.REPLY else messages.read_error(frame))
+        elif frame.kind == Kind.STATE:
+            self._state = messages.read_state(frame)
+            link.allow_body(self._state.output_bytes())
+            self._link = link
+            self._connected.set()
+        else:
+            raise FrameError(f"frame is of kind {frame.kind}, expected a reply, an error or a state")
+
+    def link_opened(self, link: Link) -> None:
+        """See `service.split.frames.Owner`; the link is of use once the engine has told its state."""
+
+    def link_lost(self, link: Link) -> None:
+        """See `service.split.frames.Owner`."""
+        self._lost.set()
+        if self._link is link:
+            self._link = None
+            self._connected.clear()
+            self._fail_all(ModelNotReady, "the engine has gone, it is being started again")
+            self._on_lost()
+
+    def _fail_all(self, kind: type[Unavailable], message: str) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for settle in waiting.values():
+            settle(kind(message))
+
+
+def _tell(done: Done, reply: Frame | Exception) -> None:
+    done(reply if isinstance(reply, Exception) else messages.read_inference(reply))

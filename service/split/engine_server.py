@@ -1,0 +1,191 @@
+"""Serves a predictor to other processes over a Unix socket; the other end of `service.split.engine_client`.
+
+All the clients' requests go to the one predictor, so that its batches form across them.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from prometheus_client import Metric
+
+from service.errors import FrameError, InkserveError
+from service.observability.trace_context import current_traceparent
+from service.serving.predictor import Cancel, Inference, Predictor
+from service.split import messages
+from service.split.frames import Frame, Link
+from service.split.messages import Kind, Request, State
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 128
+FLUSH_SECONDS = 5.0
+
+
+class Host:
+    """A predictor's server. collect: the metrics of this process. Lives on the event loop."""
+
+    def __init__(
+        self, predictor: Predictor, max_request_rows: int, collect: Callable[[], Iterable[Metric]]
+    ) -> None:
+        self._predictor = predictor
+        self._max_request_rows = max_request_rows
+        self._collect = collect
+        self._instance = uuid.uuid4().hex
+        self._links: dict[Link, dict[int, Cancel]] = {}
+        self._reloads: set[asyncio.Task[None]] = set()
+        self._path: Path | None = None
+        self._server: asyncio.Server | None = None
+        self._nobody = asyncio.Event()
+        self._nobody.set()
+
+    async def start(self, path: Path) -> None:
+        """Listen on a socket that only this user can open. Raises InkserveError where it is taken."""
+        listener = bind_unix(path)
+        self._path = path
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(
+            lambda: Link(self, hold_back=True), sock=listener, backlog=BACKLOG
+        )
+
+    async def reload(self) -> list[str]:
+        """Reload the predictor, and tell every client what it serves now."""
+        problems = await self._predictor.reload()
+        self.tell_state()
+        return problems
+
+    def tell_state(self) -> None:
+        """Send every client what is being served, and whether new work is welcome."""
+        for link in self._links:
+            self._send_state(link)
+
+    async def clients_left(self) -> None:
+        """Wait until no client is connected."""
+        await self._nobody.wait()
+
+    async def close(self) -> None:
+        """Answer what was asked, which a closed predictor does at once; then end every connection."""
+        if self._server is not None and self._path is not None:
+            _unlink(self._path)  # while it is surely ours: another engine may take it once we do not listen
+            self._server.close()
+        await asyncio.gather(*self._reloads, return_exceptions=True)
+        for link in list(self._links):
+            link.close()
+        with contextlib.suppress(TimeoutError):  # a client may be too stuck to take its answers
+            await asyncio.wait_for(self._nobody.wait(), FLUSH_SECONDS)
+
+    def link_opened(self, link: Link) -> None:
+        """See `service.split.frames.Owner`."""
+        self._links[link] = {}
+        self._nobody.clear()
+        self._send_state(link)
+
+    def link_lost(self, link: Link) -> None:
+        """See `service.split.frames.Owner`: nobody waits for these answers any more."""
+        for cancel in self._links.pop(link).values():
+            cancel()
+        if not self._links:
+            self._nobody.set()
+
+    def _send_state(self, link: Link) -> None:
+        predictor = self._predictor
+        state = State(self._instance, predictor.ready(), self._max_request_rows, predictor.models())
+        link.allow_body(state.input_bytes())
+        link.send(Kind.STATE, messages.state_header(state))
+
+    def frame_received(self, link: Link, frame: Frame) -> None:
+        """See `service.split.frames.Owner`."""
+        if frame.kind == Kind.INFER:
+            self._infer(link, messages.read_request(frame))
+            return
+        number = messages.read_id(frame)
+        if frame.kind == Kind.CANCEL:
+            cancel = self._links[link].pop(number, None)
+            if cancel is not None:
+                cancel()
+        elif frame.kind == Kind.RELOAD:
+            task = asyncio.get_running_loop().create_task(self._reload(link, number))
+            self._reloads.add(task)
+            task.add_done_callback(self._reloads.discard)
+        elif frame.kind == Kind.METRICS:
+            header = messages.metrics_header(number, self._instance, list(self._collect()))
+            link.send(Kind.REPLY, header)
+        elif frame.kind == Kind.PING:
+            link.send(Kind.REPLY, [number])
+        else:
+            raise FrameError(f"frame is of kind {frame.kind}, expected one that a client sends")
+
+    def _infer(self, link: Link, request: Request) -> None:
+        calls = self._links[link]
+        if request.id in calls:
+            raise FrameError(f"two calls have the id {request.id}, expected another")
+        done = partial(self._answer, link, request.id)
+        token = current_traceparent.set(request.traceparent)
+        try:
+            calls[request.id] = self._predictor.begin(
+                request.model, request.version, request.inputs, request.deadline, done
+            )
+        except Exception as error:  # the request's edge, as in `service.http.dispatch`
+            _send_error(link, request.id, error)
+        finally:
+            current_traceparent.reset(token)
+
+    def _answer(self, link: Link, number: int, outcome: Inference | Exception) -> None:
+        self._links[link].pop(number)
+        if isinstance(outcome, Exception):
+            _send_error(link, number, outcome)
+        else:
+            header = messages.inference_header(number, outcome)
+            link.send(Kind.REPLY, header, tuple(outcome.outputs.values()))
+
+    async def _reload(self, link: Link, number: int) -> None:
+        try:
+            problems = await self.reload()
+        except Exception as error:  # the request's edge
+            _send_error(link, number, error)
+            return
+        link.send(Kind.REPLY, [number, problems])
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """A listener's socket that only this user can open; takes the place of a dead engine's.
+
+    Raises InkserveError if the path cannot be had, or if an engine answers there.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        _remove_dead(path)
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise InkserveError(f"socket {path} cannot be listened on: {error}") from error
+    finally:
+        os.umask(before)
+    return listener
+
+
+def _unlink(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def _remove_dead(path: Path) -> None:
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if probe.connect_ex(str(path)) != errno.ECONNREFUSED:
+            raise OSError(errno.EADDRINUSE, "an engine answers there")
+    path.unlink()
+
+
+def _send_error(link: Link, number: int, error: Exception) -> None:
+    if not isinstance(error, InkserveError):
+        logger.exception("a request failed", exc_info=error)
+    link.send(Kind.ERROR, messages.error_header(number, error))

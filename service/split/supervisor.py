@@ -1,0 +1,267 @@
+"""The parent of a split service: starts its processes, starts again what ends, adds up their metrics.
+
+Holds the listening socket, so that the workers share it and connections outlast any of them. Knows
+nothing of HTTP or onnxruntime.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from service.errors import FrameError, InkserveError, Unavailable
+from service.observability.metrics import Metrics
+from service.settings import Settings
+from service.split import messages
+from service.split.child_process import Child
+from service.split.engine_client import RemotePredictor
+from service.split.frames import Frame, Link
+from service.split.messages import Kind
+from service.split.metric_totals import Totals
+
+logger = logging.getLogger("inkserve")
+
+TICK_SECONDS = 0.5
+SILENT_TICKS = 20
+"""A worker that serves but says nothing for so many ticks is hung. Counted, not timed: after a pause of
+the whole container nobody is late."""
+
+SCRAPE_SECONDS = 1.0
+"""How long a scrape waits for the other processes; of one that is late, the last figures are used."""
+
+GRACE_SECONDS = 10.0
+"""How much longer than it may take a process is given to end."""
+
+
+class Worker:
+    """One of the HTTP workers: its process, its line to us."""
+
+    def __init__(self, number: int, supervisor: "Supervisor") -> None:
+        self.role = f"worker {number}"
+        self.ready = asyncio.Event()
+        self.silent_ticks = 0
+        self.child = Child(self.role, self._spawn, self._ended)
+        self._supervisor = supervisor
+        self._link: Link | None = None
+        self._run = 0
+        self._pushed = asyncio.Event()
+
+    async def pushed(self) -> None:
+        """Have the worker push its metrics now; returns when they are there, or the worker has gone."""
+        if self._link is not None:
+            self._pushed.clear()
+            self._link.send(Kind.METRICS, [0])
+            await self._pushed.wait()
+
+    def tick(self) -> None:
+        """Kill the process if it is hung."""
+        self.silent_ticks += 1
+        if self.ready.is_set() and self.silent_ticks > SILENT_TICKS:
+            logger.error("%s is silent and gets killed", self.role)
+            self.silent_ticks = 0
+            self.child.signal(signal.SIGKILL)
+
+    def link_opened(self, link: Link) -> None:
+        """See `service.split.frames.Owner`."""
+        self._link = link
+
+    def link_lost(self, _: Link) -> None:
+        """See `service.split.frames.Owner`."""
+        self._link = None
+        self._pushed.set()
+
+    def frame_received(self, link: Link, frame: Frame) -> None:
+        """See `service.split.frames.Owner`."""
+        self.silent_ticks = 0
+        if frame.kind == Kind.READY:
+            self.ready.set()
+        elif frame.kind == Kind.METRICS:
+            _, families = messages.read_metrics(frame)
+            self._supervisor.totals.update(self.role, str(self._run), families)
+            self._pushed.set()
+            number = messages.read_id(frame)
+            if number:
+                self._supervisor.answer_scrape(link, number)
+        else:
+            raise FrameError(f"frame is of kind {frame.kind}, expected one that a worker sends")
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        self._run += 1
+        self.silent_ticks = 0
+        ours, theirs = socket.socketpair()
+        with theirs:
+            fds = (self._supervisor.listener.fileno(), theirs.fileno())
+            process = await self._supervisor.start_process("worker", fds)
+        await asyncio.get_running_loop().create_unix_connection(lambda: Link(self), sock=ours)
+        return process
+
+    def _ended(self) -> None:
+        self.ready.clear()
+        self._supervisor.totals.lose(self.role)
+
+
+class Supervisor:
+    """A split service's processes.
+
+    arguments: the flags that `settings` came from, for the other processes to read again.
+    with_engine: whether the engine is ours too, or another's, who listens on `path`.
+    """
+
+    def __init__(self, settings: Settings, arguments: Sequence[str], path: Path, with_engine: bool) -> None:
+        self.totals = Totals()
+        self.listener = bind_tcp(settings.host, settings.port)
+        self._settings = settings
+        self._arguments = arguments
+        self._path = path
+        self._stopping = asyncio.Event()
+        self._metrics = Metrics()
+        self._metrics.watch_process()
+        self._lifeline = os.pipe()
+        self._predictor = RemotePredictor(path, self._engine_lost)
+        self._workers = [Worker(number, self) for number in range(1, max(1, settings.workers) + 1)]
+        self._engine = Child("the engine", self._spawn_engine, lambda: None) if with_engine else None
+        engines = [self._engine] if self._engine is not None else []
+        self._children = [*engines, *(worker.child for worker in self._workers)]
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        """Serve until a signal; returns the exit code: 0, or that of a process which could not start."""
+        self._handle_signals()
+        ending = [asyncio.ensure_future(child.keep()) for child in self._children]
+        starting = asyncio.ensure_future(self._all_ready())
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        ticking = asyncio.ensure_future(self._tick())
+        await asyncio.wait({starting, stopping, *ending}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            for child in self._children:
+                child.settled = True
+            host, port = self.listener.getsockname()[:2]
+            logger.info("ready at http://%s:%d, documentation at /docs", host, port)
+            await asyncio.wait({stopping, *ending}, return_when=asyncio.FIRST_COMPLETED)
+        failed = [task.result() for task in ending if task.done()] if not stopping.done() else []
+        for task in (starting, stopping, ticking):
+            task.cancel()
+        await self._stop()
+        await asyncio.gather(starting, stopping, ticking, *ending, return_exceptions=True)
+        return max(1, failed[0]) if failed else 0
+
+    def answer_scrape(self, link: Link, number: int) -> None:
+        """Send a worker the whole service's metrics."""
+        self._start(self._answer_scrape(link, number))
+
+    async def start_process(self, command: str, fds: tuple[int, ...]) -> asyncio.subprocess.Process:
+        """Start a process of the service; it inherits these file descriptors alone."""
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "service",
+            command,
+            *(str(fd) for fd in fds),
+            *self._arguments,
+            pass_fds=fds,
+            stdin=asyncio.subprocess.DEVNULL,
+            env={**os.environ, "INKSERVE_SOCKET": str(self._path)},
+            start_new_session=True,  # or Ctrl-C would reach it too, before its turn to stop
+        )
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer_scrape(self, link: Link, number: int) -> None:
+        pushing = [asyncio.ensure_future(worker.pushed()) for worker in self._workers]
+        await self._count(SCRAPE_SECONDS)
+        await asyncio.wait(pushing, timeout=SCRAPE_SECONDS)
+        for task in pushing:
+            task.cancel()
+        link.send(Kind.REPLY, messages.metrics_header(number, "", list(self.totals.collect())))
+
+    async def _count(self, timeout_seconds: float) -> None:
+        """Bring the engine's metrics and our own up to date."""
+        self.totals.update("supervisor", "", self._metrics.registry.collect())
+        with contextlib.suppress(Unavailable, TimeoutError):
+            run, families = await asyncio.wait_for(self._predictor.metrics(), timeout_seconds)
+            self.totals.update("engine", run, families)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            for worker in self._workers:
+                worker.tick()
+            await self._count(TICK_SECONDS)
+
+    async def _all_ready(self) -> None:
+        await self._predictor.connected()
+        for worker in self._workers:
+            await worker.ready.wait()
+
+    async def _spawn_engine(self) -> asyncio.subprocess.Process:
+        return await self.start_process("engine", (self._lifeline[0],))
+
+    def _engine_lost(self) -> None:
+        self.totals.lose("engine")
+        if self._engine is not None and not self._stopping.is_set():
+            self._engine.signal(signal.SIGKILL)  # it is dead already, or hung
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(sig, self._on_stop, sig)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._start(self._reload()))
+
+    def _on_stop(self, sig: signal.Signals) -> None:
+        if self._stopping.is_set():
+            for child in self._children:
+                child.kill()
+            return
+        logger.info("%s: stopping", sig.name)
+        self._stopping.set()
+
+    async def _reload(self) -> None:
+        try:
+            await self._predictor.reload()
+        except InkserveError as error:
+            logger.error("the models were not reloaded: %s", error)
+
+    async def _stop(self) -> None:
+        """The workers first, so that what they accepted finds its engine."""
+        self._stopping.set()
+        # They hold the listener too; when the last of them lets go, connections are refused.
+        self.listener.close()
+        longest = self._settings.drain_seconds + self._settings.shutdown_timeout_seconds + GRACE_SECONDS
+        await asyncio.gather(*(worker.child.stop(longest) for worker in self._workers))
+        await self._predictor.close()
+        if self._engine is not None:
+            await self._engine.stop(self._settings.shutdown_timeout_seconds + GRACE_SECONDS)
+        logger.info("stopped")
+
+
+def bind_tcp(host: str, port: int) -> socket.socket:
+    """A socket to listen on, not listening yet. Raises InkserveError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise InkserveError(f"{host}:{port} cannot be listened on: {error}") from error
+    return listener
+
+
+@contextmanager
+def private_socket() -> Iterator[Path]:
+    """A path for a socket, in a folder that nobody else can enter and that goes away afterwards."""
+    folder = tempfile.mkdtemp(prefix="inkserve-")
+    try:
+        yield Path(folder) / "engine.sock"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
