@@ -20,7 +20,7 @@ from service.batching.on_loop import InlineRows, inline_rows
 from service.batching.queue import DEADLINE_SHARE, Answer, Batch, BatchQueue, Item
 from service.errors import QueueFull
 from service.onnx.engine import bucket_sizes
-from service.serving.local import BRIEF_SECONDS, BUCKETS_PER_OCTAVE, INLINE_SECONDS
+from service.serving.tuning import BRIEF_SECONDS, BUCKETS_PER_OCTAVE, INLINE_SECONDS
 
 Event = simpy.Event
 Process = Generator[Event, None, None]

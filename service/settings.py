@@ -18,7 +18,6 @@ from pydantic_settings import (
 from service.errors import SettingsError
 
 ENV_PREFIX = "INKSERVE_"
-CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 Determinism = Literal["generation", "all", "off"]
@@ -164,16 +163,6 @@ def load_settings(arguments: Sequence[str]) -> Settings:
         raise SettingsError("; ".join(_problem(problem) for problem in error.errors())) from error
     except SourceError as error:
         raise SettingsError(str(error)) from error
-
-
-def available_cores() -> int:
-    """Cores that this process may use: its affinity mask, or less where a cgroup's quota allows less."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = CGROUP_CPU_MAX.read_text().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def _refuse_unknown_variables() -> None:

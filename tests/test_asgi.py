@@ -8,16 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InkserveError, InvalidInput, NotAcceptable, PayloadTooLarge
-from service.http.requests import (
-    ClientDisconnected,
-    DisconnectWatch,
-    Message,
-    media_type,
-    negotiate,
-    parse_int,
-    read_body,
-    read_query,
-)
+from service.http.disconnects import ClientDisconnected, DisconnectWatch
+from service.http.negotiation import media_type, negotiate
+from service.http.requests import parse_int, read_body, read_query
+from service.http.types import Message
 
 
 def receiving(*messages: Message):

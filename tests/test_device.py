@@ -13,9 +13,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from service.batching.batcher import Batcher, BatchRecord
+from service.batching.batcher import Batcher
 from service.batching.device import Array, Device
-from service.batching.queue import Answer, BatchQueue, Outcome
+from service.batching.queue import Answer, BatchQueue, BatchRecord, Outcome
 from service.errors import DeadlineExceeded, EngineError, QueueFull, ShuttingDown
 from service.serving.predictor import resolve
 

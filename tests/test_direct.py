@@ -24,9 +24,10 @@ from uvicorn.server import ServerState
 from service.batching.queue import Item
 from service.http.app import create_app
 from service.http.dispatch import Front
-from service.http.fast.endpoint import Call, Head, parse_head
+from service.http.fast.endpoint import Call
+from service.http.fast.head import Head, parse_head
 from service.http.fast.protocol import HotProtocol
-from service.http.requests import Receive, Scope, Send
+from service.http.types import Receive, Scope, Send
 from service.observability.metrics import Metrics
 from service.serving.local import Repository
 from service.serving.predictor import Cancel

@@ -21,9 +21,11 @@ from service.errors import (
     PayloadTooLarge,
     ShuttingDown,
 )
+from service.models.catalogue import Catalogue
+from service.models.tensors import Array
 from service.observability.metrics import Metrics
 from service.serving.local import Repository
-from service.serving.predictor import Array, Cancel, Catalogue, Done, Inference, Predictor, infer
+from service.serving.predictor import Cancel, Done, Inference, Predictor, infer
 from service.settings import Settings
 from service.split.engine_client import MISSED_PINGS, RemotePredictor
 from service.split.engine_server import Host, bind_unix

@@ -21,9 +21,10 @@ from service.errors import (
     RepositoryError,
     ShuttingDown,
 )
+from service.models.folder import find_versions
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE
 from service.observability.metrics import Metrics
-from service.serving.local import Repository, find_versions
+from service.serving.local import Repository
 from service.serving.predictor import infer
 from service.settings import Settings
 

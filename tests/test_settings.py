@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service import settings as settings_module
+from service import machine
 from service.errors import SettingsError
-from service.settings import Settings, available_cores, load_settings
+from service.machine import available_cores
+from service.settings import Settings, load_settings
 
 
 def test_flags_win_over_the_environment_and_it_over_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,6 +61,6 @@ def test_a_container_quota_bounds_the_cores(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
 ) -> None:
     (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(settings_module, "CGROUP_CPU_MAX", tmp_path / "cpu.max")
-    monkeypatch.setattr(settings_module.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(machine, "CGROUP_CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     assert available_cores() == cores

@@ -9,34 +9,16 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from service.batching.device import Device, Runner
 from service.batching.on_loop import inline_rows
-from service.batching.queue import Answer, Array, Batch, BatchQueue, Item, Outcome, Reason
+from service.batching.queue import Answer, Array, Batch, BatchQueue, BatchRecord, Item, Outcome
 from service.errors import DeadlineExceeded, EngineError, ShuttingDown
 from service.observability.trace_context import current_traceparent
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class BatchRecord:
-    """What happened to one batch, for metrics and traces.
-
-    started: on the clock of `time.monotonic`. queue_seconds: one figure per request that started.
-    traceparents: of its requests that are traced.
-    """
-
-    rows: int
-    reason: Reason
-    started: float
-    compute_seconds: float
-    queue_seconds: list[float]
-    failed: bool
-    traceparents: list[str]
 
 
 class Batcher:

@@ -257,3 +257,20 @@ class BatchQueue:
         while lane and lane[0].left:
             lane.popleft()
         return lane[0] if lane else None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """What happened to one batch, for metrics and traces.
+
+    started: on the clock of `time.monotonic`. queue_seconds: one figure per request that started.
+    traceparents: of its requests that are traced.
+    """
+
+    rows: int
+    reason: Reason
+    started: float
+    compute_seconds: float
+    queue_seconds: list[float]
+    failed: bool
+    traceparents: list[str]

@@ -17,9 +17,7 @@ from PIL import Image, ImageOps
 from service.content import digits
 from service.errors import InvalidInput, PayloadTooLarge
 from service.models.manifest import Datatype, TensorSpec
-from service.models.tensors import DTYPES, dtype_of
-
-Array = NDArray[Any]
+from service.models.tensors import DTYPES, Array, dtype_of
 
 FORMATS = ("PNG", "JPEG")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -11,10 +11,11 @@ from starlette.exceptions import HTTPException
 
 from service.errors import InkserveError
 from service.http.api_keys import ApiKeys
+from service.http.disconnects import DisconnectWatch
 from service.http.dispatch import ID, Endpoint, Front
 from service.http.error_responses import error_answer, plain_error
 from service.http.fast.endpoint import Direct
-from service.http.requests import Answer, DisconnectWatch
+from service.http.responses import Answer
 from service.http.routes import health, models
 from service.http.routes.classify import Classify
 from service.http.routes.generate import Generate

@@ -8,11 +8,14 @@ from fastapi import FastAPI
 
 from service.errors import QueueFull, Unauthorized
 from service.http.api_keys import ApiKeys
+from service.http.disconnects import ClientDisconnected
 from service.http.error_responses import REJECTIONS, error_answer, plain_error
 from service.http.fast.endpoint import Direct
-from service.http.requests import MODEL, Answer, ClientDisconnected, Message, Receive, Scope, Send
-from service.observability.logs import REQUEST_ID, log_access, new_request_id, sent_request_id
+from service.http.responses import Answer
+from service.http.types import MODEL, Message, Receive, Scope, Send
+from service.observability.logs import log_access
 from service.observability.metrics import Metrics
+from service.observability.request_ids import REQUEST_ID, new_request_id, sent_request_id
 
 OPEN = ("/", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/metrics")
 OPEN_BELOW = "/v2/health/"

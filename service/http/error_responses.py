@@ -18,7 +18,8 @@ from service.errors import (
     Unavailable,
     UnsupportedMedia,
 )
-from service.http.requests import Answer, ClientDisconnected, to_json
+from service.http.disconnects import ClientDisconnected
+from service.http.responses import Answer, to_json
 from service.observability.logs import FIELDS, request_fields
 from service.observability.metrics import Rejection
 

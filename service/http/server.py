@@ -14,7 +14,7 @@ import uvicorn
 
 from service.http.fast.endpoint import Direct
 from service.http.fast.protocol import HotProtocol
-from service.http.requests import App
+from service.http.types import App
 from service.settings import Settings
 
 logger = logging.getLogger("inkserve")

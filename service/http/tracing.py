@@ -26,11 +26,13 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from service.batching.batcher import BatchRecord
-from service.http.requests import App, Message, Receive, Scope, Send
+from service.batching.queue import BatchRecord
+from service.http.types import App, Message, Receive, Scope, Send
+from service.models.catalogue import Catalogue
+from service.models.tensors import Array
 from service.observability.metrics import package_version
 from service.observability.trace_context import current_traceparent
-from service.serving.predictor import Array, Cancel, Catalogue, Done, Inference, Predictor
+from service.serving.predictor import Cancel, Done, Inference, Predictor
 
 if TYPE_CHECKING:
     from service.http.dispatch import Front

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from service.errors import InvalidInput
 from service.models.manifest import Datatype, TensorSpec
 
+Array = NDArray[Any]
+
 _NUMPY_NAMES = {"BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "float64"}
 
 DTYPES: dict[Datatype, np.dtype[Any]] = {

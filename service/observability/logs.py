@@ -3,13 +3,10 @@
 A line's own fields are given as `extra={FIELDS: {...}}`.
 """
 
-import itertools
 import logging
-import re
-import secrets
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -20,14 +17,7 @@ from service.settings import Settings
 
 access = logging.getLogger("inkserve.access")
 
-REQUEST_ID = b"x-request-id"
 FIELDS = "fields"
-
-_RUN = secrets.token_hex(10).encode("ascii")
-_NUMBERS = itertools.count(1)
-"""A number in this process, after what no other process has: under overload uuid4 is a tenth of a 503."""
-
-_SANE_ID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 
 
 class JsonFormatter(logging.Formatter):
@@ -58,19 +48,6 @@ class TextFormatter(logging.Formatter):
         """Render one record but for its exception."""
         fields = getattr(record, FIELDS, {})
         return " ".join([super().formatMessage(record), *(f"{name}={fields[name]}" for name in fields)])
-
-
-def sent_request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-    """The id that a request came with; another one where that is not fit for a log line or a header."""
-    for name, value in headers:
-        if name == REQUEST_ID:
-            return value if _SANE_ID.fullmatch(value) else new_request_id()
-    return None
-
-
-def new_request_id() -> bytes:
-    """An id that no other request has."""
-    return b"%b%012x" % (_RUN, next(_NUMBERS))
 
 
 def request_fields(request_id: bytes) -> dict[str, str]:

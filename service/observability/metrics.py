@@ -1,7 +1,7 @@
 """Every metric, declared once. Knows the names and the buckets, not where the figures come from."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, get_args
 
@@ -17,7 +17,6 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from service.batching.batcher import BatchRecord
 from service.observability.histograms import Requests, SecondsByModel
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter, that nobody reads
@@ -45,6 +44,9 @@ SECONDS = (
 LATENCY_OBJECTIVE_SECONDS = 0.5
 """An answer that took no longer is good; the latency objective of helm/rules/inkserve.yaml."""
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+BatchReason = Literal["full", "idle", "delay"]
+"""Why a batch ran when it did: it was full, the device was idle, or `max_queue_delay_seconds` had passed."""
 
 Rejection = Literal["queue_full", "deadline", "not_ready", "shutting_down", "client_left"]
 """Why a valid request was not served: shed, expired, too early, too late, or abandoned by its client."""
@@ -131,9 +133,7 @@ class BatchMetrics:
     """One model's batch metrics, their labels looked up once."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
-        self._reasons = {
-            reason: metrics.batches.labels(model, reason) for reason in ("full", "idle", "delay")
-        }
+        self._reasons = {reason: metrics.batches.labels(model, reason) for reason in get_args(BatchReason)}
         self._batch_rows = metrics.batch_rows.labels(model)
         self._rows = metrics.rows.labels(model)
         self._padding = metrics.padding_rows.labels(model)
@@ -141,15 +141,28 @@ class BatchMetrics:
         self._queue = metrics.queue_seconds.of(model)
         self._failures = metrics.batch_failures.labels(model)
 
-    def observe(self, batch: BatchRecord, padded_rows: int) -> None:
-        """Count a batch that was padded to `padded_rows`."""
-        self._reasons[batch.reason].inc()
-        self._batch_rows.observe(batch.rows)
-        self._rows.inc(batch.rows)
-        self._padding.inc(padded_rows - batch.rows)
-        self._compute.observe(batch.compute_seconds)
-        self._queue.extend(batch.queue_seconds)
-        if batch.failed:
+    def observe(
+        self,
+        *,
+        reason: BatchReason,
+        rows: int,
+        padded_rows: int,
+        compute_seconds: float,
+        queue_seconds: Sequence[float],
+        failed: bool,
+    ) -> None:
+        """Count one batch.
+
+        padded_rows: the batch size that it was padded to.
+        queue_seconds: one figure per request that started in this batch.
+        """
+        self._reasons[reason].inc()
+        self._batch_rows.observe(rows)
+        self._rows.inc(rows)
+        self._padding.inc(padded_rows - rows)
+        self._compute.observe(compute_seconds)
+        self._queue.extend(queue_seconds)
+        if failed:
             self._failures.inc()
 
 

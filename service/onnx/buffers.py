@@ -6,15 +6,12 @@ its Python sources and the names in its libraries.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import onnxruntime as ort
-from numpy.typing import NDArray
 
+from service.models.tensors import Array
 from service.onnx.streams import Event, Streams
-
-Array = NDArray[Any]
-
 
 GPU_MEMORY = "cuda"
 """onnxruntime's name for the memory of NVIDIA's GPUs."""

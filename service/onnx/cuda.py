@@ -8,16 +8,14 @@ import logging
 import mmap
 import os
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from service.errors import EngineError
+from service.models.tensors import Array
 
 logger = logging.getLogger(__name__)
-
-Array = NDArray[Any]
 
 
 def load_libraries(version: str) -> None:

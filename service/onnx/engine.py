@@ -10,21 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from service.errors import EngineError, ManifestError
 from service.models.manifest import Manifest, TensorSpec
-from service.models.tensors import dtype_of
+from service.models.tensors import Array, dtype_of
 from service.onnx import cuda
 from service.onnx.buffers import Binding, DeviceBinding, HostBinding, Mirror, OverlappedBinding
 from service.onnx.session import EngineOptions, open_session
 from service.onnx.streams import streams_of
-
-Array = NDArray[Any]
 
 CONVOLUTIONS = {"Conv", "ConvInteger", "ConvTranspose", "QLinearConv"}
 """ONNX's convolutions. A graph is searched for them before onnxruntime fuses any with their neighbours."""

@@ -8,16 +8,12 @@ import ctypes
 import logging
 import weakref
 from functools import cache
-from typing import Any
-
-from numpy.typing import NDArray
 
 from service.errors import EngineError
+from service.models.tensors import Array
 from service.onnx import cuda
 
 logger = logging.getLogger(__name__)
-
-Array = NDArray[Any]
 
 NON_BLOCKING = 1
 """cudaStreamNonBlocking: the stream does not wait for CUDA's default stream, nor that for it."""

@@ -10,41 +10,28 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from service.batching.batcher import Batcher, BatchRecord
+from service.batching.batcher import Batcher
 from service.batching.device import Device
-from service.batching.queue import BatchQueue, Outcome
+from service.batching.queue import BatchQueue, BatchRecord, Outcome
 from service.errors import InkserveError, RepositoryError
 from service.memory import give_back_free_memory
-from service.models.manifest import MODEL_FILE, Manifest, read_manifest, sha256_of
+from service.models.catalogue import Catalogue, ModelInfo
+from service.models.folder import Key, find_versions, read_info
+from service.models.manifest import MODEL_FILE, Manifest, sha256_of
+from service.models.tensors import Array
 from service.observability.metrics import Metrics
-from service.onnx.engine import Engine, bucket_sizes
-from service.onnx.session import EngineOptions
-from service.serving.predictor import Array, Cancel, Catalogue, Done, Inference, ModelInfo, check_inputs
-from service.settings import Provider, Settings, available_cores
+from service.onnx.engine import Engine
+from service.serving.checks import check_inputs
+from service.serving.predictor import Cancel, Done, Inference
+from service.serving.tuning import (
+    BRIEF_SECONDS,
+    INLINE_SECONDS,
+    engine_options,
+)
+from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-CARD_FILE = "README.md"
-
-BUCKETS_PER_OCTAVE: dict[Provider, int] = {"cpu": 4, "cuda": 1, "tensorrt": 1}
-"""A CPU computes padding as dearly as rows: 28 % of all rows were padding with one bucket an octave, 2 to
-8 % with four. A GPU does not feel it, and each of its buckets takes memory for a captured graph."""
-
-CONVOLUTION_ROWS = 32
-CONVOLUTION_ROWS_PER_THREAD = 16
-"""On a CPU a graph with convolutions gains nothing from larger batches, as it uses its weights in hundreds of
-places of each image. CPU time a row in batches of 32 and of 256, in us on one AVX-512 core: cnn 128 and 134,
-cnn-int8 46 and 48, vae-encoder 31 and 32, gan 129 and 138, vae 108 and 112. And what cnn holds between layers
-takes 45 MB for 256 rows, 5 MB for 32, which the arena keeps. Threads share a batch: each gets 16 rows."""
-
-INLINE_SECONDS = 0.010
-BRIEF_SECONDS = 0.001
-"""On a CPU batches that take no longer run on the event loop itself: with a thread beside it, the
-interpreter's lock goes to and fro at each of the loop's callbacks. mlp, 64 connections: 20,000 requests/s,
-and 15,000 on the thread (2 AVX-512 cores, wrk and other work beside it). A model too slow for 64 rows in
-10 ms gains less, and gets 1 ms."""
-
-Key = tuple[str, int]
 TraceBatch = Callable[[str, BatchRecord], None]
 
 
@@ -189,7 +176,14 @@ class Repository:
         metrics = self._metrics.of_batches(name)
 
         def record(batch: BatchRecord) -> None:
-            metrics.observe(batch, engine.bucket_for(batch.rows))
+            metrics.observe(
+                reason=batch.reason,
+                rows=batch.rows,
+                padded_rows=engine.bucket_for(batch.rows),
+                compute_seconds=batch.compute_seconds,
+                queue_seconds=batch.queue_seconds,
+                failed=batch.failed,
+            )
             self._trace_batch(name, batch)
 
         batcher = Batcher(self._device, engine, queue, record)
@@ -205,7 +199,7 @@ class Repository:
         if digest != info.manifest.sha256:
             raise RepositoryError(f"{graph} has sha256 {digest}, its manifest expects {info.manifest.sha256}")
         try:
-            engine = Engine(graph, info.manifest, self._engine_options(info.manifest))
+            engine = Engine(graph, info.manifest, engine_options(self._settings, info.manifest))
         except RepositoryError as error:
             raise type(error)(f"{folder}: {error}") from error
         return info, engine
@@ -221,24 +215,6 @@ class Repository:
         else:
             await asyncio.to_thread(engine.warm_up)
 
-    def _engine_options(self, manifest: Manifest) -> EngineOptions:
-        settings = self._settings
-        fixed = settings.determinism == "all" or settings.determinism == manifest.task
-        threads = settings.intra_op_threads or default_threads(available_cores())
-        convolution_rows = max(CONVOLUTION_ROWS, CONVOLUTION_ROWS_PER_THREAD * threads)
-        return EngineOptions(
-            settings.provider,
-            settings.device_id,
-            threads,
-            (settings.fixed_batch_size,)
-            if fixed
-            else bucket_sizes(settings.max_batch_size, BUCKETS_PER_OCTAVE[settings.provider]),
-            settings.cuda_graphs,
-            convolution_rows if settings.provider == "cpu" else None,
-            settings.pinned_memory,
-            settings.overlap_copies,
-        )
-
 
 def _tell(done: Done, manifest: Manifest, outcome: Outcome) -> None:
     """Give the arrays of an answer their names."""
@@ -251,35 +227,3 @@ def _tell(done: Done, manifest: Manifest, outcome: Outcome) -> None:
             manifest.version, outputs, outcome.queue_seconds, outcome.compute_seconds, outcome.batch_rows
         )
     )
-
-
-def default_threads(cores: int) -> int:
-    """onnxruntime's threads for one batch: all of one or two cores, else one is left to the event loop.
-
-    On two cores the MLP served 6,100 requests/s with two threads and 5,600 with one.
-    """
-    return cores if cores <= 2 else cores - 1
-
-
-def find_versions(models_dir: Path, which: str) -> dict[Key, Path]:
-    """The version folders to serve: of each model the latest, or all.
-
-    Names that start with "." or "_" are not models. Raises RepositoryError if the folder is missing
-    or a model has no version folder.
-    """
-    if not models_dir.is_dir():
-        raise RepositoryError(f"models folder {models_dir} is missing")
-    found: dict[Key, Path] = {}
-    for model in sorted(path for path in models_dir.iterdir() if path.is_dir() and path.name[0] not in "._"):
-        versions = sorted(int(p.name) for p in model.iterdir() if p.is_dir() and p.name.isdecimal())
-        if not versions:
-            raise RepositoryError(f"{model} holds no version folder, expected {model.name}/1 or the like")
-        for version in versions if which == "all" else versions[-1:]:
-            found[model.name, version] = model / str(version)
-    return found
-
-
-def read_info(folder: Path) -> ModelInfo:
-    """A version folder's manifest and model card. Raises ManifestError."""
-    card = folder / CARD_FILE
-    return ModelInfo(read_manifest(folder), card.read_text() if card.is_file() else "")

@@ -14,8 +14,11 @@ from pathlib import Path
 from prometheus_client import Metric
 
 from service.errors import FrameError, ModelNotReady, ShuttingDown, Unavailable
+from service.models.catalogue import Catalogue
+from service.models.tensors import Array
 from service.observability.trace_context import current_traceparent
-from service.serving.predictor import Array, Cancel, Catalogue, Done, check_inputs, resolve
+from service.serving.checks import check_inputs
+from service.serving.predictor import Cancel, Done, resolve
 from service.split import messages
 from service.split.frames import Frame, Link
 from service.split.messages import Kind, State

@@ -16,9 +16,10 @@ from pydantic import ValidationError
 
 from service import errors
 from service.errors import EngineError, FrameError, InkserveError
+from service.models.catalogue import Catalogue, ModelInfo
 from service.models.manifest import Manifest, TensorSpec
-from service.models.tensors import DTYPES, dtype_of
-from service.serving.predictor import Array, Catalogue, Inference, ModelInfo
+from service.models.tensors import DTYPES, Array, dtype_of
+from service.serving.predictor import Inference
 from service.split.frames import Frame
 
 ERRORS = {

@@ -8,14 +8,14 @@ Knows nothing of models or of sockets.
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import NamedTuple, Protocol
-
-import httptools
+from typing import Protocol
 
 from service.errors import InkserveError
 from service.http.api_keys import ApiKeys
-from service.http.requests import Answer, ClientDisconnected, Headers
-from service.observability.logs import REQUEST_ID, new_request_id, sent_request_id
+from service.http.disconnects import ClientDisconnected
+from service.http.fast.head import Head, parse_head
+from service.http.responses import Answer
+from service.observability.request_ids import new_request_id
 from service.serving.predictor import Cancel, Done, Inference
 
 Body = bytes | memoryview
@@ -25,17 +25,6 @@ REMEMBERED_HEADS = 1024
 
 MAX_HEAD_BYTES = 4096
 """A longer head goes the usual way, so that what is remembered stays small."""
-
-
-class Head(NamedTuple):
-    """A request's head that has nothing unusual. headers: names in lower case, the last of each."""
-
-    method: str
-    path: bytes
-    query: bytes
-    headers: Headers
-    content_length: int
-    request_id: bytes | None
 
 
 class Plan(Protocol):
@@ -214,72 +203,3 @@ class Call:
         answer = self._route.observer.failure(error, self.plan.model, request_id)
         self._route.observer.count(self._route.path, answer, self._started)
         self._reply(answer, request_id)
-
-
-class _Reader:
-    """Notes what a parser finds."""
-
-    def __init__(self) -> None:
-        self.url = b""
-        self.headers: list[tuple[bytes, bytes]] = []
-
-    def on_url(self, url: bytes) -> None:
-        self.url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
-
-
-def parse_head(head: bytes) -> Head | None:
-    """A head, up to and with its empty line; None where anything about it is unusual."""
-    reader = _Reader()
-    parser = httptools.HttpRequestParser(reader)
-    try:
-        parser.feed_data(head)
-        url = httptools.parse_url(reader.url)
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-        return None
-    names = [name for name, _ in reader.headers]
-    if parser.get_http_version() != "1.1" or not parser.should_keep_alive() or parser.should_upgrade():
-        return None
-    if b"transfer-encoding" in names or b"expect" in names:
-        return None
-    if names.count(b"content-length") > 1 or names.count(b"authorization") > 1:
-        return None
-    if not url.path or b"%" in url.path:
-        return None
-    headers = dict(reader.headers)
-    request_id = sent_request_id(reader.headers)
-    if request_id != headers.get(REQUEST_ID):
-        return None  # another one in place of one that is not fit: new for each request, so not remembered
-    content_length = int(headers.get(b"content-length", b"0"))  # the parser takes nothing but digits
-    method = parser.get_method().decode("ascii")
-    return Head(method, url.path, url.query or b"", headers, content_length, request_id)
-
-
-def encode(
-    answer: Answer, request_id: bytes | None, status_line: bytes, default_headers: bytes, close: bool
-) -> bytes:
-    """An answer's bytes on the wire. default_headers: whole lines."""
-    more = b""
-    if request_id is not None:
-        more = b"%b: %b\r\n" % (REQUEST_ID, request_id)
-    if close:
-        more += b"connection: close\r\n"
-    timing = b"server-timing: %b\r\n" % answer.timing if answer.timing else b""
-    return b"%b%b%b%b%bcontent-length: %d\r\n\r\n%b" % (
-        status_line,
-        default_headers,
-        _header_lines(answer.content_type, answer.headers),
-        timing,
-        more,
-        len(answer.body),
-        answer.body,
-    )
-
-
-@lru_cache(256)
-def _header_lines(content_type: str, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    """What most answers of one kind have in common."""
-    pairs = ((b"content-type", content_type.encode("latin-1")), *headers)
-    return b"".join(b"%b: %b\r\n" % pair for pair in pairs)

@@ -9,8 +9,9 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.http.fast.endpoint import Body, Call, Direct, encode
-from service.http.requests import Answer
+from service.http.fast.endpoint import Body, Call, Direct
+from service.http.fast.head import encode
+from service.http.responses import Answer
 
 END_OF_HEAD = b"\r\n\r\n"
 

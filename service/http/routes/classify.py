@@ -13,28 +13,16 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.content import codecs
 from service.errors import InvalidInput, PayloadTooLarge, UnsupportedMedia
-from service.http.fast.endpoint import Body, Head
-from service.http.requests import (
-    JSON,
-    MODEL,
-    OCTETS,
-    Answer,
-    DisconnectWatch,
-    Headers,
-    Receive,
-    Scope,
-    media_type,
-    negotiate,
-    parse_int,
-    read_body,
-    read_query,
-    to_json,
-)
+from service.http.disconnects import DisconnectWatch
+from service.http.fast.endpoint import Body
+from service.http.fast.head import Head
+from service.http.negotiation import media_type, negotiate
+from service.http.requests import parse_int, read_body, read_query
+from service.http.responses import Answer, to_json
 from service.http.routes.schemas import ClassifyRequest, invalid_input
 from service.http.routes.shared import (
     INLINE_BYTES,
     PNG,
-    Array,
     Target,
     answered_by,
     find_target,
@@ -45,8 +33,11 @@ from service.http.routes.shared import (
     read_timeout,
     server_timing,
 )
+from service.http.types import JSON, MODEL, OCTETS, Headers, Receive, Scope
+from service.models.catalogue import Catalogue
 from service.models.manifest import TensorSpec
-from service.serving.predictor import Cancel, Catalogue, Done, Inference, Predictor, infer
+from service.models.tensors import Array
+from service.serving.predictor import Cancel, Done, Inference, Predictor, infer
 from service.settings import Settings
 
 QUERY = ("model", "version", "top_k")

@@ -12,25 +12,13 @@ from pydantic import ValidationError
 from service.content import codecs
 from service.content.latents import draw_latents, random_seed
 from service.errors import InvalidInput, PayloadTooLarge, UnsupportedMedia
-from service.http.requests import (
-    JSON,
-    MODEL,
-    OCTETS,
-    Answer,
-    DisconnectWatch,
-    Headers,
-    Receive,
-    Scope,
-    media_type,
-    negotiate,
-    read_body,
-    read_query,
-    to_json,
-)
+from service.http.disconnects import DisconnectWatch
+from service.http.negotiation import media_type, negotiate
+from service.http.requests import read_body, read_query
+from service.http.responses import Answer, to_json
 from service.http.routes.schemas import GenerateRequest, invalid_input
 from service.http.routes.shared import (
     PNG,
-    Array,
     answered_by,
     find_target,
     load_json,
@@ -40,7 +28,9 @@ from service.http.routes.shared import (
     read_timeout,
     server_timing,
 )
+from service.http.types import JSON, MODEL, OCTETS, Headers, Receive, Scope
 from service.models.manifest import Manifest
+from service.models.tensors import Array
 from service.serving.predictor import Predictor, infer
 from service.settings import Settings
 

@@ -6,7 +6,8 @@ from fastapi import APIRouter, Path, Query
 
 from service.http.routes.schemas import ErrorResponse, ModelDetail, ModelList, ModelSummary
 from service.http.routes.shared import MAX_VERSION
-from service.serving.predictor import Catalogue, ModelInfo, Predictor
+from service.models.catalogue import Catalogue, ModelInfo
+from service.serving.predictor import Predictor
 
 Version = Annotated[int | None, Query(ge=1, le=MAX_VERSION, description="The latest if absent.")]
 

@@ -8,14 +8,15 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 import orjson
-from numpy.typing import NDArray
 
 from service.errors import InvalidInput
-from service.http.requests import OCTETS, Answer, Headers, parse_int
+from service.http.requests import parse_int
+from service.http.responses import Answer
+from service.http.types import OCTETS, Headers
 from service.models.manifest import Manifest, Task
+from service.models.tensors import Array
 from service.serving.predictor import Inference, Predictor
 
-Array = NDArray[Any]
 T = TypeVar("T")
 
 PNG = "image/png"

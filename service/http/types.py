@@ -1,0 +1,17 @@
+"""ASGI's types, media types, and the scope's keys of our own."""
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = Mapping[bytes, bytes]
+
+JSON = "application/json"
+OCTETS = "application/octet-stream"
+
+MODEL = "inkserve.model"
+"""The scope's key for the name of the model that was found: whoever counts a failure wants to know it."""

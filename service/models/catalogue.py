@@ -1,0 +1,50 @@
+"""The model versions that are served at one moment."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from service.errors import ModelNotFound
+from service.models.manifest import Manifest, Task
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model version that is being served. card: its README.md, Markdown, or empty."""
+
+    manifest: Manifest
+    card: str
+
+
+class Catalogue:
+    """The model versions that are being served at one moment; never changes."""
+
+    def __init__(self, models: Iterable[ModelInfo]) -> None:
+        self._versions: dict[str, dict[int, ModelInfo]] = {}
+        for info in sorted(models, key=lambda info: (info.manifest.name, info.manifest.version)):
+            self._versions.setdefault(info.manifest.name, {})[info.manifest.version] = info
+        self._latest = {name: versions[max(versions)] for name, versions in self._versions.items()}
+
+    def __iter__(self) -> Iterator[ModelInfo]:
+        return (info for versions in self._versions.values() for info in versions.values())
+
+    def find(self, name: str, version: int | None = None) -> ModelInfo:
+        """That version of a model, or its latest. Raises ModelNotFound."""
+        info = self._latest.get(name) if version is None else self._versions.get(name, {}).get(version)
+        if info is not None:
+            return info
+        if name not in self._versions:
+            raise ModelNotFound(f"there is no model {name!r}, expected one of {', '.join(self._versions)}")
+        versions = ", ".join(str(known) for known in self._versions[name])
+        raise ModelNotFound(f"model {name!r} has no version {version}, expected one of {versions}")
+
+    def versions(self, name: str) -> list[int]:
+        """The versions of a model, ascending. Raises ModelNotFound."""
+        self.find(name)
+        return list(self._versions[name])
+
+    def first(self, task: Task) -> ModelInfo:
+        """The latest version of the first model, by name, for a task. Raises ModelNotFound."""
+        for info in self._latest.values():
+            if info.manifest.task == task:
+                return info
+        raise ModelNotFound(f"no model for {task} is loaded")
