@@ -1,0 +1,686 @@
+"""The chart, rendered by Helm's own engine and held against the schemas of what it renders."""
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from pydantic import ValidationError
+
+from service.http.api_keys import ApiKeys
+from service.observability.metrics import Metrics
+from service.settings import Settings
+from tests.support.charts import (
+    CASES,
+    CHART,
+    ROOT,
+    SCHEMAS,
+    Manifest,
+    Values,
+    chart,
+    environment,
+    mounts,
+    one,
+    pod_specs,
+    render,
+    server,
+    servers,
+    values_of,
+)
+from tests.support.json_values import values_of as any_values_of
+
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+CUSTOM = {
+    "monitoring.coreos.com/v1 ServiceMonitor": "servicemonitor",
+    "monitoring.coreos.com/v1 PrometheusRule": "prometheusrule",
+    "keda.sh/v1alpha1 ScaledObject": "scaledobject",
+    "gateway.networking.k8s.io/v1 HTTPRoute": "httproute",
+}
+OLDEST_KUBERNETES = "1.27"
+NEWEST_KUBERNETES = "1.37"
+
+
+def validate(manifest: Manifest, kubernetes: str) -> None:
+    schema = CUSTOM.get(f"{manifest['apiVersion']} {manifest['kind']}")
+    if schema:
+        jsonschema.validate(manifest, json.loads((SCHEMAS / f"{schema}.json").read_text()))
+    else:
+        kubernetes_validate.validate(manifest, kubernetes, strict=True)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_lint_finds_nothing(case: str) -> None:
+    found = helm_python.lint(CHART, values_of(case), strict=True)
+    assert found["errors"] == []
+    assert [message["error"] for message in found["messages"]] == ["icon is recommended"]
+
+
+@pytest.mark.parametrize("kubernetes", [OLDEST_KUBERNETES, NEWEST_KUBERNETES])
+@pytest.mark.parametrize("case", CASES)
+def test_every_manifest_fits_its_strict_schema(case: str, kubernetes: str) -> None:
+    manifests = render(values_of(case))
+    newer = {
+        "image-volume-keda": "volumes of images came with 1.31",
+        "public": "preStop.sleep came with 1.29",
+        "split": "preStop.sleep came with 1.29",
+    }
+    for manifest in manifests:
+        if case in newer and kubernetes == OLDEST_KUBERNETES and manifest["kind"] == "Deployment":
+            with pytest.raises(kubernetes_validate.ValidationError):
+                validate(manifest, kubernetes)
+        else:
+            validate(manifest, kubernetes)
+
+
+def test_a_schema_would_notice_a_wrong_manifest() -> None:
+    manifests = render(values_of("public")) + render(values_of("image-volume-keda"))
+    for kind in ("Deployment", "ServiceMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute"):
+        wrong = copy.deepcopy(next(manifest for manifest in manifests if manifest["kind"] == kind))
+        wrong["spec"]["notAField"] = 1
+        with pytest.raises(jsonschema.ValidationError, match="notAField"):
+            validate(wrong, NEWEST_KUBERNETES)
+
+
+def test_the_cases_render_every_template() -> None:
+    rendered = set()
+    for case in CASES:
+        files = chart().render(values_of(case), name="digits", namespace="serving")
+        rendered |= {path for path, text in files.items() if text.strip()}
+    templates = {f"inkserve/{template['name']}" for template in chart().templates}
+    without_dashboards = {"inkserve/templates/dashboards.yaml"} - rendered
+    partials = {path for path in templates if Path(path).name.startswith("_")}
+    assert templates - rendered == partials | without_dashboards
+
+
+def test_the_chart_has_the_projects_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert chart().metadata["appVersion"] == project["version"]
+
+
+def camel_case(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.title() for word in rest)
+
+
+def expected_settings_schema() -> dict[str, Any]:
+    """What pydantic says of each setting, under the chart's names, and where the chart asks for more."""
+    expected = {}
+    for name, field in Settings.model_json_schema()["properties"].items():
+        kept = {key: value for key, value in field.items() if key not in ("title", "format")}
+        if "anyOf" in kept:
+            kept["type"] = [option["type"] for option in kept.pop("anyOf")]
+        expected[camel_case(name)] = kept
+    expected["port"]["minimum"] = 1  # 0 lets the system choose, and the probes would not know
+    expected["modelsDir"]["pattern"] = "^/."  # where a volume is mounted
+    return expected
+
+
+def test_the_schema_lists_the_services_settings_with_their_types_and_bounds() -> None:
+    assert SCHEMA["properties"]["settings"]["properties"] == expected_settings_schema()
+
+
+def resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = schema
+    if "$ref" in schema:
+        found = SCHEMA["$defs"][schema["$ref"].removeprefix("#/$defs/")]
+    return found
+
+
+def closed_objects(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of each object of fixed names, having checked that no object takes just anything."""
+    if path == ("global",):
+        return
+    schema = resolved(schema)
+    if schema.get("type") == "object" and "properties" in schema:
+        assert schema["additionalProperties"] is False, path
+        yield path
+        for name, child in schema["properties"].items():
+            yield from closed_objects(child, (*path, name))
+    elif schema.get("type") == "object":
+        assert isinstance(schema["additionalProperties"], dict), path
+    elif schema.get("type") == "array":
+        for _ in closed_objects(schema["items"], (*path, "0")):
+            pass  # an item's fields are checked to be closed; a typo in one is tried below
+
+
+def test_every_object_refuses_a_typo() -> None:
+    paths = list(closed_objects(SCHEMA))
+    assert ("probes", "startup") in paths
+    for path in paths:
+        values: Values = {}
+        inner = values
+        for name in path:
+            inner = inner.setdefault(name, {})
+        inner["tpyo"] = "x"
+        with pytest.raises(helm_python.HelmValuesError, match="additional properties 'tpyo' not allowed"):
+            render(values)
+
+
+def test_every_default_is_in_the_schema_and_every_key_of_the_schema_has_a_default() -> None:
+    open_names = {("global",), ("settings",)}
+
+    def compare(schema: dict[str, Any], values: Any, path: tuple[str, ...]) -> None:
+        schema = resolved(schema)
+        if path in open_names or "properties" not in schema:
+            return
+        assert set(schema["properties"]) - {"global"} == set(values), path
+        for name in values:
+            compare(schema["properties"][name], values[name], (*path, name))
+
+    compare(SCHEMA, chart().values, ())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"settings": {"maxBatchSize": 0}}, "/settings/maxBatchSize': minimum: got 0, want 1"),
+        ({"settings": {"provider": "gpu"}}, "/settings/provider'"),
+        ({"models": {"source": "persistentVolumeClaim"}}, "/models/persistentVolumeClaim/claimName'"),
+        ({"models": {"source": "imageVolume"}}, "/models/imageVolume/reference'"),
+        ({"models": {"source": "objectStore"}}, "/models/objectStore/path'"),
+        ({"ingress": {"enabled": True}}, "/ingress/hosts'"),
+        ({"httpRoute": {"enabled": True}}, "/httpRoute/parentRefs'"),
+        ({"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}}, "/rollingUpdate"),
+        ({"tolerations": [{"kee": "a"}]}, "/tolerations/0': additional properties 'kee' not allowed"),
+        ({"podSecurity": {"runAsUser": 0}}, "/podSecurity/runAsUser'"),
+        ({"settings": {"maxRequestRows": 20000}}, "maxRequestRows is 20000, expected at most .* .16384."),
+        ({"terminationGracePeriodSeconds": 44}, "is 44, expected at least 45"),
+        (
+            {"podDisruptionBudget": {"minAvailable": 2}},
+            "minAvailable is 2, expected less than the 2 replicas",
+        ),
+        (
+            {"autoscaling": {"mode": "hpa", "minReplicas": 9}},
+            "minReplicas is 9, expected at most maxReplicas",
+        ),
+        (
+            {"split": {"enabled": True}, "settings": {"workers": 2}},
+            "settings.workers is 2, expected none with split.enabled",
+        ),
+        (
+            {"split": {"enabled": True}, "settings": {"socket": "/tmp/s"}},
+            "settings.socket is /tmp/s, expected none with split.enabled",
+        ),
+        ({"apiKeys": {"inline": ["short-key-15-ch"]}}, "/apiKeys/inline/0'"),
+        ({"apiKeys": {"inline": ["# a-comment-0123456789"]}}, "/apiKeys/inline/0'"),
+        (
+            {"apiKeys": {"existingSecret": "callers", "inline": ["0123456789abcdef"]}},
+            "existingSecret is callers, expected none with apiKeys.inline",
+        ),
+        (
+            {"apiKeys": {"existingSecret": "callers"}, "settings": {"apiKeysFile": "/keys"}},
+            "settings.apiKeysFile is /keys, expected none with apiKeys",
+        ),
+        ({"tracing": {"enabled": True}}, "/tracing/endpoint'"),
+        ({"tracing": {"endpoint": "otel-collector:4318"}}, "/tracing/endpoint'"),
+        ({"tracing": {"sampler": "traceidratio_parentbased"}}, "/tracing/sampler'"),
+        (
+            {"tracing": {"enabled": True, "endpoint": "http://c"}, "settings": {"tracing": "console"}},
+            "settings.tracing is console, expected none with tracing.enabled",
+        ),
+        ({"loadTest": {"enabled": True}}, "/loadTest/image'"),
+        ({"loadTest": {"stages": "peak"}}, "/loadTest/stages'"),
+        ({"loadTest": {"mix": "raw=1,jpeg=1"}}, "/loadTest/mix'"),
+        ({"split": {"workers": 0}}, "/split/workers': minimum: got 0, want 1"),
+        (
+            {"settings": {"modelsDir": None}, "models": values_of("object-store")["models"]},
+            "modelsDir is unset",
+        ),
+    ],
+)
+def test_values_that_cannot_work_are_refused(values: Values, message: str) -> None:
+    with pytest.raises((helm_python.HelmValuesError, helm_python.HelmRenderError), match=message):
+        render(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "seconds"),
+    [
+        ({}, 45),
+        ({"settings": {"drainSeconds": 0.5, "shutdownTimeoutSeconds": 10}}, 16),
+        ({"settings": {"drainSeconds": None, "shutdownTimeoutSeconds": None}}, 35),  # the service's 0 and 30
+        ({"preStopSleepSeconds": 5}, 50),
+        ({"tracing": {"enabled": True, "endpoint": "http://collector"}}, 55),
+        ({"terminationGracePeriodSeconds": 600}, 600),
+    ],
+)
+def test_the_grace_period_covers_the_whole_shutdown(values: Values, seconds: int) -> None:
+    pod = one(render(values), "Deployment")["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == seconds
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pods_meet_the_restricted_security_standard(case: str) -> None:
+    for pod in pod_specs(render(values_of(case))):
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for volume in pod.get("volumes", []):
+            assert volume.keys() - {"name"} <= {"emptyDir", "persistentVolumeClaim", "image", "secret"}
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"].keys() == {"requests", "limits"}
+            assert all("hostPort" not in port for port in container.get("ports", []))
+
+
+def test_a_service_of_the_same_name_does_not_reach_the_settings() -> None:
+    for pod in pod_specs(render({}, name="inkserve")):
+        assert pod["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("case", ["public", "pvc-hpa"])
+def test_selectors_find_the_servers_and_not_the_test_pod(case: str) -> None:
+    manifests = render(values_of(case) | {"podLabels": {"app.kubernetes.io/component": "mine"}})
+    deployment = one(manifests, "Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"].items()
+    service = one(manifests, "Service")
+    selectors = [
+        deployment["spec"]["selector"]["matchLabels"],
+        service["spec"]["selector"],
+        one(manifests, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        one(manifests, "NetworkPolicy", "digits-inkserve")["spec"]["podSelector"]["matchLabels"],
+        *(c["labelSelector"]["matchLabels"] for c in pod_spread(deployment)),
+    ]
+    for selector in selectors:
+        assert selector.items() <= labels
+        assert not selector.items() <= one(manifests, "Pod")["metadata"]["labels"].items()
+    if case == "public":
+        monitor = one(manifests, "ServiceMonitor")["spec"]
+        assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+        assert monitor["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+
+
+def test_the_load_job_reaches_the_service_and_nothing_reaches_the_load_job() -> None:
+    manifests = render(values_of("load-test"))
+    deployment, job = one(manifests, "Deployment"), one(manifests, "Job")
+    theirs = deployment["spec"]["template"]["metadata"]["labels"].items()
+    ours = job["spec"]["template"]["metadata"]["labels"].items()
+    for selector in (
+        deployment["spec"]["selector"]["matchLabels"],
+        one(manifests, "Service")["spec"]["selector"],
+    ):
+        assert selector.items() <= theirs
+        assert not selector.items() <= ours
+
+    policy = one(manifests, "NetworkPolicy", "digits-inkserve-load")["spec"]
+    assert policy["podSelector"]["matchLabels"].items() <= ours
+    assert not policy["podSelector"]["matchLabels"].items() <= theirs
+    assert policy["ingress"] == []
+    dns, service = policy["egress"]
+    assert dns == DNS
+    assert service["to"][0]["podSelector"]["matchLabels"].items() <= theirs
+    (port,) = server(manifests)["ports"]
+    assert [each["port"] for each in service["ports"]] == [port["containerPort"]]
+
+    (entry,) = one(manifests, "NetworkPolicy", "digits-inkserve")["spec"]["ingress"]
+    (callers,) = [each["podSelector"] for each in entry["from"] if "podSelector" in each]
+    (wanted,) = callers["matchExpressions"]
+    for labels in (ours, one(manifests, "Pod")["metadata"]["labels"].items()):
+        assert callers["matchLabels"].items() <= labels
+        assert dict(labels)[wanted["key"]] in wanted["values"]
+
+
+def test_each_upgrade_has_a_load_job_of_its_own_and_changes_no_other_object() -> None:
+    def names(revision: int) -> dict[str, str]:
+        found = render(values_of("load-test"), revision=revision)
+        return {f"{m['kind']} {m['metadata']['name']}": json.dumps(m) for m in found}
+
+    first, second = names(1), names(12)
+    assert first.keys() - second.keys() == {"Job digits-inkserve-load-1"}
+    assert second.keys() - first.keys() == {"Job digits-inkserve-load-12"}
+    for name in first.keys() & second.keys():
+        assert first[name] == second[name]
+
+
+def test_the_load_job_has_time_to_wait_and_to_load() -> None:
+    spec = one(render(values_of("load-test")), "Job")["spec"]
+    startup = 300
+    (wait,) = spec["template"]["spec"]["initContainers"]
+    assert wait["args"][-1] == f"--wait-seconds={startup + 60}"
+    assert spec["activeDeadlineSeconds"] == startup + 3600 + 120
+    assert spec["backoffLimit"] == 0
+    assert spec["ttlSecondsAfterFinished"] == 86400
+
+
+def pod_spread(deployment: Manifest) -> list[Manifest]:
+    spread: list[Manifest] = deployment["spec"]["template"]["spec"].get("topologySpreadConstraints", [])
+    return spread
+
+
+def test_a_gpu_is_asked_for_where_the_provider_needs_one_and_nowhere_else() -> None:
+    for provider in ("cuda", "tensorrt"):
+        manifests = render(values_of("gpu") | {"settings": {"provider": provider}})
+        pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
+        assert server(manifests)["resources"]["limits"]["nvidia.com/gpu"] == 1
+        assert server(manifests)["image"].endswith("-gpu")
+        assert pod["runtimeClassName"] == "nvidia"
+        assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+        assert "nvidia.com/gpu.product" in json.dumps(pod["affinity"])
+    assert "nvidia" not in json.dumps(render({}))
+
+
+def test_the_halves_share_a_socket_and_nothing_else_that_they_write() -> None:
+    values = values_of("pvc-hpa") | {"split": values_of("split")["split"]}
+    manifests = render(values)
+    engine, http = servers(manifests).values()
+    pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
+    assert [each["args"] for each in (engine, http)] == [["engine"], ["http"]]
+    assert environment(engine)["INKSERVE_SOCKET"] == environment(http)["INKSERVE_SOCKET"]
+    socket = Path(environment(http)["INKSERVE_SOCKET"])
+    assert mounts(engine)["socket"] == mounts(http)["socket"] == str(socket.parent)
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "socket"]
+    assert "emptyDir" in volume  # which outlives a container
+    assert mounts(engine)["models"] == environment(engine)["INKSERVE_MODELS_DIR"]
+    assert "models" not in mounts(http)
+    assert environment(http)["INKSERVE_WORKERS"] == "3"
+    for half in (engine, http):
+        assert half["resources"] == values["split"][half["name"]]["resources"]
+
+
+def test_the_halves_are_given_the_same_settings() -> None:
+    manifests = render(values_of("split") | {"settings": {"maxBatchSize": 64, "tracing": "console"}})
+    engine, http = (settings_from(environment(each)) for each in servers(manifests).values())
+    assert http == engine.model_copy(update={"workers": 3})
+    assert engine.max_batch_size == 64
+
+
+def test_a_gpu_is_the_engines_alone() -> None:
+    manifests = render(values_of("gpu") | {"split": {"enabled": True}})
+    engine, http = servers(manifests).values()
+    assert engine["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert "nvidia.com/gpu" not in json.dumps(http["resources"])
+    assert environment(http)["NVIDIA_VISIBLE_DEVICES"] == "void"
+    assert "NVIDIA_VISIBLE_DEVICES" not in environment(engine)
+
+
+def test_both_halves_are_stopped_at_once_however_long_the_pod_waits_before() -> None:
+    manifests = render(values_of("split"))
+    pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
+    assert [each["lifecycle"] for each in pod["containers"]] == 2 * [{"preStop": {"sleep": {"seconds": 2}}}]
+    assert pod["terminationGracePeriodSeconds"] == 47
+
+
+def keys_volume(pod: Manifest) -> Manifest:
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "api-keys"]
+    secret: Manifest = volume["secret"]
+    return secret
+
+
+def test_the_charts_secret_is_a_file_that_the_service_reads(tmp_path: Path) -> None:
+    values = values_of("api-keys")
+    secret = one(render(values), "Secret")
+    (tmp_path / "keys").write_text(secret["stringData"]["api-keys"])
+    keys = ApiKeys.read(tmp_path / "keys")
+    for key in values["apiKeys"]["inline"]:
+        assert keys.permits([(b"authorization", f"Bearer {key}".encode())])
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "key", "users"),
+    [
+        ("api-keys", "digits-inkserve-api-keys", "api-keys", {"http", "smoke"}),
+        ("public", "digits-callers", "keys.txt", {"inkserve", "smoke"}),
+        ("load-test", "digits-callers", "api-keys", {"inkserve", "smoke", "wait", "locust"}),
+    ],
+)
+def test_who_needs_the_keys_has_them_mounted_and_nobody_else(
+    case: str, name: str, key: str, users: set[str]
+) -> None:
+    manifests = render(values_of(case))
+    path = environment(server(manifests))["INKSERVE_API_KEYS_FILE"]
+    told, mounted = set(), set()
+    for pod in pod_specs(manifests):
+        secret = {"secretName": name, "defaultMode": 0o440, "items": [{"key": key, "path": Path(path).name}]}
+        assert {"name": "api-keys", "secret": secret} in pod["volumes"]
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            if f"--api-keys-file={path}" in container.get("args", []) or path in json.dumps(
+                container.get("env")
+            ):
+                told.add(container["name"])
+            if mounts(container).get("api-keys") == str(Path(path).parent):
+                mounted.add(container["name"])
+    assert told == mounted == users
+
+
+def test_new_keys_in_the_values_make_new_pods() -> None:
+    def annotations(*keys: str) -> Values:
+        values = {
+            "apiKeys": {"inline": list(keys)},
+            "podAnnotations": {"checksum/api-keys": "mine", "a": "b"},
+        }
+        found: Values = one(render(values), "Deployment")["spec"]["template"]["metadata"]["annotations"]
+        return found
+
+    first, second = annotations("0123456789abcdef"), annotations("0123456789abcdef", "fedcba9876543210")
+    assert first.keys() == second.keys() == {"checksum/api-keys", "a"}
+    assert len({"mine", first["checksum/api-keys"], second["checksum/api-keys"]}) == 3
+
+
+def test_one_replica_has_no_disruption_budget() -> None:
+    assert "PodDisruptionBudget" not in {manifest["kind"] for manifest in render({"replicas": 1})}
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"), [("pvc-hpa", "HorizontalPodAutoscaler"), ("image-volume-keda", "ScaledObject")]
+)
+def test_an_autoscaled_deployment_has_no_replicas_of_its_own(case: str, kind: str) -> None:
+    manifests = render(values_of(case))
+    deployment = one(manifests, "Deployment")
+    assert "replicas" not in deployment["spec"]
+    target = one(manifests, kind)["spec"]["scaleTargetRef"]
+    assert target["name"] == deployment["metadata"]["name"]
+
+
+def test_the_autoscalers_ask_for_a_metric_of_the_service_under_its_own_job() -> None:
+    names = {family.name for family in Metrics().registry.collect()}
+    hpa = one(render(values_of("pvc-hpa")), "HorizontalPodAutoscaler")["spec"]
+    assert hpa["metrics"][0]["pods"]["metric"]["name"] in names
+    manifests = render(values_of("image-volume-keda"))
+    query = one(manifests, "ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
+    service = one(manifests, "Service")["metadata"]
+    assert set(re.findall(r"inkserve_\w+", query)) <= names
+    assert f'job="{service["name"]}", namespace="{service["namespace"]}"' in query
+
+
+def test_the_rules_are_the_files_under_the_releases_own_name() -> None:
+    source = (CHART / "rules" / "inkserve.yaml").read_text()
+    rule = one(render(values_of("public")), "PrometheusRule")
+    own = json.dumps(rule["spec"])
+    assert 'job=\\"inkserve\\"' not in own
+    assert 'deployment=\\"inkserve\\"' not in own
+    ours = own.replace('job=\\"digits-inkserve\\",namespace=\\"serving\\"', 'job=\\"inkserve\\"')
+    ours = ours.replace(
+        'deployment=\\"digits-inkserve\\",namespace=\\"serving\\"', 'deployment=\\"inkserve\\"'
+    )
+    assert json.loads(ours) == yaml.safe_load(source)
+
+
+def test_dashboards_in_the_folder_become_a_config_map(tmp_path: Path) -> None:
+    copied = tmp_path / "chart"
+    shutil.copytree(CHART, copied)
+    dashboard = {"title": "inkserve", "panels": [{"expr": 'rate(x{job="a"}[5m])', "legend": "{{model}}"}]}
+    (copied / "dashboards").mkdir(exist_ok=True)
+    (copied / "dashboards" / "another.json").write_text(json.dumps(dashboard, indent=2))
+    with helm_python.Chart.load(copied) as changed:
+        config = one(render({"grafanaDashboard": {"enabled": True}}, of=changed), "ConfigMap")
+    validate(config, NEWEST_KUBERNETES)
+    assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(config["data"]["another.json"]) == dashboard
+
+
+DNS = {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
+
+
+def egress(values: Values) -> list[Manifest]:
+    policy = one(render(values), "NetworkPolicy", "digits-inkserve")
+    found: list[Manifest] = policy["spec"]["egress"]
+    return found
+
+
+def test_the_network_policy_lets_nothing_out_but_the_fetch_of_models_and_spans() -> None:
+    assert egress({}) == []
+    fetch = {"ports": [{"port": 443, "protocol": "TCP"}]}
+    assert egress(values_of("object-store")) == [DNS, fetch]
+    send = {
+        "ports": [{"port": 4318, "protocol": "TCP"}],
+        "to": [
+            {
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "observability"}},
+                "podSelector": {"matchLabels": {"app.kubernetes.io/name": "opentelemetry-collector"}},
+            }
+        ],
+    }
+    assert egress(values_of("tracing")) == [DNS, send]
+    assert egress(values_of("tracing") | values_of("object-store")) == [DNS, fetch, send]
+    no_ports = values_of("object-store") | {"networkPolicy": {"objectStorePorts": []}}
+    assert egress(no_ports) == [DNS]  # a rule without ports would allow them all
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [
+        ("http://collector:4318", 4318),
+        ("http://collector", 80),
+        ("https://collector.example.com/otlp", 443),
+        ("https://collector.example.com:65535/otlp/v2", 65535),
+    ],
+)
+def test_spans_may_go_to_the_endpoints_port(endpoint: str, port: int) -> None:
+    assert egress({"tracing": {"enabled": True, "endpoint": endpoint}}) == [
+        DNS,
+        {"ports": [{"port": port, "protocol": "TCP"}]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "arg"), [("parentbased_traceidratio", "0.01"), ("traceidratio", "0.01"), ("always_on", None)]
+)
+def test_the_ratio_goes_to_the_samplers_that_have_one(sampler: str, arg: str | None) -> None:
+    values = {"tracing": {"enabled": True, "endpoint": "http://collector", "sampler": sampler}}
+    env = environment(server(render(values)))
+    assert (env["INKSERVE_TRACING"], env["OTEL_TRACES_SAMPLER"]) == ("otlp", sampler)
+    assert env.get("OTEL_TRACES_SAMPLER_ARG") == arg
+    assert not [name for name in environment(server(render({}))) if name.startswith("OTEL")]
+
+
+def test_the_test_pod_reaches_the_service_alone() -> None:
+    manifests = render({"settings": {"port": 8080}})
+    policy = one(manifests, "NetworkPolicy", "digits-inkserve-test")["spec"]
+    test_pod, deployment = one(manifests, "Pod"), one(manifests, "Deployment")
+    server_labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert policy["podSelector"]["matchLabels"].items() <= test_pod["metadata"]["labels"].items()
+    assert not policy["podSelector"]["matchLabels"].items() <= server_labels.items()
+    assert policy["ingress"] == []
+    names, service = policy["egress"]
+    assert names == DNS
+    (port,) = service["ports"]
+    assert port["port"] == server(manifests)["ports"][0]["containerPort"] == 8080
+    (to,) = service["to"]
+    assert to["podSelector"]["matchLabels"].items() <= server_labels.items()
+    for values in ({"networkPolicy": {"enabled": False}}, {"test": {"enabled": False}}):
+        assert "digits-inkserve-test" not in {
+            each["metadata"]["name"] for each in render(values) if each["kind"] == "NetworkPolicy"
+        }
+
+
+def test_metrics_are_not_published() -> None:
+    manifests = render(values_of("public"))
+    paths = [path["path"] for path in one(manifests, "Ingress")["spec"]["rules"][0]["http"]["paths"]]
+    matches = one(manifests, "HTTPRoute")["spec"]["rules"][0]["matches"]
+    assert paths == [match["path"]["value"] for match in matches]
+    assert not any("/metrics".startswith(path) for path in paths)
+
+
+@pytest.mark.skipif(not shutil.which("rclone"), reason="rclone is missing: Debian has it")
+def test_the_init_container_fetches_what_the_service_then_reads(tmp_path: Path) -> None:
+    bucket, models = tmp_path / "bucket", tmp_path / "models"
+    (bucket / "digits" / "cnn" / "1").mkdir(parents=True)
+    (bucket / "digits" / "cnn" / "1" / "model.onnx").write_bytes(b"graph")
+    store = {"path": f"{bucket}/digits", "remote": {"type": "local"}}
+    values = {
+        "models": {"source": "objectStore", "objectStore": store},
+        "settings": {"modelsDir": str(models)},
+    }
+    pod = one(render(values), "Deployment")["spec"]["template"]["spec"]
+    (fetch,) = pod["initContainers"]
+    env = {entry["name"]: entry["value"] for entry in fetch["env"]}
+    rclone = shutil.which("rclone")
+    assert rclone
+    subprocess.run([rclone, *fetch["args"]], env=env, check=True, timeout=60, capture_output=True)
+    assert (models / "cnn" / "1" / "model.onnx").read_bytes() == b"graph"
+    mounts = [container["volumeMounts"] for container in (fetch, *pod["containers"])]
+    assert all({"name": "models", "mountPath": str(models)}.items() <= mount[1].items() for mount in mounts)
+
+
+SEARCH = settings(
+    deadline=None,
+    max_examples=50,
+    derandomize=True,  # the same values each time: a failure is a change's, not chance's
+    phases=[
+        Phase.generate
+    ],  # shrinking hundreds of values takes minutes, and Helm names the one that it dislikes
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def snake_case(name: str) -> str:
+    return re.sub(r"[A-Z]", lambda letter: "_" + letter[0].lower(), name)
+
+
+def settings_from(env: dict[str, str]) -> Settings:
+    """The service's settings where these are the environment's variables."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        return Settings()
+
+
+@SEARCH
+@given(any_values_of(SCHEMA["properties"]["settings"], SCHEMA))
+def test_settings_reach_the_service_unchanged_or_both_refuse_them(values: Values) -> None:
+    set_values = {snake_case(name): value for name, value in values.items() if value is not None}
+    try:
+        manifests = render({"settings": values, "terminationGracePeriodSeconds": 2000})
+    except helm_python.HelmRenderError as error:
+        assert "inkserve: settings.maxRequestRows" in str(error)  # noqa: PT017
+        with pytest.raises(ValidationError, match="max_request_rows"):
+            Settings(**set_values)
+        return
+    assert settings_from(environment(server(manifests))) == Settings(**(chart_settings() | set_values))
+
+
+def chart_settings() -> dict[str, Any]:
+    return {snake_case(name): value for name, value in chart().values["settings"].items()}
+
+
+@SEARCH
+@given(any_values_of(SCHEMA, SCHEMA))
+def test_any_values_render_to_a_valid_deployment_or_are_refused_in_our_words(values: Values) -> None:
+    assume(jsonschema.Draft7Validator(SCHEMA).is_valid(values))
+    try:
+        manifests = render(values)
+    except helm_python.HelmValuesError:  # merged with the defaults they break a rule between two values
+        return
+    except helm_python.HelmRenderError as error:
+        assert "inkserve: " in str(error)  # noqa: PT017
+        return
+    for manifest in manifests:
+        if manifest["kind"] in ("Deployment", "Job", "NetworkPolicy", "Secret", "Service"):
+            validate(manifest, NEWEST_KUBERNETES)

@@ -1,0 +1,343 @@
+"""The chart's promises, held against a real service that runs with the environment that the chart renders."""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.charts import Manifest, environment, one, render, server, servers, values_of
+from tests.support.collector import collecting
+from tests.support.models import add_reader
+
+ROOT = Path(__file__).parents[2]
+READY = re.compile(r"the engine is ready|ready at http://0\.0\.0\.0:(?P<port>\d+)")
+
+
+class Container:
+    """A rendered container's command in its environment, as processes of this machine.
+
+    env: what differs on this machine.
+    """
+
+    def __init__(self, manifest: Manifest, env: dict[str, str]) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("INKSERVE_")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "service", *manifest.get("args", [])],
+            cwd=ROOT,
+            env=clean | environment(manifest) | env,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def url(self) -> str:
+        """Wait until it is ready; returns where, or nothing for an engine."""
+        assert self.process.stderr is not None
+        lines = []
+        for line in self.process.stderr:
+            lines.append(line)
+            if ready := READY.search(line):
+                assert all(json.loads(line)["level"] == "info" for line in lines)  # settings.logFormat: json
+                return f"http://127.0.0.1:{ready['port']}"
+        pytest.fail("the service did not start:\n" + "".join(lines))
+
+    def kill(self) -> None:
+        """What is left of a container whose first process is killed: nothing."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        workers = [int(pid) for pid in children.read_text().split()] if self.process.poll() is None else []
+        self.process.kill()
+        self.process.wait()
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+
+    def __enter__(self) -> "Container":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+@contextmanager
+def serving(manifest: Manifest, env: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The service in a container's environment, and its URL."""
+    with Container(manifest, env) as container:
+        yield container.process, container.url()
+
+
+def status(url: str, body: bytes | None = None) -> int:
+    try:
+        with urllib.request.urlopen(url, body, timeout=30) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def on_this_machine(models: Path) -> dict[str, str]:
+    """What differs from a pod's environment: the models' folder, and the port, which the system chooses."""
+    return {"INKSERVE_MODELS_DIR": str(models), "INKSERVE_PORT": "0"}
+
+
+@pytest.fixture
+def models(add_classifier: Callable[..., Path], add_generator: Callable[..., Path], tmp_path: Path) -> Path:
+    add_classifier()
+    add_generator()
+    return tmp_path
+
+
+def test_probes_test_pod_and_shutdown_are_what_the_service_does(models: Path) -> None:
+    manifests = render({"settings": {"drainSeconds": 3}, "test": {"expectedLabel": "0"}})
+    container = server(manifests)
+    (port,) = container["ports"]
+    assert environment(server(manifests))["INKSERVE_PORT"] == str(port["containerPort"])
+    probes = {kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")}
+    assert {probe["port"] for probe in probes.values()} == {port["name"]}
+    with serving(container, on_this_machine(models)) as (process, url):
+        for probe in probes.values():
+            assert status(url + probe["path"]) == 200
+        assert status(f"{url}/metrics") == 200
+        _run_test_pod(one(manifests, "Pod"), url)
+        process.terminate()
+        _until(url + probes["readiness"]["path"], 503)
+        # The drain: endpoints are told to go, and whoever has not heard of it is still answered.
+        assert status(url + probes["liveness"]["path"]) == 200
+        assert status(f"{url}/generate?digit=7") == 200
+        pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
+        assert process.wait(timeout=pod["terminationGracePeriodSeconds"]) == 0
+
+
+def _smoke_command(container: Manifest, url: str) -> list[str]:
+    """What a container with the chart's check runs, as it is here."""
+    program, *arguments = container["args"]
+    assert arguments[0] == "http://digits-inkserve:80"
+    return [sys.executable, *container["command"][1:], program, url, *arguments[1:]]
+
+
+def _run_test_pod(pod: dict[str, Any], url: str) -> None:
+    """Run the pod's command here; the service's first pixel is 0, so the tiny classifier says "0"."""
+    (container,) = pod["spec"]["containers"]
+    command = _smoke_command(container, url)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "read the drawn seven as 0" in done.stdout
+    assert "a seven was generated" in done.stdout
+    wrong = [argument.replace("=0", "=7") for argument in command]
+    failed = subprocess.run(wrong, capture_output=True, text=True, timeout=60, check=False)
+    assert failed.returncode == 1
+    assert "read as '0', expected '7'" in failed.stderr
+
+
+def _until(url: str, expected: int) -> None:
+    _until_equal(lambda: status(url), expected)
+
+
+def _until_equal(see: Callable[[], float], expected: float) -> None:
+    give_up = time.monotonic() + 60
+    while (seen := see()) != expected:
+        assert time.monotonic() < give_up, f"{seen} was seen, expected {expected}"
+        time.sleep(0.01)
+
+
+def _total(url: str, name: str) -> float:
+    """A metric summed over its labels."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:
+        text = response.read().decode()
+    return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (.*)$", text, re.MULTILINE))
+
+
+def _classify(url: str) -> None:
+    with urllib.request.urlopen(f"{url}/classify", bytes(784), timeout=30) as response:
+        assert json.load(response)["predictions"][0]["label"] == "0"
+
+
+def _answers(probe: Manifest, path: Path) -> bool:
+    """Whether an engine's probe succeeds here, where its socket is another path."""
+    program, *arguments, rendered = probe["exec"]["command"]
+    assert program == "python"
+    assert rendered == "/run/inkserve/engine.sock"
+    command = [sys.executable, *arguments, str(path)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("order", [("engine", "http"), ("http", "engine")])
+def test_each_half_outlives_the_others_restart_and_both_end_together(
+    models: Path, tmp_path: Path, order: tuple[str, str]
+) -> None:
+    """As the kubelet: the halves start and stop in either order, and one that died is started again."""
+    values = values_of("split") | {"settings": {"drainSeconds": 3}, "test": {"expectedLabel": "0"}}
+    manifests = render(values)
+    halves = servers(manifests)
+    readiness, liveness = (
+        halves["http"][f"{kind}Probe"]["httpGet"]["path"] for kind in ("readiness", "liveness")
+    )
+    startup, engine_liveness = (halves["engine"][f"{kind}Probe"] for kind in ("startup", "liveness"))
+    socket = tmp_path / "engine.sock"
+    env = on_this_machine(models) | {"INKSERVE_SOCKET": str(socket)}
+    with ExitStack() as stack:
+
+        def start(name: str) -> Container:
+            return stack.enter_context(Container(halves[name], env))
+
+        assert not _answers(startup, socket)
+        running = {name: start(name) for name in order}
+        running["engine"].url()
+        assert _answers(startup, socket)
+        url = running["http"].url()
+        assert status(url + readiness) == status(url + liveness) == 200
+        _run_test_pod(one(manifests, "Pod"), url)
+        requests, rows = _total(url, "inkserve_requests_total"), _total(url, "inkserve_rows_total")
+        assert rows == 3  # the test pod's program ran twice, and once ended with the first answer
+
+        running["engine"].kill()
+        _until(url + readiness, 503)
+        assert status(url + liveness) == 200
+        assert not _answers(engine_liveness, socket)
+        running["engine"] = start("engine")
+        running["engine"].url()
+        _until(url + readiness, 200)
+        # Each of the http container's processes has a connection of its own to make again.
+        _until_equal(lambda: status(f"{url}/classify", bytes(784)), 200)
+        _until_equal(lambda: _total(url, "inkserve_rows_total"), rows + 1)
+        assert _total(url, "inkserve_requests_total") > requests
+
+        running["http"].kill()
+        assert _answers(engine_liveness, socket)
+        running["http"] = start("http")
+        url = running["http"].url()
+        _classify(url)
+        assert _total(url, "inkserve_rows_total") == 2  # this engine's
+
+        for name in order:
+            running[name].process.terminate()
+        _until(url + readiness, 503)
+        # The drain: both still serve whoever has not heard of it.
+        assert status(url + liveness) == 200
+        _classify(url)
+        pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
+        for container in running.values():
+            assert container.process.wait(timeout=pod["terminationGracePeriodSeconds"]) == 0
+
+
+def test_both_halves_send_their_spans_to_the_charts_collector(models: Path, tmp_path: Path) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+
+    with collecting() as collector:
+        endpoint = f"http://127.0.0.1:{collector.server_port}"
+        tracing = {"enabled": True, "endpoint": endpoint, "sampler": "traceidratio", "ratio": 1}
+        halves = servers(
+            render({"tracing": tracing, "split": {"enabled": True}, "settings": {"drainSeconds": 0}})
+        )
+        env = on_this_machine(models) | {"INKSERVE_SOCKET": str(tmp_path / "engine.sock")}
+        with Container(halves["engine"], env) as engine, Container(halves["http"], env) as http:
+            _classify(http.url())
+            for container in (http, engine):
+                container.process.terminate()
+                assert container.process.wait(timeout=60) == 0
+    (request,), (batch,) = collector.named("POST /classify"), collector.named("batch")
+    assert request.trace == batch.trace
+    for span, half in ((request, "http"), (batch, "engine")):
+        assert span.service == "digits-inkserve"
+        assert span.resource["k8s.pod.name"] == "a-pod"
+        assert span.resource["k8s.namespace.name"] == "serving"
+        assert span.resource["k8s.container.name"] == half
+
+
+def _run_load_job(job: Manifest, url: str, keys: Path) -> tuple[str, subprocess.CompletedProcess[str]]:
+    """What the Job's containers say here, one after the other."""
+    text = json.dumps(job["spec"]["template"]["spec"])
+    spec = json.loads(text.replace("/etc/inkserve/api-keys/keys", str(keys)))
+    (wait,), (locust,) = spec["initContainers"], spec["containers"]
+    waited = subprocess.run(
+        _smoke_command(wait, url), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert waited.returncode == 0, waited.stderr
+    assert "--host=http://digits-inkserve:80" in locust["args"]
+    flags = [argument.replace("http://digits-inkserve:80", url) for argument in locust["args"]]
+    # As the image's ENTRYPOINT.
+    command = [
+        sys.executable,
+        "-m",
+        "locust",
+        "--locustfile",
+        str(ROOT / "loadtests" / "locustfile.py"),
+        *flags,
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return waited.stdout, ended
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_load_job_succeeds_where_the_answers_are_right_and_only_there(
+    add_generator: Callable[..., Path], add_classifier: Callable[..., Path], tmp_path: Path, right: bool
+) -> None:
+    # Not imported: it would replace the standard library's sockets, and hung beside another test's thread.
+    if importlib.util.find_spec("locust") is None:
+        pytest.skip("locust is not installed")
+    if right:
+        add_reader(tmp_path)
+    else:
+        add_classifier()  # sees a 0 in every digit
+    add_generator()
+    load = {"enabled": True, "image": "inkserve-loadtest", "rate": 40, "durationSeconds": 4, "stages": "soak"}
+    manifests = render(
+        {"loadTest": load, "test": {"expectedLabel": ""}, "apiKeys": values_of("api-keys")["apiKeys"]}
+    )
+    keys = tmp_path / "keys"
+    keys.write_text(one(manifests, "Secret")["stringData"]["api-keys"])
+    env = on_this_machine(tmp_path) | {"INKSERVE_API_KEYS_FILE": str(keys)}
+    with serving(server(manifests), env) as (_, url):
+        assert status(f"{url}/classify", bytes(784)) == 401
+        waited, ended = _run_load_job(one(manifests, "Job"), url, keys)
+        assert "read the drawn seven as" in waited
+        assert ended.returncode == (0 if right else 1), ended.stderr
+        assert _total(url, "inkserve_requests_total") > 80  # of 160 that the rate and the time make
+
+
+def test_the_service_asks_for_the_keys_of_the_charts_secret_and_the_test_pod_sends_one(
+    models: Path, tmp_path: Path
+) -> None:
+    manifests = render(values_of("api-keys") | {"split": {}, "test": {"expectedLabel": "0"}})
+    keys = tmp_path / "keys"
+    keys.write_text(one(manifests, "Secret")["stringData"]["api-keys"])
+    with serving(server(manifests), on_this_machine(models) | {"INKSERVE_API_KEYS_FILE": str(keys)}) as (
+        _,
+        url,
+    ):
+        assert [status(url + path) for path in ("/v2/health/live", "/v2/health/ready", "/metrics")] == [
+            200
+        ] * 3
+        (test,) = one(manifests, "Pod")["spec"]["containers"]
+        command = _smoke_command(test, url)
+        assert command[-1] == "--api-keys-file=/etc/inkserve/api-keys/keys"
+        without = subprocess.run(command[:-1], capture_output=True, text=True, timeout=60, check=False)
+        assert without.returncode == 1
+        assert "401" in without.stderr
+        command[-1] = f"--api-keys-file={keys}"
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_service_refuses_what_service_links_would_put_into_its_environment() -> None:
+    env = environment(server(render({}))) | {
+        "INKSERVE_SERVICE_HOST": "10.0.0.1",
+        "PATH": os.environ["PATH"],
+    }
+    command = [sys.executable, "-m", "service"]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 2
+    assert "INKSERVE_SERVICE_HOST is not a setting" in ended.stderr

@@ -1,0 +1,116 @@
+"""The alerts and recording rules, evaluated by Prometheus's own promtool on made-up series."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from service.observability.metrics import LATENCY_OBJECTIVE_SECONDS, Metrics
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "helm" / "rules" / "inkserve.yaml"
+TESTS = sorted((ROOT / "tests" / "chart" / "rules").glob("*.yaml"))
+
+needs_promtool = pytest.mark.skipif(
+    not shutil.which("promtool") and not os.environ.get("CI"),
+    reason="promtool is missing: Debian's package prometheus has it",
+)
+
+
+def promtool(*arguments: str | Path) -> str:
+    ended = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+@needs_promtool
+def test_promtool_reads_every_rule() -> None:
+    count = sum(len(group["rules"]) for group in yaml.safe_load(RULES.read_text())["groups"])
+    assert f"SUCCESS: {count} rules found" in promtool("check", "rules", RULES)
+
+
+@needs_promtool
+@pytest.mark.parametrize("file", TESTS, ids=lambda file: file.stem)
+def test_alerts_fire_when_they_should_and_only_then(file: Path) -> None:
+    promtool("test", "rules", file)
+
+
+def test_every_alert_has_a_case() -> None:
+    alerts = {
+        rule["alert"]
+        for group in yaml.safe_load(RULES.read_text())["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    }
+    fired = {
+        case["alertname"]
+        for file in TESTS
+        for test in yaml.safe_load(file.read_text())["tests"]
+        for case in test.get("alert_rule_test", [])
+        if case.get("exp_alerts")
+    }
+    assert alerts == fired
+
+
+def test_the_rules_name_only_metrics_and_labels_that_the_service_has() -> None:
+    families = {family.name: family for family in Metrics().registry.collect()}
+    labels = {
+        "inkserve_requests": {"route", "model", "status"},
+        "inkserve_rejected_requests": {"model", "reason"},
+        "inkserve_request_seconds": {"route", "le"},
+        "inkserve_queue_seconds": {"model", "le"},
+        "inkserve_batch_failures": {"model"},
+        "inkserve_model_loads": {"model", "result"},
+    }
+    selectors = re.findall(r"\b(inkserve_\w+)\{([^}]*)\}", re.sub(r"job:\w+\{", "", RULES.read_text()))
+    assert selectors
+    for metric, selector in selectors:
+        family = re.sub(r"_(total|bucket|count|sum)$", "", metric)
+        assert family in families, metric
+        used = set(re.findall(r"(\w+)(?:=~|!=|!~|=)", selector)) - {"job", "namespace"}
+        assert used <= labels[family], metric
+
+
+def test_nothing_names_a_metric_that_the_service_does_not_have() -> None:
+    document = (ROOT / "docs" / "observability.md").read_text()
+    documented = set(
+        re.findall(r"^\| `(inkserve_\w+)`", document, re.MULTILINE)
+    )  # which a test of its own checks
+    recorded = {"inkserve_request_errors", "inkserve_slow_requests"}
+    files = [
+        *(ROOT / "docs").glob("*.md"),
+        ROOT / "README.md",
+        RULES,
+        *(ROOT / "helm" / "dashboards").glob("*.json"),
+        *(ROOT / "helm" / "templates").rglob("*.yaml"),
+    ]
+    named = {name for file in files for name in re.findall(r"\binkserve_\w+", file.read_text())}
+    assert len(named) > 20
+    parts = {name for name in named if name not in documented}
+    assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in parts} - recorded <= documented
+
+
+def test_the_document_tells_what_to_do_about_every_alert() -> None:
+    document = (ROOT / "docs" / "deployment.md").read_text()
+    rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    assert set(re.findall(r"\bInkserve[A-Z]\w+", document)) == {
+        rule["alert"] for rule in rules if "alert" in rule
+    }
+
+
+def test_the_latency_objective_is_a_bucket_of_the_histogram() -> None:
+    metrics = Metrics()
+    metrics.requests.count("/classify", "mlp", 200, 0.1)
+    bounds = {
+        sample.labels["le"]
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "inkserve_request_seconds_bucket"
+    }
+    (objective,) = set(re.findall(r'le="([^"]+)"', RULES.read_text()))
+    assert objective in bounds
+    assert float(objective) == LATENCY_OBJECTIVE_SECONDS

@@ -1,0 +1,135 @@
+"""Log lines and request ids, through the real formatters and the real application."""
+
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.http.app import create_app
+from service.observability.logs import FIELDS, JsonFormatter, TextFormatter
+from service.observability.metrics import Metrics
+from service.serving.local import Repository
+from service.settings import Settings
+from tests.support.live import connected, serving
+
+RAW = bytes(784)
+MADE = re.compile(r"[0-9a-f]{32}")
+
+
+def record(message: str, **fields: object) -> logging.LogRecord:
+    made = logging.getLogger("inkserve").makeRecord("inkserve", logging.INFO, "", 0, message, (), None)
+    if fields:
+        setattr(made, FIELDS, fields)
+    return made
+
+
+def test_a_json_line_has_its_own_fields() -> None:
+    line = json.loads(JsonFormatter().format(record("answered", status=200, request_id="a")))
+    assert (line["message"], line["status"], line["request_id"]) == ("answered", 200, "a")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
+
+
+def test_a_text_line_has_its_own_fields_at_the_end() -> None:
+    assert TextFormatter().format(record("answered", status=200)).endswith("INFO    answered status=200")
+    assert TextFormatter().format(record("stopped")).endswith("INFO    stopped")
+
+
+@pytest.fixture
+async def repository(add_classifier: Callable[..., Path], tmp_path: Path) -> AsyncIterator[Repository]:
+    add_classifier()
+    repository = Repository(Settings(models_dir=tmp_path, max_batch_size=8), Metrics())
+    await repository.start()
+    yield repository
+    await repository.close()
+
+
+def client_of(repository: Repository, access_log: bool) -> httpx.AsyncClient:
+    app = create_app(repository, Settings(access_log=access_log), Metrics())
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+
+@pytest.mark.parametrize("path", ["/classify", "/classify?version=0", "/models", "/nothing"])
+async def test_a_sent_id_comes_back(repository: Repository, path: str) -> None:
+    async with client_of(repository, access_log=False) as client:
+        method = "POST" if path.startswith("/classify") else "GET"
+        response = await client.request(method, path, content=RAW, headers={"x-request-id": "a-1/2:3"})
+        assert response.headers["x-request-id"] == "a-1/2:3"
+
+
+@pytest.mark.parametrize("sent", ["", "x" * 129, "two words", 'a"b', "h\u00e9"])
+async def test_an_id_unfit_for_a_log_is_replaced(repository: Repository, sent: str) -> None:
+    async with client_of(repository, access_log=False) as client:
+        headers = {"x-request-id": sent.encode("latin-1")}
+        response = await client.post("/classify", content=RAW, headers=headers)
+        assert MADE.fullmatch(response.headers["x-request-id"])
+
+
+async def test_without_an_id_an_answer_has_none_and_an_error_has_one(repository: Repository) -> None:
+    async with client_of(repository, access_log=False) as client:
+        assert "x-request-id" not in (await client.post("/classify", content=RAW)).headers
+        ids = {
+            (await client.post("/classify?version=0", content=RAW)).headers["x-request-id"],
+            (await client.get("/classify")).headers["x-request-id"],
+        }
+        assert len(ids) == 2
+        assert all(MADE.fullmatch(each) for each in ids)
+
+
+async def test_an_access_line_has_the_id_that_the_answer_has(
+    repository: Repository, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with client_of(repository, access_log=True) as client:
+        answered = await client.post("/classify?model=first-pixel", content=RAW)
+        missing = await client.get("/no%0Athing")
+    hot, cold = (getattr(each, FIELDS) for each in caplog.records if each.name == "inkserve.access")
+    seconds = hot.pop("seconds")
+    assert 0 < seconds < 60
+    assert hot == {
+        "method": "POST",
+        "path": "/classify",
+        "status": 200,
+        "model": "first-pixel",
+        "client": "127.0.0.1",
+        "request_id": answered.headers["x-request-id"],
+    }
+    assert (cold["path"], cold["status"]) == ("/no%0Athing", 404)
+    assert cold["request_id"] == missing.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/classify"), ("GET", "/models")])
+async def test_an_error_line_has_the_id_that_the_answer_has(
+    repository: Repository, caplog: pytest.LogCaptureFixture, method: str, path: str
+) -> None:
+    def fail_at_once(*_: object) -> None:
+        raise RuntimeError("a secret")
+
+    repository.begin = fail_at_once  # type: ignore[method-assign, assignment]
+    if path == "/models":
+        repository.models = fail_at_once  # type: ignore[method-assign, assignment]
+    async with client_of(repository, access_log=False) as client:
+        response = await client.request(method, path, content=RAW)
+    assert (response.status_code, response.json()) == (500, {"error": "internal error"})
+    (line,) = [each for each in caplog.records if each.levelno == logging.ERROR]
+    assert getattr(line, FIELDS) == {"request_id": response.headers["x-request-id"]}
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+async def test_a_process_writes_one_access_line_a_request(
+    add_classifier: Callable[..., Path], tmp_path: Path, workers: str
+) -> None:
+    add_classifier()
+    flags = ("--models-dir", str(tmp_path), "--workers", workers, "--access-log", "--log-format", "json")
+    with serving(*flags) as service:
+        async with connected(service.port) as connection:
+            sent = {"x-request-id": "the-id"}
+            assert (await connection.ask("POST", "/classify", RAW, sent)).status == 200
+        assert service.stop() == 0
+        assert service.process.stderr is not None
+        lines = [json.loads(line) for line in service.process.stderr]
+    (line,) = [line for line in lines if "classify" in str(line)]
+    assert (line["message"], line["request_id"], line["status"]) == ("answered", "the-id", 200)

@@ -1,0 +1,75 @@
+"""The shipped models: small, true to their manifests, and as good as README.md says."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, read_manifest, sha256_of
+
+ROOT = Path(__file__).parents[2]
+MODELS = ROOT / "models"
+FOLDERS = sorted(path.parent for path in MODELS.glob(f"*/*/{MANIFEST_FILE}"))
+MIB = 1024 * 1024
+
+each_version = pytest.mark.parametrize("folder", FOLDERS, ids=[f"{f.parent.name}/{f.name}" for f in FOLDERS])
+
+
+def latest(name: str) -> Manifest:
+    return read_manifest(max((MODELS / name).glob("[0-9]*"), key=lambda path: int(path.name)))
+
+
+def test_every_family_is_shipped() -> None:
+    assert {"mlp", "cnn", "gan", "vae", "vae-encoder"} <= {folder.parent.name for folder in FOLDERS}
+
+
+@each_version
+def test_the_graph_is_the_one_that_its_manifest_names(folder: Path) -> None:
+    assert sha256_of(folder / MODEL_FILE) == read_manifest(folder).sha256
+
+
+@each_version
+def test_the_graph_tells_nothing_of_the_machine_that_made_it(folder: Path) -> None:
+    graph = onnx.load(folder / MODEL_FILE)
+    for initializer in graph.graph.initializer:
+        initializer.ClearField("raw_data")
+    text = graph.SerializeToString()
+    assert not re.search(rb"/(?:home|root|tmp|usr|work)/|\.py\b", text)
+
+
+@each_version
+def test_the_card_and_the_log_lie_beside_it(folder: Path) -> None:
+    card = (folder / "README.md").read_text()
+    for name, value in read_manifest(folder).metrics.items():
+        assert f"| {name} | {value} |" in card
+
+
+def test_the_models_are_small() -> None:
+    sizes = [(folder / MODEL_FILE).stat().st_size for folder in FOLDERS]
+    assert max(sizes) < 16 * MIB
+    assert sum(sizes) < 48 * MIB
+
+
+@pytest.mark.parametrize(("name", "accuracy"), [("mlp", 0.993), ("cnn", 0.996)])
+def test_the_classifiers_are_as_good_as_they_must_be(name: str, accuracy: float) -> None:
+    metrics = latest(name).metrics
+    assert isinstance(metrics["test_accuracy"], float)
+    assert metrics["test_accuracy"] >= accuracy
+    assert metrics["test_errors"] == round((1 - metrics["test_accuracy"]) * 10_000)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", MODELS / "README.md"])
+@each_version
+def test_the_pages_give_each_models_own_figures(page: Path, folder: Path) -> None:
+    manifest = read_manifest(folder)
+    if manifest != latest(manifest.name):
+        return
+    (row,) = re.findall(rf"^\| \[`{re.escape(manifest.name)}`\].*$", page.read_text(), re.MULTILINE)
+    numbers = {float(text) for text in re.findall(r"-?\d+(?:\.\d+)?", row)}
+    main = {"classification": "test_accuracy", "generation": "frechet_distance", "encoding": "test_kl"}
+    expected = float(manifest.metrics[main[manifest.task]])
+    shown = [round(expected * 100, 2)] if manifest.task == "classification" else [round(expected, 2)]
+    assert numbers.issuperset(shown), row
+    assert np.isfinite(expected)

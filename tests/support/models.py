@@ -1,0 +1,170 @@
+"""Tiny models, made on the spot."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, TensorSpec, sha256_of
+
+IMAGES = TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28))
+
+
+PROBABILITIES = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 10))
+
+
+DIGITS = tuple("0123456789")
+
+
+LATENT = 6
+
+
+_TYPES = {"UINT8": TensorProto.UINT8, "FP32": TensorProto.FLOAT, "INT64": TensorProto.INT64}
+
+
+def first_pixel_classifier() -> onnx.ModelProto:
+    """A graph whose answer tells which image it saw: label d is certain when the first pixel is d."""
+    nodes = [
+        helper.make_node("Flatten", ["images"], ["flat"], axis=1),
+        helper.make_node("Slice", ["flat", "zero", "one", "one"], ["first"]),
+        helper.make_node("Squeeze", ["first", "one"], ["pixel"]),
+        helper.make_node("Cast", ["pixel"], ["index"], to=TensorProto.INT64),
+        helper.make_node("OneHot", ["index", "ten", "off_on"], ["probabilities"], axis=-1),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([0], np.int64), "zero"),
+        numpy_helper.from_array(np.array([1], np.int64), "one"),
+        numpy_helper.from_array(np.array([10], np.int64), "ten"),
+        numpy_helper.from_array(np.array([0.0, 1.0], np.float32), "off_on"),
+    ]
+    return make_model(nodes, constants, (IMAGES,), (PROBABILITIES,))
+
+
+def ramp_generator() -> onnx.ModelProto:
+    """A graph whose image is z times a fixed matrix, plus ten times the label: cheap but not trivial."""
+    weights = np.random.default_rng(0).normal(0, 20, (LATENT, 784)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["z", "weights"], ["product"]),
+        helper.make_node("Cast", ["label"], ["label_float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["label_float", "ten"], ["offset"]),
+        helper.make_node("Unsqueeze", ["offset", "one"], ["column"]),
+        helper.make_node("Add", ["product", "column"], ["sum"]),
+        helper.make_node("Clip", ["sum", "low", "high"], ["clipped"]),
+        helper.make_node("Cast", ["clipped"], ["pixels"], to=TensorProto.UINT8),
+        helper.make_node("Reshape", ["pixels", "shape"], ["images"]),
+    ]
+    constants = [
+        numpy_helper.from_array(weights, "weights"),
+        numpy_helper.from_array(np.array(10.0, np.float32), "ten"),
+        numpy_helper.from_array(np.array([1], np.int64), "one"),
+        numpy_helper.from_array(np.array(0.0, np.float32), "low"),
+        numpy_helper.from_array(np.array(255.0, np.float32), "high"),
+        numpy_helper.from_array(np.array([-1, 28, 28], np.int64), "shape"),
+    ]
+    return make_model(nodes, constants, (z_spec(), LABEL), (IMAGES,))
+
+
+LABEL = TensorSpec(name="label", datatype="INT64", shape=(-1,))
+
+
+def z_spec() -> TensorSpec:
+    return TensorSpec(name="z", datatype="FP32", shape=(-1, LATENT))
+
+
+def write_model(
+    models_dir: Path,
+    graph: onnx.ModelProto,
+    *,
+    name: str,
+    task: str,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    version: int = 1,
+    labels: tuple[str, ...] = DIGITS,
+) -> Path:
+    """Write models_dir/name/version with a true manifest; returns the version's folder."""
+    folder = models_dir / name / str(version)
+    folder.mkdir(parents=True)
+    onnx.save(graph, folder / MODEL_FILE)
+    manifest = Manifest(
+        name=name,
+        version=version,
+        task=task,
+        inputs=inputs,
+        outputs=outputs,
+        labels=labels,
+        sha256=sha256_of(folder / MODEL_FILE),
+    )
+    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json())
+    return folder
+
+
+def mean_classifier(models_dir: Path) -> Path:
+    """A graph with a convolution: each of ten equal filters averages the whole image."""
+    nodes = [
+        helper.make_node("Unsqueeze", ["images", "one"], ["channel"]),
+        helper.make_node("Cast", ["channel"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Conv", ["floats", "filters"], ["means"]),
+        helper.make_node("Flatten", ["means"], ["probabilities"], axis=1),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([1], np.int64), "one"),
+        numpy_helper.from_array(np.full((10, 1, 28, 28), 1 / 784, np.float32), "filters"),
+    ]
+    graph = make_model(nodes, constants, (IMAGES,), (PROBABILITIES,))
+    return write_model(
+        models_dir, graph, name="mean", task="classification", inputs=(IMAGES,), outputs=(PROBABILITIES,)
+    )
+
+
+def make_model(
+    nodes: list[onnx.NodeProto],
+    constants: list[onnx.TensorProto],
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+) -> onnx.ModelProto:
+    graph = helper.make_graph(nodes, "graph", _values(inputs), _values(outputs), constants)
+    opset = helper.make_opsetid("", 17)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    onnx.checker.check_model(model)
+    return model
+
+
+def _values(specs: tuple[TensorSpec, ...]) -> list[onnx.ValueInfoProto]:
+    return [
+        helper.make_tensor_value_info(spec.name, _TYPES[spec.datatype], ["batch", *spec.shape[1:]])
+        for spec in specs
+    ]
+
+
+def images(*first_pixels: int) -> np.ndarray:
+    batch = np.random.default_rng(1).integers(0, 256, (len(first_pixels), 28, 28), np.uint8)
+    batch[:, 0, 0] = first_pixels
+    return batch
+
+
+def template_classifier() -> onnx.ModelProto:
+    """A graph that reads the ten shipped digits: the most similar of them, by cosine."""
+    digits = np.fromfile(Path(__file__).parents[1] / "digits" / "digits.raw", np.uint8).reshape(10, 784)
+    templates = digits.astype(np.float32)
+    templates /= 12.75 * np.linalg.norm(templates, axis=1, keepdims=True)
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["float"], ["flat"], axis=1),
+        helper.make_node("MatMul", ["flat", "templates"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    constants = [numpy_helper.from_array(np.ascontiguousarray(templates.T), "templates")]
+    return make_model(nodes, constants, (IMAGES,), (PROBABILITIES,))
+
+
+def add_reader(models_dir: Path) -> None:
+    write_model(
+        models_dir,
+        template_classifier(),
+        name="template",
+        task="classification",
+        inputs=(IMAGES,),
+        outputs=(PROBABILITIES,),
+    )

@@ -1,0 +1,104 @@
+"""Tiny runs of every family on small IDX files, and the models exported from them: seconds in all."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.support.idx_files import write_folder
+from training import classifier, gan, vae
+from training.data import Splits, load
+from training.export import Target
+from training.run import CHECKPOINT_FILE, Run
+
+# 220 training images are 11 steps of 20 an epoch; the widths are 4 to 8.
+CNN = dataclasses.replace(classifier.CNN, epochs=4, batch_size=20)
+GAN = dataclasses.replace(
+    gan.CONFIG,
+    epochs=2,
+    batch_size=20,
+    latent=5,
+    embedding=3,
+    hidden=8,
+    channels_7=6,
+    channels_14=5,
+    channels_28=4,
+    discriminator_channels=4,
+    features=8,
+    r1_interval=4,
+    sample_interval=7,
+)
+VAE = dataclasses.replace(
+    vae.CONFIG,
+    epochs=2,
+    batch_size=20,
+    latent=5,
+    embedding=3,
+    hidden=8,
+    channels_7=6,
+    channels_14=5,
+    channels_28=4,
+)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A data set, a run of each family, and their published models; not to be changed by a test."""
+
+    data_dir: Path
+    splits: Splits
+    runs: Path
+    models: Path
+
+
+def make(folder: Path) -> Workshop:
+    """Train and export cnn, gan and vae."""
+    data_dir = write_folder(folder / "data")
+    workshop = Workshop(data_dir, load(data_dir), folder / "runs", folder / "models")
+    for name, module, config in (("cnn", classifier, CNN), ("gan", gan, GAN), ("vae", vae, VAE)):
+        run_dir = workshop.runs / name
+        module.train(config, workshop.splits, new_run(run_dir, config))
+        module.export(name, run_dir, workshop.splits, Target(workshop.models))
+    return workshop
+
+
+class Interrupted(Exception):
+    """The run was cut off."""
+
+
+class StoppingRun(Run):
+    """A run that is cut off after its first epoch."""
+
+    def end_epoch(self, *arguments: Any, **options: Any) -> None:
+        super().end_epoch(*arguments, **options)
+        raise Interrupted
+
+
+def new_run(folder: Path, config: Any, resume: bool = False, kind: type[Run] = Run) -> Run:
+    # Tiny networks on two threads wait for each other more than they compute.
+    torch.set_num_threads(1)
+    hyperparameters = dataclasses.asdict(config)
+    return kind(folder, hyperparameters, epochs=config.epochs, seed=3, device="cpu", resume=resume)
+
+
+def assert_same_state(left: Path, right: Path) -> None:
+    """The modules in two runs' checkpoints have the same bits."""
+    states = [torch.load(folder / CHECKPOINT_FILE)["state"] for folder in (left, right)]
+    for part in states[0]:
+        a, b = (_tensors(state[part]) for state in states)
+        assert a.keys() == b.keys()
+        assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def _tensors(state: Any, prefix: str = "") -> dict[str, torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        return {prefix: state}
+    if isinstance(state, dict):
+        items = state.items()
+    elif isinstance(state, list):
+        items = enumerate(state)
+    else:
+        return {prefix: torch.tensor(state)} if isinstance(state, int | float) else {}
+    return {k: v for name, value in items for k, v in _tensors(value, f"{prefix}.{name}").items()}

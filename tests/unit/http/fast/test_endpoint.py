@@ -1,0 +1,414 @@
+"""The short way for hot requests: what it takes, and that its answers are those of the usual way.
+
+A real listener and real connections, in this process, over tiny models.
+"""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import uvicorn
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from uvicorn.server import ServerState
+
+from service.batching.queue import Item
+from service.http.app import create_app
+from service.http.dispatch import Front
+from service.http.fast.endpoint import Call
+from service.http.fast.head import Head, parse_head
+from service.http.fast.protocol import HotProtocol
+from service.http.types import Receive, Scope, Send
+from service.observability.metrics import Metrics
+from service.serving.local import Repository
+from service.serving.predictor import Cancel
+from tests.support.http import exchange, image, png, request, settings
+from tests.support.live import connected
+
+OCTETS = "application/octet-stream"
+RAW = image(7).tobytes()
+KEEP_ALIVE_SECONDS = 0.4
+"""Whole seconds are uvicorn's own; the protocol reads what is set on it."""
+
+
+@dataclass
+class Listener:
+    """A server in this process. through_asgi: paths of the requests that came the usual way."""
+
+    port: int
+    front: Front
+    state: ServerState
+    metrics: Metrics
+    through_asgi: list[str]
+
+    def counted(self, status: int, model: str = "first-pixel") -> float | None:
+        labels = {"route": "/classify", "model": model, "status": str(status)}
+        return self.metrics.registry.get_sample_value("inkserve_requests_total", labels)
+
+
+@asynccontextmanager
+async def listening(repository: Repository, tmp_path: Path) -> AsyncIterator[Listener]:
+    metrics = Metrics()
+    front = create_app(repository, settings(tmp_path), metrics)
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["path"])
+        await front(scope, receive, send)
+
+    config = uvicorn.Config(app, lifespan="off", log_config=None, server_header=False)
+    state = ServerState()
+    config.load()
+    config.timeout_keep_alive = KEEP_ALIVE_SECONDS  # type: ignore[assignment]
+    make = partial(HotProtocol, front.direct, config=config, server_state=state, app_state={})
+    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+    try:
+        yield Listener(server.sockets[0].getsockname()[1], front, state, metrics, seen)
+    finally:
+        server.close()
+
+
+@pytest.fixture
+async def listener(repository: Repository, tmp_path: Path) -> AsyncIterator[Listener]:
+    async with listening(repository, tmp_path) as listener:
+        yield listener
+
+
+SAME = {
+    "one image": ({}, 200),
+    "no content type": ({"kind": None}, 200),
+    "curl's own content type": ({"kind": "application/x-www-form-urlencoded"}, 200),
+    "raw probabilities": ({"accept": OCTETS}, 200),
+    "many images": ({"body": b"".join(image(d).tobytes() for d in range(9)), "accept": OCTETS}, 200),
+    "a model and top_k": ({"path": "/classify?model=another&version=3&top_k=2"}, 200),
+    "a PNG without content type": ({"body": png(7), "kind": None}, 200),
+    "a request id": ({"extra": "X-Request-Id: abc-1"}, 200),
+    "a deadline": ({"extra": "inkserve-timeout: 5"}, 200),
+    "half an image": ({"body": RAW[:392]}, 400),
+    "no body": ({"body": b""}, 400),
+    "too many images": ({"body": bytes(784 * 41)}, 413),
+    "no such model": ({"path": "/classify?model=none"}, 404),
+    "no such parameter": ({"path": "/classify?topk=2"}, 400),
+    "no such form": ({"kind": "text/plain"}, 415),
+    "no such answer": ({"accept": "text/html"}, 406),
+    "a wrong deadline": ({"extra": "inkserve-timeout: soon"}, 400),
+    "too long a deadline": ({"extra": "inkserve-timeout: 31"}, 400),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+async def test_both_ways_answer_alike(listener: Listener, case: str) -> None:
+    wish, status = SAME[case]
+    async with connected(listener.port) as connection:
+        for _ in range(2):  # the second time the head is known
+            short = await exchange(connection, request(**wish))  # type: ignore[arg-type]
+    async with connected(listener.port) as connection:
+        usual = await exchange(connection, request(**wish, chunked=True))  # type: ignore[arg-type]
+    assert short.status == usual.status == status
+    assert short.body == usual.body
+    changing = {"server-timing", "date", "x-request-id"}
+    assert {n: v for n, v in short.headers.items() if n not in changing} == {
+        n: v for n, v in usual.headers.items() if n not in changing
+    }
+    assert short.headers.keys() - {"date"} == usual.headers.keys() - {"date"}
+
+
+async def test_the_short_way_is_taken(listener: Listener) -> None:
+    async with connected(listener.port) as connection:
+        for wish in ({}, {"kind": None}, {"accept": OCTETS}, {"body": RAW[:392]}):
+            await exchange(connection, request(**wish))  # type: ignore[arg-type]
+        assert listener.through_asgi == []
+        await exchange(connection, request(chunked=True))
+        await exchange(connection, request(png(7), kind="image/png"))
+        assert listener.through_asgi == ["/classify"] * 2
+        await exchange(connection, request())
+    assert listener.through_asgi == ["/classify"] * 2
+    assert listener.counted(200) == 6
+    assert listener.counted(400) == 1
+
+
+async def test_an_id_that_is_not_fit_is_replaced_by_another_each_time(listener: Listener) -> None:
+    async with connected(listener.port) as connection:
+        unfit = request(extra="X-Request-Id: two words")
+        ids = {(await exchange(connection, unfit)).headers["x-request-id"] for _ in range(3)}
+    assert len(ids) == 3
+    assert "two words" not in ids
+
+
+@pytest.mark.parametrize("wish", [{"accept": OCTETS}, {"body": png(7), "kind": None}])
+async def test_a_request_may_come_in_any_two_pieces(listener: Listener, wish: dict[str, object]) -> None:
+    whole = request(**wish)  # type: ignore[arg-type]
+    async with connected(listener.port) as connection:
+        expected = (await exchange(connection, whole)).body
+        for cut in [*range(1, len(whole), 53), len(whole) - 1]:
+            response = await exchange(connection, whole[:cut], whole[cut:])
+            assert (response.status, response.body) == (200, expected), cut
+
+
+@given(
+    digits=st.lists(st.integers(0, 9), min_size=1, max_size=6),
+    kinds=st.lists(st.sampled_from(["raw", "png", "chunked", "get"]), min_size=6, max_size=6),
+    cuts=st.lists(st.integers(1, 8000), max_size=6),
+)
+@hypothesis_settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+async def test_answers_come_in_the_order_of_the_requests_however_these_are_cut(
+    repository: Repository, tmp_path: Path, digits: list[int], kinds: list[str], cuts: list[int]
+) -> None:
+    forms = {
+        "raw": lambda digit: request(image(digit).tobytes()),
+        "png": lambda digit: request(png(digit), kind="image/png"),
+        "chunked": lambda digit: request(image(digit).tobytes(), chunked=True),
+        "get": lambda _: b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n",
+    }
+    stream = b"".join(forms[kind](digit) for kind, digit in zip(kinds, digits, strict=False))
+    edges = sorted({0, *(cut for cut in cuts if cut < len(stream)), len(stream)})
+    async with listening(repository, tmp_path) as listener, connected(listener.port) as connection:
+        for start, stop in pairwise(edges):
+            connection.writer.write(stream[start:stop])
+            await asyncio.sleep(0.001)
+        for digit, kind in zip(digits, kinds, strict=False):
+            response = await asyncio.wait_for(connection.receive(), 10)
+            assert response.status == 200
+            if kind != "get":
+                assert f'"label":"{digit}"'.encode() in response.body
+
+
+class Held:
+    """A predictor's `begin` that waits until it is let go."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._begin = repository.begin
+        self._waiting: list[Callable[[], object]] = []
+        self.cancelled = 0
+        repository.begin = self.begin  # type: ignore[method-assign]
+
+    def begin(self, *arguments: object) -> Cancel:
+        self._waiting.append(partial(self._begin, *arguments))  # type: ignore[arg-type]
+
+        def cancel() -> None:
+            self.cancelled += 1
+
+        return cancel
+
+    async def holds(self, count: int) -> None:
+        while len(self._waiting) < count:
+            await asyncio.sleep(0.005)
+
+    def let_go(self) -> None:
+        for begin in self._waiting:
+            begin()
+        self._waiting.clear()
+
+
+async def test_a_client_that_leaves_cancels_its_request(listener: Listener, repository: Repository) -> None:
+    held = Held(repository)
+    async with connected(listener.port) as connection:
+        connection.writer.write(request())
+        await held.holds(1)
+    while not held.cancelled:
+        await asyncio.sleep(0.005)
+    assert listener.counted(499) == 1
+    labels = {"model": "first-pixel", "reason": "client_left"}
+    assert listener.metrics.registry.get_sample_value("inkserve_rejected_requests_total", labels) == 1
+
+
+async def test_an_answered_request_is_not_left_to_the_garbage_collector(listener: Listener) -> None:
+    def requests() -> list[object]:
+        # By type: isinstance asks each object, and some of torch's warn when they are asked.
+        return [each for each in gc.get_objects() if type(each) in (Call, Item)]
+
+    gc.disable()
+    try:
+        before = requests()  # of other tests
+        async with connected(listener.port) as connection:
+            assert (await exchange(connection, request())).status == 200
+        async with asyncio.timeout(30):
+            while len(requests()) > len(before):  # the device's thread may hold the batch for a moment
+                await asyncio.sleep(0.005)
+    finally:
+        gc.enable()
+
+
+async def test_a_client_that_leaves_amid_its_body_is_counted(listener: Listener) -> None:
+    async with connected(listener.port) as connection:
+        connection.writer.write(request()[:-100])
+        await asyncio.sleep(0.05)
+    while listener.state.connections:
+        await asyncio.sleep(0.005)
+    assert listener.counted(499) == 1
+
+
+async def test_a_server_that_ends_answers_what_is_in_flight_and_closes(
+    listener: Listener, repository: Repository
+) -> None:
+    held = Held(repository)
+    async with (
+        connected(listener.port) as whole,
+        connected(listener.port) as partial_body,
+        connected(listener.port) as idle,
+    ):
+        whole.writer.write(request())
+        partial_body.writer.write(request()[:-100])
+        await exchange(idle, b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n")
+        await held.holds(1)
+        for protocol in list(listener.state.connections):
+            protocol.shutdown()
+        partial_body.writer.write(request()[-100:])
+        await held.holds(2)
+        held.let_go()
+        for connection in (whole, partial_body):
+            response = await connection.receive()
+            assert (response.status, response.headers["connection"]) == (200, "close")
+        for connection in (whole, partial_body, idle):
+            assert await connection.reader.read() == b""
+
+
+async def test_a_connection_is_closed_when_it_has_been_idle_and_not_before(listener: Listener) -> None:
+    async with connected(listener.port) as connection:
+        for _ in range(4):
+            await exchange(connection, request())
+            await asyncio.sleep(KEEP_ALIVE_SECONDS / 2)
+        started = asyncio.get_running_loop().time()
+        assert await asyncio.wait_for(connection.reader.read(), 5) == b""
+        assert asyncio.get_running_loop().time() - started < KEEP_ALIVE_SECONDS
+
+
+async def test_a_request_that_takes_long_is_not_idle(listener: Listener, repository: Repository) -> None:
+    async with connected(listener.port) as connection:
+        await exchange(connection, request())
+        held = Held(repository)
+        connection.writer.write(request())
+        await held.holds(1)
+        await asyncio.sleep(2 * KEEP_ALIVE_SECONDS)
+        held.let_go()
+        assert (await connection.receive()).status == 200
+        assert await asyncio.wait_for(connection.reader.read(), 5) == b""
+
+
+async def test_a_head_that_is_known_follows_a_reload(
+    listener: Listener, repository: Repository, add_classifier: Callable[..., Path]
+) -> None:
+    async with connected(listener.port) as connection:
+        assert b'"version":1' in (await exchange(connection, request())).body
+        add_classifier(version=2, labels=tuple("ABCDEFGHIJ"))
+        assert await repository.reload() == []
+        response = await exchange(connection, request())
+    assert b'"version":2' in response.body
+    assert b'"label":"H"' in response.body
+
+
+async def test_a_full_queue_is_said_before_a_body_is_read(listener: Listener, repository: Repository) -> None:
+    why = "512 requests wait, expected fewer than 512"
+    repository.refusal = lambda *_: why  # type: ignore[method-assign]
+    async with connected(listener.port) as connection:
+        seen = [await exchange(connection, request()) for _ in range(2)]
+        seen.append(await exchange(connection, request(extra="X-Request-Id: mine")))
+        for response in seen:
+            assert (response.status, response.headers["retry-after"]) == (503, "1")
+            assert response.body == b'{"error":"%b"}' % why.encode()
+        ids = [response.headers["x-request-id"] for response in seen]
+        assert len({*ids}) == 3
+        assert ids[2] == "mine"
+        repository.refusal = lambda *_: None  # type: ignore[method-assign]
+        assert (await exchange(connection, request())).status == 200
+    assert listener.counted(503) == 3
+    labels = {"model": "first-pixel", "reason": "queue_full"}
+    assert listener.metrics.registry.get_sample_value("inkserve_rejected_requests_total", labels) == 3
+
+
+async def test_a_body_for_which_there_was_no_room_is_only_awaited(
+    listener: Listener, repository: Repository
+) -> None:
+    repository.refusal = lambda *_: "512 requests wait"  # type: ignore[method-assign]
+    whole = request(RAW * 9)
+    async with connected(listener.port) as connection:
+        connection.writer.write(whole[:-1000])
+        with pytest.raises(TimeoutError):  # not before all has come: a client may look only then
+            await asyncio.wait_for(connection.receive(), 0.05)
+        repository.refusal = lambda *_: None  # type: ignore[method-assign]
+        response = await exchange(connection, whole[-1000:-10], whole[-10:] + whole[:400])
+        assert (response.status, response.body) == (503, b'{"error":"512 requests wait"}')
+        assert (await exchange(connection, whole[400:])).status == 200
+    assert listener.counted(503) == listener.counted(200) == 1
+    repository.refusal = lambda *_: "512 requests wait"  # type: ignore[method-assign]
+    async with connected(listener.port) as connection:
+        connection.writer.write(whole[:-1000])
+        await connection.writer.drain()
+        await asyncio.sleep(0.05)
+    while listener.counted(499) != 1:
+        await asyncio.sleep(0.005)
+    assert listener.through_asgi == []
+
+
+async def test_what_is_asked_of_the_queue_is_what_will_be_sent(
+    listener: Listener, repository: Repository
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def refusal(*arguments: object) -> str | None:
+        asked.append(arguments)
+        return None
+
+    repository.refusal = refusal  # type: ignore[method-assign]
+    async with connected(listener.port) as connection:
+        await exchange(connection, request(RAW * 3, path="/classify?version=1", extra="inkserve-timeout: 2"))
+        await exchange(connection, request(RAW * 3, kind=None))  # might be a picture
+        await exchange(connection, request(bytes(784 * 41)))  # is answered 413
+        await exchange(connection, request(RAW * 3)[:-9], RAW[-9:])  # in pieces
+    assert asked == [
+        ("first-pixel", 1, 3, 2.0),
+        ("first-pixel", None, 1, 30.0),
+        ("first-pixel", None, 1, 30.0),
+        ("first-pixel", None, 3, 30.0),
+    ]
+
+
+async def test_an_unforeseen_error_is_a_500(listener: Listener, repository: Repository) -> None:
+    def fail(*_: object) -> Cancel:
+        raise RuntimeError("a secret")
+
+    repository.begin = fail  # type: ignore[method-assign]
+    async with connected(listener.port) as connection:
+        response = await exchange(connection, request())
+    assert (response.status, response.body) == (500, b'{"error":"internal error"}')
+    assert listener.through_asgi == []
+
+
+def test_a_plain_head_is_read() -> None:
+    head = b"POST /classify?a=1 HTTP/1.1\r\nHost: x\r\nCONTENT-LENGTH: 5\r\nX-Request-ID: r1\r\n\r\n"
+    headers = {b"host": b"x", b"content-length": b"5", b"x-request-id": b"r1"}
+    assert parse_head(head) == Head("POST", b"/classify", b"a=1", headers, 5, b"r1")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /classify HTTP/1.0\r\nContent-Length: 5\r\n\r\n",
+        b"POST /classify HTTP/1.1\r\nConnection: close\r\nContent-Length: 5\r\n\r\n",
+        b"POST /classify HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /classify HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+        b"POST /classify HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"POST /classify HTTP/1.1\r\nContent-Length: five\r\n\r\n",
+        b"POST /class%69fy HTTP/1.1\r\nContent-Length: 5\r\n\r\n",
+        b"GET /classify HTTP/1.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
+        b"CONNECT example.org:80 HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
+        b"nonsense\r\n\r\n",
+        b"\r\n\r\n",
+    ],
+)
+def test_an_unusual_head_is_left_alone(head: bytes) -> None:
+    assert parse_head(head) is None
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_left_alone(head: bytes) -> None:
+    parse_head(head + b"\r\n\r\n")

@@ -1,0 +1,421 @@
+"""The HTTP application over real models, without a socket: every form in, every form out."""
+
+import asyncio
+import base64
+import io
+import logging
+import re
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.content.latents import draw_latents
+from service.errors import InkserveError
+from service.http.app import create_app
+from service.http.error_responses import STATUS, error_answer
+from service.observability.metrics import Metrics
+from service.serving.local import Repository
+from service.serving.predictor import Cancel
+from tests.support.http import image, png, settings
+from tests.support.models import LATENT
+
+OCTETS = {"content-type": "application/octet-stream"}
+
+
+@pytest.fixture
+async def client(repository: Repository, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(repository, settings(tmp_path), Metrics())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        yield client
+
+
+def labels(response: httpx.Response) -> list[str]:
+    assert response.status_code == 200, response.text
+    return [prediction["label"] for prediction in response.json()["predictions"]]
+
+
+async def test_raw_rows_are_classified(client: httpx.AsyncClient) -> None:
+    body = b"".join(image(digit).tobytes() for digit in (3, 1, 4))
+    response = await client.post("/classify", content=body, headers=OCTETS)
+    assert labels(response) == ["3", "1", "4"]
+    answer = response.json()
+    assert (answer["model"], answer["version"]) == ("first-pixel", 1)
+    assert answer["predictions"][0] == {
+        "label": "3",
+        "probability": 1.0,
+        "probabilities": {str(digit): float(digit == 3) for digit in range(10)},
+    }
+
+
+@pytest.mark.parametrize("content_type", [None, "application/x-www-form-urlencoded"])
+@pytest.mark.parametrize("body", [image(5).tobytes(), png(5)])
+async def test_without_a_content_type_the_first_bytes_decide(
+    client: httpx.AsyncClient, content_type: str | None, body: bytes
+) -> None:
+    headers = {} if content_type is None else {"content-type": content_type}
+    assert labels(await client.post("/classify", content=body, headers=headers)) == ["5"]
+
+
+async def test_a_png_is_classified(client: httpx.AsyncClient) -> None:
+    assert labels(await client.post("/classify", content=png(7), headers={"content-type": "image/png"})) == [
+        "7"
+    ]
+
+
+async def test_a_form_of_files_is_classified_in_its_order(client: httpx.AsyncClient) -> None:
+    files = [
+        ("images", ("a.png", png(2))),
+        ("images", ("b.raw", image(6).tobytes())),
+        ("x", ("c.png", png(4))),
+    ]
+    assert labels(await client.post("/classify", files=files)) == ["2", "6", "4"]
+
+
+async def test_a_large_form_needs_no_disk(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    noise = np.random.default_rng(0).integers(0, 256, (1200, 1200), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG", compress_level=0)
+    assert file.tell() > 2**20  # what the form parser would otherwise hold in memory
+    large = settings(tmp_path).model_copy(update={"max_body_bytes": 2**21})
+    app = create_app(repository, large, Metrics())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        assert len(labels(await client.post("/classify", files={"image": file.getvalue()}))) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"images": image(8).tolist()}, ["8"]),
+        ({"images": [image(8).tolist(), image(9).tolist()]}, ["8", "9"]),
+        ([image(8).tolist()], ["8"]),
+        ({"images": image(3).ravel().tolist()}, ["3"]),
+        ({"images": base64.b64encode(png(1)).decode()}, ["1"]),
+        (
+            {"images": [base64.b64encode(image(2).tobytes()).decode(), base64.b64encode(png(1)).decode()]},
+            ["2", "1"],
+        ),
+    ],
+)
+async def test_json_is_classified(client: httpx.AsyncClient, body: object, expected: list[str]) -> None:
+    assert labels(await client.post("/classify", json=body)) == expected
+
+
+async def test_a_version_that_comes_between_answers_with_its_own_labels(
+    client: httpx.AsyncClient, repository: Repository, add_classifier: Callable[..., Path]
+) -> None:
+    begin = repository.begin
+    reloads: list[asyncio.Task[None]] = []
+
+    async def reload(*arguments: Any) -> None:
+        add_classifier(version=2, labels=tuple("ABCDEFGHIJ"))
+        assert await repository.reload() == []
+        begin(*arguments)
+
+    def reload_first(*arguments: Any) -> Cancel:
+        reloads.append(asyncio.ensure_future(reload(*arguments)))
+        return reloads[0].cancel  # type: ignore[return-value]
+
+    repository.begin = reload_first  # type: ignore[method-assign]
+    response = await client.post("/classify", content=image(2).tobytes(), headers=OCTETS)
+    assert labels(response) == ["C"]
+    assert response.json()["version"] == 2
+
+
+async def test_top_k_keeps_the_largest_in_descending_order(client: httpx.AsyncClient) -> None:
+    response = await client.post(
+        "/classify?top_k=2&model=another", content=image(4).tobytes(), headers=OCTETS
+    )
+    (prediction,) = response.json()["predictions"]
+    assert (prediction["label"], prediction["probability"]) == ("e", 1.0)
+    assert list(prediction["probabilities"].items()) == [("e", 1.0), ("a", 0.0)]
+    assert response.json()["version"] == 3
+
+
+async def test_probabilities_come_raw_where_they_are_accepted_so(client: httpx.AsyncClient) -> None:
+    body = image(3).tobytes() + image(0).tobytes()
+    headers = OCTETS | {"accept": "application/octet-stream"}
+    response = await client.post("/classify?version=1", content=body, headers=headers)
+    probabilities = np.frombuffer(response.content, "<f4").reshape(2, 10)
+    assert probabilities.argmax(axis=1).tolist() == [3, 0]
+    assert response.headers["inkserve-shape"] == "2,10"
+    assert (response.headers["inkserve-model"], response.headers["inkserve-version"]) == ("first-pixel", "1")
+
+
+RAW = image(1).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "headers", "status", "message"),
+    [
+        ("/classify", RAW[:-1], OCTETS, 400, "783 bytes, expected a multiple of 784"),
+        ("/classify", b"", OCTETS, 400, "expected"),
+        ("/classify", RAW * 41, OCTETS, 413, "41"),
+        ("/classify", b"x" * 70_000, OCTETS, 413, "body has 70000 bytes, expected at most 65536"),
+        ("/classify", b"GIF89a....", {"content-type": "image/gif"}, 400, "PNG or"),
+        ("/classify", RAW, {"content-type": "text/plain"}, 415, "Content-Type is 'text/plain', expected"),
+        ("/classify", RAW, OCTETS | {"accept": "text/html"}, 406, "Accept is 'text/html', expected one of"),
+        ("/classify", b"{", {"content-type": "application/json"}, 400, "body is not JSON"),
+        ("/classify", b"{}", {"content-type": "application/json"}, 400, "images is missing"),
+        ("/classify", b'{"images":1,"a":2}', {"content-type": "application/json"}, 400, "a is unknown"),
+        ("/classify", b"null", {"content-type": "application/json"}, 400, "expected"),
+        ("/classify", b"--x", {"content-type": "multipart/form-data"}, 400, "form cannot be read"),
+        ("/classify?top_k=11", RAW, OCTETS, 400, r"top_k is '11', expected a whole number in 1..10"),
+        ("/classify?topk=1", RAW, OCTETS, 400, "unknown query parameter 'topk'"),
+        (
+            "/classify?top_k=1",
+            RAW,
+            OCTETS | {"accept": "application/octet-stream"},
+            400,
+            "top_k is given with Accept: application/octet-stream",
+        ),
+        (
+            "/classify?model=x",
+            RAW,
+            OCTETS,
+            404,
+            "there is no model 'x', expected one of another, first-pixel",
+        ),
+        ("/classify?version=9", RAW, OCTETS, 404, "model 'first-pixel' has no version 9"),
+        ("/classify?version=x", RAW, OCTETS, 400, "version is 'x', expected a whole number"),
+        (
+            "/classify?model=ramp",
+            RAW,
+            OCTETS,
+            400,
+            "model ramp is for generation, expected one for classification",
+        ),
+    ],
+)
+async def test_a_wrong_request_says_what_was_seen_and_expected(
+    client: httpx.AsyncClient, url: str, body: bytes, headers: dict[str, str], status: int, message: str
+) -> None:
+    response = await client.post(url, content=body, headers=headers)
+    assert response.status_code == status, response.text
+    assert list(response.json()) == ["error"]
+    assert message in response.json()["error"]
+
+
+async def test_generated_images_come_as_one_png(client: httpx.AsyncClient) -> None:
+    response = await client.get("/generate?digit=7&count=16&seed=1")
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "image/png"
+    assert response.headers["inkserve-seed"] == "1"
+    sheet = Image.open(io.BytesIO(response.content))
+    assert sheet.width >= 4 * 28
+    assert sheet.height >= 4 * 28
+
+
+async def test_a_single_image_is_a_png_of_its_own(client: httpx.AsyncClient) -> None:
+    response = await client.get("/generate?seed=1")
+    assert Image.open(io.BytesIO(response.content)).size == (28, 28)
+
+
+async def test_the_three_forms_hold_the_same_pixels(client: httpx.AsyncClient) -> None:
+    body = {"digit": 7, "count": 3, "seed": 5, "model": "ramp", "version": 1}
+    raw = await client.post("/generate", json=body, headers={"accept": "application/octet-stream"})
+    assert raw.headers["inkserve-shape"] == "3,28,28"
+    images = np.frombuffer(raw.content, np.uint8).reshape(3, 28, 28)
+    answer = (await client.post("/generate", json=body, headers={"accept": "application/json"})).json()
+    assert (answer["model"], answer["version"], answer["seed"]) == ("ramp", 1, 5)
+    assert [each["digit"] for each in answer["images"]] == ["7"] * 3
+    for pixels, each in zip(images, answer["images"], strict=True):
+        picture = Image.open(io.BytesIO(base64.b64decode(each["png"])))
+        assert np.array_equal(np.asarray(picture), pixels)
+
+
+async def test_the_same_seed_gives_a_prefix_of_the_same_images(client: httpx.AsyncClient) -> None:
+    headers = {"accept": "application/octet-stream"}
+    many = (await client.get("/generate?seed=9&count=11", headers=headers)).content
+    few = (await client.get("/generate?seed=9&count=3", headers=headers)).content
+    assert many.startswith(few)
+    assert (await client.get("/generate?seed=10&count=3", headers=headers)).content != few
+
+
+async def test_a_seed_that_was_chosen_is_told(client: httpx.AsyncClient) -> None:
+    first = await client.get("/generate?count=2")
+    again = await client.get(f"/generate?count=2&seed={first.headers['inkserve-seed']}")
+    assert first.content == again.content
+
+
+async def test_mixed_digits_take_turns(client: httpx.AsyncClient) -> None:
+    answer = (await client.get("/generate?count=12", headers={"accept": "application/json"})).json()
+    assert [each["digit"] for each in answer["images"]] == [*"0123456789", "0", "1"]
+
+
+async def test_latents_may_be_given_instead_of_a_seed(client: httpx.AsyncClient) -> None:
+    z = draw_latents(9, 3, LATENT)
+    headers = {"accept": "application/octet-stream"}
+    seeded = await client.get("/generate?seed=9&count=3&digit=2", headers=headers)
+    as_json = await client.post("/generate", json={"z": z.tolist(), "digit": "2"}, headers=headers)
+    as_bytes = await client.post("/generate?digit=2", content=z.tobytes(), headers=headers | OCTETS)
+    assert seeded.content == as_json.content == as_bytes.content
+    assert "inkserve-seed" not in as_json.headers
+
+
+JSON_BODY = {"content-type": "application/json"}
+Z = draw_latents(1, 1, LATENT).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "headers", "status", "message"),
+    [
+        ("/generate?count=0", b"", {}, 400, "count is '0', expected"),
+        ("/generate?count=41", b"", {}, 413, "count is 41, expected at most 40"),
+        ("/generate?digit=eleven", b"", {}, 400, "digit is 'eleven', expected one of 0, 1, 2"),
+        ("/generate?seed=-1", b"", {}, 400, "seed is '-1', expected"),
+        ("/generate?seed=18446744073709551616", b"", {}, 400, "seed is"),
+        ("/generate?model=first-pixel", b"", {}, 400, "is for classification, expected one for generation"),
+        ("/generate?seed=1", b'{"seed":2}', JSON_BODY, 400, "seed is given in the query and in the body"),
+        ("/generate", b"[]", JSON_BODY, 400, "body is a JSON list, expected an object"),
+        ("/generate", b'{"sed":2}', JSON_BODY, 400, "sed is unknown"),
+        ("/generate", b'{"z":[1],"seed":2}', JSON_BODY, 400, "expected one of seed, z or a raw body"),
+        ("/generate", b'{"z":[1,2]}', JSON_BODY, 400, "z"),
+        ("/generate?count=2", Z, OCTETS, 400, "count is 2, but z has 1 rows"),
+        ("/generate", Z[:-1], OCTETS, 400, "expected a multiple of 24"),
+        ("/generate", b"\x00\x00\xc0\x7f" * LATENT, OCTETS, 400, "z holds a value that is not finite"),
+        ("/generate", b"x", {"content-type": "text/plain"}, 415, "Content-Type is 'text/plain', expected"),
+        ("/generate", b"", {"accept": "text/html"}, 406, "expected one of image/png"),
+    ],
+)
+async def test_a_wrong_wish_says_what_was_seen_and_expected(
+    client: httpx.AsyncClient, url: str, body: bytes, headers: dict[str, str], status: int, message: str
+) -> None:
+    response = await client.post(url, content=body, headers=headers)
+    assert response.status_code == status, response.text
+    assert message in response.json()["error"]
+
+
+async def test_models_are_listed_and_described(client: httpx.AsyncClient) -> None:
+    listed = (await client.get("/models")).json()["models"]
+    assert [(model["name"], model["version"], model["task"]) for model in listed] == [
+        ("another", 3, "classification"),
+        ("first-pixel", 1, "classification"),
+        ("ramp", 1, "generation"),
+    ]
+    detail = (await client.get("/models/ramp")).json()
+    assert detail["inputs"][0] == {"name": "z", "datatype": "FP32", "shape": [-1, LATENT]}
+    assert detail["card"] == "# A card\n"
+    assert len(detail["sha256"]) == 64
+    missing = await client.get("/models/none")
+    assert (missing.status_code, list(missing.json())) == (404, ["error"])
+    assert (await client.get("/models/ramp?version=0")).status_code == 400
+
+
+async def test_health_follows_the_predictor(client: httpx.AsyncClient, repository: Repository) -> None:
+    assert (await client.get("/v2/health/live")).status_code == 200
+    assert (await client.get("/v2/health/ready")).status_code == 200
+    repository.stop_being_ready()
+    assert (await client.get("/v2/health/live")).status_code == 200
+    unready = await client.get("/v2/health/ready")
+    assert (unready.status_code, unready.headers["retry-after"]) == (503, "1")
+    answered = await client.post("/classify", content=RAW, headers=OCTETS)
+    assert answered.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "accept"),
+    [
+        ("POST", "/classify", "application/json"),
+        ("POST", "/classify", "application/octet-stream"),
+        ("GET", "/generate?count=3", "application/json"),
+        ("GET", "/generate?count=3", "application/octet-stream"),
+        ("GET", "/generate?count=3", "image/png"),
+    ],
+)
+async def test_an_answer_says_where_its_time_went(
+    client: httpx.AsyncClient, method: str, path: str, accept: str
+) -> None:
+    body = RAW * 3 if method == "POST" else b""
+    response = await client.request(method, path, content=body, headers=OCTETS | {"accept": accept})
+    timing = re.fullmatch(
+        r'queue;dur=(\d+\.\d{3}), compute;dur=(\d+\.\d{3}), batch;desc="(\d+)"',
+        response.headers["server-timing"],
+    )
+    assert timing
+    assert float(timing[2]) > 0
+    assert int(timing[3]) == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/classify", 405),
+        ("DELETE", "/generate", 405),
+        ("GET", "/nothing", 404),
+        ("POST", "/models", 405),
+    ],
+)
+async def test_every_error_has_one_form(
+    client: httpx.AsyncClient, method: str, path: str, status: int
+) -> None:
+    response = await client.request(method, path)
+    assert response.status_code == status
+    assert list(response.json()) == ["error"]
+    assert (status != 405) or response.headers["allow"]
+
+
+async def test_requests_are_counted(client: httpx.AsyncClient) -> None:
+    await client.post("/classify", content=RAW, headers=OCTETS)
+    await client.post("/classify?model=nobody-knows-this", content=RAW, headers=OCTETS)
+    await client.get("/models/ramp")
+    await client.get("/some/path/of/a/scanner")
+    text = (await client.get("/metrics")).text
+    assert 'inkserve_requests_total{model="first-pixel",route="/classify",status="200"} 1.0' in text
+    assert 'inkserve_requests_total{model="",route="/classify",status="404"} 1.0' in text
+    assert 'route="/models/{name}"' in text
+    assert "scanner" not in text
+    assert "nobody-knows-this" not in text
+
+
+async def test_openapi_describes_every_form_with_an_example_that_works(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    classify = document["paths"]["/classify"]["post"]
+    assert set(classify["requestBody"]["content"]) == {
+        "application/json",
+        "application/octet-stream",
+        "image/png",
+        "image/jpeg",
+        "multipart/form-data",
+    }
+    (example,) = classify["requestBody"]["content"]["application/json"]["examples"].values()
+    assert len(labels(await client.post("/classify", json=example["value"]))) == 1
+    generate = document["paths"]["/generate"]
+    query = {each["name"]: each["example"] for each in generate["get"]["parameters"] if "example" in each}
+    assert (await client.get("/generate", params=query)).status_code == 200
+    (example,) = generate["post"]["requestBody"]["content"]["application/json"]["examples"].values()
+    assert (await client.post("/generate", json=example["value"])).status_code == 200
+    assert {"/models", "/models/{name}", "/metrics", "/v2/health/ready"} <= set(document["paths"])
+    assert (await client.get("/docs")).status_code == 200
+
+
+def all_errors(kind: type[InkserveError] = InkserveError) -> list[type[InkserveError]]:
+    return [kind, *(each for child in kind.__subclasses__() for each in all_errors(child))]
+
+
+@pytest.mark.parametrize("kind", all_errors())
+def test_every_error_has_a_status(kind: type[InkserveError]) -> None:
+    answer = error_answer(kind("why"))
+    assert answer.status in STATUS.values()
+    assert (b"retry-after" in dict(answer.headers)) == (answer.status == 503)
+
+
+async def test_an_unforeseen_error_is_logged_and_told_to_nobody(
+    client: httpx.AsyncClient, repository: Repository, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> Cancel:
+        raise RuntimeError("a secret")
+
+    repository.begin = fail  # type: ignore[method-assign]
+    with caplog.at_level(logging.ERROR):
+        response = await client.post("/classify", content=RAW, headers=OCTETS)
+    assert (response.status_code, response.json()) == (500, {"error": "internal error"})
+    assert "a secret" in caplog.text

@@ -1,0 +1,155 @@
+"""What the service counts, read as Prometheus would read it."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.http.app import create_app
+from service.http.dispatch import Front
+from service.observability.metrics import LATENCY_OBJECTIVE_SECONDS, Metrics, Rejection
+from service.serving.local import Repository
+from service.settings import Settings
+from service.split.engine_client import RemotePredictor
+
+RAW = bytes(784)
+MODEL = "first-pixel"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "observability.md"
+
+
+@pytest.fixture
+def models_dir(add_classifier: Callable[..., Path], tmp_path: Path) -> Path:
+    add_classifier(MODEL)
+    return tmp_path
+
+
+@asynccontextmanager
+async def service(models_dir: Path, **values: Any) -> AsyncIterator[tuple[Front, Repository, Metrics]]:
+    settings = Settings(models_dir=models_dir, max_batch_size=8, **values)
+    metrics = Metrics()
+    repository = Repository(settings, metrics)
+    await repository.start()
+    try:
+        yield create_app(repository, settings, metrics), repository, metrics
+    finally:
+        await repository.close()
+
+
+def post(app: Front, path: str = "/classify") -> "asyncio.Task[httpx.Response]":
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+    return asyncio.ensure_future(client.post(path, content=RAW))
+
+
+def rejected(metrics: Metrics, reason: str, model: str = MODEL) -> float | None:
+    labels = {"model": model, "reason": reason}
+    return metrics.registry.get_sample_value("inkserve_rejected_requests_total", labels)
+
+
+def requests(metrics: Metrics, status: int, model: str = MODEL) -> float | None:
+    labels = {"route": "/classify", "model": model, "status": str(status)}
+    return metrics.registry.get_sample_value("inkserve_requests_total", labels)
+
+
+async def test_nothing_rejected_is_a_zero_and_not_a_gap(models_dir: Path) -> None:
+    async with service(models_dir) as (_, _, metrics):
+        assert rejected(metrics, "queue_full") == rejected(metrics, "client_left") == 0
+
+
+async def test_a_request_whose_deadline_passes_is_counted_as_such(models_dir: Path) -> None:
+    patient = {"max_queue_delay_seconds": 10, "request_timeout_seconds": 0.001}
+    async with service(models_dir, **patient) as (app, _, metrics):
+        assert (await post(app)).status_code == 504
+        assert rejected(metrics, "deadline") == requests(metrics, 504) == 1
+
+
+async def test_a_request_that_finds_the_queue_full_is_counted_as_such(models_dir: Path) -> None:
+    small = {"max_queue_rows": 1, "max_request_rows": 1, "max_queue_delay_seconds": 0.2}
+    async with service(models_dir, **small) as (app, _, metrics):
+        answers = await asyncio.gather(post(app), post(app), post(app))
+        assert sorted(answer.status_code for answer in answers) == [200, 503, 503]
+        assert rejected(metrics, "queue_full") == requests(metrics, 503) == 2
+
+
+async def test_a_request_after_the_end_is_counted_as_such(models_dir: Path) -> None:
+    async with service(models_dir) as (app, repository, metrics):
+        await repository.close()
+        assert (await post(app)).status_code == 503
+        assert rejected(metrics, "shutting_down") == 1
+
+
+async def test_a_request_whose_client_leaves_is_counted_as_such(models_dir: Path) -> None:
+    messages = [{"type": "http.request", "body": RAW}, {"type": "http.disconnect"}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def send(_: Any) -> None:
+        pytest.fail("nobody is there to be answered")
+
+    scope = {"type": "http", "method": "POST", "path": "/classify", "query_string": b"", "headers": []}
+    async with service(models_dir, max_queue_delay_seconds=10) as (app, _, metrics):
+        await app(scope, receive, send)
+        assert rejected(metrics, "client_left") == requests(metrics, 499) == 1
+
+
+async def test_without_an_engine_no_model_is_named(tmp_path: Path) -> None:
+    metrics = Metrics()
+    predictor = RemotePredictor(tmp_path / "nobody.sock")
+    app = create_app(predictor, Settings(), metrics)
+    assert (await post(app, "/classify?model=users-words")).status_code == 503
+    assert rejected(metrics, "not_ready", model="") == 1
+    assert metrics.registry.get_sample_value("inkserve_ready") == 0
+    await predictor.close()
+
+
+async def test_an_invalid_request_is_not_counted_as_rejected(models_dir: Path) -> None:
+    async with service(models_dir) as (app, _, metrics):
+        assert (await post(app, "/classify?version=0")).status_code == 400
+        assert total(metrics.registry, "inkserve_rejected_requests_total") == 0
+
+
+def total(registry: CollectorRegistry, name: str) -> float:
+    samples = (sample for family in registry.collect() for sample in family.samples)
+    return sum(sample.value for sample in samples if sample.name == name)
+
+
+def test_good_is_an_answer_of_a_model_with_2xx_within_the_objective() -> None:
+    metrics = Metrics()
+    metrics.requests.count("/classify", MODEL, 200, LATENCY_OBJECTIVE_SECONDS)
+    metrics.requests.count("/classify", MODEL, 200, LATENCY_OBJECTIVE_SECONDS + 0.001)
+    metrics.requests.count("/classify", MODEL, 503, 0.001)
+    metrics.requests.count("/metrics", "", 200, 0.001)
+    labels = {"route": "/classify", "model": MODEL}
+    assert metrics.registry.get_sample_value("inkserve_good_requests_total", labels) == 1
+    assert total(metrics.registry, "inkserve_good_requests_total") == 1
+
+
+async def test_ready_follows_the_predictor(models_dir: Path) -> None:
+    async with service(models_dir) as (_, repository, metrics):
+        assert metrics.registry.get_sample_value("inkserve_ready") == 1
+        repository.stop_being_ready()
+        assert metrics.registry.get_sample_value("inkserve_ready") == 0
+
+
+def test_the_document_names_every_metric_with_its_type() -> None:
+    metrics = Metrics()
+    metrics.watch_process()
+    metrics.watch_ready(lambda: True)
+    families = {family.name: family.type for family in metrics.registry.collect()}
+    rows = re.findall(r"^\| `(inkserve_\w+)` \| (\w+) \|", DOCUMENT.read_text(), re.MULTILINE)
+    described = {name.removesuffix("_total").removesuffix("_info"): kind for name, kind in rows}
+    gpu = {name for name in described if name.startswith("inkserve_gpu_")}
+    assert len(gpu) == 3
+    own = {name: kind for name, kind in families.items() if name.startswith("inkserve_")}
+    assert {name: kind for name, kind in described.items() if name not in gpu} == own
+
+
+def test_the_document_names_every_reason_of_a_rejection() -> None:
+    reasons = re.findall(r"^\| `(\w+)` \| \d{3} \|", DOCUMENT.read_text(), re.MULTILINE)
+    assert sorted(reasons) == sorted(get_args(Rejection))

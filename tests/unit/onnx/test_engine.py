@@ -1,0 +1,231 @@
+"""A real onnxruntime session: on the CPU, and on CUDA where there is a device."""
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from service.errors import EngineError, ManifestError
+from service.models.manifest import MODEL_FILE, TensorSpec, read_manifest
+from service.onnx.engine import Engine, bucket_sizes
+from service.onnx.session import EngineOptions
+from tests.support.models import (
+    IMAGES,
+    LATENT,
+    PROBABILITIES,
+    images,
+    make_model,
+    mean_classifier,
+    write_model,
+)
+
+OPTIONS = EngineOptions("cpu", 0, 1, (1, 2, 4, 8))
+HAS_CUDA = "CUDAExecutionProvider" in ort.get_available_providers() and shutil.which("nvidia-smi")
+CUDA = pytest.mark.skipif(not HAS_CUDA, reason="no CUDA device, or an onnxruntime without CUDA")
+
+
+@pytest.fixture(
+    params=[
+        OPTIONS,
+        pytest.param(replace(OPTIONS, provider="cuda"), marks=[pytest.mark.gpu, CUDA]),
+        pytest.param(replace(OPTIONS, provider="cuda", cuda_graphs=False), marks=[pytest.mark.gpu, CUDA]),
+        pytest.param(replace(OPTIONS, provider="cuda", pinned_memory=False), marks=[pytest.mark.gpu, CUDA]),
+        pytest.param(replace(OPTIONS, provider="cuda", overlap_copies=False), marks=[pytest.mark.gpu, CUDA]),
+    ],
+    ids=["cpu", "cuda", "cuda-without-graphs", "cuda-without-pinned-memory", "cuda-without-overlap"],
+)
+def options(request: pytest.FixtureRequest) -> EngineOptions:
+    chosen: EngineOptions = request.param
+    return chosen
+
+
+def open_engine(folder: Path, options: EngineOptions = OPTIONS, **changes: object) -> Engine:
+    manifest = read_manifest(folder)
+    return Engine(folder / MODEL_FILE, manifest.model_copy(update=changes), options)
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(1, (1,)), (2, (1, 2)), (6, (1, 2, 4, 6)), (256, (1, 2, 4, 8, 16, 32, 64, 128, 256))]
+)
+def test_buckets_are_powers_of_two_and_the_largest_batch(most: int, sizes: tuple[int, ...]) -> None:
+    assert bucket_sizes(most) == sizes
+
+
+def test_finer_buckets_waste_a_fifth_at_most() -> None:
+    sizes = bucket_sizes(256, per_octave=4)
+    assert sizes[:13] == (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20)
+    assert sizes[-3:] == (192, 224, 256)
+    assert all(following - 1 <= size * 1.25 for size, following in pairwise(sizes))
+
+
+@pytest.mark.parametrize("split", [[5], [1, 4], [1, 1, 1, 1, 1], [2, 3]])
+def test_the_parts_of_a_batch_come_back_in_order(
+    add_classifier: Callable[..., Path], options: EngineOptions, split: list[int]
+) -> None:
+    engine = open_engine(add_classifier(), options)
+    batch = images(3, 1, 4, 1, 5)
+    parts = [(part,) for part in np.split(batch, np.cumsum(split)[:-1])]
+    (probabilities,) = engine.run(parts, 5)
+    assert probabilities.shape == (5, 10)
+    assert probabilities.argmax(axis=1).tolist() == [3, 1, 4, 1, 5]
+
+
+def test_padding_holds_old_rows_that_nobody_sees(
+    add_classifier: Callable[..., Path], options: EngineOptions
+) -> None:
+    engine = open_engine(add_classifier(), options)
+    engine.run([(images(*range(8)),)], 8)
+    (probabilities,) = engine.run([(images(9, 9, 9),)], 3)
+    assert probabilities.argmax(axis=1).tolist() == [9, 9, 9]
+
+
+def test_an_answer_outlives_the_next_batch(
+    add_classifier: Callable[..., Path], options: EngineOptions
+) -> None:
+    engine = open_engine(add_classifier(), options)
+    (first,) = engine.run([(images(7),)], 1)
+    engine.run([(images(2),)], 1)
+    assert first.argmax() == 7
+
+
+def test_several_inputs_are_bound_by_name(add_generator: Callable[..., Path], options: EngineOptions) -> None:
+    engine = open_engine(add_generator(), options)
+    z = np.zeros((3, LATENT), np.float32)
+    (pictures,) = engine.run([(z, np.array([0, 1, 2], np.int64))], 3)
+    assert [picture[0, 0] for picture in pictures] == [0, 10, 20]
+
+
+def test_one_fixed_bucket_gives_the_same_bytes_wherever_a_row_lies(
+    add_generator: Callable[..., Path], options: EngineOptions
+) -> None:
+    engine = open_engine(add_generator(), replace(options, buckets=(16,)))
+    rng = np.random.default_rng(0)
+    z, label = rng.normal(size=(16, LATENT)).astype(np.float32), np.arange(16) % 10
+    (together,) = engine.run([(z, label)], 16)
+    for row in range(16):
+        (alone,) = engine.run([(z[row : row + 1], label[row : row + 1])], 1)
+        assert np.array_equal(alone[0], together[row])
+
+
+def test_every_bucket_follows_its_own_inputs_run_after_run(
+    add_classifier: Callable[..., Path], options: EngineOptions
+) -> None:
+    engine = open_engine(add_classifier(), options)
+    for turn in range(3):  # with CUDA graphs: captured in the first, replayed in the others
+        for rows in engine.buckets:
+            labels = [(turn + rows + row) % 10 for row in range(rows)]
+            (probabilities,) = engine.run([(images(*labels),)], rows)
+            assert probabilities.argmax(axis=1).tolist() == labels
+
+
+def test_as_many_batches_as_may_be_under_way_give_each_its_own_answers(
+    add_classifier: Callable[..., Path], options: EngineOptions
+) -> None:
+    engine = open_engine(add_classifier(), options)
+    engine.warm_up()
+    for turn in range(20):
+        under_way = []
+        for place in range(engine.depth):
+            labels = [(3 * turn + place + row) % 10 for row in range(1 + turn % 8)]
+            under_way.append((labels, engine.begin([(images(*labels),)], len(labels))))
+        for labels, end in under_way:
+            assert end()[0].argmax(axis=1).tolist() == labels
+
+
+@pytest.mark.parametrize(("most", "buckets"), [(None, (2, 4, 8)), (8, (2, 4, 8)), (5, (2, 4)), (1, (2,))])
+def test_only_a_graph_with_convolutions_keeps_to_smaller_batches(
+    add_classifier: Callable[..., Path], tmp_path: Path, most: int | None, buckets: tuple[int, ...]
+) -> None:
+    options = replace(OPTIONS, buckets=(2, 4, 8), convolution_rows=most)
+    engine = open_engine(mean_classifier(tmp_path), options)
+    engine.warm_up()
+    assert engine.buckets == buckets
+    (probabilities,) = engine.run([(np.full((2, 28, 28), 3, np.uint8),)], 2)
+    assert np.allclose(probabilities, 3, atol=1e-4)  # float32 sums of 784 terms
+    assert open_engine(add_classifier(), options).buckets == (2, 4, 8)
+
+
+def test_warming_up_times_every_bucket(add_classifier: Callable[..., Path], options: EngineOptions) -> None:
+    engine = open_engine(add_classifier(), options)
+    assert engine.seconds_for(1) == math.inf
+    engine.warm_up()
+    assert [engine.bucket_for(rows) for rows in (1, 2, 3, 5, 8)] == [1, 2, 4, 8, 8]
+    assert all(0 < engine.seconds_for(rows) < 60 for rows in range(1, 9))
+
+
+def test_on_a_cpu_times_grow_with_the_rows_those_between_two_that_were_taken_too(
+    add_classifier: Callable[..., Path],
+) -> None:
+    engine = open_engine(add_classifier(), replace(OPTIONS, buckets=bucket_sizes(10, per_octave=4)))
+    engine.warm_up()
+    seconds = [engine.seconds_for(size) for size in engine.buckets]
+    assert seconds == sorted(seconds)
+    assert engine.seconds_for(3) == pytest.approx((engine.seconds_for(2) + engine.seconds_for(4)) / 2)
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_is_not_there_is_an_error(add_classifier: Callable[..., Path], provider: str) -> None:
+    folder = add_classifier()
+    with pytest.raises(EngineError, match=f"provider {provider} "):
+        open_engine(folder, EngineOptions(provider, 99, 1, (1,)))  # type: ignore[arg-type]
+
+
+def test_a_broken_graph_is_an_error_that_names_the_file(add_classifier: Callable[..., Path]) -> None:
+    folder = add_classifier()
+    (folder / MODEL_FILE).write_bytes(b"not a graph")
+    with pytest.raises(EngineError, match=r"model\.onnx cannot be loaded"):
+        open_engine(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"inputs": (IMAGES.model_copy(update={"name": "x"}),)},
+            r"inputs \['images'\], the manifest names \['x'\]",
+        ),
+        (
+            {"inputs": (IMAGES.model_copy(update={"datatype": "FP32"}),)},
+            r"input images is tensor\(uint8\) in the graph, the manifest says tensor\(float\)",
+        ),
+        (
+            {"outputs": (PROBABILITIES.model_copy(update={"shape": (-1, 9)}),)},
+            r"output probabilities has shape \['batch', 10\] in the graph",
+        ),
+    ],
+)
+def test_a_manifest_that_the_graph_contradicts_is_an_error(
+    add_classifier: Callable[..., Path], changes: dict[str, object], message: str
+) -> None:
+    folder = add_classifier()
+    with pytest.raises(ManifestError, match=message):
+        open_engine(folder, **changes)
+
+
+def test_a_failing_graph_is_an_engine_error(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["label"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "index"], ["probabilities"]),
+    ]
+    table = numpy_helper.from_array(np.eye(10, dtype=np.float32), "table")
+    one_label = TensorSpec(name="label", datatype="INT64", shape=(-1,))
+    folder = write_model(
+        tmp_path,
+        make_model(nodes, [table], (one_label,), (PROBABILITIES,)),
+        name="lookup",
+        task="classification",
+        inputs=(one_label,),
+        outputs=(PROBABILITIES,),
+    )
+    engine = open_engine(folder)
+    with pytest.raises(EngineError, match="out of data bounds"):
+        engine.run([(np.array([10]),)], 1)
+    (probabilities,) = engine.run([(np.array([9]),)], 1)
+    assert probabilities.argmax() == 9

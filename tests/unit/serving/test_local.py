@@ -1,0 +1,380 @@
+"""The models folder: loading, refusing, reloading, with real sessions."""
+
+import asyncio
+import json
+import shutil
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.errors import (
+    EngineError,
+    InkserveError,
+    InvalidInput,
+    ManifestError,
+    ModelNotFound,
+    PayloadTooLarge,
+    RepositoryError,
+    ShuttingDown,
+)
+from service.models.folder import find_versions
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE
+from service.observability.metrics import Metrics
+from service.serving.local import Repository
+from service.serving.predictor import infer
+from service.settings import Settings
+from tests.support.models import LATENT, mean_classifier
+
+Open = Callable[..., Awaitable[Repository]]
+
+
+@pytest.fixture
+async def open_repository(tmp_path: Path) -> AsyncIterator[Open]:
+    """Starts a repository over `tmp_path`."""
+    opened: list[Repository] = []
+
+    async def start(**settings: object) -> Repository:
+        repository = Repository(Settings(models_dir=tmp_path, max_batch_size=8, **settings), Metrics())
+        opened.append(repository)
+        await repository.start()
+        return repository
+
+    yield start
+    for repository in opened:
+        await repository.close()
+
+
+def images(*first_pixels: int) -> np.ndarray:
+    batch = np.zeros((len(first_pixels), 28, 28), np.uint8)
+    batch[:, 0, 0] = first_pixels
+    return batch
+
+
+async def classify(repository: Repository, *first_pixels: int, version: int | None = None) -> list[int]:
+    inputs = {"images": images(*first_pixels)}
+    inference = await infer(repository, "first-pixel", version, inputs, time.monotonic() + 30)
+    return [int(label) for label in inference.outputs["probabilities"].argmax(axis=1)]
+
+
+async def test_every_model_is_served(
+    add_classifier: Callable[..., Path], add_generator: Callable[..., Path], open_repository: Open
+) -> None:
+    add_classifier()
+    add_generator()
+    repository = await open_repository()
+    assert repository.ready()
+    assert [info.manifest.name for info in repository.models()] == ["first-pixel", "ramp"]
+    assert await classify(repository, *range(10)) == list(range(10))
+
+
+async def test_answers_never_mix_between_callers(
+    add_classifier: Callable[..., Path], open_repository: Open
+) -> None:
+    add_classifier()
+    repository = await open_repository()
+    rng = np.random.default_rng(0)
+    requests = [rng.integers(0, 10, size).tolist() for size in rng.integers(1, 20, 300)]
+    assert await asyncio.gather(*(classify(repository, *pixels) for pixels in requests)) == requests
+
+
+async def test_on_a_cpu_a_graph_with_convolutions_runs_in_small_batches(
+    add_classifier: Callable[..., Path], tmp_path: Path
+) -> None:
+    add_classifier()
+    mean_classifier(tmp_path)
+    repository = Repository(Settings(models_dir=tmp_path, intra_op_threads=3), Metrics())
+    await repository.start()
+    rows = {"images": np.repeat(np.arange(100, dtype=np.uint8), 784).reshape(100, 28, 28)}
+    plain, convolved = [
+        await infer(repository, name, None, rows, time.monotonic() + 30) for name in ("first-pixel", "mean")
+    ]
+    assert plain.batch_rows == 100
+    assert convolved.batch_rows == 100 - 2 * 3 * 16  # of the last of three batches
+    assert np.allclose(convolved.outputs["probabilities"][:, 0], np.arange(100), atol=1e-3)
+    await repository.close()
+
+
+@pytest.mark.parametrize(("which", "versions"), [("latest", [10]), ("all", [2, 10])])
+async def test_the_latest_version_is_the_highest_number(
+    add_classifier: Callable[..., Path], open_repository: Open, which: str, versions: list[int]
+) -> None:
+    add_classifier(version=2)
+    add_classifier(version=10)
+    repository = await open_repository(serve_versions=which)
+    assert repository.models().versions("first-pixel") == versions
+    assert repository.models().find("first-pixel").manifest.version == 10
+
+
+def test_folders_that_are_not_models_are_passed_over(
+    add_classifier: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = add_classifier()
+    (tmp_path / ".publishing").mkdir()
+    (tmp_path / "_drafts").mkdir()
+    (tmp_path / "README.md").write_text("models")
+    (tmp_path / "first-pixel" / "notes").mkdir()
+    assert find_versions(tmp_path, "all") == {("first-pixel", 1): folder}
+
+
+async def test_an_empty_or_missing_folder_stops_the_start(open_repository: Open, tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match="holds no models"):
+        await open_repository()
+    with pytest.raises(RepositoryError, match="none is missing"):
+        find_versions(tmp_path / "none", "latest")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RepositoryError, match="empty holds no version folder, expected empty/1"):
+        find_versions(tmp_path, "latest")
+
+
+def damage_graph(folder: Path) -> None:
+    with (folder / MODEL_FILE).open("ab") as file:
+        file.write(b"x")
+
+
+def remove_graph(folder: Path) -> None:
+    (folder / MODEL_FILE).unlink()
+
+
+def rename_input(folder: Path) -> None:
+    path = folder / MANIFEST_FILE
+    manifest = json.loads(path.read_text())
+    manifest["inputs"][0]["name"] = "pictures"
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (damage_graph, RepositoryError, r"model\.onnx has sha256 [0-9a-f]{64}, its manifest expects"),
+        (remove_graph, RepositoryError, r"model\.onnx is missing"),
+        (rename_input, ManifestError, r"first-pixel/1: the graph has the inputs \['images'\]"),
+    ],
+)
+async def test_a_version_that_cannot_be_trusted_stops_the_start(
+    add_classifier: Callable[..., Path],
+    open_repository: Open,
+    damage: Callable[[Path], None],
+    error: type[InkserveError],
+    message: str,
+) -> None:
+    damage(add_classifier())
+    with pytest.raises(error, match=message):
+        await open_repository()
+
+
+async def test_a_gpu_that_is_not_there_stops_the_start(
+    add_classifier: Callable[..., Path], open_repository: Open
+) -> None:
+    add_classifier()
+    with pytest.raises(EngineError, match="provider cuda"):
+        await open_repository(provider="cuda", device_id=99)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "message"),
+    [
+        ({}, InvalidInput, r"inputs are \[\], model ramp expects \['z', 'label'\]"),
+        ({"z": (2, LATENT), "x": [0, 0]}, InvalidInput, r"inputs are \['x', 'z'\]"),
+        ({"z": (2, LATENT), "label": [0]}, InvalidInput, "inputs have different numbers of rows"),
+        ({"z": (2, LATENT + 1), "label": [0, 0]}, InvalidInput, r"z has shape \[2, 7\], expected \[-1, 6\]"),
+        ({"z": (2, LATENT), "label": [3, 10]}, InvalidInput, r"label\[1\] is 10, expected 0\.\.9"),
+        ({"z": (2, LATENT), "label": [-1, 0]}, InvalidInput, r"label\[0\] is -1, expected 0\.\.9"),
+        ({"z": (0, LATENT), "label": []}, InvalidInput, "z has no rows, expected at least 1"),
+        ({"z": (5, LATENT), "label": [0] * 5}, PayloadTooLarge, "request has 5 rows, expected at most 4"),
+    ],
+)
+async def test_a_request_that_does_not_fit_the_model_is_refused_before_it_is_queued(
+    add_generator: Callable[..., Path],
+    open_repository: Open,
+    inputs: dict[str, object],
+    error: type[InkserveError],
+    message: str,
+) -> None:
+    add_generator()
+    repository = await open_repository(max_request_rows=4)
+    arrays = {
+        name: np.zeros(value, np.float32) if isinstance(value, tuple) else np.array(value, np.int64)
+        for name, value in inputs.items()
+    }
+    with pytest.raises(error, match=message):
+        await infer(repository, "ramp", None, arrays, time.monotonic() + 30)
+
+
+async def test_a_wrong_dtype_is_refused(add_classifier: Callable[..., Path], open_repository: Open) -> None:
+    add_classifier()
+    repository = await open_repository()
+    with pytest.raises(InvalidInput, match="images has dtype int64, expected uint8"):
+        await infer(repository, "first-pixel", None, {"images": np.zeros((1, 28, 28), np.int64)}, 1e12)
+
+
+async def test_unknown_models_and_versions_are_told_what_there_is(
+    add_classifier: Callable[..., Path], open_repository: Open
+) -> None:
+    add_classifier()
+    models = (await open_repository()).models()
+    with pytest.raises(ModelNotFound, match="there is no model 'x', expected one of first-pixel"):
+        models.find("x")
+    with pytest.raises(ModelNotFound, match="model 'first-pixel' has no version 7, expected one of 1"):
+        models.find("first-pixel", 7)
+    with pytest.raises(ModelNotFound, match="no model for generation is loaded"):
+        models.first("generation")
+
+
+async def test_the_same_latents_give_the_same_bytes_in_any_company(
+    add_generator: Callable[..., Path], open_repository: Open
+) -> None:
+    add_generator()
+    repository = await open_repository(fixed_batch_size=8)
+    rng = np.random.default_rng(0)
+
+    async def generate(z: np.ndarray) -> np.ndarray:
+        inputs = {"z": z, "label": np.arange(len(z)) % 10}
+        return (await infer(repository, "ramp", None, inputs, 1e12)).outputs["images"]
+
+    z = rng.normal(size=(5, LATENT)).astype(np.float32)
+    alone = await generate(z)
+    for _ in range(20):
+        others = [rng.normal(size=(n, LATENT)).astype(np.float32) for n in rng.integers(1, 12, 6)]
+        crowd = [generate(other) for other in others]
+        crowd.insert(int(rng.integers(0, 7)), generate(z))
+        answers = await asyncio.gather(*crowd)
+        assert any(len(answer) == 5 and np.array_equal(answer, alone) for answer in answers)
+
+
+async def test_reload_serves_a_new_version_and_drops_a_removed_model(
+    add_classifier: Callable[..., Path], add_generator: Callable[..., Path], open_repository: Open
+) -> None:
+    add_classifier()
+    generator = add_generator()
+    repository = await open_repository()
+    add_classifier(version=2)
+    shutil.rmtree(generator.parent)
+    assert await repository.reload() == []
+    assert [(i.manifest.name, i.manifest.version) for i in repository.models()] == [("first-pixel", 2)]
+    assert await classify(repository, 4) == [4]
+
+
+async def test_a_bad_version_never_replaces_a_good_one(
+    add_classifier: Callable[..., Path], open_repository: Open
+) -> None:
+    add_classifier()
+    repository = await open_repository()
+    damage_graph(add_classifier(version=2))
+    (problem,) = await repository.reload()
+    assert "2/model.onnx has sha256" in problem
+    assert repository.models().find("first-pixel").manifest.version == 1
+    assert await classify(repository, 4) == [4]
+
+
+async def test_no_request_is_lost_while_versions_are_swapped(
+    add_classifier: Callable[..., Path], open_repository: Open
+) -> None:
+    add_classifier()
+    repository = await open_repository()
+    answered = 0
+    reloading = True
+
+    async def ask() -> None:
+        nonlocal answered
+        while reloading:
+            assert await classify(repository, 1, 2, 3) == [1, 2, 3]
+            answered += 1
+
+    asking = [asyncio.ensure_future(ask()) for _ in range(8)]
+    for version in (2, 3, 4):
+        add_classifier(version=version)
+        assert await repository.reload() == []
+    reloading = False
+    await asyncio.gather(*asking)
+    assert answered > 0
+    assert repository.models().find("first-pixel").manifest.version == 4
+
+
+async def test_a_reload_waits_until_the_last_one_has_freed_what_it_replaced(
+    add_classifier: Callable[..., Path], tmp_path: Path
+) -> None:
+    add_classifier(version=1)
+    repository = Repository(Settings(models_dir=tmp_path, max_queue_delay_seconds=0.5), Metrics())
+    await repository.start()
+    waiting = asyncio.ensure_future(classify(repository, 7))  # in the first version's queue
+    await asyncio.sleep(0)
+    add_classifier(version=2)
+    reloads = [asyncio.ensure_future(repository.reload()) for _ in range(2)]
+    while repository.models().versions("first-pixel") != [2]:
+        await asyncio.sleep(0.01)
+    done, _ = await asyncio.wait([waiting, *reloads], return_when=asyncio.FIRST_COMPLETED)
+    assert waiting in done
+    assert await waiting == [7]
+    assert await asyncio.gather(*reloads) == [[], []]
+    await repository.close()
+
+
+async def test_an_unchanged_model_is_not_loaded_again(
+    add_classifier: Callable[..., Path], tmp_path: Path
+) -> None:
+    add_classifier()
+    metrics = Metrics()
+    repository = Repository(Settings(models_dir=tmp_path, max_batch_size=8), metrics)
+    await repository.start()
+    await repository.reload()
+    labels = {"model": "first-pixel", "result": "loaded"}
+    assert metrics.registry.get_sample_value("inkserve_model_loads_total", labels) == 1
+    await repository.close()
+
+
+async def test_after_close_nothing_is_accepted(
+    add_classifier: Callable[..., Path], open_repository: Open
+) -> None:
+    add_classifier()
+    repository = await open_repository()
+    await repository.close()
+    assert not repository.ready()
+    with pytest.raises(ShuttingDown):
+        await classify(repository, 1)
+
+
+async def test_batches_are_counted(add_classifier: Callable[..., Path], tmp_path: Path) -> None:
+    add_classifier()
+    metrics = Metrics()
+    repository = Repository(Settings(models_dir=tmp_path, max_batch_size=16), metrics)
+    await repository.start()
+    await classify(repository, *range(9))
+    await asyncio.sleep(0)
+    sample = metrics.registry.get_sample_value
+    assert sample("inkserve_rows_total", {"model": "first-pixel"}) == 9
+    assert sample("inkserve_padding_rows_total", {"model": "first-pixel"}) == 1
+    assert sample("inkserve_batches_total", {"model": "first-pixel", "reason": "idle"}) == 1
+    assert sample("inkserve_queue_seconds_count", {"model": "first-pixel"}) == 1
+    assert sample("inkserve_rows_waiting", {"model": "first-pixel"}) == 0
+    await repository.close()
+
+
+async def test_what_waits_is_shown_for_all_versions_of_a_model(
+    add_classifier: Callable[..., Path], tmp_path: Path
+) -> None:
+    for version in (1, 2):
+        add_classifier(version=version)
+    metrics = Metrics()
+    settings = Settings(
+        models_dir=tmp_path, serve_versions="all", max_batch_size=4, max_queue_delay_seconds=10
+    )
+    repository = Repository(settings, metrics)
+    await repository.start()
+
+    def waiting() -> tuple[float | None, float | None]:
+        sample, labels = metrics.registry.get_sample_value, {"model": "first-pixel"}
+        return sample("inkserve_rows_waiting", labels), sample("inkserve_requests_waiting", labels)
+
+    assert waiting() == (0, 0)
+    sent = ((1, 1), (2, 1), (3, 2))  # rows, version
+    calls = [classify(repository, *range(rows), version=version) for rows, version in sent]
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    await asyncio.sleep(0)
+    assert waiting() == (6, 3)
+    assert await classify(repository, 5, version=1) == await classify(repository, 5, version=2) == [5]
+    assert await asyncio.gather(*tasks) == [[0], [0, 1], [0, 1, 2]]
+    assert waiting() == (0, 0)
+    await repository.close()

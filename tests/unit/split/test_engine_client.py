@@ -1,0 +1,402 @@
+"""Both ends of the seam between processes, over a real Unix socket, with real models."""
+
+import asyncio
+import stat
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.errors import (
+    DeadlineExceeded,
+    EngineError,
+    InkserveError,
+    InvalidInput,
+    ModelNotFound,
+    ModelNotReady,
+    PayloadTooLarge,
+    ShuttingDown,
+)
+from service.models.catalogue import Catalogue
+from service.models.tensors import Array
+from service.observability.metrics import Metrics
+from service.serving.local import Repository
+from service.serving.predictor import Cancel, Done, Inference, Predictor, infer
+from service.settings import Settings
+from service.split.engine_client import MISSED_PINGS, RemotePredictor
+from service.split.engine_server import Host, bind_unix
+from service.split.frames import PREFIX
+from service.split.messages import ERRORS
+from service.split.metric_totals import registry_of
+from tests.support.models import LATENT
+
+Start = Callable[..., Awaitable["Engine"]]
+Connect = Callable[..., Awaitable[RemotePredictor]]
+
+MAX_ROWS = 40
+
+
+class Engine:
+    """What the engine's process holds, in this one."""
+
+    def __init__(self, repository: Repository, host: Host, metrics: Metrics) -> None:
+        self.repository = repository
+        self.host = host
+        self.metrics = metrics
+
+    def rows_waiting(self) -> float | None:
+        labels = {"model": "first-pixel"}
+        return self.metrics.registry.get_sample_value("inkserve_rows_waiting", labels)
+
+    async def close(self) -> None:
+        await self.repository.close()
+        await self.host.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "engine.sock"
+
+
+@pytest.fixture
+async def start_engine(
+    add_classifier: Callable[..., Path],
+    add_generator: Callable[..., Path],
+    tmp_path: Path,
+    path: Path,
+) -> AsyncIterator[Start]:
+    """Starts an engine over a classifier and a generator."""
+    (add_classifier() / "README.md").write_text("# A card\n")
+    add_generator()
+    engines: list[Engine] = []
+
+    async def start(**settings: object) -> Engine:
+        settings = {"max_batch_size": 8, "max_request_rows": MAX_ROWS} | settings
+        metrics = Metrics()
+        repository = Repository(Settings(models_dir=tmp_path, **settings), metrics)
+        await repository.start()
+        engine = Engine(repository, Host(repository, MAX_ROWS, metrics.registry.collect), metrics)
+        engines.append(engine)
+        await engine.host.start(path)
+        return engine
+
+    yield start
+    for engine in engines:
+        await engine.close()
+
+
+@pytest.fixture
+async def connect(start_engine: Start, path: Path) -> AsyncIterator[Connect]:  # noqa: ARG001, closes before it
+    """Connects a predictor to the engine."""
+    predictors: list[RemotePredictor] = []
+
+    async def connect(wait: bool = True, **options: float) -> RemotePredictor:
+        predictor = RemotePredictor(path, **options)
+        predictors.append(predictor)
+        if wait:
+            await asyncio.wait_for(predictor.connected(), 60)
+        return predictor
+
+    yield connect
+    for predictor in predictors:
+        await predictor.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def images(*first_pixels: int) -> dict[str, Array]:
+    batch = np.zeros((len(first_pixels), 28, 28), np.uint8)
+    batch[:, 0, 0] = first_pixels
+    return {"images": batch}
+
+
+def latents(rows: int, label: int = 7) -> dict[str, Array]:
+    z = np.random.default_rng(1).normal(size=(rows, LATENT)).astype(np.float32)
+    return {"z": z, "label": np.full(rows, label, np.int64)}
+
+
+async def classify(predictor: Predictor, *first_pixels: int, seconds: float = 60) -> Inference:
+    return await infer(predictor, "first-pixel", None, images(*first_pixels), time.monotonic() + seconds)
+
+
+async def test_answers_are_those_of_the_engine(start_engine: Start, connect: Connect) -> None:
+    engine = await start_engine()
+    predictor = await connect()
+    for model, inputs in [("first-pixel", images(3, 1, 4)), ("ramp", latents(MAX_ROWS))]:
+        there = await infer(predictor, model, 1, inputs, time.monotonic() + 60)
+        here = await infer(engine.repository, model, 1, inputs, time.monotonic() + 60)
+        assert there.version == here.version
+        assert there.outputs.keys() == here.outputs.keys()
+        for name, output in here.outputs.items():
+            assert there.outputs[name].dtype == output.dtype
+            assert np.array_equal(there.outputs[name], output)
+        assert there.compute_seconds > 0
+    assert list(predictor.models()) == list(engine.repository.models())
+    assert predictor.models().find("first-pixel").card == "# A card\n"
+    assert predictor.ready()
+
+
+async def test_many_calls_at_once_never_get_each_others_answers(
+    start_engine: Start, connect: Connect
+) -> None:
+    await start_engine()
+    predictors = [await connect(), await connect()]
+    numbers = list(range(200))
+    answers = await asyncio.gather(*(classify(predictors[n % 2], *[n % 10] * (1 + n % 11)) for n in numbers))
+    for number, answer in zip(numbers, answers, strict=True):
+        labels = answer.outputs["probabilities"].argmax(axis=1).tolist()
+        assert labels == [number % 10] * (1 + number % 11)
+
+
+async def test_a_batch_holds_several_clients_rows(start_engine: Start, connect: Connect) -> None:
+    await start_engine(max_batch_size=2, max_queue_delay_seconds=10)
+    answers = await asyncio.gather(classify(await connect(), 3), classify(await connect(), 5))
+    assert [answer.batch_rows for answer in answers] == [2, 2]
+    assert [int(answer.outputs["probabilities"].argmax()) for answer in answers] == [3, 5]
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "inputs", "kind"),
+    [
+        ("nobody", None, images(1), ModelNotFound),
+        ("first-pixel", 7, images(1), ModelNotFound),
+        ("first-pixel", None, {"pixels": images(1)["images"]}, InvalidInput),
+        ("first-pixel", None, {"images": images(1)["images"].astype(np.float16)}, InvalidInput),
+        ("first-pixel", None, images(), InvalidInput),
+        ("first-pixel", None, images(*[0] * (MAX_ROWS + 1)), PayloadTooLarge),
+        ("ramp", None, latents(1, label=10), InvalidInput),
+    ],
+)
+async def test_a_bad_call_gets_the_error_that_it_would_get_here(
+    start_engine: Start,
+    connect: Connect,
+    model: str,
+    version: int | None,
+    inputs: dict[str, Array],
+    kind: type[InkserveError],
+) -> None:
+    engine = await start_engine()
+    predictor = await connect()
+    deadline = time.monotonic() + 60
+    with pytest.raises(kind) as there:
+        await infer(predictor, model, version, inputs, deadline)
+    with pytest.raises(kind) as here:
+        await infer(engine.repository, model, version, inputs, deadline)
+    assert str(there.value) == str(here.value)
+    assert predictor.ready()
+
+
+class Failing:
+    """A predictor whose calls fail; its models are another's."""
+
+    def __init__(self, models: Catalogue, error: Exception) -> None:
+        self._models = models
+        self._error = error
+
+    def begin(
+        self, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float, done: Done
+    ) -> Cancel:
+        del model, version, inputs, deadline
+        waiting = asyncio.get_running_loop().call_soon(done, self._error)
+        return waiting.cancel
+
+    def models(self) -> Catalogue:
+        return self._models
+
+    def ready(self) -> bool:
+        return True
+
+    async def reload(self) -> list[str]:
+        raise self._error
+
+
+@contextmanager
+def raises(kind: type[InkserveError], message: str) -> Iterator[None]:
+    with pytest.raises(InkserveError) as caught:
+        yield
+    assert type(caught.value) is kind
+    assert str(caught.value) == message
+
+
+async def test_every_error_of_the_engine_keeps_its_class_and_message(start_engine: Start, path: Path) -> None:
+    engine = await start_engine()
+    errors: list[tuple[Exception, type[InkserveError], str]] = [
+        *((kind(f"a {name}"), kind, f"a {name}") for name, kind in ERRORS.items()),
+        (ValueError("a secret"), EngineError, "internal error"),
+    ]
+    assert len(errors) > 15
+    for number, (error, kind, message) in enumerate(errors):
+        failing = Host(Failing(engine.repository.models(), error), MAX_ROWS, list)
+        await failing.start(path.with_suffix(f".{number}"))
+        predictor = RemotePredictor(path.with_suffix(f".{number}"))
+        await predictor.connected()
+        with raises(kind, message):
+            await classify(predictor, 1)
+        with raises(kind, message):
+            await predictor.reload()
+        await predictor.close()
+        await failing.close()
+
+
+async def test_a_cancelled_call_leaves_the_queue(start_engine: Start, connect: Connect) -> None:
+    engine = await start_engine(max_queue_delay_seconds=10)
+    call = asyncio.ensure_future(classify(await connect(), 1))
+    await until(lambda: engine.rows_waiting() == 1)
+    call.cancel()
+    await until(lambda: engine.rows_waiting() == 0)
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+async def test_the_calls_of_a_client_that_is_gone_leave_the_queue(
+    start_engine: Start, connect: Connect
+) -> None:
+    engine = await start_engine(max_queue_delay_seconds=10)
+    predictor = await connect()
+    call = asyncio.ensure_future(classify(predictor, 1))
+    await until(lambda: engine.rows_waiting() == 1)
+    await predictor.close()
+    with pytest.raises(ShuttingDown):
+        await call
+    await until(lambda: engine.rows_waiting() == 0)
+
+
+async def test_a_deadline_holds_over_there(start_engine: Start, connect: Connect) -> None:
+    await start_engine(max_queue_delay_seconds=10)
+    with pytest.raises(DeadlineExceeded, match="1 rows waited"):
+        await classify(await connect(), 1, seconds=0.05)
+
+
+async def test_when_the_engine_goes_its_calls_fail_at_once_and_the_next_one_is_found(
+    start_engine: Start, path: Path
+) -> None:
+    engine = await start_engine(max_queue_delay_seconds=10)
+    lost = []
+    predictor = RemotePredictor(path, lambda: lost.append(True))
+    await predictor.connected()
+    calls = [asyncio.ensure_future(classify(predictor, 1)) for _ in range(3)]
+    await until(lambda: engine.rows_waiting() == 3)
+    for link in list(engine.host._links):
+        link.abort()  # as the system does for a process that is killed
+    for call in calls:
+        with pytest.raises(ModelNotReady, match="the engine has gone"):
+            await asyncio.wait_for(call, 5)
+    assert lost == [True]
+    await predictor.connected()
+    answer = classify(predictor, *[6] * 8)
+    assert int((await answer).outputs["probabilities"][0].argmax()) == 6
+    await engine.close()
+    await until(lambda: not predictor.ready())
+    with pytest.raises(ModelNotReady, match="not connected"):
+        await classify(predictor, 1)
+    assert predictor.models().find("ramp")
+    await start_engine()
+    await predictor.connected()
+    assert (await classify(predictor, 2)).version == 1
+    await predictor.close()
+
+
+async def test_before_there_is_an_engine_nothing_is_ready(connect: Connect) -> None:
+    predictor = await connect(wait=False)
+    assert not predictor.ready()
+    with pytest.raises(ModelNotReady, match="not connected yet"):
+        await classify(predictor, 1)
+
+
+async def test_an_engine_that_falls_silent_is_left(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    connections: list[asyncio.StreamWriter] = []
+
+    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+
+    server = await asyncio.start_unix_server(accept, path)
+    predictor = RemotePredictor(path, ping_seconds=0.001)
+    await until(lambda: len(connections) > 1)
+    assert "the engine is silent" in caplog.text
+    await predictor.close()
+    for writer in connections:
+        writer.close()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_an_engine_that_answers_pings_is_kept(start_engine: Start, connect: Connect) -> None:
+    await start_engine()
+    predictor = await connect(ping_seconds=0.001)
+    for _ in range(3 * MISSED_PINGS):
+        await predictor.metrics()
+        await asyncio.sleep(0.001)
+    assert predictor.ready()
+
+
+async def test_every_client_hears_of_a_reload(
+    start_engine: Start, connect: Connect, add_classifier: Callable[..., Path]
+) -> None:
+    await start_engine()
+    asking, other = await connect(), await connect()
+    folder = add_classifier(version=2)
+    assert await asking.reload() == []
+    assert asking.models().find("first-pixel").manifest.version == 2
+    await until(lambda: other.models().find("first-pixel").manifest.version == 2)
+    add_classifier(version=3).joinpath("model.onnx").write_bytes(b"broken")
+    (problem,) = await asking.reload()
+    assert "expects" in problem
+    assert folder.is_dir()
+
+
+async def test_clients_hear_that_the_engine_is_about_to_stop(start_engine: Start, connect: Connect) -> None:
+    engine = await start_engine()
+    predictor = await connect()
+    engine.repository.stop_being_ready()
+    engine.host.tell_state()
+    await until(lambda: not predictor.ready())
+    assert (await classify(predictor, 4)).version == 1
+    await predictor.close()
+    await asyncio.wait_for(engine.host.clients_left(), 60)
+
+
+async def test_the_engines_metrics_are_told(start_engine: Start, connect: Connect) -> None:
+    await start_engine()
+    predictor = await connect()
+    await classify(predictor, 1, 2)
+    _, families = await predictor.metrics()
+    labels = {"model": "first-pixel"}
+    assert registry_of(families).get_sample_value("inkserve_rows_total", labels) == 2
+
+
+async def test_a_frame_beyond_the_limit_costs_its_sender_the_connection_and_nobody_else(
+    start_engine: Start, connect: Connect, path: Path
+) -> None:
+    await start_engine()
+    predictor = await connect()
+    largest = MAX_ROWS * (784 + 4 * LATENT + 8)
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(PREFIX.pack(1, 2, largest + 1))
+    await reader.read()  # until the end: its state, then nothing more
+    assert reader.at_eof()
+    writer.close()
+    assert (await classify(predictor, *[1] * MAX_ROWS)).version == 1
+
+
+def mode(path: Path) -> int | None:
+    """The permissions of a file, None if there is none."""
+    return stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+
+
+async def test_the_socket_is_for_its_owner_and_for_one_engine(start_engine: Start, path: Path) -> None:
+    engine = await start_engine()
+    assert mode(path) == 0o600
+    with pytest.raises(InkserveError, match="an engine answers there"):
+        await start_engine()
+    await engine.close()
+    assert mode(path) is None
+    bind_unix(path).close()  # as if killed: the file is left
+    assert mode(path) is not None
+    await start_engine()

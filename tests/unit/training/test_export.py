@@ -1,0 +1,212 @@
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, TensorSpec, read_manifest, sha256_of
+from tests.support.idx_files import write_folder
+from training.data import Splits, load
+from training.export import (
+    CARD_FILE,
+    TRAINING_FILE,
+    Card,
+    ExportError,
+    Model,
+    Target,
+    open_session,
+    publish,
+    run_in_parts,
+    to_onnx,
+)
+
+IMAGES = TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28))
+PROBABILITIES = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 10))
+CARD = Card("A description.", "An architecture.", "A training.", "A use.", "Limits.")
+METRICS = {"test_accuracy": 0.5}
+
+
+class Tiny(nn.Module):
+    """A linear classifier; `drift` is added to its probabilities where it is exported, not in torch."""
+
+    def __init__(self, drift: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(28 * 28, 10)
+        self.drift = drift
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.linear(images.flatten(1).float() / 255)
+        drift = self.drift if torch.compiler.is_compiling() else 0.0
+        return logits.softmax(1) + drift, logits
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
+    return load(write_folder(tmp_path_factory.mktemp("data"), test=300))
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    record = {"command": "python -m training train tiny", "hyperparameters": {}}
+    (folder / "config.json").write_text(json.dumps(record))
+    (folder / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    return folder
+
+
+def model(
+    splits: Splits,
+    *,
+    name: str = "tiny",
+    drift: float = 0.0,
+    measure: Callable[[Path], Mapping[str, Any]] = lambda _: METRICS,
+    outputs: tuple[TensorSpec, ...] = (PROBABILITIES,),
+    **options: Any,
+) -> Model:
+    return Model(
+        name=name,
+        task="classification",
+        network=Tiny(drift).eval(),
+        inputs=[IMAGES],
+        outputs=outputs,
+        keep=["logits"],
+        parity_inputs={"images": splits.test.images},
+        tolerance=1e-5,
+        measure=measure,
+        card=CARD,
+        **options,
+    )
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_published_version_is_whole_and_true(tmp_path: Path, splits: Splits, run_dir: Path) -> None:
+    models_dir = tmp_path / "models"
+    (folder,) = publish([model(splits)], splits=splits, run_dir=run_dir, target=Target(models_dir))
+    assert folder == models_dir / "tiny" / "1"
+    manifest = read_manifest(folder)
+    assert manifest.sha256 == sha256_of(folder / MODEL_FILE)
+    assert manifest.metrics == METRICS | {"data": "unknown", "data_digest": splits.digest}
+    assert manifest.command.startswith("python -m training train tiny && python -m training")
+    assert manifest.labels == splits.labels
+    assert {MODEL_FILE, MANIFEST_FILE, CARD_FILE, TRAINING_FILE} == {path.name for path in folder.iterdir()}
+    assert "| test_accuracy | 0.5 |" in (folder / CARD_FILE).read_text()
+    assert [path.name for path in models_dir.iterdir()] == ["tiny"]
+
+
+def test_graph_that_differs_from_torch_is_not_published(
+    tmp_path: Path, splits: Splits, run_dir: Path
+) -> None:
+    wrong = model(splits, drift=1e-3)
+    with pytest.raises(ExportError, match=r"probabilities differs by 0\.001 .* expected at most 1e-05"):
+        publish([wrong], splits=splits, run_dir=run_dir, target=Target(tmp_path / "models"))
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_second_of_two_models_failing_leaves_the_first_unpublished(
+    tmp_path: Path, splits: Splits, run_dir: Path
+) -> None:
+    pair = [model(splits, name="first"), model(splits, name="second", drift=1e-3)]
+    with pytest.raises(ExportError, match="differs"):
+        publish(pair, splits=splits, run_dir=run_dir, target=Target(tmp_path / "models"))
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_failing_measurement_leaves_the_models_as_they_were(
+    tmp_path: Path, splits: Splits, run_dir: Path
+) -> None:
+    def fail(_: Path) -> Mapping[str, Any]:
+        raise ZeroDivisionError
+
+    models_dir = tmp_path / "models"
+    publish([model(splits)], splits=splits, run_dir=run_dir, target=Target(models_dir))
+    before = files(models_dir)
+    with pytest.raises(ZeroDivisionError):
+        publish(
+            [model(splits, measure=fail)],
+            splits=splits,
+            run_dir=run_dir,
+            target=Target(models_dir, version=1, force=True),
+        )
+    assert files(models_dir) == before
+
+
+def test_models_of_one_run_share_the_next_version_free_for_all(
+    tmp_path: Path, splits: Splits, run_dir: Path
+) -> None:
+    models_dir = tmp_path / "models"
+    (models_dir / "second" / "6").mkdir(parents=True)
+    seen: list[bool] = []
+
+    def measure(path: Path) -> Mapping[str, Any]:
+        sibling = path.parents[2] / "second" / path.parent.name / MODEL_FILE
+        seen.append(sibling.is_file())
+        return METRICS
+
+    pair = [model(splits, name="first", measure=measure), model(splits, name="second")]
+    folders = publish(pair, splits=splits, run_dir=run_dir, target=Target(models_dir))
+    assert folders == [models_dir / "first" / "7", models_dir / "second" / "7"]
+    assert seen == [True]
+
+
+def test_existing_version_is_replaced_by_force_alone(tmp_path: Path, splits: Splits, run_dir: Path) -> None:
+    models_dir = tmp_path / "models"
+    (models_dir / "tiny" / "3").mkdir(parents=True)
+    (models_dir / "tiny" / "3" / "old").write_text("old")
+    with pytest.raises(ExportError, match="3 is there already: give another --version, or --force"):
+        publish([model(splits)], splits=splits, run_dir=run_dir, target=Target(models_dir, version=3))
+    assert [path.name for path in (models_dir / "tiny" / "3").iterdir()] == ["old"]
+    target = Target(models_dir, version=3, force=True)
+    (folder,) = publish([model(splits)], splits=splits, run_dir=run_dir, target=target)
+    assert read_manifest(folder).version == 3
+    assert not (folder / "old").exists()
+    assert [path.name for path in models_dir.iterdir()] == ["tiny"]
+
+
+def test_picture_lies_beside_the_model_and_in_its_card(tmp_path: Path, splits: Splits, run_dir: Path) -> None:
+    def draw(path: Path, picture: Path) -> None:
+        assert path.is_file()
+        picture.write_bytes(b"picture")
+
+    with_picture = model(splits, pictures={"samples.png": draw})
+    (folder,) = publish([with_picture], splits=splits, run_dir=run_dir, target=Target(tmp_path / "models"))
+    assert (folder / "samples.png").read_bytes() == b"picture"
+    assert "![samples](samples.png)" in (folder / CARD_FILE).read_text()
+
+
+def test_signature_that_the_manifest_would_not_tell_is_refused() -> None:
+    wrong = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 11))
+    with pytest.raises(ExportError, match=r"the graph has .*10.* expected .*11"):
+        to_onnx(Tiny(), [IMAGES], [wrong], ["logits"])
+
+
+def test_graph_tells_nothing_of_the_machine_and_is_the_same_each_time() -> None:
+    first, second = (
+        to_onnx(Tiny(), [IMAGES], [PROBABILITIES], ["logits"]).SerializeToString(deterministic=True)
+        for _ in range(2)
+    )
+    assert first == second
+    for trace in (str(Path.cwd()), "site-packages", "/home", "/tmp", ".py", "File "):
+        assert trace.encode() not in first
+
+
+def test_batch_axis_is_free(tmp_path: Path, splits: Splits) -> None:
+    graph = to_onnx(Tiny(), [IMAGES], [PROBABILITIES], ["logits"])
+    assert [output.name for output in graph.graph.output] == ["probabilities"]
+    onnx.save(graph, tmp_path / MODEL_FILE)
+    session = open_session(tmp_path / MODEL_FILE, ["logits"])
+    for rows in (1, 3, 257):
+        images = splits.test.images[:rows]
+        probabilities, logits = session.run(None, {"images": images})
+        assert (probabilities.shape, logits.shape) == ((rows, 10), (rows, 10))
+        (parts,) = run_in_parts(session, ["logits"], {"images": images}, rows=2)
+        np.testing.assert_allclose(parts, logits, atol=1e-5)  # float32 sums of 784 terms in another order

@@ -1,0 +1,181 @@
+import copy
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from service.models.manifest import read_manifest
+from tests.support.tiny_runs import GAN, Interrupted, StoppingRun, Workshop, assert_same_state, new_run
+from training import gan
+from training.data import SIDE
+from training.evaluate import EvaluationError
+from training.export import Target, open_session
+from training.run import CURVES_FILE
+
+
+class Quadratic(nn.Module):
+    """A logit of a |x|^2 / 2 + b[label] . x, whose gradient is a x + b[label]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(3.0))
+        self.b = nn.Parameter(torch.arange(10.0).reshape(10, 1, 1, 1) / 10)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        return (self.a * images.square() / 2 + self.b[labels] * images).sum((1, 2, 3))
+
+
+def test_r1_is_the_mean_squared_norm_of_the_gradient() -> None:
+    images, labels = torch.randn(4, 1, SIDE, SIDE, dtype=torch.float64), torch.tensor([0, 3, 3, 9])
+    network = Quadratic().double()
+    penalty = gan.r1_penalty(network, images, labels)
+    gradient = 3 * images + labels.view(-1, 1, 1, 1) / 10
+    assert penalty.item() == pytest.approx(gradient.square().sum((1, 2, 3)).mean().item(), rel=1e-12)
+    penalty.backward()
+    slope = (2 * gradient * images).sum((1, 2, 3)).mean().item()
+    assert network.a.grad is not None
+    assert network.a.grad.item() == pytest.approx(slope, rel=1e-12)
+
+
+def test_losses_are_those_of_the_probabilities() -> None:
+    real, fake = torch.tensor([0.3, -2.0]), torch.tensor([1.5, -0.2])
+    bce = nn.functional.binary_cross_entropy_with_logits
+    expected = bce(real, torch.ones(2)) + bce(fake, torch.zeros(2))
+    assert gan.discriminator_loss(real, fake).item() == pytest.approx(expected.item(), rel=1e-6)  # float32
+    assert gan.generator_loss(fake).item() == pytest.approx(-fake.sigmoid().log().mean().item(), rel=1e-6)
+
+
+def test_generator_upsamples_from_7_to_28_pixels() -> None:
+    generator = gan.Generator(GAN)
+    shapes: list[tuple[int, ...]] = []
+    for layer in generator.body:
+        if isinstance(layer, nn.ConvTranspose2d | nn.Conv2d):
+            layer.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    images = generator(torch.randn(3, GAN.latent), torch.tensor([0, 5, 9]))
+    assert [shape[2] for shape in shapes] == [7, 14, 28]
+    assert images.shape == (3, 1, SIDE, SIDE)
+    assert images.min() >= -1
+    assert images.max() <= 1
+
+
+def test_label_decides_the_image_and_one_outside_does_not_fail() -> None:
+    generator = gan.Generator(GAN).eval()
+    z = torch.randn(1, GAN.latent).expand(4, -1)
+    images = generator(z, torch.tensor([1, 2, -1, 10]))
+    assert not torch.equal(images[0], images[1])
+    torch.testing.assert_close(images[2], images[3])
+
+
+def adversaries(tmp_path: Path) -> tuple[gan.Adversaries, Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    labels = torch.arange(20) % 10
+    two = gan.Adversaries(GAN, new_run(tmp_path, GAN))
+    return two, torch.rand(20, 1, SIDE, SIDE) * 2 - 1, labels, torch.randn(20, GAN.latent)
+
+
+def test_discriminator_is_frozen_in_the_generators_step(tmp_path: Path) -> None:
+    two, real, labels, z = adversaries(tmp_path)
+    generator, discriminator = two.state["generator"], two.state["discriminator"]
+    two.step(real, labels, z, with_r1=True)
+    weights = copy.deepcopy(discriminator.state_dict())
+    gradients = [weight.grad.clone() for weight in discriminator.parameters()]
+    before = copy.deepcopy(generator.state_dict())
+    two.train_generator(generator(z, labels), labels)
+    assert all(torch.equal(weights[name], value) for name, value in discriminator.state_dict().items())
+    assert all(map(torch.equal, gradients, [weight.grad for weight in discriminator.parameters()]))
+    assert all(weight.requires_grad for weight in discriminator.parameters())
+    assert not torch.equal(before["dense.0.weight"], generator.state_dict()["dense.0.weight"])
+
+
+def test_generator_is_left_alone_in_the_discriminators_step(tmp_path: Path) -> None:
+    two, real, labels, z = adversaries(tmp_path)
+    generator = two.state["generator"]
+    two.train_discriminator(real, generator(z, labels), labels, with_r1=True)
+    assert all(weight.grad is None for weight in generator.parameters())
+
+
+def test_run_keeps_a_sample_grid_every_interval_of_the_whole_run(workshop: Workshop) -> None:
+    folder = workshop.runs / "gan"
+    grids = sorted(path.name for path in (folder / gan.SAMPLES_FOLDER).iterdir())
+    steps = GAN.epochs * (len(workshop.splits.train) // GAN.batch_size)
+    assert grids == [f"step-{step:06d}.png" for step in range(7, steps + 1, 7)]
+    for path in (gan.step_file(folder, 7), folder / gan.SAMPLES_FILE):
+        assert np.asarray(Image.open(path)).shape == (280, 280)
+    assert (folder / CURVES_FILE).is_file()
+    losses = {"discriminator_loss", "generator_loss", "r1", "real_probability", "fake_probability"}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        assert losses < json.loads(line).keys()
+
+
+def test_resumed_run_ends_with_the_same_bits_and_grids(tmp_path: Path, workshop: Workshop) -> None:
+    whole = workshop.runs / "gan"
+    cut = new_run(tmp_path, GAN, kind=StoppingRun)
+    with pytest.raises(Interrupted):
+        gan.train(GAN, workshop.splits, cut)
+    gan.train(GAN, workshop.splits, new_run(tmp_path, GAN, resume=True))
+    assert_same_state(tmp_path, whole)
+    grids = [
+        {path.name: path.read_bytes() for path in (folder / gan.SAMPLES_FOLDER).iterdir()}
+        for folder in (tmp_path, whole)
+    ]
+    assert grids[0] == grids[1]
+
+
+def test_sample_grids_do_not_change_the_training(tmp_path: Path, workshop: Workshop) -> None:
+    seldom = dataclasses.replace(GAN, sample_interval=10_000)
+    gan.train(seldom, workshop.splits, new_run(tmp_path, seldom))
+    assert_same_state(tmp_path, workshop.runs / "gan")
+
+
+def test_folded_generator_is_the_same_function() -> None:
+    torch.manual_seed(0)
+    generator = gan.Generator(GAN).double()
+    for _ in range(3):  # so that the running statistics are not those of a fresh network
+        generator(torch.randn(50, GAN.latent).double() * 2 + 1, torch.arange(50) % 10)
+    folded = gan.folded(generator)
+    z, labels = torch.randn(9, GAN.latent).double(), torch.arange(9)
+    # float64: only the order of the products differs
+    torch.testing.assert_close(folded(z, labels), generator.eval()(z, labels), rtol=1e-10, atol=1e-12)
+    kept = [module for module in folded.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    assert len(kept) == 1  # the one right after the reshape
+
+
+def test_published_generator_tells_its_tensors_and_its_quality(workshop: Workshop) -> None:
+    folder = workshop.models / "gan" / "1"
+    manifest = read_manifest(folder)
+    assert (manifest.task, manifest.labels) == ("generation", workshop.splits.labels)
+    assert [(spec.name, spec.datatype, spec.shape) for spec in (*manifest.inputs, *manifest.outputs)] == [
+        ("z", "FP32", (-1, GAN.latent)),
+        ("label", "INT64", (-1,)),
+        ("images", "UINT8", (-1, SIDE, SIDE)),
+    ]
+    assert manifest.metrics["samples"] == len(workshop.splits.test)
+    assert manifest.metrics["classifier"] == "cnn/1"
+    quality = {"frechet_distance", "precision", "recall", "label_agreement"}
+    assert quality | {f"real_{name}" for name in quality} < manifest.metrics.keys()
+    assert np.asarray(Image.open(folder / gan.SAMPLES_FILE)).shape == (280, 280)
+
+
+def test_published_generator_answers_any_number_of_rows_and_any_label(workshop: Workshop) -> None:
+    path = workshop.models / "gan" / "1" / "model.onnx"
+    assert {node.op_type for node in onnx.load(path).graph.node} >= {"ConvTranspose"}
+    session = open_session(path)
+    z = np.random.default_rng(0).normal(size=(257, GAN.latent)).astype(np.float32)
+    labels = np.arange(257) % 10
+    labels[5] = 99
+    for rows in (1, 3, 257):
+        (images,) = session.run(None, {"z": z[:rows], "label": labels[:rows]})
+        assert images.shape == (rows, SIDE, SIDE)
+        assert images.dtype == np.uint8
+
+
+def test_export_without_a_cnn_says_what_to_run(tmp_path: Path, workshop: Workshop) -> None:
+    with pytest.raises(EvaluationError, match="first run python -m training train cnn and python -m"):
+        gan.export("gan", workshop.runs / "gan", workshop.splits, Target(tmp_path / "models"))
+    assert not (tmp_path / "models").exists()

@@ -1,0 +1,91 @@
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiny_runs import Workshop
+from training.__main__ import main
+
+
+@pytest.fixture(autouse=True)
+def _keep_the_signal_handler() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_hyperparameters_can_be_set_and_are_recorded(tmp_path: Path, workshop: Workshop) -> None:
+    run_dir = tmp_path / "run"
+    arguments = ["train", "gan", "--data-dir", str(workshop.data_dir), "--run-dir", str(run_dir)]
+    settings = {"batch_size": "55", "hidden": "8", "channels_7": "4", "learning_rate": "0.001"}
+    for name, value in settings.items():
+        arguments += ["--set", f"{name}={value}"]
+    assert main([*arguments, "--epochs", "1", "--threads", "1", "--seed", "5", "--device", "cpu"]) == 0
+    recorded = json.loads((run_dir / "config.json").read_text())["hyperparameters"]
+    assert (recorded["batch_size"], recorded["hidden"], recorded["learning_rate"]) == (55, 8, 0.001)
+    assert (recorded["model"], recorded["epochs"], recorded["seed"]) == ("gan", 1, 5)
+    assert recorded["data_digest"] == workshop.splits.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("depth=3", "vae has no hyperparameter 'depth', it has epochs, batch_size, latent"),
+        ("latent=many", "'many' is not of type int"),
+    ],
+)
+def test_wrong_hyperparameter_is_named(
+    change: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "vae", "--run-dir", str(tmp_path / "run"), "--set", change]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_data_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--data-dir", str(tmp_path)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("error: ")
+
+
+def test_export_publishes_and_a_second_one_is_the_next_version(
+    tmp_path: Path, workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(workshop.models / "cnn", models / "cnn")
+    arguments = ["export", "gan", "--data-dir", str(workshop.data_dir), "--models-dir", str(models)]
+    arguments += ["--run-dir", str(workshop.runs / "gan")]
+    assert main(arguments) == 0
+    assert main(arguments) == 0
+    assert sorted(path.name for path in (models / "gan").iterdir()) == ["1", "2"]
+    first, second = ((models / "gan" / version / "model.onnx").read_bytes() for version in "12")
+    assert first == second
+    assert main([*arguments, "--version", "2"]) == 2
+    assert "2 is there already: give another --version, or --force" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["gan", "vae"])
+def test_generator_without_a_cnn_is_not_exported(
+    model: str, tmp_path: Path, workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["export", model, "--data-dir", str(workshop.data_dir), "--models-dir", str(tmp_path)]
+    assert main([*arguments, "--run-dir", str(workshop.runs / model)]) == 2
+    assert "python -m training export cnn" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluate_tells_by_its_status_whether_the_manifests_are_true(
+    tmp_path: Path, workshop: Workshop
+) -> None:
+    models = Path(shutil.copytree(workshop.models, tmp_path / "models"))
+    arguments = ["evaluate", "vae-encoder", "--data-dir", str(workshop.data_dir), "--models-dir", str(models)]
+    assert main(arguments) == 0
+    manifest = models / "vae-encoder" / "1" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["metrics"]["test_kl"] += 1
+    manifest.write_text(json.dumps(content))
+    assert main(arguments) == 1

@@ -1,0 +1,207 @@
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.support.idx_files import write_folder
+from training.run import (
+    BEST_FILE,
+    CHECKPOINT_FILE,
+    CONFIG_FILE,
+    CURVES_FILE,
+    METRICS_FILE,
+    Run,
+    RunError,
+    averaged,
+    plot,
+)
+
+# The smaller of the two classifiers, on 220 images: an epoch takes a fraction of a second.
+TRAIN = [sys.executable, "-m", "training", "train", "cnn", "--device", "cpu", "--threads", "1"]
+TRAIN += ["--epochs", "4", "--set", "batch_size=20"]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("data"))
+
+
+def new_run(folder: Path, epochs: int = 3, resume: bool = False, **hyperparameters: float) -> Run:
+    return Run(folder, hyperparameters, epochs=epochs, seed=7, device="cpu", resume=resume)
+
+
+def train(run: Run, stop_after: int | None = None) -> dict[str, torch.Tensor]:
+    """Train a small network with dropout and noise, which draw from both kinds of generator."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+    ema = averaged(model, 0.9)
+    wrapped, optimizer = run.fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=0.01))
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.5)
+    state = {"model": wrapped, "optimizer": optimizer, "scheduler": scheduler, "ema": ema}
+    run.restore(state)
+    rows = torch.arange(40, dtype=torch.float32).reshape(10, 4)
+    for epoch in run.epochs():
+        wrapped.train()
+        for step, chosen in run.batches(epoch, 10, 4):
+            noise = torch.randn((4, 4), generator=run.generator(epoch, step))
+            loss = wrapped(rows[chosen] / 40 + noise).square().mean()
+            optimizer.zero_grad()
+            run.fabric.backward(loss)
+            optimizer.step()
+            scheduler.step()
+            ema.update_parameters(model)
+        run.end_epoch(epoch, state, {"train_loss": run.mean(loss)}, score=-epoch, best=model)
+        if stop_after == epoch + 1:
+            break
+    return {
+        f"{name}.{key}": value for name in ("model", "ema") for key, value in state[name].state_dict().items()
+    }
+
+
+def assert_equal(left: dict[str, Any], right: dict[str, Any]) -> None:
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
+
+
+def test_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole = train(new_run(tmp_path / "whole"))
+    train(new_run(tmp_path / "cut"), stop_after=1)
+    resumed = new_run(tmp_path / "cut", resume=True)
+    assert_equal(train(resumed), whole)
+    losses = [line["train_loss"] for line in metrics(tmp_path / "whole")]
+    assert [line["train_loss"] for line in resumed.history] == losses
+
+
+def test_finished_run_can_be_resumed_and_does_nothing(tmp_path: Path) -> None:
+    whole = train(new_run(tmp_path))
+    before = (tmp_path / CHECKPOINT_FILE).read_bytes()
+    assert_equal(train(new_run(tmp_path, resume=True)), whole)
+    assert (tmp_path / CHECKPOINT_FILE).read_bytes() == before
+
+
+def test_resume_begins_where_there_is_nothing_to_resume(tmp_path: Path) -> None:
+    assert_equal(train(new_run(tmp_path / "a", resume=True)), train(new_run(tmp_path / "b")))
+
+
+def test_existing_run_is_not_overwritten(tmp_path: Path) -> None:
+    train(new_run(tmp_path), stop_after=1)
+    with pytest.raises(RunError, match="already holds a run: continue it with --resume"):
+        new_run(tmp_path)
+
+
+def test_resume_refuses_changed_hyperparameters_and_names_them(tmp_path: Path) -> None:
+    train(new_run(tmp_path, rate=0.1, width=3), stop_after=1)
+    with pytest.raises(RunError, match=r"epochs is 5, was 3; rate is 0\.2, was 0\.1$"):
+        new_run(tmp_path, resume=True, epochs=5, rate=0.2, width=3)
+
+
+def test_best_weights_are_those_of_the_highest_score(tmp_path: Path) -> None:
+    train(new_run(tmp_path / "first"), stop_after=1)
+    run = new_run(tmp_path / "all")
+    train(run)
+    first, best = (torch.load(tmp_path / name / BEST_FILE) for name in ("first", "all"))
+    assert_equal(best, first)
+    assert run.best_score == 0
+
+
+def test_batches_shuffle_every_row_once_and_differ_by_epoch(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    orders = [torch.cat([rows for _, rows in run.batches(epoch, 12, 4)]).tolist() for epoch in (0, 1, 0)]
+    assert sorted(orders[0]) == list(range(12))
+    assert orders[0] != orders[1]
+    assert orders[0] == orders[2]
+
+
+def test_incomplete_last_batch_is_left_out(tmp_path: Path) -> None:
+    assert [len(rows) for _, rows in new_run(tmp_path).batches(0, 11, 4)] == [4, 4]
+
+
+def test_batch_larger_than_the_data_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="batch size 5 does not fit 4 rows"):
+        next(iter(new_run(tmp_path).batches(0, 4, 5)))
+
+
+def test_keys_differ_by_place_and_seed(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    other = Run(tmp_path / "other", {}, epochs=1, seed=8, device="cpu")
+    assert len({run.key(), run.key(0), run.key(0, 1), run.key(1, 0), other.key(0)}) == 5
+    assert run.key(3, 4) == new_run(tmp_path / "again").key(3, 4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_device_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="torch sees no CUDA device"):
+        Run(tmp_path, {}, epochs=1, seed=0, device="cuda")
+
+
+def test_averaged_weights_forget_the_first_ones_soon() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(100.0)
+        ema = averaged(model, 0.999)
+        ema.update_parameters(model)
+        model.weight.fill_(1.0)
+    for _ in range(100):
+        ema.update_parameters(model)
+    assert ema(torch.ones(1)).item() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_averaging_leaves_whole_numbers_as_they_are() -> None:
+    model = nn.Linear(1, 1)
+    model.register_buffer("labels", torch.arange(10))
+    ema = averaged(model, 0.999)
+    for _ in range(200):
+        ema.update_parameters(model)
+    assert torch.equal(ema.module.labels, torch.arange(10))
+
+
+def test_curves_pair_training_and_validation(tmp_path: Path) -> None:
+    line = {"epoch": 1, "train_loss": 1.0, "validation_loss": 2.0, "seconds": 3.0}
+    plot([line, line | {"epoch": 2}], tmp_path / CURVES_FILE)
+    assert (tmp_path / CURVES_FILE).read_bytes().startswith(b"\x89PNG")
+
+
+def messages(process: subprocess.Popen[str]) -> Iterator[str]:
+    assert process.stderr is not None
+    return iter(process.stderr.readline, "")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_run_resumes_to_the_same_bits(tmp_path: Path, data_dir: Path, how: signal.Signals) -> None:
+    command = [*TRAIN, "--data-dir", str(data_dir)]
+    with subprocess.Popen(
+        [*command, "--run-dir", str(tmp_path / "cut")], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert any(line.startswith("epoch 1 ") for line in messages(process))
+        process.send_signal(how)
+        said = "".join(messages(process))
+    assert process.returncode == (-how if how == signal.SIGKILL else 128 + how)
+    assert "Traceback" not in said
+    subprocess.run([*command, "--run-dir", str(tmp_path / "cut"), "--resume"], check=True)
+    subprocess.run([*command, "--run-dir", str(tmp_path / "whole")], check=True)
+    cut, whole = (torch.load(tmp_path / name / CHECKPOINT_FILE) for name in ("cut", "whole"))
+    for part in ("model", "ema"):
+        assert_equal(cut["state"][part], whole["state"][part])
+    assert len(cut["history"]) == 4
+
+
+def test_torchrun_trains_on_two_processes_and_one_writes(tmp_path: Path, data_dir: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, *TRAIN[1:], "--data-dir", str(data_dir), "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("epoch 1 ") == 1
+    assert [line["epoch"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4]
+    config = json.loads((tmp_path / "run" / CONFIG_FILE).read_text())
+    assert config["hyperparameters"]["batch_size"] == 20
+    assert config["command"].startswith("python -m training train cnn")
