@@ -23,7 +23,7 @@ import uvloop
 from service.errors import InkserveError, SettingsError
 from service.memory import give_back_free_memory, leave_out_of_collections, postpone_collections
 from service.observability.logs import configure_logging
-from service.settings import Settings, load_settings
+from service.settings import Settings, deprecations, load_settings
 
 if TYPE_CHECKING:
     from service.http.tracing import Tracing
@@ -153,6 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"inkserve: {error}", file=sys.stderr)
         return 2
     configure_logging(settings)
+    if not fds:  # a supervisor passes its flags on, and has warned already
+        for warning in deprecations(flags):
+            logger.warning("%s", warning)
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before anything imports onnxruntime
     # Before anything imports numpy: its BLAS has nothing to do here that pays for threads, which spin before
     # they first sleep, 20 ms of CPU time in all.

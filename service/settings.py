@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
@@ -18,6 +18,9 @@ from pydantic_settings import (
 from service.errors import SettingsError
 
 ENV_PREFIX = "INKSERVE_"
+
+RENAMED = {"max_queue_delay_seconds": "max_batch_delay_seconds"}
+"""Old names of settings, accepted until version 0.3.0, and their new names."""
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 Determinism = Literal["generation", "all", "off"]
@@ -88,7 +91,7 @@ class Settings(BaseSettings):
     )
     fixed_batch_size: int = Field(16, ge=1, le=4096, description="Rows in a batch of a deterministic model.")
     max_batch_size: int = Field(256, ge=1, le=4096, description="Most rows in one batch.")
-    max_queue_delay_seconds: float = Field(
+    max_batch_delay_seconds: float = Field(
         0.0, ge=0, le=10, description="How long an idle device waits for a batch to fill; 0 starts at once."
     )
     max_queue_rows: int = Field(
@@ -152,24 +155,60 @@ def load_settings(arguments: Sequence[str]) -> Settings:
         source = CliSettingsSource[Settings](
             Settings,
             cli_prog_name="python -m service",
-            cli_parse_args=list(arguments),
+            cli_parse_args=_with_new_flags(arguments),
             cli_kebab_case=True,
             cli_implicit_flags=True,
             cli_hide_none_type=True,
             cli_avoid_json=True,
         )
-        return Settings(_cli_settings_source=source)
+        return Settings(_cli_settings_source=source, **_from_old_variables())
     except ValidationError as error:
         raise SettingsError("; ".join(_problem(problem) for problem in error.errors())) from error
     except SourceError as error:
         raise SettingsError(str(error)) from error
 
 
+def deprecations(arguments: Sequence[str]) -> list[str]:
+    """Return a warning for each old name of a setting among the arguments and environment variables."""
+    used = {argument.partition("=")[0] for argument in arguments} | os.environ.keys()
+    return [
+        f"{name_of(old)} is deprecated and will be removed in 0.3.0: use {name_of(new)}"
+        for old, new in RENAMED.items()
+        for name_of in (flag, variable)
+        if name_of(old) in used
+    ]
+
+
+def flag(name: str) -> str:
+    """Return a setting's command line flag."""
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """Return a setting's environment variable."""
+    return ENV_PREFIX + name.upper()
+
+
+def _with_new_flags(arguments: Sequence[str]) -> list[str]:
+    new_flags = {flag(old): flag(new) for old, new in RENAMED.items()}
+    parts = [argument.partition("=") for argument in arguments]
+    return [new_flags.get(name, name) + equals + value for name, equals, value in parts]
+
+
+def _from_old_variables() -> dict[str, Any]:
+    """Return the settings that only an old environment variable sets."""
+    return {
+        new: os.environ[variable(old)]
+        for old, new in RENAMED.items()
+        if variable(old) in os.environ and variable(new) not in os.environ
+    }
+
+
 def _refuse_unknown_variables() -> None:
-    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
-    for variable in os.environ:
-        if variable.startswith(ENV_PREFIX) and variable not in known:
-            raise SettingsError(f"environment variable {variable} is not a setting; see --help")
+    known = {variable(name) for name in (*Settings.model_fields, *RENAMED)}
+    for name in os.environ:
+        if name.startswith(ENV_PREFIX) and name not in known:
+            raise SettingsError(f"environment variable {name} is not a setting; see --help")
 
 
 def _problem(problem: object) -> str:

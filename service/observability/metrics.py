@@ -46,7 +46,7 @@ LATENCY_OBJECTIVE_SECONDS = 0.5
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 BatchReason = Literal["full", "idle", "delay"]
-"""Why a batch ran when it did: it was full, the device was idle, or `max_queue_delay_seconds` had passed."""
+"""Why a batch ran when it did: it was full, the device was idle, or `max_batch_delay_seconds` had passed."""
 
 Rejection = Literal["queue_full", "deadline", "not_ready", "shutting_down", "client_left"]
 """Why a valid request was not served: shed, expired, too early, too late, or abandoned by its client."""

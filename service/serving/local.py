@@ -170,7 +170,7 @@ class Repository:
         queue = BatchQueue(
             engine.buckets[-1],
             settings.max_queue_rows,
-            settings.max_queue_delay_seconds,
+            settings.max_batch_delay_seconds,
             settings.max_queue_requests,
         )
         metrics = self._metrics.of_batches(name)

@@ -133,3 +133,18 @@ async def test_a_process_writes_one_access_line_a_request(
         lines = [json.loads(line) for line in service.process.stderr]
     (line,) = [line for line in lines if "classify" in str(line)]
     assert (line["message"], line["request_id"], line["status"]) == ("answered", "the-id", 200)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_an_old_flag_is_warned_of_once(
+    add_classifier: Callable[..., Path], tmp_path: Path, workers: str
+) -> None:
+    add_classifier()
+    flags = ("--models-dir", str(tmp_path), "--workers", workers, "--max-queue-delay-seconds", "0.001")
+    with serving(*flags) as service:
+        assert service.stop() == 0
+        assert service.process.stderr is not None
+        lines = [*service.lines, *service.process.stderr]
+    (warning,) = [line for line in lines if "WARNING" in line]
+    assert "--max-queue-delay-seconds is deprecated" in warning
+    assert "use --max-batch-delay-seconds" in warning

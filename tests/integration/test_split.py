@@ -49,7 +49,7 @@ def split(models_dir: Path) -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def patient(models_dir: Path) -> Iterator[Service]:
     """Two workers, and an engine that waits ten seconds for the second row of a batch."""
-    waits = ("--max-batch-size", "2", "--max-queue-delay-seconds", "10")
+    waits = ("--max-batch-size", "2", "--max-batch-delay-seconds", "10")
     with serving("--workers", "2", "--models-dir", str(models_dir), *waits) as service:
         yield service
 
@@ -270,7 +270,7 @@ async def test_the_halves_run_on_their_own_and_stop_together(models_dir: Path, t
 async def test_an_engine_that_is_told_to_end_first_still_answers_what_http_accepted(
     models_dir: Path, tmp_path: Path
 ) -> None:
-    waits = ("--max-batch-size", "2", "--max-queue-delay-seconds", "4")
+    waits = ("--max-batch-size", "2", "--max-batch-delay-seconds", "4")
     flags = ("--socket", str(tmp_path / "engine.sock"), "--models-dir", str(models_dir), *waits)
     command = [sys.executable, "-m", "service", "engine", *flags]
     engine = await asyncio.create_subprocess_exec(*command, cwd=ROOT)

@@ -77,7 +77,7 @@ async def test_a_request_and_its_batch_are_spans_of_the_callers_trace(
 
 
 async def test_a_batch_links_to_each_of_its_requests(collector: Collector, models_dir: Path) -> None:
-    with traced(models_dir, "--max-queue-delay-seconds", "0.5") as service:
+    with traced(models_dir, "--max-batch-delay-seconds", "0.5") as service:
         answers = await post_all(service.port, "/classify", [RAW] * CALLERS, {})
     assert {answer.status for answer in answers} == {200}
     requests = {span.id for span in collector.named("POST /classify")}
@@ -99,7 +99,7 @@ async def test_errors_and_paths_of_strangers(
     collector: Collector, models_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_SERVICE_NAME", "digits")
-    with traced(models_dir, "--max-queue-delay-seconds", "5", "--request-timeout-seconds", "0.01") as service:
+    with traced(models_dir, "--max-batch-delay-seconds", "5", "--request-timeout-seconds", "0.01") as service:
         async with connected(service.port) as connection:
             assert (await connection.ask("GET", "/.env/secret")).status == 404
             assert (await connection.ask("GET", "/models/first-pixel")).status == 200

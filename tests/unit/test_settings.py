@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from service import machine
 from service.errors import SettingsError
 from service.machine import available_cores
-from service.settings import Settings, load_settings
+from service.settings import RENAMED, Settings, deprecations, load_settings
 
 
 def test_flags_win_over_the_environment_and_it_over_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +37,47 @@ def test_a_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("INKSERVE_PROT", "9001")
     with pytest.raises(SettingsError, match="environment variable INKSERVE_PROT is not a setting"):
         load_settings([])
+
+
+OLD_FLAG, OLD_VARIABLE = "--max-queue-delay-seconds", "INKSERVE_MAX_QUEUE_DELAY_SECONDS"
+NEW_FLAG, NEW_VARIABLE = "--max-batch-delay-seconds", "INKSERVE_MAX_BATCH_DELAY_SECONDS"
+
+
+@pytest.mark.parametrize("arguments", [[OLD_FLAG, "0.5"], [f"{OLD_FLAG}=0.5"]])
+def test_an_old_flag_sets_the_setting_and_warns(arguments: list[str]) -> None:
+    assert load_settings(arguments).max_batch_delay_seconds == 0.5
+    assert deprecations(arguments) == [
+        f"{OLD_FLAG} is deprecated and will be removed in 0.3.0: use {NEW_FLAG}"
+    ]
+
+
+def test_an_old_variable_sets_the_setting_and_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OLD_VARIABLE, "0.5")
+    assert load_settings([]).max_batch_delay_seconds == 0.5
+    assert deprecations([]) == [
+        f"{OLD_VARIABLE} is deprecated and will be removed in 0.3.0: use {NEW_VARIABLE}"
+    ]
+
+
+def test_a_new_variable_wins_over_the_old_and_a_flag_over_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OLD_VARIABLE, "0.5")
+    assert load_settings([OLD_FLAG, "2"]).max_batch_delay_seconds == 2
+    monkeypatch.setenv(NEW_VARIABLE, "1")
+    assert load_settings([]).max_batch_delay_seconds == 1
+    assert load_settings([NEW_FLAG, "2"]).max_batch_delay_seconds == 2
+
+
+def test_a_wrong_value_under_an_old_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OLD_VARIABLE, "11")
+    with pytest.raises(SettingsError, match=r"^max_batch_delay_seconds: .* \(seen: '11'\)"):
+        load_settings([])
+
+
+def test_new_names_cause_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NEW_VARIABLE, "1")
+    assert deprecations([NEW_FLAG, "2", "--host=" + OLD_FLAG]) == []
+    assert RENAMED.keys().isdisjoint(Settings.model_fields)
+    assert set(RENAMED.values()) <= Settings.model_fields.keys()
 
 
 def test_settings_never_change() -> None:

@@ -62,14 +62,14 @@ async def test_nothing_rejected_is_a_zero_and_not_a_gap(models_dir: Path) -> Non
 
 
 async def test_a_request_whose_deadline_passes_is_counted_as_such(models_dir: Path) -> None:
-    patient = {"max_queue_delay_seconds": 10, "request_timeout_seconds": 0.001}
+    patient = {"max_batch_delay_seconds": 10, "request_timeout_seconds": 0.001}
     async with service(models_dir, **patient) as (app, _, metrics):
         assert (await post(app)).status_code == 504
         assert rejected(metrics, "deadline") == requests(metrics, 504) == 1
 
 
 async def test_a_request_that_finds_the_queue_full_is_counted_as_such(models_dir: Path) -> None:
-    small = {"max_queue_rows": 1, "max_request_rows": 1, "max_queue_delay_seconds": 0.2}
+    small = {"max_queue_rows": 1, "max_request_rows": 1, "max_batch_delay_seconds": 0.2}
     async with service(models_dir, **small) as (app, _, metrics):
         answers = await asyncio.gather(post(app), post(app), post(app))
         assert sorted(answer.status_code for answer in answers) == [200, 503, 503]
@@ -93,7 +93,7 @@ async def test_a_request_whose_client_leaves_is_counted_as_such(models_dir: Path
         pytest.fail("nobody is there to be answered")
 
     scope = {"type": "http", "method": "POST", "path": "/classify", "query_string": b"", "headers": []}
-    async with service(models_dir, max_queue_delay_seconds=10) as (app, _, metrics):
+    async with service(models_dir, max_batch_delay_seconds=10) as (app, _, metrics):
         await app(scope, receive, send)
         assert rejected(metrics, "client_left") == requests(metrics, 499) == 1
 

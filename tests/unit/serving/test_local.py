@@ -297,7 +297,7 @@ async def test_a_reload_waits_until_the_last_one_has_freed_what_it_replaced(
     add_classifier: Callable[..., Path], tmp_path: Path
 ) -> None:
     add_classifier(version=1)
-    repository = Repository(Settings(models_dir=tmp_path, max_queue_delay_seconds=0.5), Metrics())
+    repository = Repository(Settings(models_dir=tmp_path, max_batch_delay_seconds=0.5), Metrics())
     await repository.start()
     waiting = asyncio.ensure_future(classify(repository, 7))  # in the first version's queue
     await asyncio.sleep(0)
@@ -359,7 +359,7 @@ async def test_what_waits_is_shown_for_all_versions_of_a_model(
         add_classifier(version=version)
     metrics = Metrics()
     settings = Settings(
-        models_dir=tmp_path, serve_versions="all", max_batch_size=4, max_queue_delay_seconds=10
+        models_dir=tmp_path, serve_versions="all", max_batch_size=4, max_batch_delay_seconds=10
     )
     repository = Repository(settings, metrics)
     await repository.start()

@@ -156,7 +156,7 @@ async def test_many_calls_at_once_never_get_each_others_answers(
 
 
 async def test_a_batch_holds_several_clients_rows(start_engine: Start, connect: Connect) -> None:
-    await start_engine(max_batch_size=2, max_queue_delay_seconds=10)
+    await start_engine(max_batch_size=2, max_batch_delay_seconds=10)
     answers = await asyncio.gather(classify(await connect(), 3), classify(await connect(), 5))
     assert [answer.batch_rows for answer in answers] == [2, 2]
     assert [int(answer.outputs["probabilities"].argmax()) for answer in answers] == [3, 5]
@@ -246,7 +246,7 @@ async def test_every_error_of_the_engine_keeps_its_class_and_message(start_engin
 
 
 async def test_a_cancelled_call_leaves_the_queue(start_engine: Start, connect: Connect) -> None:
-    engine = await start_engine(max_queue_delay_seconds=10)
+    engine = await start_engine(max_batch_delay_seconds=10)
     call = asyncio.ensure_future(classify(await connect(), 1))
     await until(lambda: engine.rows_waiting() == 1)
     call.cancel()
@@ -258,7 +258,7 @@ async def test_a_cancelled_call_leaves_the_queue(start_engine: Start, connect: C
 async def test_the_calls_of_a_client_that_is_gone_leave_the_queue(
     start_engine: Start, connect: Connect
 ) -> None:
-    engine = await start_engine(max_queue_delay_seconds=10)
+    engine = await start_engine(max_batch_delay_seconds=10)
     predictor = await connect()
     call = asyncio.ensure_future(classify(predictor, 1))
     await until(lambda: engine.rows_waiting() == 1)
@@ -269,7 +269,7 @@ async def test_the_calls_of_a_client_that_is_gone_leave_the_queue(
 
 
 async def test_a_deadline_holds_over_there(start_engine: Start, connect: Connect) -> None:
-    await start_engine(max_queue_delay_seconds=10)
+    await start_engine(max_batch_delay_seconds=10)
     with pytest.raises(DeadlineExceeded, match="1 rows waited"):
         await classify(await connect(), 1, seconds=0.05)
 
@@ -277,7 +277,7 @@ async def test_a_deadline_holds_over_there(start_engine: Start, connect: Connect
 async def test_when_the_engine_goes_its_calls_fail_at_once_and_the_next_one_is_found(
     start_engine: Start, path: Path
 ) -> None:
-    engine = await start_engine(max_queue_delay_seconds=10)
+    engine = await start_engine(max_batch_delay_seconds=10)
     lost = []
     predictor = RemotePredictor(path, lambda: lost.append(True))
     await predictor.connected()
