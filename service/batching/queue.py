@@ -105,12 +105,12 @@ class BatchQueue:
         self,
         max_batch_size: int,
         max_queue_rows: int,
-        max_queue_delay_seconds: float = 0.0,
+        max_batch_delay_seconds: float = 0.0,
         max_queue_requests: int = sys.maxsize,
     ) -> None:
         self.max_batch_size = max_batch_size
         self.max_queue_rows = max_queue_rows
-        self.max_queue_delay_seconds = max_queue_delay_seconds
+        self.max_batch_delay_seconds = max_batch_delay_seconds
         self.max_queue_requests = max_queue_requests
         self.rows = 0
         self.requests = 0
@@ -215,10 +215,10 @@ class BatchQueue:
         """When the rows that wait should run: at once (-inf), at a time, or, with none, never (inf)."""
         if not self.rows:
             return math.inf
-        if not self.max_queue_delay_seconds or self.holds_whole_batch():
+        if not self.max_batch_delay_seconds or self.holds_whole_batch():
             return -math.inf
         heads = [item.enqueued for item in (self._head(self._small), self._head(self._large)) if item]
-        return min(heads) + self.max_queue_delay_seconds
+        return min(heads) + self.max_batch_delay_seconds
 
     def take(self, max_rows: int | None = None) -> Batch:
         """Hand out the next batch, of at most `max_rows` rows if that is given; empty when nothing waits."""
@@ -233,7 +233,7 @@ class BatchQueue:
         rows = most - space
         self._running_rows += rows
         self.refusing = False
-        reason: Reason = "delay" if self.max_queue_delay_seconds else "idle"
+        reason: Reason = "delay" if self.max_batch_delay_seconds else "idle"
         return Batch(parts, rows, reason if space else "full")
 
     def _fill(self, lane: deque[Item], space: int, parts: list[Part]) -> int:

@@ -258,7 +258,7 @@ async def test_what_failed_is_freed_at_once(device: Device, monkeypatch: pytest.
         with pytest.raises(EngineError, match="no room") as caught:
             await device.call(warming.fail)
         del caught
-        batcher = Batcher(device, running, BatchQueue(2, 100, max_queue_delay_seconds=5))
+        batcher = Batcher(device, running, BatchQueue(2, 100, max_batch_delay_seconds=5))
         outcomes: list[Outcome] = []
         for value in (1, 2):  # the first sets both timers, the second fills the batch
             batcher.submit(rows(value), 1, FAR, outcomes.append)
@@ -281,7 +281,7 @@ async def test_a_batch_that_cannot_be_recorded_holds_up_nothing(
         raise RuntimeError("no room for metrics")
 
     device = Device("test", inline_seconds)
-    batcher = Batcher(device, Doubler(), BatchQueue(2, 100, max_queue_delay_seconds=0.01), fail)
+    batcher = Batcher(device, Doubler(), BatchQueue(2, 100, max_batch_delay_seconds=0.01), fail)
     for first in range(3):
         async with asyncio.timeout(5):
             assert await submit(batcher, first, 8, 9) == [2 * first, 16, 18]
@@ -483,7 +483,7 @@ async def test_closing_answers_what_was_accepted_and_refuses_the_rest(device: De
 
 async def test_a_delay_gathers_rows_on_an_idle_device(device: Device) -> None:
     runner = Doubler()
-    batcher = Batcher(device, runner, BatchQueue(3, 100, max_queue_delay_seconds=60))
+    batcher = Batcher(device, runner, BatchQueue(3, 100, max_batch_delay_seconds=60))
     tasks = [submit(batcher, 1.0), submit(batcher, 2.0)]
     await settle()
     assert batcher.rows_waiting == 2
@@ -493,7 +493,7 @@ async def test_a_delay_gathers_rows_on_an_idle_device(device: Device) -> None:
 
 
 async def test_a_delay_ends_by_itself(device: Device) -> None:
-    batcher = Batcher(device, Doubler(), BatchQueue(3, 100, max_queue_delay_seconds=0.01))
+    batcher = Batcher(device, Doubler(), BatchQueue(3, 100, max_batch_delay_seconds=0.01))
     assert await submit(batcher, 1.0) == [2]
 
 

@@ -233,7 +233,7 @@ def test_without_a_delay_rows_are_due_at_once() -> None:
 
 
 def test_with_a_delay_rows_wait_for_it_or_for_a_full_batch() -> None:
-    queue = BatchQueue(max_batch_size=4, max_queue_rows=100, max_queue_delay_seconds=0.5)
+    queue = BatchQueue(max_batch_size=4, max_queue_rows=100, max_batch_delay_seconds=0.5)
     queue.push(item(1, enqueued=7.0))
     queue.push(item(1, enqueued=7.2))
     assert queue.release_at() == 7.5
