@@ -153,8 +153,8 @@ class MeasuredPod:
             "cpu_seconds": sum(self._process.cpu_times()[:2]),
             "main_cpu_seconds": running,
             "main_delay_seconds": waiting,
-            "batches": total("compute_seconds_count"),
-            "compute_seconds": total("compute_seconds_sum"),
+            "batches": total("batch_compute_seconds_count"),
+            "compute_seconds": total("batch_compute_seconds_sum"),
             "rows": rows,
             "padded_rows": rows + total("padding_rows_total"),
         }

@@ -140,11 +140,11 @@ def batching(board: dashboard.Dashboard) -> None:
     """Where the time goes and what the device is given."""
     mean = f"{rate('batch_rows_sum', 'model')} / {rate('batch_rows_count', 'model')}"
     padding, rows = rate("padding_rows_total", "model"), rate("rows_total", "model")
-    busy = {"{{model}}": rate("compute_seconds_sum", "model")}
+    busy = {"{{model}}": rate("batch_compute_seconds_sum", "model")}
     board.with_row(dashboard.Row("Queue and device"))
     for panel in (
         graph("Queue", "s", quantiles("queue_seconds", S, "model"), "From submission to the first batch."),
-        graph("Compute", "s", quantiles("compute_seconds", S, "model"), "One batch on the device."),
+        graph("Compute", "s", quantiles("batch_compute_seconds", S, "model"), "One batch on the device."),
         graph("Device in use", "percentunit", busy, "Share of the time that batches run, summed over pods."),
         graph("Batch size", "none", {"{{model}}": mean}, "Mean rows in a batch, padding not counted."),
         graph("Batches by reason", "ops", {"{{reason}}": rate("batches_total", "reason")}, "Why they ran."),

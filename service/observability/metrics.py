@@ -66,7 +66,7 @@ class Metrics:
             f"{PREFIX}_queue_seconds", "From submission to the first batch.", SECONDS
         )
         self.registry.register(self.queue_seconds)
-        self.compute_seconds = self._seconds("compute", "One batch on the device.", "model")
+        self.compute_seconds = self._seconds("batch_compute", "One batch on the device.", "model")
         self.batch_rows = Histogram(
             f"{PREFIX}_batch_rows",
             "Rows in a batch, padding not counted.",
