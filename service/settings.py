@@ -1,6 +1,7 @@
 """Every setting of the service: environment and flags in, one frozen, validated object out."""
 
 import os
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -28,111 +29,129 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class Settings(BaseSettings):
-    """Settings of `python -m service`; each is a flag and an environment variable INKSERVE_<NAME>."""
+    """Each setting is a flag and an environment variable: --max-batch-size is INKSERVE_MAX_BATCH_SIZE."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
-    host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: Port = Field(8000, description="Port to listen on; 0 lets the system choose one.")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: Port = Field(8000, description="port to listen on; 0 lets the system choose one")
     workers: int = Field(
         0,
         ge=0,
         le=256,
-        description="HTTP worker processes beside one engine process; 0 does both in one process.",
+        description="number of HTTP worker processes, in addition to one engine process; 0 runs everything "
+        "in one process",
     )
     socket: Path | None = Field(
         None,
-        description="Unix socket between HTTP and the engine: for the commands `http` and `engine`; "
-        "`serve` makes one in a private folder if unset.",
+        description="Unix socket between the HTTP workers and the engine, required by the commands http and "
+        "engine; if unset, serve creates one in a private folder",
     )
     models_dir: Path = Field(
-        Path("models"), description="Folder of <name>/<version>/{model.onnx,manifest.json}."
+        Path("models"), description="folder of models, as <name>/<version>/{model.onnx,manifest.json}"
     )
     serve_versions: Literal["latest", "all"] = Field(
-        "latest", description="Serve the highest version of each model, or all of them."
+        "latest", description="versions of each model to serve: the latest (highest), or all"
     )
     default_classifier: str | None = Field(
         None,
-        description="Model that /classify uses when none is named; the first classifier by name if unset.",
+        description="model for /classify requests that name none; if unset, the first classifier by name",
     )
     default_generator: str | None = Field(
         None,
-        description="Model that /generate uses when none is named; the first generator by name if unset.",
+        description="model for /generate requests that name none; if unset, the first generator by name",
     )
     provider: Provider = Field(
-        "cpu", description="onnxruntime execution provider; the start fails without it."
+        "cpu", description="onnxruntime execution provider; startup fails if it is unavailable"
     )
-    device_id: int = Field(0, ge=0, description="Index of the GPU, for the providers cuda and tensorrt.")
+    device_id: int = Field(0, ge=0, description="index of the GPU, for the providers cuda and tensorrt")
     cuda_graphs: bool = Field(
         True,
-        description="With provider cuda, replay a captured CUDA graph for each batch size; "
-        "the start fails for a model that leaves nodes to the CPU.",
+        description="with provider cuda, replay a captured CUDA graph for each batch size; startup fails if "
+        "a model has nodes that run on the CPU",
     )
     pinned_memory: bool = Field(
         True,
-        description="On a GPU, pin the host memory that batches are copied from; the start fails where that "
-        "cannot be done.",
+        description="on a GPU, pin the host memory that batches are copied from; startup fails if it cannot "
+        "be pinned",
     )
     overlap_copies: bool = Field(
         True,
-        description="With provider cuda, begin a batch that is whole already while the one before it runs: "
-        "it is copied while that is computed. Takes pinned memory.",
+        description="with provider cuda, copy the next full batch to the GPU while the current one is "
+        "computed; ignored without pinned_memory",
     )
     intra_op_threads: int = Field(
         0,
         ge=0,
-        description="onnxruntime threads for one batch on the CPU; 0 takes the available cores, less one "
-        "where there are more than two.",
+        description="onnxruntime threads per batch on the CPU; 0 uses every available core, or all but one "
+        "if there are more than two",
     )
     determinism: Determinism = Field(
         "generation",
-        description="Models whose batches all have one fixed size, so that a row's bytes never depend on its "
-        "batch: generators, all models, or none.",
+        description="models that always run at one fixed batch size, so that a row's output does not depend "
+        "on the rest of its batch: generators (generation), all, or none (off)",
     )
-    fixed_batch_size: int = Field(16, ge=1, le=4096, description="Rows in a batch of a deterministic model.")
-    max_batch_size: int = Field(256, ge=1, le=4096, description="Most rows in one batch.")
+    fixed_batch_size: int = Field(
+        16, ge=1, le=4096, description="batch size of the models that determinism selects, in rows"
+    )
+    max_batch_size: int = Field(256, ge=1, le=4096, description="maximum batch size, in rows")
     max_batch_delay_seconds: float = Field(
-        0.0, ge=0, le=10, description="How long an idle device waits for a batch to fill; 0 starts at once."
+        0.0,
+        ge=0,
+        le=10,
+        description="seconds that an idle device waits for a batch to fill; 0 starts at once",
     )
     max_queue_rows: int = Field(
-        16384, ge=1, description="Most rows that may wait for one model; beyond it requests get 503."
+        16384, ge=1, description="maximum rows queued per model; further requests get 503"
     )
     max_queue_requests: int = Field(
-        512, ge=1, description="Most requests that may wait for one model; beyond it requests get 503."
+        512, ge=1, description="maximum requests queued per model; further requests get 503"
     )
-    max_request_rows: int = Field(4096, ge=1, description="Most rows in one request.")
-    max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="Most bytes in one request body.")
+    max_request_rows: int = Field(
+        4096, ge=1, description="maximum rows in one request; at most max_queue_rows"
+    )
+    max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="maximum bytes in one request body")
     max_image_pixels: int = Field(
-        16_000_000, ge=784, description="Most pixels in a posted PNG or JPEG, read from its header."
+        16_000_000,
+        ge=784,
+        description="maximum pixels in a posted PNG or JPEG, read from its header",
     )
     request_timeout_seconds: float = Field(
         30.0,
         gt=0,
         le=3600,
-        description="Deadline of a request that names none, and the longest that it may name.",
+        description="default deadline of a request in seconds, and the longest that a client may ask for",
     )
     drain_seconds: float = Field(
         0.0,
         ge=0,
         le=600,
-        description="After SIGTERM: how long to answer while unready, before closing the port.",
+        description="seconds after SIGTERM during which the service is unready but still answers; then the "
+        "port closes",
     )
     shutdown_timeout_seconds: float = Field(
-        30.0, gt=0, le=600, description="Then: how long the requests in flight may take."
+        30.0,
+        gt=0,
+        le=600,
+        description="seconds that requests in flight may take after the port closes",
     )
     api_keys_file: Path | None = Field(
         None,
-        description="File of API keys, one a line; each request must bring one as `Authorization: Bearer "
-        "KEY`, but for probes, metrics and documentation. Open to all if unset.",
+        description="file of API keys, one per line; each request except probes, metrics and documentation "
+        "must send one as `Authorization: Bearer KEY`; if unset, no key is required",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
-    log_format: Literal["json", "text"] = Field("text", description="One JSON object a line, or plain text.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="minimum level to log"
+    )
+    log_format: Literal["json", "text"] = Field(
+        "text", description="format of the log: one JSON object per line, or plain text"
+    )
     tracing: Literal["off", "otlp", "console"] = Field(
         "off",
-        description="Send spans to a collector over OTLP/HTTP, or write them on stderr; the OpenTelemetry "
-        "SDK's variables OTEL_* say where to and which. Needs the extra `tracing`.",
+        description="destination of spans: a collector over OTLP/HTTP, or stderr (console); the "
+        "OpenTelemetry SDK's variables OTEL_* set the endpoint and the sampler; needs the extra `tracing`",
     )
-    access_log: bool = Field(False, description="Log a line for each request; costs throughput.")
+    access_log: bool = Field(False, description="log one line per request; costs throughput")
 
     @model_validator(mode="after")
     def _limits_fit_together(self) -> Self:
@@ -144,16 +163,25 @@ class Settings(BaseSettings):
         return self
 
 
-def load_settings(arguments: Sequence[str]) -> Settings:
-    """Settings from flags, then the environment, then the defaults.
+class _ShortUsage(RawDescriptionHelpFormatter):
+    """Leaves the flags out of the usage line: they are listed below it."""
 
-    arguments: the command line after the program's name. `--help` prints and exits.
-    Raises SettingsError, naming the setting, what was seen and what was expected.
+    def add_usage(self, usage: str | None, *rest: Any, **more: Any) -> None:
+        del usage
+        super().add_usage("%(prog)s [serve | http | engine] [flags]", *rest, **more)
+
+
+def load_settings(arguments: Sequence[str]) -> Settings:
+    """Read the settings from flags, then the environment, then the defaults.
+
+    arguments: the command line after the command. `--help` prints and exits.
+    Raises SettingsError with the setting's name, the value seen and the value expected.
     """
     _refuse_unknown_variables()
     try:
         source = CliSettingsSource[Settings](
             Settings,
+            formatter_class=_ShortUsage,
             cli_prog_name="python -m service",
             cli_parse_args=_with_new_flags(arguments),
             cli_kebab_case=True,
