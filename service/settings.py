@@ -44,31 +44,31 @@ class Settings(BaseSettings):
     )
     socket: Path | None = Field(
         None,
-        description="Unix socket between the HTTP workers and the engine, required by the commands http and "
-        "engine; if unset, serve creates one in a private folder",
+        description="Unix socket between the HTTP workers and the engine, required by the commands "
+        "`http` and `engine`; if unset, `serve` creates one in a private folder",
     )
     models_dir: Path = Field(
-        Path("models"), description="folder of models, as <name>/<version>/{model.onnx,manifest.json}"
+        Path("models"), description="folder of models, as `<name>/<version>/{model.onnx,manifest.json}`"
     )
     serve_versions: Literal["latest", "all"] = Field(
         "latest", description="versions of each model to serve: the latest (highest), or all"
     )
     default_classifier: str | None = Field(
         None,
-        description="model for /classify requests that name none; if unset, the first classifier by name",
+        description="model for `/classify` requests that name none; if unset, the first classifier by name",
     )
     default_generator: str | None = Field(
         None,
-        description="model for /generate requests that name none; if unset, the first generator by name",
+        description="model for `/generate` requests that name none; if unset, the first generator by name",
     )
     provider: Provider = Field(
         "cpu", description="onnxruntime execution provider; startup fails if it is unavailable"
     )
-    device_id: int = Field(0, ge=0, description="index of the GPU, for the providers cuda and tensorrt")
+    device_id: int = Field(0, ge=0, description="index of the GPU, for the providers `cuda` and `tensorrt`")
     cuda_graphs: bool = Field(
         True,
-        description="with provider cuda, replay a captured CUDA graph for each batch size; startup fails if "
-        "a model has nodes that run on the CPU",
+        description="with provider `cuda`, replay a captured CUDA graph for each batch size; startup fails "
+        "if a model has nodes that run on the CPU",
     )
     pinned_memory: bool = Field(
         True,
@@ -77,8 +77,8 @@ class Settings(BaseSettings):
     )
     overlap_copies: bool = Field(
         True,
-        description="with provider cuda, copy the next full batch to the GPU while the current one is "
-        "computed; ignored without pinned_memory",
+        description="with provider `cuda`, copy the next full batch to the GPU while the current one is "
+        "computed; ignored without `pinned_memory`",
     )
     intra_op_threads: int = Field(
         0,
@@ -89,10 +89,10 @@ class Settings(BaseSettings):
     determinism: Determinism = Field(
         "generation",
         description="models that always run at one fixed batch size, so that a row's output does not depend "
-        "on the rest of its batch: generators (generation), all, or none (off)",
+        "on the rest of its batch: generators (`generation`), all, or none (`off`)",
     )
     fixed_batch_size: int = Field(
-        16, ge=1, le=4096, description="batch size of the models that determinism selects, in rows"
+        16, ge=1, le=4096, description="batch size of the models that `determinism` selects, in rows"
     )
     max_batch_size: int = Field(256, ge=1, le=4096, description="maximum batch size, in rows")
     max_batch_delay_seconds: float = Field(
@@ -108,7 +108,7 @@ class Settings(BaseSettings):
         512, ge=1, description="maximum requests queued per model; further requests get 503"
     )
     max_request_rows: int = Field(
-        4096, ge=1, description="maximum rows in one request; at most max_queue_rows"
+        4096, ge=1, description="maximum rows in one request; at most `max_queue_rows`"
     )
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="maximum bytes in one request body")
     max_image_pixels: int = Field(
@@ -148,8 +148,8 @@ class Settings(BaseSettings):
     )
     tracing: Literal["off", "otlp", "console"] = Field(
         "off",
-        description="destination of spans: a collector over OTLP/HTTP, or stderr (console); the "
-        "OpenTelemetry SDK's variables OTEL_* set the endpoint and the sampler; needs the extra `tracing`",
+        description="destination of spans: a collector over OTLP/HTTP, or stderr (`console`); the "
+        "OpenTelemetry SDK's variables `OTEL_*` set the endpoint and the sampler; needs the extra `tracing`",
     )
     access_log: bool = Field(False, description="log one line per request; costs throughput")
 

