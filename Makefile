@@ -100,6 +100,10 @@ capacity: $(VENV)/.develop ## Measure one pod, check the simulation against it, 
 	-$(BIN)/python -m loadtests.check_simulation
 	$(BIN)/python -m loadtests.scaling
 
+.PHONY: tables
+tables: $(VENV)/.develop ## Write the tables of settings: docs/settings.md and helm/values.schema.json
+	$(BIN)/python -m helm.settings_tables
+
 .PHONY: dashboard
 dashboard: $(VENV)/.develop ## Write the Grafana dashboard, helm/dashboards/inkserve.json
 	$(BIN)/python helm/dashboards/inkserve.py
