@@ -104,7 +104,7 @@ other container is ready only while it is connected to an engine that says it is
 {{- range $kind := list "startup" "liveness" }}
 {{ $kind }}Probe:
   exec:
-    command: [python, -m, service.split.ping, {{ include "inkserve.socket" $ }}]
+    command: [python, -m, service, ping, {{ include "inkserve.socket" $ }}]
   {{- include "inkserve.probe" (index $.Values.probes $kind) | nindent 2 }}
   {{- if eq $kind "liveness" }}
   # It answers nobody, so there is nothing to wait for.
