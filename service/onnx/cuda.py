@@ -1,6 +1,7 @@
-"""CUDA's own libraries, asked directly where onnxruntime does not do so: are they there, and pinned memory.
+"""Calls CUDA's libraries directly, for what onnxruntime does not do: check that they load, and pin memory.
 
-Knows nothing of sessions, models or batches. Has not run on a GPU yet.
+Every call into CUDA's runtime goes through `call`; `service.onnx.streams` adds streams and events. Knows
+nothing of sessions, models or batches.
 """
 
 import ctypes
@@ -19,16 +20,17 @@ logger = logging.getLogger(__name__)
 
 
 def load_libraries(version: str) -> None:
-    """Load what onnxruntime's CUDA provider needs of a version of CUDA, such as 13.0, and of the driver.
+    """Load the libraries that onnxruntime's CUDA provider needs, and the driver's.
 
-    It is linked to all but cuDNN, which it loads later (readelf, onnxruntime-gpu 1.31.1).
-    Raises EngineError that names what is missing. onnxruntime itself would write it in lines of its own,
-    and then take the CPU.
+    version: CUDA's, such as 13.0. The provider is linked to all of them except cuDNN, which it loads later
+    (readelf, onnxruntime-gpu 1.31.1).
+    Raises EngineError that names the missing libraries. onnxruntime itself would only print them and then
+    run on the CPU.
     """
     major = version.partition(".")[0]
-    of_cuda = [f"lib{name}.so.{major}" for name in ("cublasLt", "cublas", "cudart")]
+    cuda_libraries = [f"lib{name}.so.{major}" for name in ("cublasLt", "cublas", "cudart")]
     problems = {}
-    for name in (*of_cuda, "libcurand.so.10", "libcudnn.so.9", "libcuda.so.1"):
+    for name in (*cuda_libraries, "libcurand.so.10", "libcudnn.so.9", "libcuda.so.1"):
         try:
             ctypes.CDLL(name)
         except OSError as error:
@@ -42,60 +44,63 @@ def load_libraries(version: str) -> None:
 
 
 def runtime(version: str) -> ctypes.CDLL:
-    """CUDA's runtime of a version, such as 13.0: the very library that onnxruntime's provider has loaded."""
+    """Return CUDA's runtime, the same library that onnxruntime's provider has loaded.
+
+    version: CUDA's, such as 13.0. Raises EngineError if it is not loaded.
+    """
     name = f"libcudart.so.{version.partition('.')[0]}"
     try:
         return ctypes.CDLL(name, mode=os.RTLD_NOLOAD)
     except OSError as error:
-        raise EngineError(f"{name} is not loaded, expected onnxruntime to have done so: {error}") from error
+        raise EngineError(f"{name} is not loaded, expected onnxruntime to have loaded it: {error}") from error
 
 
 def whole_pages(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    """Zeros in pages of memory that nothing else lies in, as pages are what is pinned."""
+    """Return a zeroed array that shares its pages with nothing else, because whole pages are pinned."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return np.frombuffer(pages, dtype).reshape(shape)
 
 
 def pin(array: Array, device_id: int, library: ctypes.CDLL) -> Callable[[], None]:
-    """Pin an array's memory, so that a GPU reads it without a copy by the driver in between.
+    """Pin an array's memory, so that a GPU reads it without an intermediate copy by the driver.
 
-    array: of `whole_pages`. library: see `runtime`.
-    Returns what unpins it, and keeps the array until then.
-    Raises EngineError with CUDA's name for what is wrong.
+    array: from `whole_pages`. library: see `runtime`.
+    Returns a function that unpins it; it keeps the array alive until called.
+    Raises EngineError with CUDA's name of the error.
 
-    CUDA's copies know by the address that memory is pinned ("cudaHostRegister" in its Runtime API), and
-    onnxruntime passes them the array's own: `OrtValue.update_inplace` comes down to cudaMemcpy_HostToDevice
-    in onnxruntime/core/providers/cuda/cuda_provider_factory.cc. What `OrtValue.numpy` copies to cannot be
-    pinned: it is a new array each time, see PrimitiveTensorToNumpyFromDevice in
+    CUDA's copies recognise pinned memory by its address ("cudaHostRegister" in its Runtime API), and
+    onnxruntime passes the array's own address: `OrtValue.update_inplace` calls cudaMemcpy_HostToDevice in
+    onnxruntime/core/providers/cuda/cuda_provider_factory.cc. The memory that `OrtValue.numpy` copies to
+    cannot be pinned: it is a new array each time, see PrimitiveTensorToNumpyFromDevice in
     onnxruntime/python/onnxruntime_pybind_mlvalue.cc.
     """
     address, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
     try:
-        # Else the runtime would set itself up on the thread's device, by default the first.
+        # Otherwise the runtime would initialise the thread's current device, by default the first.
         call(library, "cudaSetDevice", device_id)
         call(library, "cudaHostRegister", address, size, 0)
     except EngineError as error:
         raise EngineError(
             f"{array.nbytes} bytes of host memory cannot be pinned: {error}; "
-            "set pinned_memory to false to run without"
+            "set pinned_memory to false to run without pinning"
         ) from error
 
     def unpin() -> None:
         try:
             call(library, "cudaSetDevice", device_id)
             call(library, "cudaHostUnregister", ctypes.c_void_p(array.ctypes.data))
-        except EngineError as error:  # nobody waits for this, and the batches were answered
+        except EngineError as error:  # no caller waits for this, and the batches were answered
             logger.warning("memory stays pinned: %s", error)
 
     return unpin
 
 
 def call(library: ctypes.CDLL, function: str, *arguments: object) -> None:
-    """Call a function of CUDA's runtime. Raises EngineError with CUDA's name for what is wrong."""
+    """Call a function of CUDA's runtime. Raises EngineError with CUDA's name of the error."""
     code = getattr(library, function)(*arguments)
     if code != 0:
-        library.cudaGetLastError()  # else onnxruntime would find this error after its next kernel
+        library.cudaGetLastError()  # clears it: onnxruntime would report it after its next kernel
         library.cudaGetErrorName.restype = library.cudaGetErrorString.restype = ctypes.c_char_p
         name, text = library.cudaGetErrorName(code), library.cudaGetErrorString(code)
-        raise EngineError(f"{function} gave {name.decode()} ({code}): {text.decode()}")
+        raise EngineError(f"{function} returned {name.decode()} ({code}): {text.decode()}")

@@ -1,6 +1,6 @@
-"""One model on one device: its session, its buckets, and the buffers that they run on.
+"""Runs one model's batches on one device: its session, its buckets, and the buffers of each.
 
-Knows nothing of requests, queues or time; is called from one thread at a time.
+Knows nothing of requests, queues or deadlines. One thread at a time may call it.
 """
 
 import math
@@ -18,17 +18,17 @@ from service.errors import EngineError, ManifestError
 from service.models.manifest import Manifest, TensorSpec
 from service.models.tensors import Array, dtype_of
 from service.onnx import cuda
-from service.onnx.buffers import Binding, DeviceBinding, HostBinding, Mirror, OverlappedBinding
+from service.onnx.buffers import Binding, DeviceBinding, DeviceBuffer, HostBinding, OverlappedBinding
 from service.onnx.session import EngineOptions, open_session
 from service.onnx.streams import streams_of
 
 CONVOLUTIONS = {"Conv", "ConvInteger", "ConvTranspose", "QLinearConv"}
-"""ONNX's convolutions. A graph is searched for them before onnxruntime fuses any with their neighbours."""
+"""ONNX's convolutions. onnxruntime records a graph's nodes before it fuses these with their neighbours."""
 
 
 @dataclass(frozen=True)
 class _Bucket:
-    """One batch size. inputs: the first rows of the buffers that all buckets of a slot share."""
+    """One batch size. inputs: the first rows of the buffers, which all buckets of a slot share."""
 
     inputs: tuple[Array, ...]
     binding: Binding
@@ -38,11 +38,11 @@ _Buffers = dict[str, Array]
 """Host memory by tensor name, for the largest batch."""
 
 _Slot = dict[int, _Bucket]
-"""What one batch at a time needs: every batch size, on the same buffers."""
+"""The memory of one batch in flight: every batch size, on the same buffers."""
 
 
 def bucket_sizes(max_batch_size: int, per_octave: int = 1) -> tuple[int, ...]:
-    """Batch sizes up to max_batch_size, that many from each power of two to the next.
+    """Return batch sizes up to max_batch_size, with `per_octave` sizes per power of two.
 
     >>> bucket_sizes(6)
     (1, 2, 4, 6)
@@ -55,8 +55,10 @@ def bucket_sizes(max_batch_size: int, per_octave: int = 1) -> tuple[int, ...]:
 
 
 class Engine:
-    """A loaded model. Raises, when made, EngineError without its provider and ManifestError where the
-    graph's tensors are not those of the manifest.
+    """A loaded model.
+
+    The constructor raises EngineError if the provider is unavailable, and ManifestError if the graph's
+    tensors differ from the manifest's.
     """
 
     def __init__(self, graph: Path, manifest: Manifest, options: EngineOptions) -> None:
@@ -71,31 +73,31 @@ class Engine:
             self._idle = [self._slot(manifest, number) for number in range(self.depth)]
         except EngineError:
             raise
-        except Exception as error:  # onnxruntime raises its own types where the device's memory is full
-            raise EngineError(f"{graph}: no buffers on the device: {error}") from error
+        except Exception as error:  # onnxruntime raises its own types if the device's memory is full
+            raise EngineError(f"{graph}: buffers cannot be allocated on the device: {error}") from error
 
     def warm_up(self) -> None:
-        """Run what would be slower in its first run than in later ones, and time it.
+        """Run the buckets whose first run is slower than later ones, and time them.
 
-        On a GPU that is every bucket. The largest first, which makes the memory arena as large as it will
-        ever be; then the smallest, so that TensorRT, which builds anew for a shape outside the range it
-        knows, builds only twice. With CUDA graphs, from the thread that will call `begin`: onnxruntime keeps
-        a thread's graphs for that thread alone. Twice each: the first run captures, the second is the first
-        replay.
+        On a GPU that is every bucket. The largest runs first and grows the memory arena to its final size.
+        The smallest follows: TensorRT rebuilds its engine for a shape outside the range that it knows, and so
+        builds only twice. With CUDA graphs, call this from the thread that will call `begin`, because
+        onnxruntime keeps a thread's graphs only for that thread. Each bucket runs twice: the first run
+        captures, the second is the first replay.
         """
         if self._options.provider == "cpu":
             self._warm_up_cpu()
             return
         for size in (self.buckets[-1], *self.buckets[:-1]):
-            # Each slot in turn: `begin` takes the one that has been idle for longest.
+            # The slots alternate: `begin` takes the one that has been idle longest.
             for _ in range(self.depth):
                 self._time(size)
             self._seconds[size] = max(self._time(size) for _ in range(self.depth))
 
     def _warm_up_cpu(self) -> None:
-        """Run the largest bucket, then only the powers of two; the others' times lie between theirs.
+        """Run the largest bucket, then only the powers of two, and interpolate the other buckets' times.
 
-        A CPU's kernels are not tuned to shapes. Once the largest bucket and the smallest have run, the first
+        A CPU's kernels are not tuned to shapes. Once the largest and the smallest bucket have run, the first
         run of any other takes as long as its second: over 15 starts their medians differed by 3 to 10 us
         (mlp, mlp-int8, cnn, vae-encoder, one thread). All 28 buckets of five models took 0.5 s.
         """
@@ -103,35 +105,35 @@ class Engine:
         self._time(largest)
         timed = [*(size for size in self.buckets[:-1] if size.bit_count() == 1), largest]
         seconds = np.array([self._time(size) for size in timed])
-        # No smaller batch takes longer than a larger one did: what others did meanwhile only adds to a time.
+        # Make the times non-decreasing: interference only ever adds time.
         seconds = np.minimum.accumulate(seconds[::-1])[::-1]
         self._seconds = {size: float(np.interp(size, timed, seconds)) for size in self.buckets}
 
     def seconds_for(self, rows: int) -> float:
-        """What a batch of `rows` rows took in the warm-up, or would have."""
+        """Return how long a batch of `rows` rows took at warm-up, measured or interpolated."""
         return self._seconds[self.bucket_for(rows)]
 
     def bucket_for(self, rows: int) -> int:
-        """The batch size that `rows` rows are padded to, 1 <= rows <= buckets[-1]."""
+        """Return the batch size that `rows` rows are padded to, 1 <= rows <= buckets[-1]."""
         return next(size for size in self.buckets if size >= rows)
 
     def run(self, parts: Sequence[tuple[Array, ...]], rows: int) -> tuple[Array, ...]:
-        """Run the parts' rows as one batch; blocks the calling thread. All else is as for `begin`."""
+        """Run the parts' rows as one batch; blocks the calling thread. See `begin` for the rest."""
         return self.begin(parts, rows)()
 
     def begin(self, parts: Sequence[tuple[Array, ...]], rows: int) -> Callable[[], tuple[Array, ...]]:
-        """Begin to run the parts' rows as one batch; may return before that is done.
+        """Start the parts' rows as one batch; may return before it is done.
 
         parts: one tuple per request, of one array per input in the manifest's order, each (n, ...)
             with the dtype and shape of the manifest; the n add up to `rows`.
-        Returns what blocks until it is done, to be called once, before more than `depth` batches are begun.
+        Returns a function that waits for the outputs; call it once, with at most `depth` batches in flight.
             It returns one array per output in the manifest's order, (rows, ...), owned by the caller.
         Both raise EngineError if the device or the graph fails.
         """
         bucket = self._idle[0][self.bucket_for(rows)]
         for index, buffer in enumerate(bucket.inputs):
             np.concatenate([arrays[index] for arrays in parts], out=buffer[:rows])
-        # Later rows keep what an earlier batch left there: padding, whose outputs nobody reads.
+        # The rows after these keep an earlier batch's data: padding, whose outputs are not read.
         return self._begin(bucket, rows)
 
     def _begin(self, bucket: _Bucket, rows: int) -> Callable[[], tuple[Array, ...]]:
@@ -150,7 +152,7 @@ class Engine:
             self._idle.append(slot)
 
     def _time(self, size: int) -> float:
-        """Run a bucket on whatever its buffers hold; returns the seconds."""
+        """Run a bucket on its buffers' current contents; returns the seconds that it took."""
         started = time.perf_counter()
         self._begin(self._idle[0][size], size)()
         return time.perf_counter() - started
@@ -169,15 +171,15 @@ class Engine:
         }
 
     def _pinned_buffer(self, spec: TensorSpec, rows: int) -> Array:
-        """As `_buffer`, in memory that is pinned for as long as the engine is there."""
+        """Return what `_buffer` does, in memory that stays pinned as long as the engine exists."""
         array = cuda.whole_pages((rows, *spec.shape[1:]), dtype_of(spec))
         unpin = cuda.pin(array, self._options.device_id, cuda.runtime(ort.cuda_version))
-        # At the process's end the driver takes back all at once.
+        # When the process exits, the driver frees everything.
         weakref.finalize(self, unpin).atexit = False
         return array
 
     def _blocking(self, inputs: _Buffers, outputs: _Buffers, first_graph: int) -> Iterator[Binding]:
-        """Bind each bucket to the buffers' first rows; on a GPU, to device memory of that size."""
+        """Bind each bucket to the first rows of the buffers; on a GPU, to its own device memory."""
         for graph_id, size in enumerate(self.buckets, first_graph):
             views_in = {name: buffer[:size] for name, buffer in inputs.items()}
             views_out = {name: buffer[:size] for name, buffer in outputs.items()}
@@ -187,19 +189,19 @@ class Engine:
                 yield DeviceBinding(self._session, views_in, views_out, self._options.device_id, graph_id)
 
     def _overlapped(self, inputs: _Buffers, outputs: _Buffers, first_graph: int) -> Iterator[Binding]:
-        """Bind each bucket to the first rows of device memory that is as large as the buffers."""
+        """Bind each bucket to the first rows of device memory of the buffers' size."""
         device_id = self._options.device_id
         streams = streams_of(device_id, ort.cuda_version)
-        mirrors_in = {name: Mirror.of(buffer, device_id) for name, buffer in inputs.items()}
-        mirrors_out = {name: Mirror.of(buffer, device_id) for name, buffer in outputs.items()}
+        device_inputs = {name: DeviceBuffer.of(buffer, device_id) for name, buffer in inputs.items()}
+        device_outputs = {name: DeviceBuffer.of(buffer, device_id) for name, buffer in outputs.items()}
         for graph_id, size in enumerate(self.buckets, first_graph):
             yield OverlappedBinding(
-                self._session, size, mirrors_in, mirrors_out, device_id, graph_id, streams
+                self._session, size, device_inputs, device_outputs, device_id, graph_id, streams
             )
 
 
 def _buckets(session: ort.InferenceSession, options: EngineOptions) -> tuple[int, ...]:
-    """The options' buckets, or those of them that suit a graph with convolutions; at least one."""
+    """Return the options' buckets, without the too large ones if the graph has convolutions; at least one."""
     if options.convolution_rows is None or not _has_convolutions(session):
         return options.buckets
     suitable = tuple(size for size in options.buckets if size <= options.convolution_rows)
@@ -207,7 +209,7 @@ def _buckets(session: ort.InferenceSession, options: EngineOptions) -> tuple[int
 
 
 def _has_convolutions(session: ort.InferenceSession) -> bool:
-    """Read off the session's record of which provider runs which of the graph's nodes."""
+    """Look for convolutions in the session's record of which provider runs which node."""
     parts = session.get_provider_graph_assignment_info()
     return any(node.op_type in CONVOLUTIONS for part in parts for node in part.get_nodes())
 

@@ -1,4 +1,4 @@
-"""Opens onnxruntime sessions: with which provider, and with which of its options.
+"""Opens an onnxruntime session on a provider, with that provider's options.
 
 Knows nothing of manifests, batches or buffers.
 """
@@ -22,12 +22,11 @@ PROVIDERS: dict[Provider, str] = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 
-
 CUDA_OPTIONS = {
-    # Let the convolution algorithm be chosen by rule, not by a race: every start, and every replica on such a
-    # GPU, computes the same bits. The race would also run once for each bucket at the start.
+    # A heuristic, not a benchmark, chooses the convolution algorithm: every start, and every replica on the
+    # same kind of GPU, computes the same bits. The benchmark would also run for each bucket at startup.
     "cudnn_conv_algo_search": "HEURISTIC",
-    # TF32 keeps 10 of float32's 23 bits of mantissa. Answers shall be the CPU's, but for rounding.
+    # TF32 keeps 10 of the 23 mantissa bits of float32. Answers must match the CPU's except for rounding.
     "use_tf32": "0",
 }
 
@@ -36,12 +35,13 @@ CUDA_OPTIONS = {
 class EngineOptions:
     """How a session runs.
 
-    buckets: the batch sizes that the graph ever sees, ascending; a batch is padded to the next one.
+    buckets: the only batch sizes that the graph sees, ascending; a batch is padded to the next one.
     cuda_graphs: with provider cuda, capture each bucket's kernels once and replay them as a whole.
-    convolution_rows: where the graph has convolutions, leave out the buckets with more rows.
-    pinned_memory: on a GPU, pin the host memory that batches are copied from, and to where copies overlap.
-    overlap_copies: with provider cuda, let two batches be under way, so that one is copied while the other
-        is computed. Takes pinned memory.
+    convolution_rows: if the graph has convolutions, leave out the buckets with more rows.
+    pinned_memory: on a GPU, pin the host memory that batches are copied from and, if copies overlap, copied
+        to.
+    overlap_copies: with provider cuda, allow two batches in flight, so that one is copied while the other is
+        computed. Requires pinned memory.
     """
 
     provider: Provider
@@ -61,23 +61,23 @@ class EngineOptions:
     @property
     def overlaps(self) -> bool:
         """Whether one batch's copies overlap with another's compute."""
-        # A copy to memory that is not pinned blocks until it has been made, which is until the batch has run.
+        # A copy to unpinned memory blocks until it is complete, and so until the batch has run.
         return self.provider == "cuda" and self.overlap_copies and self.pinned_memory
 
 
 @cache
 def _load_cuda() -> None:
-    """Load CUDA's libraries, once for all models. Raises EngineError that names what is missing."""
-    # onnxruntime warns at each session that its CUDA provider is not one of the new kind, a plugin.
+    """Load CUDA's libraries, once for all models. Raises EngineError that names the missing ones."""
+    # For each session onnxruntime warns that its CUDA provider is not of the new, plugin kind.
     ort.set_default_logger_severity(3)
-    # CUDA and cuDNN as Python packages, where they are installed as such; else as the system finds them.
-    with redirect_stdout(io.StringIO()):  # it prints what it does not find, which the next line tells
+    # CUDA and cuDNN from their Python packages if installed, otherwise from the system's search path.
+    with redirect_stdout(io.StringIO()):  # it prints missing libraries; `load_libraries` reports them
         ort.preload_dlls(directory="")
     cuda.load_libraries(ort.cuda_version)
 
 
 def open_session(graph: Path, options: EngineOptions) -> ort.InferenceSession:
-    """A session on the provider. Raises EngineError where it cannot be had, or does not take the graph."""
+    """Return a session on the provider. Raises EngineError if it is unavailable or rejects the graph."""
     name = PROVIDERS[options.provider]
     available = ort.get_available_providers()
     if name not in available:
@@ -92,16 +92,16 @@ def open_session(graph: Path, options: EngineOptions) -> ort.InferenceSession:
             graph,
             _session_options(options),
             providers=_providers(options),
-            enable_fallback=0,  # to the CPU, which onnxruntime would do with no more than a line on stdout
+            enable_fallback=0,  # or onnxruntime would run on the CPU, with only a line on stdout
         )
     except Exception as error:  # onnxruntime raises its own types for a broken or unsupported graph
         raise EngineError(
-            f"{graph} cannot be loaded, provider {options.provider} says: {error}{_advice(error)}"
+            f"{graph} cannot be loaded by provider {options.provider}: {error}{_advice(error)}"
         ) from error
     if session.get_providers()[0] != name:
         raise EngineError(
-            f"provider {options.provider} was asked for, onnxruntime took {session.get_providers()}: "
-            f"is there a device {options.device_id}, with the CUDA and cuDNN that onnxruntime is built for?"
+            f"onnxruntime chose {session.get_providers()}, expected {name}: check that device "
+            f"{options.device_id} exists, with the CUDA and cuDNN that onnxruntime is built for"
         )
     return session
 
@@ -110,10 +110,10 @@ def _session_options(options: EngineOptions) -> ort.SessionOptions:
     session_options = ort.SessionOptions()
     session_options.intra_op_num_threads = options.intra_op_threads
     session_options.inter_op_num_threads = 1
-    # A spinning thread would take a core from the event loop between two batches.
+    # Between two batches a spinning thread would take a core from the event loop.
     session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # One arena for all models, as one runs at a time, and no plan of memory for each bucket: with the
-    # shipped models 183 MB instead of 309, at the same speed.
+    # One arena for all models, because one model runs at a time, and no memory plan per bucket: the shipped
+    # models need 309 MB without, 183 MB with, at the same speed.
     _share_arena()
     session_options.add_session_config_entry("session.use_env_allocators", "1")
     session_options.enable_mem_pattern = False
@@ -123,22 +123,22 @@ def _session_options(options: EngineOptions) -> ort.SessionOptions:
     if options.provider != "cpu":
         session_options.use_deterministic_compute = True
     if options.provider == "cuda":
-        # Quantized weights become constants in float32, so that no node is left for the CPU: the CUDA
-        # provider has kernels for quantized activations, but not for the int32 of a quantized bias.
+        # Fold quantized weights into float32 constants, so that no node runs on the CPU: the CUDA provider
+        # has kernels for quantized activations, but none for the int32 of a quantized bias.
         session_options.add_session_config_entry("session.disable_quant_qdq", "1")
     return session_options
 
 
 @cache
 def _share_arena() -> None:
-    """Give onnxruntime an arena that sessions may share; once in a process, as onnxruntime has it."""
+    """Register an arena that sessions may share; onnxruntime allows it once per process."""
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     grow_as_requested = 1
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg(0, grow_as_requested, -1, -1))
 
 
 def _providers(options: EngineOptions) -> list[tuple[str, dict[str, str]]]:
-    """onnxruntime's providers and their options; it puts the CPU's behind them, for what is left."""
+    """Return onnxruntime's providers and their options; it appends the CPU's for the remaining nodes."""
     if options.provider == "cpu":
         return [(PROVIDERS["cpu"], {})]
     device = {"device_id": str(options.device_id)}
@@ -149,12 +149,12 @@ def _providers(options: EngineOptions) -> list[tuple[str, dict[str, str]]]:
             stream = streams_of(options.device_id, ort.cuda_version).compute
             with_cuda["user_compute_stream"] = str(stream.handle.value)
         return [(PROVIDERS["cuda"], with_cuda)]
-    # No trt_cuda_graph_enable: this provider has one graph a session, whatever gpu_graph_id says, and would
-    # replay the first bucket's for every other. CUDA's provider takes what TensorRT cannot.
+    # No trt_cuda_graph_enable: this provider keeps one graph per session, whatever gpu_graph_id says, and
+    # would replay the first bucket's graph for all buckets. CUDA's provider runs what TensorRT cannot.
     return [(PROVIDERS["tensorrt"], device), (PROVIDERS["cuda"], with_cuda)]
 
 
 def _advice(error: Exception) -> str:
     if "graph capture" not in str(error):
         return ""
-    return "; a CUDA graph needs every node on the GPU: set cuda_graphs to false to run without"
+    return "; a CUDA graph needs every node on the GPU: set cuda_graphs to false to run without graphs"

@@ -1,7 +1,7 @@
-"""CUDA's streams and events, by its runtime: onnxruntime's Python API takes a stream but copies on none.
+"""CUDA's streams, events and asynchronous copies, called in its runtime.
 
-Knows nothing of sessions, models or batches. Follows CUDA's Runtime API, "Stream Management", "Event
-Management" and cudaMemcpyAsync. Has not run on a GPU yet.
+onnxruntime's Python API accepts a stream for compute but copies on none. Follows CUDA's Runtime API, "Stream
+Management", "Event Management" and cudaMemcpyAsync. Knows nothing of sessions, models or batches.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from service.onnx import cuda
 logger = logging.getLogger(__name__)
 
 NON_BLOCKING = 1
-"""cudaStreamNonBlocking: the stream does not wait for CUDA's default stream, nor that for it."""
+"""cudaStreamNonBlocking: the stream and CUDA's default stream do not wait for each other."""
 
 DISABLE_TIMING = 2
 """cudaEventDisableTiming."""
@@ -26,22 +26,25 @@ HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2
 
 
 class Event:
-    """A point in a stream's work. `record` again moves it to a later one."""
+    """A point in a stream's work. Another `record` moves it to a later point."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         self.handle = ctypes.c_void_p()
         cuda.call(library, "cudaEventCreateWithFlags", ctypes.byref(self.handle), DISABLE_TIMING)
-        # At the process's end the driver takes back all at once.
+        # When the process exits, the driver frees everything.
         weakref.finalize(self, library.cudaEventDestroy, self.handle).atexit = False
 
     def wait(self) -> None:
-        """Block the calling thread until the stream has come here. Raises EngineError if its work failed."""
+        """Block the calling thread until the stream reaches this point.
+
+        Raises EngineError if the stream's work failed.
+        """
         cuda.call(self._library, "cudaEventSynchronize", self.handle)
 
 
 class Stream:
-    """Work of a GPU that is done in order, beside that of other streams. Raises EngineError throughout."""
+    """Work that a GPU does in order, concurrently with other streams. Every method raises EngineError."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
@@ -49,23 +52,23 @@ class Stream:
         cuda.call(library, "cudaStreamCreateWithFlags", ctypes.byref(self.handle), NON_BLOCKING)
 
     def copy_to_device(self, array: Array, address: int) -> None:
-        """Copy a contiguous array to the device. It may change only after what follows in the stream."""
+        """Copy a contiguous array to the device. Do not modify it until the copy has completed."""
         self._copy(address, array.ctypes.data, array.nbytes, HOST_TO_DEVICE)
 
     def copy_from_device(self, address: int, array: Array) -> None:
-        """Fill a contiguous array from the device. It holds that only after what follows in the stream."""
+        """Fill a contiguous array from the device. Do not read it until the copy has completed."""
         self._copy(array.ctypes.data, address, array.nbytes, DEVICE_TO_HOST)
 
     def record(self, event: Event) -> None:
-        """Let the event be where the stream's work ends now."""
+        """Move the event to the end of the stream's work so far."""
         cuda.call(self._library, "cudaEventRecord", event.handle, self.handle)
 
     def wait_for(self, event: Event) -> None:
-        """Do no later work before the event, which is another stream's; the caller does not wait."""
+        """Hold later work of this stream until another stream's event; returns at once."""
         cuda.call(self._library, "cudaStreamWaitEvent", self.handle, event.handle, 0)
 
     def synchronize(self) -> None:
-        """Block the calling thread until all work is done."""
+        """Block the calling thread until all work of the stream is done."""
         cuda.call(self._library, "cudaStreamSynchronize", self.handle)
 
     def _copy(self, to: int, source: int, size: int, kind: int) -> None:
@@ -75,7 +78,7 @@ class Stream:
 
 
 class Streams:
-    """A device's three streams: to it, on it, and back. They are all models' and are never destroyed.
+    """A device's three streams: copies to it, compute, copies back. Shared by all models, never destroyed.
 
     library: CUDA's runtime, see `service.onnx.cuda.runtime`.
     """
@@ -87,19 +90,19 @@ class Streams:
         self.copy_in, self.compute, self.copy_out = (Stream(library) for _ in range(3))
 
     def use_device(self) -> None:
-        """Let what this thread asks of CUDA concern this device; by default that is the first."""
+        """Make this the device of the calling thread's CUDA calls; the default is the first device."""
         cuda.call(self.library, "cudaSetDevice", self._device_id)
 
     def drain(self) -> None:
-        """After an error: wait until no stream touches any memory."""
+        """Wait, after an error, until no stream uses any memory."""
         for stream in (self.copy_in, self.compute, self.copy_out):
             try:
                 stream.synchronize()
-            except EngineError as error:  # most likely the one that is being handled
+            except EngineError as error:  # most likely the error that the caller is handling
                 logger.warning("a stream of the GPU failed: %s", error)
 
 
 @cache
 def streams_of(device_id: int, version: str) -> Streams:
-    """A device's streams. version: CUDA's, such as 13.0. Raises EngineError."""
+    """Return a device's streams. version: CUDA's, such as 13.0. Raises EngineError."""
     return Streams(cuda.runtime(version), device_id)

@@ -1,6 +1,6 @@
-"""CUDA's libraries. The runtime is real, and says that there is no driver; tests marked `gpu` have one.
+"""CUDA's real runtime. It reports that the driver is missing; tests marked `gpu` need one.
 
-What a driver would answer is made up in one test.
+One test fakes the driver.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ from service.onnx import cuda, streams
 from service.onnx.streams import Event, Stream, Streams, streams_of
 
 HAS_GPU = Path("/dev/nvidiactl").exists()
-no_driver = pytest.mark.skipif(HAS_GPU, reason="there is a driver here")
+no_driver = pytest.mark.skipif(HAS_GPU, reason="this machine has a driver")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def library() -> ctypes.CDLL:
 
 
 @no_driver
-def test_libraries_that_are_missing_are_an_error_that_names_them() -> None:
+def test_missing_libraries_raise_an_error_that_names_them() -> None:
     missing = (
         r"^libcublasLt\.so\.99, .*, libcuda\.so\.1 cannot be loaded \(.*No such file.*\), expected CUDA 99\.1"
     )
@@ -43,16 +43,16 @@ def test_libraries_that_are_missing_are_an_error_that_names_them() -> None:
         cuda.load_libraries("99.1")
 
 
-def test_the_runtime_is_the_one_that_is_loaded(library: ctypes.CDLL) -> None:
+def test_runtime_returns_the_loaded_library(library: ctypes.CDLL) -> None:
     assert cuda.runtime("13.0")._handle == library._handle
 
 
-def test_a_runtime_that_is_not_loaded_is_an_error() -> None:
+def test_a_runtime_that_is_not_loaded_raises_an_error() -> None:
     with pytest.raises(EngineError, match=r"libcudart\.so\.99 is not loaded"):
         cuda.runtime("99.1")
 
 
-def test_arrays_have_their_pages_to_themselves() -> None:
+def test_arrays_share_no_pages() -> None:
     arrays = [cuda.whole_pages((3, 5), np.float32) for _ in range(2)]
     assert all(array.ctypes.data % mmap.PAGESIZE == 0 for array in arrays)
     assert abs(arrays[0].ctypes.data - arrays[1].ctypes.data) >= mmap.PAGESIZE
@@ -61,23 +61,23 @@ def test_arrays_have_their_pages_to_themselves() -> None:
 
 
 @no_driver
-def test_memory_that_cannot_be_pinned_is_an_error_that_says_why(library: ctypes.CDLL) -> None:
-    why = r"cudaSetDevice gave cudaErrorInsufficientDriver \(35\): .*; set pinned_memory to false"
+def test_pinning_without_a_driver_raises_an_error_with_the_cause(library: ctypes.CDLL) -> None:
+    why = r"cudaSetDevice returned cudaErrorInsufficientDriver \(35\): .*; set pinned_memory to false"
     with pytest.raises(EngineError, match=why):
         cuda.pin(cuda.whole_pages((2, 784), np.uint8), 0, library)
 
 
 @no_driver
-def test_streams_that_cannot_be_had_are_an_error_that_says_why(library: ctypes.CDLL) -> None:
-    with pytest.raises(EngineError, match=r"cudaSetDevice gave cudaErrorInsufficientDriver \(35\)"):
+def test_streams_without_a_driver_raise_an_error_with_the_cause(library: ctypes.CDLL) -> None:
+    with pytest.raises(EngineError, match=r"cudaSetDevice returned cudaErrorInsufficientDriver \(35\)"):
         Streams(library, 0)
-    with pytest.raises(EngineError, match=r"cudaStreamCreateWithFlags gave cudaErrorInsufficientDriver"):
+    with pytest.raises(EngineError, match=r"cudaStreamCreateWithFlags returned cudaErrorInsufficientDriver"):
         Stream(library)
-    with pytest.raises(EngineError, match=r"cudaEventCreateWithFlags gave cudaErrorInsufficientDriver"):
+    with pytest.raises(EngineError, match=r"cudaEventCreateWithFlags returned cudaErrorInsufficientDriver"):
         Event(library)
 
 
-def test_the_runtime_has_every_function_that_streams_use(library: ctypes.CDLL) -> None:
+def test_the_runtime_has_every_function_that_streams_call(library: ctypes.CDLL) -> None:
     used = set(re.findall(r"cuda[A-Z]\w+", inspect.getsource(streams)))
     functions = {
         name for name in used if not name.startswith(("cudaStreamNon", "cudaEventDis", "cudaMemcpyKind"))
@@ -111,16 +111,17 @@ def test_memory_is_pinned_and_unpinned_on_its_device(caplog: pytest.LogCaptureFi
         cudaHostUnregister=unregister,
         cudaGetErrorName=name,
         cudaGetErrorString=name,
-        cudaGetLastError=lambda: calls.append(("forgotten", None)),
+        cudaGetLastError=lambda: calls.append(("cleared", None)),
     )
     array = cuda.whole_pages((10, 784), np.uint8)
     unpin = cuda.pin(array, 1, driver)  # type: ignore[arg-type]
     assert calls == [("device", 1), ("register", (array.ctypes.data, 7840))]
     with caplog.at_level(logging.WARNING):
         unpin()
-    assert calls[2:] == [("device", 1), ("unregister", array.ctypes.data), ("forgotten", None)]
+    assert calls[2:] == [("device", 1), ("unregister", array.ctypes.data), ("cleared", None)]
     assert (
-        "memory stays pinned: cudaHostUnregister gave cudaErrorHostMemoryNotRegistered (713)" in caplog.text
+        "memory stays pinned: cudaHostUnregister returned cudaErrorHostMemoryNotRegistered (713)"
+        in caplog.text
     )
 
 

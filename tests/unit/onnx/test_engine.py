@@ -1,4 +1,4 @@
-"""A real onnxruntime session: on the CPU, and on CUDA where there is a device."""
+"""A real onnxruntime session on the CPU, and on CUDA if there is a device."""
 
 import math
 import shutil
@@ -58,7 +58,7 @@ def test_buckets_are_powers_of_two_and_the_largest_batch(most: int, sizes: tuple
     assert bucket_sizes(most) == sizes
 
 
-def test_finer_buckets_waste_a_fifth_at_most() -> None:
+def test_four_buckets_per_power_of_two_waste_at_most_a_fifth() -> None:
     sizes = bucket_sizes(256, per_octave=4)
     assert sizes[:13] == (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20)
     assert sizes[-3:] == (192, 224, 256)
@@ -66,7 +66,7 @@ def test_finer_buckets_waste_a_fifth_at_most() -> None:
 
 
 @pytest.mark.parametrize("split", [[5], [1, 4], [1, 1, 1, 1, 1], [2, 3]])
-def test_the_parts_of_a_batch_come_back_in_order(
+def test_a_batch_returns_its_parts_in_order(
     add_classifier: Callable[..., Path], options: EngineOptions, split: list[int]
 ) -> None:
     engine = open_engine(add_classifier(), options)
@@ -77,7 +77,7 @@ def test_the_parts_of_a_batch_come_back_in_order(
     assert probabilities.argmax(axis=1).tolist() == [3, 1, 4, 1, 5]
 
 
-def test_padding_holds_old_rows_that_nobody_sees(
+def test_padding_never_reaches_the_outputs(
     add_classifier: Callable[..., Path], options: EngineOptions
 ) -> None:
     engine = open_engine(add_classifier(), options)
@@ -86,9 +86,7 @@ def test_padding_holds_old_rows_that_nobody_sees(
     assert probabilities.argmax(axis=1).tolist() == [9, 9, 9]
 
 
-def test_an_answer_outlives_the_next_batch(
-    add_classifier: Callable[..., Path], options: EngineOptions
-) -> None:
+def test_outputs_outlive_the_next_batch(add_classifier: Callable[..., Path], options: EngineOptions) -> None:
     engine = open_engine(add_classifier(), options)
     (first,) = engine.run([(images(7),)], 1)
     engine.run([(images(2),)], 1)
@@ -102,7 +100,7 @@ def test_several_inputs_are_bound_by_name(add_generator: Callable[..., Path], op
     assert [picture[0, 0] for picture in pictures] == [0, 10, 20]
 
 
-def test_one_fixed_bucket_gives_the_same_bytes_wherever_a_row_lies(
+def test_a_fixed_bucket_computes_the_same_bytes_at_every_position(
     add_generator: Callable[..., Path], options: EngineOptions
 ) -> None:
     engine = open_engine(add_generator(), replace(options, buckets=(16,)))
@@ -114,33 +112,33 @@ def test_one_fixed_bucket_gives_the_same_bytes_wherever_a_row_lies(
         assert np.array_equal(alone[0], together[row])
 
 
-def test_every_bucket_follows_its_own_inputs_run_after_run(
+def test_every_run_of_a_bucket_uses_its_own_inputs(
     add_classifier: Callable[..., Path], options: EngineOptions
 ) -> None:
     engine = open_engine(add_classifier(), options)
-    for turn in range(3):  # with CUDA graphs: captured in the first, replayed in the others
+    for run in range(3):  # with CUDA graphs the first run captures, the others replay
         for rows in engine.buckets:
-            labels = [(turn + rows + row) % 10 for row in range(rows)]
+            labels = [(run + rows + row) % 10 for row in range(rows)]
             (probabilities,) = engine.run([(images(*labels),)], rows)
             assert probabilities.argmax(axis=1).tolist() == labels
 
 
-def test_as_many_batches_as_may_be_under_way_give_each_its_own_answers(
+def test_batches_in_flight_return_their_own_outputs(
     add_classifier: Callable[..., Path], options: EngineOptions
 ) -> None:
     engine = open_engine(add_classifier(), options)
     engine.warm_up()
-    for turn in range(20):
-        under_way = []
+    for run in range(20):
+        in_flight = []
         for place in range(engine.depth):
-            labels = [(3 * turn + place + row) % 10 for row in range(1 + turn % 8)]
-            under_way.append((labels, engine.begin([(images(*labels),)], len(labels))))
-        for labels, end in under_way:
+            labels = [(3 * run + place + row) % 10 for row in range(1 + run % 8)]
+            in_flight.append((labels, engine.begin([(images(*labels),)], len(labels))))
+        for labels, end in in_flight:
             assert end()[0].argmax(axis=1).tolist() == labels
 
 
 @pytest.mark.parametrize(("most", "buckets"), [(None, (2, 4, 8)), (8, (2, 4, 8)), (5, (2, 4)), (1, (2,))])
-def test_only_a_graph_with_convolutions_keeps_to_smaller_batches(
+def test_only_a_graph_with_convolutions_drops_large_buckets(
     add_classifier: Callable[..., Path], tmp_path: Path, most: int | None, buckets: tuple[int, ...]
 ) -> None:
     options = replace(OPTIONS, buckets=(2, 4, 8), convolution_rows=most)
@@ -152,7 +150,7 @@ def test_only_a_graph_with_convolutions_keeps_to_smaller_batches(
     assert open_engine(add_classifier(), options).buckets == (2, 4, 8)
 
 
-def test_warming_up_times_every_bucket(add_classifier: Callable[..., Path], options: EngineOptions) -> None:
+def test_warm_up_times_every_bucket(add_classifier: Callable[..., Path], options: EngineOptions) -> None:
     engine = open_engine(add_classifier(), options)
     assert engine.seconds_for(1) == math.inf
     engine.warm_up()
@@ -160,7 +158,7 @@ def test_warming_up_times_every_bucket(add_classifier: Callable[..., Path], opti
     assert all(0 < engine.seconds_for(rows) < 60 for rows in range(1, 9))
 
 
-def test_on_a_cpu_times_grow_with_the_rows_those_between_two_that_were_taken_too(
+def test_cpu_times_grow_with_the_rows_and_are_interpolated(
     add_classifier: Callable[..., Path],
 ) -> None:
     engine = open_engine(add_classifier(), replace(OPTIONS, buckets=bucket_sizes(10, per_octave=4)))
@@ -171,13 +169,13 @@ def test_on_a_cpu_times_grow_with_the_rows_those_between_two_that_were_taken_too
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-def test_a_provider_that_is_not_there_is_an_error(add_classifier: Callable[..., Path], provider: str) -> None:
+def test_an_unavailable_provider_raises_an_error(add_classifier: Callable[..., Path], provider: str) -> None:
     folder = add_classifier()
     with pytest.raises(EngineError, match=f"provider {provider} "):
         open_engine(folder, EngineOptions(provider, 99, 1, (1,)))  # type: ignore[arg-type]
 
 
-def test_a_broken_graph_is_an_error_that_names_the_file(add_classifier: Callable[..., Path]) -> None:
+def test_a_broken_graph_raises_an_error_that_names_the_file(add_classifier: Callable[..., Path]) -> None:
     folder = add_classifier()
     (folder / MODEL_FILE).write_bytes(b"not a graph")
     with pytest.raises(EngineError, match=r"model\.onnx cannot be loaded"):
@@ -201,7 +199,7 @@ def test_a_broken_graph_is_an_error_that_names_the_file(add_classifier: Callable
         ),
     ],
 )
-def test_a_manifest_that_the_graph_contradicts_is_an_error(
+def test_a_manifest_that_contradicts_the_graph_raises_an_error(
     add_classifier: Callable[..., Path], changes: dict[str, object], message: str
 ) -> None:
     folder = add_classifier()
@@ -209,7 +207,7 @@ def test_a_manifest_that_the_graph_contradicts_is_an_error(
         open_engine(folder, **changes)
 
 
-def test_a_failing_graph_is_an_engine_error(tmp_path: Path) -> None:
+def test_a_failing_graph_raises_an_engine_error_and_can_run_again(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Cast", ["label"], ["index"], to=TensorProto.INT64),
         helper.make_node("Gather", ["table", "index"], ["probabilities"]),

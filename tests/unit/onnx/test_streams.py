@@ -1,7 +1,7 @@
-"""Copies that overlap with compute: the engine's code and a real session, on streams that are threads.
+"""Copies that overlap with compute: the engine's own code and a real session, with threads as streams.
 
-What a GPU would do is so made up; what is done in which order, on which memory, is not. CUDA's real runtime
-is asked in tests/unit/onnx/test_cuda.py.
+The GPU is fake; the order of the work and the memory that it uses are not. tests/unit/onnx/test_cuda.py calls
+CUDA's real runtime.
 """
 
 import asyncio
@@ -23,8 +23,7 @@ from service.batching.device import Device
 from service.batching.queue import Answer, BatchQueue
 from service.errors import EngineError
 from service.models.manifest import MODEL_FILE, read_manifest
-from service.onnx import buffers as bindings
-from service.onnx import cuda, engine
+from service.onnx import buffers, cuda, engine
 from service.onnx.engine import Engine
 from service.onnx.session import EngineOptions
 from service.onnx.streams import Streams
@@ -51,19 +50,19 @@ def runtime() -> RuntimeOfThreads:
 def overlapped(
     runtime: RuntimeOfThreads, add_classifier: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Engine, SessionOnAStream]]:
-    """An engine that overlaps copies, and its session; only CUDA itself is not CUDA."""
+    """An engine that overlaps copies, and its session; only CUDA itself is replaced."""
     folder = add_classifier()
     real = ort.InferenceSession(folder / MODEL_FILE, providers=["CPUExecutionProvider"])
     session = SessionOnAStream(real, runtime)
     streams = Streams(runtime, 0)  # type: ignore[arg-type]
     monkeypatch.setattr(engine, "open_session", lambda *_: session)
     monkeypatch.setattr(engine, "streams_of", lambda *_: streams)
-    monkeypatch.setattr(bindings, "GPU_MEMORY", "cpu")
+    monkeypatch.setattr(buffers, "GPU_MEMORY", "cpu")
     monkeypatch.setattr(cuda, "runtime", lambda _: runtime)
     monkeypatch.setattr(cuda, "pin", lambda *_: lambda: None)
     made = Engine(folder / MODEL_FILE, read_manifest(folder), OPTIONS)
     yield made, session
-    runtime.settle()  # no stream may touch the engine's memory once that is gone
+    runtime.settle()  # no stream may use the engine's memory after this
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -73,31 +72,31 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def test_two_batches_under_way_give_each_its_own_answers(
+def test_two_batches_in_flight_return_their_own_outputs(
     overlapped: tuple[Engine, SessionOnAStream],
 ) -> None:
     engine, session = overlapped
     engine.warm_up()
     rng = np.random.default_rng(3)
-    under_way: deque[tuple[list[int], Callable[[], tuple[np.ndarray, ...]]]] = deque()
+    in_flight: deque[tuple[list[int], Callable[[], tuple[np.ndarray, ...]]]] = deque()
 
     def check() -> None:
-        labels, end = under_way.popleft()
+        labels, end = in_flight.popleft()
         (probabilities,) = end()
         assert probabilities.argmax(axis=1).tolist() == labels
 
     for _ in range(60):
         labels = rng.integers(0, 10, rng.integers(1, 9)).tolist()
-        under_way.append((labels, engine.begin([(images(*labels),)], len(labels))))
-        if len(under_way) == engine.depth:
+        in_flight.append((labels, engine.begin([(images(*labels),)], len(labels))))
+        if len(in_flight) == engine.depth:
             check()
-    while under_way:
+    while in_flight:
         check()
     assert len(set(session.graph_ids)) == engine.depth * len(engine.buckets)
     assert "0" not in session.graph_ids
 
 
-async def test_requests_of_all_sizes_get_their_own_rows_from_batches_that_overlap(
+async def test_overlapping_batches_return_each_request_its_own_rows(
     overlapped: tuple[Engine, SessionOnAStream], runtime: RuntimeOfThreads
 ) -> None:
     engine, _ = overlapped
@@ -113,12 +112,12 @@ async def test_requests_of_all_sizes_get_their_own_rows_from_batches_that_overla
         batcher.submit((images(*labels),), len(labels), 1e12, partial(resolve, answers[-1]))
     for labels, answer in zip(asked, await asyncio.gather(*answers), strict=True):
         assert answer.outputs[0].argmax(axis=1).tolist() == labels.tolist()
-    under_way = accumulate({"copy in": 1, "compute": 0, "copy out": -1}[step] for step in runtime.done)
-    assert max(under_way) == 2
+    in_flight = accumulate({"copy in": 1, "compute": 0, "copy out": -1}[step] for step in runtime.done)
+    assert max(in_flight) == 2
     device.close()
 
 
-def test_each_batch_size_has_run_twice_in_each_slot_when_it_is_warm(
+def test_warm_up_runs_each_batch_size_twice_in_each_slot(
     overlapped: tuple[Engine, SessionOnAStream],
 ) -> None:
     engine, session = overlapped
@@ -127,7 +126,7 @@ def test_each_batch_size_has_run_twice_in_each_slot_when_it_is_warm(
     assert all(0 < engine.seconds_for(rows) < 60 for rows in range(1, 9))
 
 
-def test_a_batch_is_copied_while_the_one_before_it_is_computed(
+def test_a_batch_is_copied_in_while_the_previous_one_is_computed(
     overlapped: tuple[Engine, SessionOnAStream], runtime: RuntimeOfThreads
 ) -> None:
     engine, _ = overlapped
@@ -140,7 +139,7 @@ def test_a_batch_is_copied_while_the_one_before_it_is_computed(
     assert second()[0].argmax(axis=1).tolist() == [4]
 
 
-def test_an_answer_is_copied_back_while_the_next_batch_is_computed(
+def test_outputs_are_copied_back_while_the_next_batch_is_computed(
     overlapped: tuple[Engine, SessionOnAStream], runtime: RuntimeOfThreads
 ) -> None:
     engine, _ = overlapped
@@ -157,7 +156,7 @@ def test_an_answer_is_copied_back_while_the_next_batch_is_computed(
 
 
 @pytest.mark.parametrize(("stream", "later"), [(0, "compute"), (1, "copy out")])
-def test_each_step_waits_for_the_one_before_it(
+def test_each_step_waits_for_the_previous_one(
     overlapped: tuple[Engine, SessionOnAStream], runtime: RuntimeOfThreads, stream: int, later: str
 ) -> None:
     engine, _ = overlapped
@@ -187,7 +186,7 @@ def test_only_the_rows_of_a_batch_are_copied(
     assert sizes == [3 * 784, 3 * 10 * 4]
 
 
-def test_a_run_that_fails_is_an_error_and_leaves_the_memory_to_the_next(
+def test_a_failed_run_raises_an_error_and_frees_its_memory_for_the_next(
     overlapped: tuple[Engine, SessionOnAStream], runtime: RuntimeOfThreads
 ) -> None:
     engine, session = overlapped
@@ -195,42 +194,42 @@ def test_a_run_that_fails_is_an_error_and_leaves_the_memory_to_the_next(
         session.error = RuntimeError("the graph is wrong")
         with pytest.raises(EngineError, match="the graph is wrong"):
             engine.begin([(images(5),)], 1)
-        assert runtime.done[-1] == "copy in"  # it was waited for
+        assert runtime.done[-1] == "copy in"  # `begin` waited for it
         session.error = None
         assert engine.run([(images(6),)], 1)[0].argmax() == 6
 
 
-def test_a_copy_back_that_fails_is_an_error_once_nothing_is_computed_any_more(
+def test_a_failed_copy_back_raises_an_error_after_compute_is_done(
     overlapped: tuple[Engine, SessionOnAStream], runtime: RuntimeOfThreads
 ) -> None:
     engine, _ = overlapped
-    for turn in range(1, 4):
+    for run in range(1, 4):
         runtime.failing = "copy out"
-        with pytest.raises(EngineError, match="cudaMemcpyAsync gave cudaErrorInvalidResourceHandle"):
+        with pytest.raises(EngineError, match="cudaMemcpyAsync returned cudaErrorInvalidResourceHandle"):
             engine.begin([(images(5),)], 1)
-        assert runtime.done.count("compute") == 2 * turn - 1
+        assert runtime.done.count("compute") == 2 * run - 1
         runtime.failing = ""
         assert engine.run([(images(6),)], 1)[0].argmax() == 6
 
 
-def test_what_fails_on_the_device_is_an_error_when_the_batch_ends(
+def test_a_device_error_is_raised_at_the_end_of_the_batch(
     overlapped: tuple[Engine, SessionOnAStream], runtime: RuntimeOfThreads
 ) -> None:
     engine, _ = overlapped
     end = engine.begin([(images(5),)], 1)
     runtime.error = INVALID_HANDLE
     with pytest.raises(
-        EngineError, match=r"cudaEventSynchronize gave cudaErrorInvalidResourceHandle \(400\)"
+        EngineError, match=r"cudaEventSynchronize returned cudaErrorInvalidResourceHandle \(400\)"
     ):
         end()
-    assert runtime.done == ["copy in", "compute", "copy out"]  # which were waited for
-    with pytest.raises(EngineError, match="cudaEventRecord gave"):
+    assert runtime.done == ["copy in", "compute", "copy out"]  # `end` waited for them
+    with pytest.raises(EngineError, match="cudaEventRecord returned"):
         engine.begin([(images(5),)], 1)
     runtime.error = 0
     assert engine.run([(images(6),)], 1)[0].argmax() == 6
 
 
-def test_the_thread_that_begins_a_batch_does_so_on_the_device(
+def test_a_batch_selects_its_device_in_the_calling_thread(
     overlapped: tuple[Engine, SessionOnAStream], runtime: RuntimeOfThreads
 ) -> None:
     engine, _ = overlapped
@@ -241,7 +240,7 @@ def test_the_thread_that_begins_a_batch_does_so_on_the_device(
     assert runtime.devices[-1] == 3
 
 
-def test_without_overlap_and_on_other_providers_one_batch_at_a_time() -> None:
+def test_only_cuda_with_pinned_memory_overlaps() -> None:
     assert replace(OPTIONS, overlap_copies=True).overlaps
     assert not replace(OPTIONS, overlap_copies=False).overlaps
     assert not replace(OPTIONS, pinned_memory=False).overlaps
