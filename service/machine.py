@@ -1,4 +1,4 @@
-"""What the machine gives this process."""
+"""The CPU cores that this process may use."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 def available_cores() -> int:
-    """Cores that this process may use: its affinity mask, or less where a cgroup's quota allows less."""
+    """Return the number of cores in the affinity mask, or fewer if the cgroup's CPU quota is lower."""
     cores = len(os.sched_getaffinity(0))
     try:
         quota, period = CGROUP_CPU_MAX.read_text().split()

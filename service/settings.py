@@ -1,4 +1,4 @@
-"""Every setting of the service: environment and flags in, one frozen, validated object out."""
+"""Every setting of the service: flags and environment variables in, one frozen, validated object out."""
 
 import os
 from argparse import RawDescriptionHelpFormatter

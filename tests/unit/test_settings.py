@@ -1,4 +1,4 @@
-"""Settings from flags and environment."""
+"""Settings from flags and environment variables, and the cores of a container."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from pydantic import ValidationError
 from service import machine
 from service.errors import SettingsError
 from service.machine import available_cores
-from service.settings import RENAMED, Settings, deprecations, load_settings
+from service.settings import RENAMED, Settings, deprecations, flag, load_settings
 
 
-def test_flags_win_over_the_environment_and_it_over_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flag_wins_over_its_variable_and_both_over_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INKSERVE_PORT", "9001")
     monkeypatch.setenv("INKSERVE_MAX_BATCH_SIZE", "32")
     settings = load_settings(["--port", "9002", "--access-log"])
@@ -28,7 +28,7 @@ def test_flags_win_over_the_environment_and_it_over_the_defaults(monkeypatch: py
         (["--max-request-rows", "99999"], r"^max_request_rows is 99999, expected at most max_queue_rows"),
     ],
 )
-def test_a_wrong_value_is_named_with_what_was_expected(arguments: list[str], message: str) -> None:
+def test_a_wrong_value_is_reported_with_the_expected_one(arguments: list[str], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         load_settings(arguments)
 
@@ -85,20 +85,27 @@ def test_settings_never_change() -> None:
         Settings().port = 1  # type: ignore[misc]
 
 
-def test_every_setting_is_explained_by_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_describes_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         load_settings(["--help"])
     assert end.value.code == 0
-    text = capsys.readouterr().out
+    shown = without_spaces(capsys.readouterr().out)
     for name, field in Settings.model_fields.items():
-        assert "--" + name.replace("_", "-") in text
         assert field.description
+        assert not field.description.endswith(".")  # the default follows
+        assert without_spaces(f"{field.description} (default: {field.default})") in shown
+        assert flag(name) in shown
+
+
+def without_spaces(text: str) -> str:
+    """Return the text without the line breaks and indents of argparse."""
+    return "".join(text.split())
 
 
 @pytest.mark.parametrize(
     ("quota", "cores"), [("max 100000", 4), ("200000 100000", 2), ("50000 100000", 1), ("900000 100000", 4)]
 )
-def test_a_container_quota_bounds_the_cores(
+def test_a_containers_cpu_quota_limits_the_cores(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
 ) -> None:
     (tmp_path / "cpu.max").write_text(quota)
