@@ -1,7 +1,7 @@
-"""Writes inkserve.json, the Grafana dashboard of the service, next to this file: `make dashboard`.
+"""Writes inkserve.json, the service's Grafana dashboard, next to this file: `make dashboard`.
 
-Its queries use the recording rules of ../rules/inkserve.yaml for the objectives, and the metrics of
-service/observability/metrics.py for all else.
+The objectives' queries use the recording rules of ../rules/inkserve.yaml, all others the metrics of
+service/observability/metrics.py.
 """
 
 import json
@@ -32,11 +32,11 @@ HOT = f'{S},route=~"/classify|/generate"'
 RATE = "[$__rate_interval]"
 
 Queries = dict[str, str]
-"""A query's legend -> its expression."""
+"""Expressions by legend."""
 
 
 def quantiles(metric: str, selector: str, by: str, *, name: str = "") -> Queries:
-    """The median and the 99th percentile of a histogram, for each value of a label."""
+    """Return a histogram's median and 99th percentile for each value of a label."""
     rates = f"sum by ({by}, le) (rate(inkserve_{metric}_bucket{{{selector}}}{RATE}))"
     return {
         f"{name}p{percent} {{{{{by}}}}}": f"histogram_quantile({percent / 100:g}, {rates})"
@@ -45,12 +45,12 @@ def quantiles(metric: str, selector: str, by: str, *, name: str = "") -> Queries
 
 
 def rate(metric: str, by: str, selector: str = S) -> str:
-    """A counter's rate, for each value of a label."""
+    """Return a counter's rate for each value of a label."""
     return f"sum by ({by}) (rate(inkserve_{metric}{{{selector}}}{RATE}))"
 
 
 def targets(queries: Queries, *, instant: bool = False) -> list[prometheus.Dataquery]:
-    """The queries as a panel wants them."""
+    """Return the queries as a panel's targets."""
     built = []
     for index, (legend, expression) in enumerate(queries.items()):
         query = prometheus.Dataquery().expr(expression).legend_format(legend).ref_id(chr(ord("A") + index))
@@ -59,9 +59,9 @@ def targets(queries: Queries, *, instant: bool = False) -> list[prometheus.Dataq
 
 
 def graph(title: str, unit: str, queries: Queries, text: str, *, span: int = 8) -> timeseries.Panel:
-    """A panel of lines over time, a third of the width unless told otherwise."""
+    """Return a panel of lines over time, by default a third of the width."""
     panel = timeseries.Panel().title(title).description(text).unit(unit).datasource(SOURCE)
-    # The library's default hides the legend, and with it what each line is.
+    # By default the library hides the legend, which names the lines.
     legend = common.VizLegendOptions().show_legend(True).display_mode(LegendDisplayMode.LIST)
     panel.legend(legend.placement(LegendPlacement.BOTTOM))
     every_line = common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI)
@@ -69,14 +69,14 @@ def graph(title: str, unit: str, queries: Queries, text: str, *, span: int = 8) 
 
 
 def number(title: str, unit: str, expression: str, text: str) -> stat.Panel:
-    """A panel of one figure, a sixth of the width."""
+    """Return a panel with one figure, a sixth of the width."""
     panel = stat.Panel().title(title).description(text).unit(unit).datasource(SOURCE)
     panel.graph_mode(BigValueGraphMode.NONE)
     return panel.span(4).height(4).targets(targets({"": expression}, instant=True))
 
 
 def burn(title: str, ratio: str, budget: str, text: str) -> timeseries.Panel:
-    """How many times faster than allowed a budget is spent; the lines are the alerts' thresholds."""
+    """Return a panel of how many times faster than allowed a budget is spent, with the alerts' thresholds."""
     windows = ("1h", "6h", "1d", "3d")
     queries = {window: f"job:{ratio}:ratio_rate{window}{{{S}}} / {budget}" for window in windows}
     lines = [(None, "green"), (1, "yellow"), (6, "orange"), (14.4, "red")]
@@ -89,55 +89,55 @@ def burn(title: str, ratio: str, budget: str, text: str) -> timeseries.Panel:
 
 
 def waiting(what: str) -> timeseries.Panel:
-    """The queues of the pod that has most, since each pod's queues have bounds of their own."""
+    """Return a panel of the longest queue of any pod, because each pod has its own limits."""
     fullest = {"{{model}}": f"max by (model) (inkserve_{what}_waiting{{{S}}})"}
-    text = f"In the pod where most wait. A pod refuses what is beyond max_queue_{what}, with 503."
-    return graph(f"{what.capitalize()} waiting", "none", fullest, text, span=6)
+    text = f"In the pod with most {what} queued. Beyond max_queue_{what} a pod rejects requests with 503."
+    return graph(f"{what.capitalize()} queued", "none", fullest, text, span=6)
 
 
 def overview(board: dashboard.Dashboard) -> None:
-    """Whether it is well, at a glance."""
+    """Add the service's state at a glance."""
     good = f"sum(rate(inkserve_good_requests_total{{{HOT}}}{RATE}))"
     every = f"sum(rate(inkserve_requests_total{{{HOT}}}{RATE}))"
     in_queues = f"sum(inkserve_rows_waiting{{{S}}})"
     board.with_row(dashboard.Row("Overview"))
     for panel in (
-        number("Ready pods", "none", f"sum(inkserve_ready{{{S}}})", "Pods that welcome new requests."),
+        number("Ready pods", "none", f"sum(inkserve_ready{{{S}}})", "Pods that accept new requests."),
         number("Requests", "reqps", every, "To /classify and /generate."),
-        number("Goodput", "reqps", good, "Answered with 2xx within the latency objective."),
-        number("Good share", "percentunit", f"{good} / {every}", "Goodput of all requests."),
+        number("Goodput", "reqps", good, "2xx responses within the latency objective."),
+        number("Good fraction", "percentunit", f"{good} / {every}", "Goodput as a fraction of all requests."),
         number("Rows", "rowsps", f"sum(rate(inkserve_rows_total{{{S}}}{RATE}))", "Rows run."),
-        number("Rows waiting", "none", in_queues, "In the queues of all models and pods."),
+        number("Rows queued", "none", in_queues, "In the queues of all models and pods."),
     ):
         board.with_panel(panel)
 
 
 def objectives(board: dashboard.Dashboard) -> None:
-    """What the alerts watch."""
+    """Add the ratios that the alerts watch."""
     spent = "1 spends the month's budget in a month, 14.4 in two days."
     board.with_row(dashboard.Row("Objectives"))
-    board.with_panel(burn("Error budget burn", "inkserve_request_errors", "0.001", f"5xx answers. {spent}"))
+    board.with_panel(burn("Error budget burn", "inkserve_request_errors", "0.001", f"5xx responses. {spent}"))
     board.with_panel(
         burn("Latency budget burn", "inkserve_slow_requests", "0.01", f"Slower than 0.5 s. {spent}")
     )
 
 
 def requests(board: dashboard.Dashboard) -> None:
-    """What clients see."""
+    """Add what clients see."""
     statuses = {"{{status}}": rate("requests_total", "status", HOT)}
     rejected = {"{{reason}}": rate("rejected_requests_total", "reason")}
     latency = quantiles("request_seconds", HOT, "route")
     board.with_row(dashboard.Row("Requests"))
     for panel in (
-        graph("Requests by status", "reqps", statuses, "499: the client left before its answer."),
-        graph("Latency", "s", latency, "From a request's arrival to its answer."),
-        graph("Rejected by reason", "reqps", rejected, "Shed, expired, too early, too late, abandoned."),
+        graph("Requests by status", "reqps", statuses, "499: the client disconnected before its response."),
+        graph("Latency", "s", latency, "From a request's arrival to its response."),
+        graph("Rejected by reason", "reqps", rejected, "Shed, expired, not ready, stopping, abandoned."),
     ):
         board.with_panel(panel)
 
 
 def batching(board: dashboard.Dashboard) -> None:
-    """Where the time goes and what the device is given."""
+    """Add where the time goes and how batches form."""
     mean = f"{rate('batch_rows_sum', 'model')} / {rate('batch_rows_count', 'model')}"
     padding, rows = rate("padding_rows_total", "model"), rate("rows_total", "model")
     busy = {"{{model}}": rate("batch_compute_seconds_sum", "model")}
@@ -145,15 +145,23 @@ def batching(board: dashboard.Dashboard) -> None:
     for panel in (
         graph("Queue", "s", quantiles("queue_seconds", S, "model"), "From submission to the first batch."),
         graph("Compute", "s", quantiles("batch_compute_seconds", S, "model"), "One batch on the device."),
-        graph("Device in use", "percentunit", busy, "Share of the time that batches run, summed over pods."),
-        graph("Batch size", "none", {"{{model}}": mean}, "Mean rows in a batch, padding not counted."),
-        graph("Batches by reason", "ops", {"{{reason}}": rate("batches_total", "reason")}, "Why they ran."),
+        graph("Device in use", "percentunit", busy, "Fraction of time that batches run, summed over pods."),
+        graph("Batch size", "none", {"{{model}}": mean}, "Mean rows per batch, without padding."),
         graph(
-            "Padding", "percentunit", {"{{model}}": f"{padding} / ({padding} + {rows})"}, "Of all rows run."
+            "Batches by reason",
+            "ops",
+            {"{{reason}}": rate("batches_total", "reason")},
+            "Why a batch was released: full, idle device or delay.",
+        ),
+        graph(
+            "Padding",
+            "percentunit",
+            {"{{model}}": f"{padding} / ({padding} + {rows})"},
+            "Padding as a fraction of all rows run.",
         ),
         waiting("requests"),
         waiting("rows"),
-        graph("Rows", "rowsps", {"{{model}}": rows}, "Rows run, padding not counted.", span=6),
+        graph("Rows", "rowsps", {"{{model}}": rows}, "Rows run, without padding.", span=6),
         graph(
             "Failures",
             "ops",
@@ -161,7 +169,7 @@ def batching(board: dashboard.Dashboard) -> None:
                 "batches {{model}}": rate("batch_failures_total", "model"),
                 "loads {{model}}": rate("model_loads_total", "model", f'{S},result="failed"'),
             },
-            "Batches that failed on the device, versions that could not be loaded.",
+            "Batches that failed on the device, and versions that could not be loaded.",
             span=6,
         ),
     ):
@@ -169,7 +177,7 @@ def batching(board: dashboard.Dashboard) -> None:
 
 
 def resources(board: dashboard.Dashboard) -> None:
-    """What the pods use. Without a GPU, or without nvidia-ml-py, its two panels stay empty."""
+    """Add what the pods use. Without a GPU, or without nvidia-ml-py, the two GPU panels stay empty."""
     by = "sum by (instance)"
     memory = {
         "used {{instance}} {{gpu}}": f"inkserve_gpu_memory_used_bytes{{{S}}}",
@@ -180,23 +188,23 @@ def resources(board: dashboard.Dashboard) -> None:
     resident = {"{{instance}}": f"{by} (process_resident_memory_bytes{{{S}}})"}
     board.with_row(dashboard.Row("Resources"))
     for panel in (
-        graph("Processor", "none", cores, "Cores in use.", span=6),
-        graph("Memory", "bytes", resident, "Resident, all processes of a pod.", span=6),
-        graph("GPU memory", "bytes", memory, "Of the whole device, other processes' too.", span=6),
-        graph("GPU utilisation", "percentunit", busy, "Share of the time that a kernel ran.", span=6),
+        graph("CPU", "none", cores, "Cores in use.", span=6),
+        graph("Memory", "bytes", resident, "Resident memory of all processes of a pod.", span=6),
+        graph("GPU memory", "bytes", memory, "Of the whole device, including other processes.", span=6),
+        graph("GPU utilisation", "percentunit", busy, "Fraction of time that a kernel ran.", span=6),
     ):
         board.with_panel(panel)
 
 
 def variable(name: str, label: str, selector: str) -> dashboard.QueryVariable:
-    """A choice of a label's values."""
+    """Return a variable with a label's values."""
     query = f"label_values(inkserve_build_info{{{selector}}}, {name})"
     made = dashboard.QueryVariable(name).label(label).query(query).datasource(SOURCE)
     return made.refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
 
 
 def build() -> str:
-    """The dashboard as JSON."""
+    """Return the dashboard as JSON."""
     board = (
         dashboard.Dashboard("inkserve")
         .uid("inkserve")

@@ -45,7 +45,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- .Values.serviceAccount.name | default (ternary (include "inkserve.fullname" .) "default" .Values.serviceAccount.create) }}
 {{- end }}
 
-{{- /* "true" where a pod takes a GPU. */}}
+{{- /* "true" if a pod requests a GPU. */}}
 {{- define "inkserve.gpu" -}}
 {{- if ne (.Values.settings.provider | default "cpu") "cpu" }}true{{ end }}
 {{- end }}
@@ -55,7 +55,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- .Values.image.repository }}:{{ $tag }}{{ with .Values.image.digest }}@{{ . }}{{ end }}
 {{- end }}
 
-{{- /* The settings as environment variables. Helm reads numbers as floats, and 1.6777216e+07 is no integer. */}}
+{{- /* The settings as environment variables. Helm reads numbers as floats, and prints integers as 1.6777216e+07. */}}
 {{- define "inkserve.env" -}}
 {{- range $name, $value := .root.Values.settings }}
 {{- if not (kindIs "invalid" $value) }}
@@ -84,7 +84,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 {{- if include "inkserve.gpu" .root }}
 {{- if eq .half "http" }}
-# Under NVIDIA's runtime an image that asks for all of a node's GPUs would get them, in this container too.
+# Under NVIDIA's runtime an image that requests all GPUs of a node would get them in this container too.
 - name: NVIDIA_VISIBLE_DEVICES
   value: void
 {{- else }}
@@ -94,7 +94,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 {{- end }}
 
-{{- /* The service's setting, and variables of OpenTelemetry's SDK. */}}
+{{- /* The service's setting, and the OpenTelemetry SDK's variables. */}}
 {{- define "inkserve.tracingEnv" }}
 {{- $tracing := .root.Values.tracing }}
 - name: INKSERVE_TRACING
@@ -137,7 +137,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
       protocol: TCP
 {{- end }}
 
-{{- /* The Secret that holds the API keys, or nothing where none are asked for. */}}
+{{- /* The Secret that holds the API keys; empty if none are required. */}}
 {{- define "inkserve.apiKeysSecret" -}}
 {{- if .Values.apiKeys.existingSecret }}
 {{- .Values.apiKeys.existingSecret }}
@@ -158,7 +158,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- .Values.settings.port | default 8000 | int64 }}
 {{- end }}
 
-{{- /* Where the service is for its own namespace. */}}
+{{- /* The service's URL in its own namespace. */}}
 {{- define "inkserve.url" -}}
 http://{{ include "inkserve.fullname" . }}:{{ .Values.service.port | int64 }}
 {{- end }}
@@ -167,10 +167,10 @@ http://{{ include "inkserve.fullname" . }}:{{ .Values.service.port | int64 }}
 {{- ternary .Values.replicas .Values.autoscaling.minReplicas (eq .Values.autoscaling.mode "off") | int64 }}
 {{- end }}
 
-{{- /* From SIGTERM to the exit at its slowest; SIGKILL earlier than that would lose accepted requests. */}}
+{{- /* The longest time from SIGTERM to the exit; an earlier SIGKILL would lose accepted requests. */}}
 {{- define "inkserve.gracePeriodSeconds" -}}
 {{- $timeout := .Values.settings.shutdownTimeoutSeconds | default 30 }}
-{{- /* A collector that does not answer holds up the last spans for the 10 s of the SDK's timeout. */}}
+{{- /* An unresponsive collector delays the last spans by the SDK's timeout of 10 s. */}}
 {{- $spans := .Values.tracing.enabled | ternary 10 0 }}
 {{- $needed := addf (.Values.settings.drainSeconds | default 0) $timeout .Values.preStopSleepSeconds 5 $spans | ceil | int64 }}
 {{- $given := .Values.terminationGracePeriodSeconds }}
@@ -209,7 +209,7 @@ capabilities:
 {{- end }}
 {{- end }}
 
-{{- /* What no schema can say: settings that only fail together. The service would refuse them at its start. */}}
+{{- /* Conflicts between values, which the schema cannot express. The service would reject them at startup. */}}
 {{- define "inkserve.check" -}}
 {{- $request := .Values.settings.maxRequestRows | default 4096 | int64 }}
 {{- $queue := .Values.settings.maxQueueRows | default 16384 | int64 }}
@@ -238,7 +238,7 @@ capabilities:
 {{- end }}
 {{- end }}
 
-{{- /* Up at once, since rows wait; down slowly, since load comes back. */}}
+{{- /* Up at once, because rows are queued; down slowly, because load comes back. */}}
 {{- define "inkserve.scalingBehavior" -}}
 scaleUp:
   stabilizationWindowSeconds: 0

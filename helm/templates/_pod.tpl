@@ -1,6 +1,6 @@
 {{- /* The parts of a pod that runs the service. */}}
 
-{{- /* Every container is given as dict "root" $ "half" "": "" does everything, "engine" and "http" are the halves. */}}
+{{- /* A container is rendered from dict "root" $ "half" "": "" runs everything, "engine" and "http" are the halves. */}}
 
 {{- define "inkserve.containers" -}}
 {{- if .Values.split.enabled }}
@@ -59,7 +59,7 @@
     {{- end }}
 {{- end }}
 
-{{- /* A folder, not one file in it: Kubernetes would not bring new keys to the latter. */}}
+{{- /* Mounts the folder, not one file in it: Kubernetes does not update a mounted file when the keys change. */}}
 {{- define "inkserve.apiKeysMount" -}}
 {{- if include "inkserve.apiKeysSecret" . }}
 - name: api-keys
@@ -98,8 +98,8 @@ failureThreshold: {{ .failureThreshold | int64 }}
 {{- end }}
 {{- end }}
 
-{{- /* The engine has no port but its socket, which opens when its models are warm. It needs no readiness probe: the
-other container is ready only while it is connected to an engine that says it is. */}}
+{{- /* The engine has no port, only its socket, which opens when its models are warm. It needs no readiness probe: the
+other container is ready only while it is connected to a ready engine. */}}
 {{- define "inkserve.engineProbes" -}}
 {{- range $kind := list "startup" "liveness" }}
 {{ $kind }}Probe:
@@ -107,7 +107,7 @@ other container is ready only while it is connected to an engine that says it is
     command: [python, -m, service, ping, {{ include "inkserve.socket" $ }}]
   {{- include "inkserve.probe" (index $.Values.probes $kind) | nindent 2 }}
   {{- if eq $kind "liveness" }}
-  # It answers nobody, so there is nothing to wait for.
+  # A hung engine answers no requests, so there is nothing to wait for.
   terminationGracePeriodSeconds: 5
   {{- end }}
 {{- end }}
@@ -126,7 +126,7 @@ other container is ready only while it is connected to an engine that says it is
 {{- $resources := deepCopy $values.resources }}
 {{- if .half }}{{ $resources = deepCopy (index $values.split .half).resources }}{{ end }}
 {{- if and (include "inkserve.gpu" .root) (ne .half "http") }}
-{{- /* Kubernetes takes an extended resource's request from its limit. */}}
+{{- /* Kubernetes copies an extended resource's request from its limit. */}}
 {{- $_ := set $resources "limits" (merge (dict $values.gpu.resource 1) ($resources.limits | default dict)) }}
 {{- end }}
 {{- toYaml $resources }}
@@ -147,13 +147,13 @@ topologySpreadConstraints:
     labelSelector:
       matchLabels:
         {{- include "inkserve.selectorLabels" $ | nindent 8 }}
-    # Each rollout is spread by itself; the old pods go anyway.
+    # Spread each rollout separately, because the old pods are about to be removed.
     matchLabelKeys: [pod-template-hash]
   {{- end }}
 {{- end }}
 {{- end }}
 
-{{- /* Nothing for models in the image: a mount would hide them. */}}
+{{- /* Empty for models in the image: a mount would hide them. */}}
 {{- define "inkserve.modelsMount" -}}
 {{- if ne .Values.models.source "image" }}
 - name: models
@@ -185,7 +185,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
-{{- /* rclone reads its remote `store` from the environment, so that no file with secrets is mounted. */}}
+{{- /* rclone reads its remote `store` from the environment, so no file with secrets is mounted. */}}
 {{- define "inkserve.fetchModels" -}}
 {{- $store := .Values.models.objectStore }}
 - name: fetch-models
@@ -196,7 +196,7 @@ topologySpreadConstraints:
     - {{ printf "store:%s" $store.path | quote }}
     - {{ include "inkserve.modelsDir" . | quote }}
   env:
-    # No such file: without the setting rclone looks for its configuration in a home that is not there.
+    # This file does not exist: without the variable rclone looks for its configuration in a missing home folder.
     - name: RCLONE_CONFIG
       value: /tmp/rclone.conf
     {{- range $option, $value := $store.remote }}
@@ -224,7 +224,7 @@ topologySpreadConstraints:
       mountPath: {{ include "inkserve.modelsDir" . | quote }}
 {{- end }}
 
-{{- /* A container's check of the service from outside its pods; more flags may follow. */}}
+{{- /* A container that checks the service from outside its pods; the caller may append flags. */}}
 {{- define "inkserve.smoke" -}}
 image: {{ include "inkserve.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
