@@ -1,6 +1,7 @@
-"""The check of `helm test`, and before a load: classify a drawn seven, generate another. Needs Python alone.
+"""Checks a service: classify a drawn seven and generate another. Needs only Python.
 
-Exits 0, or with a line that says what was seen and what was expected.
+`helm test` runs it, and the load Job before its load. Exits with 0, or with 1 and a line that says what was
+seen and what was expected.
 """
 
 import argparse
@@ -17,7 +18,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def drawn_seven() -> bytes:
-    """A seven in MNIST's way: 784 bytes, a bar and a slanted stem, bright on black, in the middle 20 x 20."""
+    """Draw a seven like MNIST's, 784 bytes: a bar and a slanted stem in the inner 20 x 20, on black."""
     image = bytearray(SIDE * SIDE)
     points = [(column, 6) for column in range(7, 20)]
     points += [(19 - round(step * 8 / 16), 6 + step) for step in range(17)]
@@ -29,7 +30,7 @@ def drawn_seven() -> bytes:
 
 
 def first_key(path: str) -> str:
-    """The first API key in a file. Raises OSError, and ValueError for a file without one."""
+    """Return the first API key in a file. Raises OSError, or ValueError if the file has none."""
     for line in Path(path).read_text("utf-8").splitlines():
         if line.strip() and not line.strip().startswith("#"):
             return line.strip()
@@ -37,7 +38,7 @@ def first_key(path: str) -> str:
 
 
 def ask(url: str, key: str, body: bytes | None = None) -> bytes:
-    """The body of a 200 answer. key: empty for none. Raises urllib.error.URLError."""
+    """Return the body of a 2xx response. key: empty for none. Raises urllib.error.URLError."""
     headers = {"Content-Type": "application/octet-stream"} if body else {}
     if key:
         headers["Authorization"] = f"Bearer {key}"
@@ -48,7 +49,7 @@ def ask(url: str, key: str, body: bytes | None = None) -> bytes:
 
 
 def wait_until_ready(url: str, seconds: float) -> None:
-    """Raises the last urllib.error.URLError where the service is not ready in time."""
+    """Wait for the service. Raises the last urllib.error.URLError if it is not ready in time."""
     give_up = time.monotonic() + seconds
     while True:
         try:
@@ -62,10 +63,10 @@ def wait_until_ready(url: str, seconds: float) -> None:
 
 
 def check_classify(url: str, key: str, expected_label: str) -> str:
-    """Raises ValueError for an answer that is not that of one image, or names another label."""
+    """Classify the seven. Raises ValueError unless the response is for one image, with the expected label."""
     answer = json.loads(ask(f"{url}/classify", key, drawn_seven()))
     if len(answer["predictions"]) != 1:
-        raise ValueError(f"one image was posted, {len(answer['predictions'])} predictions came back")
+        raise ValueError(f"{len(answer['predictions'])} predictions came back, expected 1")
     prediction = answer["predictions"][0]
     total = sum(prediction["probabilities"].values())
     if abs(total - 1) > 0.001:  # float32 rounding over ten classes is below 1e-6
@@ -77,21 +78,23 @@ def check_classify(url: str, key: str, expected_label: str) -> str:
 
 
 def check_generate(url: str, key: str) -> str:
-    """Raises ValueError for an answer that is not a PNG."""
+    """Generate a seven. Raises ValueError if the response is not a PNG."""
     image = ask(f"{url}/generate?digit=7&seed=1", key)
     if not image.startswith(PNG_SIGNATURE):
-        raise ValueError(f"/generate gave {image[:8]!r}, expected a PNG")
+        raise ValueError(f"/generate returned {image[:8]!r}, expected a PNG")
     return f"a seven was generated, a PNG of {len(image)} bytes"
 
 
 def main() -> int:
     """Run the checks against the service at a URL."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("url")
-    parser.add_argument("--expected-label", default="", help="empty: any label")
-    parser.add_argument("--no-generate", action="store_true")
-    parser.add_argument("--api-keys-file", default="", help="whose first key is sent")
-    parser.add_argument("--wait-seconds", type=float, default=0, help="how long for the service to be ready")
+    parser.add_argument("url", help="base URL of the service")
+    parser.add_argument("--expected-label", default="", help="label of the drawn seven (default: any)")
+    parser.add_argument("--no-generate", action="store_true", help="skip /generate")
+    parser.add_argument(
+        "--api-keys-file", default="", help="file of API keys; the first is sent (default: none)"
+    )
+    parser.add_argument("--wait-seconds", type=float, default=0, help="time to wait until ready (default: 0)")
     options = parser.parse_args()
     try:
         wait_until_ready(options.url, options.wait_seconds)

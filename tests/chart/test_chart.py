@@ -1,4 +1,4 @@
-"""The chart, rendered by Helm's own engine and held against the schemas of what it renders."""
+"""The chart, rendered by Helm's own engine and validated against Kubernetes' schemas."""
 
 import copy
 import json
@@ -18,6 +18,7 @@ import yaml
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from pydantic import ValidationError
 
+from helm.settings_tables import chart_name
 from service.http.api_keys import ApiKeys
 from service.observability.metrics import Metrics
 from service.settings import RENAMED, Settings, load_settings
@@ -60,7 +61,7 @@ def validate(manifest: Manifest, kubernetes: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_lint_finds_nothing(case: str) -> None:
+def test_lint_finds_no_problem(case: str) -> None:
     found = helm_python.lint(CHART, values_of(case), strict=True)
     assert found["errors"] == []
     assert [message["error"] for message in found["messages"]] == ["icon is recommended"]
@@ -68,7 +69,7 @@ def test_lint_finds_nothing(case: str) -> None:
 
 @pytest.mark.parametrize("kubernetes", [OLDEST_KUBERNETES, NEWEST_KUBERNETES])
 @pytest.mark.parametrize("case", CASES)
-def test_every_manifest_fits_its_strict_schema(case: str, kubernetes: str) -> None:
+def test_every_manifest_matches_its_strict_schema(case: str, kubernetes: str) -> None:
     manifests = render(values_of(case))
     newer = {
         "image-volume-keda": "volumes of images came with 1.31",
@@ -83,7 +84,7 @@ def test_every_manifest_fits_its_strict_schema(case: str, kubernetes: str) -> No
             validate(manifest, kubernetes)
 
 
-def test_a_schema_would_notice_a_wrong_manifest() -> None:
+def test_a_wrong_manifest_fails_its_schema() -> None:
     manifests = render(values_of("public")) + render(values_of("image-volume-keda"))
     for kind in ("Deployment", "ServiceMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute"):
         wrong = copy.deepcopy(next(manifest for manifest in manifests if manifest["kind"] == kind))
@@ -116,7 +117,7 @@ def resolved(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def closed_objects(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The path of each object of fixed names, having checked that no object takes just anything."""
+    """Yield the path of each object with fixed keys, after checking that it accepts no others."""
     if path == ("global",):
         return
     schema = resolved(schema)
@@ -129,10 +130,10 @@ def closed_objects(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterat
         assert isinstance(schema["additionalProperties"], dict), path
     elif schema.get("type") == "array":
         for _ in closed_objects(schema["items"], (*path, "0")):
-            pass  # an item's fields are checked to be closed; a typo in one is tried below
+            pass  # checks that an item's fields are closed; a test below tries an unknown one
 
 
-def test_every_object_refuses_a_typo() -> None:
+def test_every_object_rejects_an_unknown_key() -> None:
     paths = list(closed_objects(SCHEMA))
     assert ("probes", "startup") in paths
     for path in paths:
@@ -145,7 +146,7 @@ def test_every_object_refuses_a_typo() -> None:
             render(values)
 
 
-def test_every_default_is_in_the_schema_and_every_key_of_the_schema_has_a_default() -> None:
+def test_the_schema_and_the_defaults_have_the_same_keys() -> None:
     open_names = {("global",), ("settings",)}
 
     def compare(schema: dict[str, Any], values: Any, path: tuple[str, ...]) -> None:
@@ -217,7 +218,7 @@ def test_every_default_is_in_the_schema_and_every_key_of_the_schema_has_a_defaul
         ),
     ],
 )
-def test_values_that_cannot_work_are_refused(values: Values, message: str) -> None:
+def test_impossible_values_are_rejected(values: Values, message: str) -> None:
     with pytest.raises((helm_python.HelmValuesError, helm_python.HelmRenderError), match=message):
         render(values)
 
@@ -258,13 +259,13 @@ def test_pods_meet_the_restricted_security_standard(case: str) -> None:
             assert all("hostPort" not in port for port in container.get("ports", []))
 
 
-def test_a_service_of_the_same_name_does_not_reach_the_settings() -> None:
+def test_a_service_named_inkserve_sets_no_setting() -> None:
     for pod in pod_specs(render({}, name="inkserve")):
         assert pod["enableServiceLinks"] is False
 
 
 @pytest.mark.parametrize("case", ["public", "pvc-hpa"])
-def test_selectors_find_the_servers_and_not_the_test_pod(case: str) -> None:
+def test_selectors_match_the_servers_and_not_the_test_pod(case: str) -> None:
     manifests = render(values_of(case) | {"podLabels": {"app.kubernetes.io/component": "mine"}})
     deployment = one(manifests, "Deployment")
     labels = deployment["spec"]["template"]["metadata"]["labels"].items()
@@ -315,7 +316,7 @@ def test_the_load_job_reaches_the_service_and_nothing_reaches_the_load_job() -> 
         assert dict(labels)[wanted["key"]] in wanted["values"]
 
 
-def test_each_upgrade_has_a_load_job_of_its_own_and_changes_no_other_object() -> None:
+def test_each_upgrade_creates_a_new_load_job_and_changes_nothing_else() -> None:
     def names(revision: int) -> dict[str, str]:
         found = render(values_of("load-test"), revision=revision)
         return {f"{m['kind']} {m['metadata']['name']}": json.dumps(m) for m in found}
@@ -327,7 +328,7 @@ def test_each_upgrade_has_a_load_job_of_its_own_and_changes_no_other_object() ->
         assert first[name] == second[name]
 
 
-def test_the_load_job_has_time_to_wait_and_to_load() -> None:
+def test_the_load_jobs_deadline_covers_the_wait_and_the_load() -> None:
     spec = one(render(values_of("load-test")), "Job")["spec"]
     startup = 300
     (wait,) = spec["template"]["spec"]["initContainers"]
@@ -342,7 +343,7 @@ def pod_spread(deployment: Manifest) -> list[Manifest]:
     return spread
 
 
-def test_a_gpu_is_asked_for_where_the_provider_needs_one_and_nowhere_else() -> None:
+def test_only_gpu_providers_request_a_gpu() -> None:
     for provider in ("cuda", "tensorrt"):
         manifests = render(values_of("gpu") | {"settings": {"provider": provider}})
         pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
@@ -354,7 +355,7 @@ def test_a_gpu_is_asked_for_where_the_provider_needs_one_and_nowhere_else() -> N
     assert "nvidia" not in json.dumps(render({}))
 
 
-def test_the_halves_share_a_socket_and_nothing_else_that_they_write() -> None:
+def test_the_halves_share_only_a_socket() -> None:
     values = values_of("pvc-hpa") | {"split": values_of("split")["split"]}
     manifests = render(values)
     engine, http = servers(manifests).values()
@@ -364,7 +365,7 @@ def test_the_halves_share_a_socket_and_nothing_else_that_they_write() -> None:
     socket = Path(environment(http)["INKSERVE_SOCKET"])
     assert mounts(engine)["socket"] == mounts(http)["socket"] == str(socket.parent)
     (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "socket"]
-    assert "emptyDir" in volume  # which outlives a container
+    assert "emptyDir" in volume  # an emptyDir outlives a container
     assert mounts(engine)["models"] == environment(engine)["INKSERVE_MODELS_DIR"]
     assert "models" not in mounts(http)
     assert environment(http)["INKSERVE_WORKERS"] == "3"
@@ -372,14 +373,14 @@ def test_the_halves_share_a_socket_and_nothing_else_that_they_write() -> None:
         assert half["resources"] == values["split"][half["name"]]["resources"]
 
 
-def test_the_halves_are_given_the_same_settings() -> None:
+def test_both_halves_get_the_same_settings() -> None:
     manifests = render(values_of("split") | {"settings": {"maxBatchSize": 64, "tracing": "console"}})
     engine, http = (settings_from(environment(each)) for each in servers(manifests).values())
     assert http == engine.model_copy(update={"workers": 3})
     assert engine.max_batch_size == 64
 
 
-def test_a_gpu_is_the_engines_alone() -> None:
+def test_only_the_engine_gets_the_gpu() -> None:
     manifests = render(values_of("gpu") | {"split": {"enabled": True}})
     engine, http = servers(manifests).values()
     assert engine["resources"]["limits"]["nvidia.com/gpu"] == 1
@@ -388,7 +389,7 @@ def test_a_gpu_is_the_engines_alone() -> None:
     assert "NVIDIA_VISIBLE_DEVICES" not in environment(engine)
 
 
-def test_both_halves_are_stopped_at_once_however_long_the_pod_waits_before() -> None:
+def test_both_halves_stop_after_the_same_pre_stop_sleep() -> None:
     manifests = render(values_of("split"))
     pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
     assert [each["lifecycle"] for each in pod["containers"]] == 2 * [{"preStop": {"sleep": {"seconds": 2}}}]
@@ -401,7 +402,7 @@ def keys_volume(pod: Manifest) -> Manifest:
     return secret
 
 
-def test_the_charts_secret_is_a_file_that_the_service_reads(tmp_path: Path) -> None:
+def test_the_service_reads_the_charts_secret(tmp_path: Path) -> None:
     values = values_of("api-keys")
     secret = one(render(values), "Secret")
     (tmp_path / "keys").write_text(secret["stringData"]["api-keys"])
@@ -418,12 +419,10 @@ def test_the_charts_secret_is_a_file_that_the_service_reads(tmp_path: Path) -> N
         ("load-test", "digits-callers", "api-keys", {"inkserve", "smoke", "wait", "locust"}),
     ],
 )
-def test_who_needs_the_keys_has_them_mounted_and_nobody_else(
-    case: str, name: str, key: str, users: set[str]
-) -> None:
+def test_only_the_users_of_the_keys_mount_them(case: str, name: str, key: str, users: set[str]) -> None:
     manifests = render(values_of(case))
     path = environment(server(manifests))["INKSERVE_API_KEYS_FILE"]
-    told, mounted = set(), set()
+    configured, mounted = set(), set()
     for pod in pod_specs(manifests):
         secret = {"secretName": name, "defaultMode": 0o440, "items": [{"key": key, "path": Path(path).name}]}
         assert {"name": "api-keys", "secret": secret} in pod["volumes"]
@@ -431,13 +430,13 @@ def test_who_needs_the_keys_has_them_mounted_and_nobody_else(
             if f"--api-keys-file={path}" in container.get("args", []) or path in json.dumps(
                 container.get("env")
             ):
-                told.add(container["name"])
+                configured.add(container["name"])
             if mounts(container).get("api-keys") == str(Path(path).parent):
                 mounted.add(container["name"])
-    assert told == mounted == users
+    assert configured == mounted == users
 
 
-def test_new_keys_in_the_values_make_new_pods() -> None:
+def test_new_keys_in_the_values_restart_the_pods() -> None:
     def annotations(*keys: str) -> Values:
         values = {
             "apiKeys": {"inline": list(keys)},
@@ -451,6 +450,18 @@ def test_new_keys_in_the_values_make_new_pods() -> None:
     assert len({"mine", first["checksum/api-keys"], second["checksum/api-keys"]}) == 3
 
 
+def notes(values: Values) -> str:
+    text: str = chart().render(values, name="digits", namespace="serving")["inkserve/templates/NOTES.txt"]
+    return text
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_the_notes_name_the_new_name_of_an_old_setting(old: str, new: str) -> None:
+    warning = f"settings.{chart_name(old)} is deprecated and will be removed in 0.3.0: use "
+    assert warning + f"settings.{chart_name(new)}." in notes({"settings": {chart_name(old): 0.1}})
+    assert "deprecated" not in notes({"settings": {chart_name(new): 0.1}})
+
+
 def test_one_replica_has_no_disruption_budget() -> None:
     assert "PodDisruptionBudget" not in {manifest["kind"] for manifest in render({"replicas": 1})}
 
@@ -458,7 +469,7 @@ def test_one_replica_has_no_disruption_budget() -> None:
 @pytest.mark.parametrize(
     ("case", "kind"), [("pvc-hpa", "HorizontalPodAutoscaler"), ("image-volume-keda", "ScaledObject")]
 )
-def test_an_autoscaled_deployment_has_no_replicas_of_its_own(case: str, kind: str) -> None:
+def test_an_autoscaled_deployment_sets_no_replicas(case: str, kind: str) -> None:
     manifests = render(values_of(case))
     deployment = one(manifests, "Deployment")
     assert "replicas" not in deployment["spec"]
@@ -466,7 +477,7 @@ def test_an_autoscaled_deployment_has_no_replicas_of_its_own(case: str, kind: st
     assert target["name"] == deployment["metadata"]["name"]
 
 
-def test_the_autoscalers_ask_for_a_metric_of_the_service_under_its_own_job() -> None:
+def test_the_autoscalers_query_the_services_own_metric() -> None:
     names = {family.name for family in Metrics().registry.collect()}
     hpa = one(render(values_of("pvc-hpa")), "HorizontalPodAutoscaler")["spec"]
     assert hpa["metrics"][0]["pods"]["metric"]["name"] in names
@@ -477,7 +488,7 @@ def test_the_autoscalers_ask_for_a_metric_of_the_service_under_its_own_job() -> 
     assert f'job="{service["name"]}", namespace="{service["namespace"]}"' in query
 
 
-def test_the_rules_are_the_files_under_the_releases_own_name() -> None:
+def test_the_rules_select_only_their_release() -> None:
     source = (CHART / "rules" / "inkserve.yaml").read_text()
     rule = one(render(values_of("public")), "PrometheusRule")
     own = json.dumps(rule["spec"])
@@ -490,7 +501,7 @@ def test_the_rules_are_the_files_under_the_releases_own_name() -> None:
     assert json.loads(ours) == yaml.safe_load(source)
 
 
-def test_dashboards_in_the_folder_become_a_config_map(tmp_path: Path) -> None:
+def test_the_config_map_holds_every_dashboard(tmp_path: Path) -> None:
     copied = tmp_path / "chart"
     shutil.copytree(CHART, copied)
     dashboard = {"title": "inkserve", "panels": [{"expr": 'rate(x{job="a"}[5m])', "legend": "{{model}}"}]}
@@ -512,7 +523,7 @@ def egress(values: Values) -> list[Manifest]:
     return found
 
 
-def test_the_network_policy_lets_nothing_out_but_the_fetch_of_models_and_spans() -> None:
+def test_the_network_policy_allows_out_only_model_fetches_and_spans() -> None:
     assert egress({}) == []
     fetch = {"ports": [{"port": 443, "protocol": "TCP"}]}
     assert egress(values_of("object-store")) == [DNS, fetch]
@@ -550,7 +561,7 @@ def test_spans_may_go_to_the_endpoints_port(endpoint: str, port: int) -> None:
 @pytest.mark.parametrize(
     ("sampler", "arg"), [("parentbased_traceidratio", "0.01"), ("traceidratio", "0.01"), ("always_on", None)]
 )
-def test_the_ratio_goes_to_the_samplers_that_have_one(sampler: str, arg: str | None) -> None:
+def test_only_ratio_samplers_get_the_ratio(sampler: str, arg: str | None) -> None:
     values = {"tracing": {"enabled": True, "endpoint": "http://collector", "sampler": sampler}}
     env = environment(server(render(values)))
     assert (env["INKSERVE_TRACING"], env["OTEL_TRACES_SAMPLER"]) == ("otlp", sampler)
@@ -558,7 +569,7 @@ def test_the_ratio_goes_to_the_samplers_that_have_one(sampler: str, arg: str | N
     assert not [name for name in environment(server(render({}))) if name.startswith("OTEL")]
 
 
-def test_the_test_pod_reaches_the_service_alone() -> None:
+def test_the_test_pod_reaches_only_the_service() -> None:
     manifests = render({"settings": {"port": 8080}})
     policy = one(manifests, "NetworkPolicy", "digits-inkserve-test")["spec"]
     test_pod, deployment = one(manifests, "Pod"), one(manifests, "Deployment")
@@ -587,7 +598,7 @@ def test_metrics_are_not_published() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("rclone"), reason="rclone is missing: Debian has it")
-def test_the_init_container_fetches_what_the_service_then_reads(tmp_path: Path) -> None:
+def test_the_init_container_fetches_the_models_that_the_service_reads(tmp_path: Path) -> None:
     bucket, models = tmp_path / "bucket", tmp_path / "models"
     (bucket / "digits" / "cnn" / "1").mkdir(parents=True)
     (bucket / "digits" / "cnn" / "1" / "model.onnx").write_bytes(b"graph")
@@ -610,10 +621,10 @@ def test_the_init_container_fetches_what_the_service_then_reads(tmp_path: Path) 
 SEARCH = settings(
     deadline=None,
     max_examples=50,
-    derandomize=True,  # the same values each time: a failure is a change's, not chance's
+    derandomize=True,  # the same values each time: only a change can cause a failure
     phases=[
         Phase.generate
-    ],  # shrinking hundreds of values takes minutes, and Helm names the one that it dislikes
+    ],  # shrinking hundreds of values takes minutes, and Helm names the one that it rejects
     suppress_health_check=list(HealthCheck),
 )
 
@@ -638,7 +649,7 @@ def snake_case(name: str) -> str:
 
 @SEARCH
 @given(any_values_of(SCHEMA["properties"]["settings"], SCHEMA))
-def test_settings_reach_the_service_unchanged_or_both_refuse_them(values: Values) -> None:
+def test_settings_reach_the_service_unchanged_or_both_reject_them(values: Values) -> None:
     set_values = as_service_settings(values)
     try:
         manifests = render({"settings": values, "terminationGracePeriodSeconds": 2000})
@@ -653,11 +664,11 @@ def test_settings_reach_the_service_unchanged_or_both_refuse_them(values: Values
 
 @SEARCH
 @given(any_values_of(SCHEMA, SCHEMA))
-def test_any_values_render_to_a_valid_deployment_or_are_refused_in_our_words(values: Values) -> None:
+def test_any_values_render_valid_manifests_or_are_rejected_with_our_message(values: Values) -> None:
     assume(jsonschema.Draft7Validator(SCHEMA).is_valid(values))
     try:
         manifests = render(values)
-    except helm_python.HelmValuesError:  # merged with the defaults they break a rule between two values
+    except helm_python.HelmValuesError:  # merged with the defaults, two values contradict each other
         return
     except helm_python.HelmRenderError as error:
         assert "inkserve: " in str(error)  # noqa: PT017

@@ -1,4 +1,4 @@
-"""The chart's promises, held against a real service that runs with the environment that the chart renders."""
+"""The chart's promises, checked on a real service that runs in the rendered environment."""
 
 import importlib.util
 import json
@@ -26,9 +26,9 @@ READY = re.compile(r"the engine is ready|ready at http://0\.0\.0\.0:(?P<port>\d+
 
 
 class Container:
-    """A rendered container's command in its environment, as processes of this machine.
+    """A rendered container's command, run here in the rendered environment.
 
-    env: what differs on this machine.
+    env: variables that must differ on this machine.
     """
 
     def __init__(self, manifest: Manifest, env: dict[str, str]) -> None:
@@ -42,7 +42,7 @@ class Container:
         )
 
     def url(self) -> str:
-        """Wait until it is ready; returns where, or nothing for an engine."""
+        """Wait until the service is ready; returns its URL, without a port for an engine."""
         assert self.process.stderr is not None
         lines = []
         for line in self.process.stderr:
@@ -53,7 +53,7 @@ class Container:
         pytest.fail("the service did not start:\n" + "".join(lines))
 
     def kill(self) -> None:
-        """What is left of a container whose first process is killed: nothing."""
+        """Kill every process, as a container does when its first process is killed."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         workers = [int(pid) for pid in children.read_text().split()] if self.process.poll() is None else []
         self.process.kill()
@@ -72,7 +72,7 @@ class Container:
 
 @contextmanager
 def serving(manifest: Manifest, env: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The service in a container's environment, and its URL."""
+    """Run the service in a container's environment; yields the process and its URL."""
     with Container(manifest, env) as container:
         yield container.process, container.url()
 
@@ -87,7 +87,7 @@ def status(url: str, body: bytes | None = None) -> int:
 
 
 def on_this_machine(models: Path) -> dict[str, str]:
-    """What differs from a pod's environment: the models' folder, and the port, which the system chooses."""
+    """Return the variables that differ from a pod's: the models' folder and a port of the system's choice."""
     return {"INKSERVE_MODELS_DIR": str(models), "INKSERVE_PORT": "0"}
 
 
@@ -98,7 +98,7 @@ def models(add_classifier: Callable[..., Path], add_generator: Callable[..., Pat
     return tmp_path
 
 
-def test_probes_test_pod_and_shutdown_are_what_the_service_does(models: Path) -> None:
+def test_the_service_passes_the_probes_and_the_test_pod_and_drains(models: Path) -> None:
     manifests = render({"settings": {"drainSeconds": 3}, "test": {"expectedLabel": "0"}})
     container = server(manifests)
     (port,) = container["ports"]
@@ -112,7 +112,7 @@ def test_probes_test_pod_and_shutdown_are_what_the_service_does(models: Path) ->
         _run_test_pod(one(manifests, "Pod"), url)
         process.terminate()
         _until(url + probes["readiness"]["path"], 503)
-        # The drain: endpoints are told to go, and whoever has not heard of it is still answered.
+        # While it drains, clients that still use this endpoint get responses.
         assert status(url + probes["liveness"]["path"]) == 200
         assert status(f"{url}/generate?digit=7") == 200
         pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
@@ -120,14 +120,14 @@ def test_probes_test_pod_and_shutdown_are_what_the_service_does(models: Path) ->
 
 
 def _smoke_command(container: Manifest, url: str) -> list[str]:
-    """What a container with the chart's check runs, as it is here."""
+    """Return the command of a container with the chart's check, for this machine."""
     program, *arguments = container["args"]
     assert arguments[0] == "http://digits-inkserve:80"
     return [sys.executable, *container["command"][1:], program, url, *arguments[1:]]
 
 
 def _run_test_pod(pod: dict[str, Any], url: str) -> None:
-    """Run the pod's command here; the service's first pixel is 0, so the tiny classifier says "0"."""
+    """Run the pod's command here. The seven's first pixel is 0, so the tiny classifier returns "0"."""
     (container,) = pod["spec"]["containers"]
     command = _smoke_command(container, url)
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -152,7 +152,7 @@ def _until_equal(see: Callable[[], float], expected: float) -> None:
 
 
 def _total(url: str, name: str) -> float:
-    """A metric summed over its labels."""
+    """Return a metric summed over its labels."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:
         text = response.read().decode()
     return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (.*)$", text, re.MULTILINE))
@@ -164,7 +164,7 @@ def _classify(url: str) -> None:
 
 
 def _answers(probe: Manifest, path: Path) -> bool:
-    """Whether an engine's probe succeeds here, where its socket is another path."""
+    """Return whether an engine's probe succeeds here, with this machine's socket path."""
     program, *arguments, rendered = probe["exec"]["command"]
     assert program == "python"
     assert rendered == "/run/inkserve/engine.sock"
@@ -173,10 +173,10 @@ def _answers(probe: Manifest, path: Path) -> bool:
 
 
 @pytest.mark.parametrize("order", [("engine", "http"), ("http", "engine")])
-def test_each_half_outlives_the_others_restart_and_both_end_together(
+def test_each_half_outlives_the_others_restart_and_both_drain(
     models: Path, tmp_path: Path, order: tuple[str, str]
 ) -> None:
-    """As the kubelet: the halves start and stop in either order, and one that died is started again."""
+    """Act as the kubelet: start and stop the halves in either order, and restart one that died."""
     values = values_of("split") | {"settings": {"drainSeconds": 3}, "test": {"expectedLabel": "0"}}
     manifests = render(values)
     halves = servers(manifests)
@@ -199,7 +199,7 @@ def test_each_half_outlives_the_others_restart_and_both_end_together(
         assert status(url + readiness) == status(url + liveness) == 200
         _run_test_pod(one(manifests, "Pod"), url)
         requests, rows = _total(url, "inkserve_requests_total"), _total(url, "inkserve_rows_total")
-        assert rows == 3  # the test pod's program ran twice, and once ended with the first answer
+        assert rows == 3  # the test pod's program ran twice, the second time only up to its first response
 
         running["engine"].kill()
         _until(url + readiness, 503)
@@ -208,7 +208,7 @@ def test_each_half_outlives_the_others_restart_and_both_end_together(
         running["engine"] = start("engine")
         running["engine"].url()
         _until(url + readiness, 200)
-        # Each of the http container's processes has a connection of its own to make again.
+        # Each process of the http container reconnects separately.
         _until_equal(lambda: status(f"{url}/classify", bytes(784)), 200)
         _until_equal(lambda: _total(url, "inkserve_rows_total"), rows + 1)
         assert _total(url, "inkserve_requests_total") > requests
@@ -223,7 +223,7 @@ def test_each_half_outlives_the_others_restart_and_both_end_together(
         for name in order:
             running[name].process.terminate()
         _until(url + readiness, 503)
-        # The drain: both still serve whoever has not heard of it.
+        # While they drain, clients that still use this endpoint get responses.
         assert status(url + liveness) == 200
         _classify(url)
         pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
@@ -256,7 +256,7 @@ def test_both_halves_send_their_spans_to_the_charts_collector(models: Path, tmp_
 
 
 def _run_load_job(job: Manifest, url: str, keys: Path) -> tuple[str, subprocess.CompletedProcess[str]]:
-    """What the Job's containers say here, one after the other."""
+    """Run the Job's containers here; returns the first one's output and the second one's result."""
     text = json.dumps(job["spec"]["template"]["spec"])
     spec = json.loads(text.replace("/etc/inkserve/api-keys/keys", str(keys)))
     (wait,), (locust,) = spec["initContainers"], spec["containers"]
@@ -266,7 +266,7 @@ def _run_load_job(job: Manifest, url: str, keys: Path) -> tuple[str, subprocess.
     assert waited.returncode == 0, waited.stderr
     assert "--host=http://digits-inkserve:80" in locust["args"]
     flags = [argument.replace("http://digits-inkserve:80", url) for argument in locust["args"]]
-    # As the image's ENTRYPOINT.
+    # Like the image's ENTRYPOINT.
     command = [
         sys.executable,
         "-m",
@@ -280,10 +280,10 @@ def _run_load_job(job: Manifest, url: str, keys: Path) -> tuple[str, subprocess.
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_the_load_job_succeeds_where_the_answers_are_right_and_only_there(
+def test_the_load_job_succeeds_only_if_the_responses_are_right(
     add_generator: Callable[..., Path], add_classifier: Callable[..., Path], tmp_path: Path, right: bool
 ) -> None:
-    # Not imported: it would replace the standard library's sockets, and hung beside another test's thread.
+    # Do not import it: it patches the standard library's sockets, and hung next to another test's thread.
     if importlib.util.find_spec("locust") is None:
         pytest.skip("locust is not installed")
     if right:
@@ -303,10 +303,10 @@ def test_the_load_job_succeeds_where_the_answers_are_right_and_only_there(
         waited, ended = _run_load_job(one(manifests, "Job"), url, keys)
         assert "read the drawn seven as" in waited
         assert ended.returncode == (0 if right else 1), ended.stderr
-        assert _total(url, "inkserve_requests_total") > 80  # of 160 that the rate and the time make
+        assert _total(url, "inkserve_requests_total") > 80  # rate x time is 160
 
 
-def test_the_service_asks_for_the_keys_of_the_charts_secret_and_the_test_pod_sends_one(
+def test_the_service_requires_the_charts_keys_and_the_test_pod_sends_one(
     models: Path, tmp_path: Path
 ) -> None:
     manifests = render(values_of("api-keys") | {"split": {}, "test": {"expectedLabel": "0"}})
@@ -330,7 +330,7 @@ def test_the_service_asks_for_the_keys_of_the_charts_secret_and_the_test_pod_sen
         assert done.returncode == 0, done.stderr
 
 
-def test_the_service_refuses_what_service_links_would_put_into_its_environment() -> None:
+def test_the_service_rejects_the_variables_of_service_links() -> None:
     env = environment(server(render({}))) | {
         "INKSERVE_SERVICE_HOST": "10.0.0.1",
         "PATH": os.environ["PATH"],

@@ -16,7 +16,7 @@ def board(tmp_path: Path, **panel: Any) -> Path:
     return file
 
 
-def test_a_panel_says_what_it_shows_and_where() -> None:
+def test_a_panel_is_read_with_its_place_queries_and_thresholds() -> None:
     found = {panel.title: panel for panel in panels() if panel.kind != "row"}
     burn = found["Error budget burn"]
     assert burn.place == (0, 6, 12, 8)
@@ -44,12 +44,12 @@ def test_no_two_panels_overlap() -> None:
         taken |= squares
 
 
-def test_a_panel_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_kind_of_panel_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(NotUnderstood, match="panel one is a heatmap"):
         panels(board(tmp_path, type="heatmap"))
 
 
-def test_a_variable_without_a_value_is_refused() -> None:
+def test_a_variable_without_a_value_is_rejected() -> None:
     assert (
         fill('x{job="$job"}[$__rate_interval]', {"job": "a", "__rate_interval": "20s"}) == 'x{job="a"}[20s]'
     )

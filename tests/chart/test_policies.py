@@ -1,4 +1,4 @@
-"""The rendered chart, judged by checkov. What checkov may find is listed here, with the reason."""
+"""checkov's policies on the rendered chart. ALLOWED lists the accepted findings, each with its reason."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Allowed:
-    """What checkov may find. kind, cases: empty for any."""
+    """An accepted finding. kind, cases: empty for any."""
 
     check: str
     reason: str
@@ -50,34 +50,34 @@ class Allowed:
 ALLOWED = (
     Allowed(
         "CKV_K8S_43",  # image should use digest
-        "The image is its user's, so the chart cannot know its digest; image.digest sets it.",
+        "Users build the image, so the chart cannot know its digest; image.digest sets it.",
     ),
     Allowed(
         "CKV_K8S_15",  # image pull policy should be Always
-        "The tag is a release's, which is not written again: a node may use the image that it has, and pods "
-        "start while the registry is away. image.pullPolicy sets it for other tags.",
+        "The tag names a release and is never overwritten: a node may use the image that it has, and pods "
+        "start while the registry is down. image.pullPolicy sets the policy for other tags.",
     ),
     Allowed(
         "CKV_K8S_8",  # liveness probe
-        "The pod of helm test runs once, two minutes at most; starting it again would hide what it found.",
+        "The pod of helm test runs once, at most two minutes; a restart would hide what it found.",
         kind="Pod",
     ),
-    Allowed("CKV_K8S_9", "Nothing is sent to the pod of helm test.", kind="Pod"),  # readiness probe
+    Allowed("CKV_K8S_9", "The pod of helm test receives no requests.", kind="Pod"),  # readiness probe
     Allowed(
         "CKV_K8S_9",
-        "The engine of the split form is asked by the other container alone, whose readiness tells of it.",
+        "Only the other container calls the engine of the split form, and its readiness covers the engine.",
         kind="Deployment",
         cases=("api-keys", "split"),
     ),
     Allowed(
         "CKV_K8S_35",  # secrets as files
-        "rclone takes its keys from the environment; it is that of the init container, which then ends.",
+        "rclone reads its keys from the environment of the init container, which then exits.",
         kind="Deployment",
         cases=("object-store",),
     ),
     Allowed(
         "CKV2_K8S_6",  # pods without a network policy
-        "The case is a pod and nothing around it, and switches the policy off.",
+        "The case is one pod with nothing around it, and switches the policy off.",
         kind="Pod",
         cases=("minimal",),
     ),
@@ -86,14 +86,14 @@ ALLOWED = (
 
 @dataclass(frozen=True)
 class Report:
-    """What checkov said. passed: (case, kind) of each manifest that passed a check."""
+    """checkov's findings. passed: (case, kind) of each manifest that passed a check."""
 
     failed: set[Finding]
     passed: set[tuple[str, str]]
 
 
 def judge(folder: Path, cases: dict[str, Iterable[Manifest]]) -> Report:
-    """Run checkov once over the manifests of every case; starting it takes longer than the checks."""
+    """Run checkov once for all cases, because its startup takes longer than the checks."""
     for case, manifests in cases.items():
         for index, manifest in enumerate(manifests):
             file = folder / case / f"{index}.yaml"
@@ -122,23 +122,23 @@ def kind_of(check: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    # A release's name is in its labels and selectors, so that no case's policy selects another's pods.
+    # The release's name is in its labels and selectors, so no case's policy selects another's pods.
     cases = {case: render(values_of(case), name=case) for case in CASES}
     return judge(tmp_path_factory.mktemp("manifests"), cases)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_checkov_finds_nothing_but_what_is_allowed(report: Report, case: str) -> None:
+def test_checkov_finds_only_what_is_allowed(report: Report, case: str) -> None:
     assert (case, "Deployment") in report.passed
     found = {finding for finding in report.failed if finding.case == case}
     assert {finding for finding in found if not any(each.covers(finding) for each in ALLOWED)} == set()
 
 
-def test_nothing_is_allowed_that_is_not_found(report: Report) -> None:
+def test_every_allowed_finding_occurs(report: Report) -> None:
     assert [each for each in ALLOWED if not any(map(each.covers, report.failed))] == []
 
 
-def test_checkov_would_notice_a_careless_pod(tmp_path: Path) -> None:
+def test_checkov_finds_a_careless_pod(tmp_path: Path) -> None:
     manifests = copy.deepcopy(render({}))
     pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
     pod["hostNetwork"] = True

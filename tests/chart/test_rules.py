@@ -1,4 +1,4 @@
-"""The alerts and recording rules, evaluated by Prometheus's own promtool on made-up series."""
+"""The alerts and recording rules, evaluated by Prometheus's promtool on invented series."""
 
 import os
 import re
@@ -35,11 +35,11 @@ def test_promtool_reads_every_rule() -> None:
 
 @needs_promtool
 @pytest.mark.parametrize("file", TESTS, ids=lambda file: file.stem)
-def test_alerts_fire_when_they_should_and_only_then(file: Path) -> None:
+def test_alerts_fire_exactly_when_they_should(file: Path) -> None:
     promtool("test", "rules", file)
 
 
-def test_every_alert_has_a_case() -> None:
+def test_every_alert_has_a_firing_case() -> None:
     alerts = {
         rule["alert"]
         for group in yaml.safe_load(RULES.read_text())["groups"]
@@ -56,7 +56,7 @@ def test_every_alert_has_a_case() -> None:
     assert alerts == fired
 
 
-def test_the_rules_name_only_metrics_and_labels_that_the_service_has() -> None:
+def test_the_rules_use_only_the_services_metrics_and_labels() -> None:
     families = {family.name: family for family in Metrics().registry.collect()}
     labels = {
         "inkserve_requests": {"route", "model", "status"},
@@ -75,11 +75,11 @@ def test_the_rules_name_only_metrics_and_labels_that_the_service_has() -> None:
         assert used <= labels[family], metric
 
 
-def test_nothing_names_a_metric_that_the_service_does_not_have() -> None:
+def test_docs_rules_and_dashboards_use_only_documented_metrics() -> None:
     document = (ROOT / "docs" / "observability.md").read_text()
     documented = set(
         re.findall(r"^\| `(inkserve_\w+)`", document, re.MULTILINE)
-    )  # which a test of its own checks
+    )  # another test compares this table with the service
     recorded = {"inkserve_request_errors", "inkserve_slow_requests"}
     files = [
         *(ROOT / "docs").glob("*.md"),
@@ -94,7 +94,7 @@ def test_nothing_names_a_metric_that_the_service_does_not_have() -> None:
     assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in parts} - recorded <= documented
 
 
-def test_the_document_tells_what_to_do_about_every_alert() -> None:
+def test_the_document_covers_every_alert() -> None:
     document = (ROOT / "docs" / "deployment.md").read_text()
     rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
     assert set(re.findall(r"\bInkserve[A-Z]\w+", document)) == {

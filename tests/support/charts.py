@@ -20,7 +20,7 @@ Manifest = dict[str, Any]
 
 
 class Loader(yaml.CSafeLoader):
-    """Reads "=" as Kubernetes does, where PyYAML knows a tag of YAML 1.1 for it and no value of that tag."""
+    """Reads "=" as a string, like Kubernetes; PyYAML gives it a tag of YAML 1.1 and cannot construct it."""
 
 
 Loader.add_constructor("tag:yaml.org,2002:value", lambda loader, node: loader.construct_scalar(node))
@@ -39,7 +39,7 @@ def values_of(case: str) -> Values:
 def render(
     values: Values, name: str = "digits", of: helm_python.Chart | None = None, revision: int = 1
 ) -> list[Manifest]:
-    """Every manifest but the notes."""
+    """Render every manifest, without the notes."""
     files = (of or chart()).render(
         values, name=name, namespace="serving", revision=revision, is_upgrade=revision > 1
     )
@@ -48,7 +48,7 @@ def render(
 
 
 def one(manifests: list[Manifest], kind: str, name: str = "") -> Manifest:
-    """The only manifest of the kind, or the only one of the name too."""
+    """Return the only manifest of the kind, or of the kind and name."""
     of_kind = [manifest for manifest in manifests if manifest["kind"] == kind]
     (found,) = [manifest for manifest in of_kind if name in ("", manifest["metadata"]["name"])]
     return found
@@ -63,19 +63,19 @@ def pod_specs(manifests: list[Manifest]) -> Iterator[Manifest]:
 
 
 def servers(manifests: list[Manifest]) -> dict[str, Manifest]:
-    """The containers of the service's pod by name: inkserve, or engine and http."""
+    """Return the service's containers by name: inkserve, or engine and http."""
     containers = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
     return {container["name"]: container for container in containers}
 
 
 def server(manifests: list[Manifest]) -> Manifest:
-    """The container that answers HTTP."""
+    """Return the container that serves HTTP."""
     (container,) = [each for each in servers(manifests).values() if "ports" in each]
     return container
 
 
 def environment(container: Manifest) -> dict[str, str]:
-    """As the kubelet makes it, in a pod of the name a-pod."""
+    """Return the variables as the kubelet sets them in a pod named a-pod."""
     env: dict[str, str] = {}
     for entry in container["env"]:
         if "valueFrom" in entry:
@@ -89,5 +89,5 @@ def environment(container: Manifest) -> dict[str, str]:
 
 
 def mounts(container: Manifest) -> dict[str, str]:
-    """Where each volume is mounted."""
+    """Return each volume's mount path."""
     return {mount["name"]: mount["mountPath"] for mount in container.get("volumeMounts", [])}
