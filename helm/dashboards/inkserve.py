@@ -8,7 +8,9 @@ import json
 from pathlib import Path
 
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
+from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.variants import Dataquery
 from grafana_foundation_sdk.models.common import (
     BigValueGraphMode,
     GraphTresholdsStyleMode,
@@ -49,9 +51,9 @@ def rate(metric: str, by: str, selector: str = S) -> str:
     return f"sum by ({by}) (rate(inkserve_{metric}{{{selector}}}{RATE}))"
 
 
-def targets(queries: Queries, *, instant: bool = False) -> list[prometheus.Dataquery]:
+def targets(queries: Queries, *, instant: bool = False) -> list[Builder[Dataquery]]:
     """Return the queries as a panel's targets."""
-    built = []
+    built: list[Builder[Dataquery]] = []
     for index, (legend, expression) in enumerate(queries.items()):
         query = prometheus.Dataquery().expr(expression).legend_format(legend).ref_id(chr(ord("A") + index))
         built.append(query.instant() if instant else query.range())

@@ -4,7 +4,7 @@ import copy
 import json
 import os
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,14 +92,14 @@ class Report:
     passed: set[tuple[str, str]]
 
 
-def judge(folder: Path, cases: dict[str, Iterable[Manifest]]) -> Report:
+def judge(folder: Path, cases: Mapping[str, Iterable[Manifest]]) -> Report:
     """Run checkov once for all cases, because its startup takes longer than the checks."""
     for case, manifests in cases.items():
         for index, manifest in enumerate(manifests):
             file = folder / case / f"{index}.yaml"
             file.parent.mkdir(exist_ok=True)
             file.write_text(yaml.safe_dump(manifest))
-    command = [CHECKOV, "--directory", folder, "--framework", "kubernetes", "--output", "json"]
+    command = [str(CHECKOV), "--directory", str(folder), "--framework", "kubernetes", "--output", "json"]
     run = subprocess.run(
         [*command, "--compact", "--skip-download"], capture_output=True, text=True, timeout=240, check=False
     )

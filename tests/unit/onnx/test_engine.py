@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -200,7 +201,7 @@ def test_a_broken_graph_raises_an_error_that_names_the_file(add_classifier: Call
     ],
 )
 def test_a_manifest_that_contradicts_the_graph_raises_an_error(
-    add_classifier: Callable[..., Path], changes: dict[str, object], message: str
+    add_classifier: Callable[..., Path], changes: dict[str, Any], message: str
 ) -> None:
     folder = add_classifier()
     with pytest.raises(ManifestError, match=message):
