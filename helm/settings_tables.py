@@ -39,8 +39,8 @@ and both win over the default.
 Startup fails with exit code 2 at an unknown flag, at an `INKSERVE_` variable that is not a setting, and at a
 value out of bounds.
 
-| flag | values | default | meaning |
-|---|---|---|---|
+| flag | default | meaning |
+|---|---|---|
 """
 
 OLD_NAMES = """
@@ -109,7 +109,7 @@ def _row(name: str, field: dict[str, Any], in_chart: dict[str, Any]) -> str:
     default = _default(field["default"])
     if chart_name(name) in in_chart and in_chart[chart_name(name)] != field["default"]:
         default += f"; in the chart {_default(in_chart[chart_name(name)])}"
-    return f"| `{flag(name)}` | {_values(field)} | {default} | {field['description']} |\n"
+    return f"| `{flag(name)}` | {default} | {field['description']}{_values(field)} |\n"
 
 
 def _default(value: object) -> str:
@@ -120,14 +120,12 @@ def _default(value: object) -> str:
 
 def _values(field: dict[str, Any]) -> str:
     if "enum" in field:
-        return ", ".join(f"`{value}`" for value in field["enum"])
+        return f". Values: {', '.join(f'`{value}`' for value in field['enum'])}"
     if "exclusiveMinimum" in field:
-        return f"above {field['exclusiveMinimum']}, up to {field['maximum']}"
+        return f". Values: above {field['exclusiveMinimum']}, up to {field['maximum']}"
     if "maximum" in field:
-        return f"{field['minimum']} to {field['maximum']}"
-    if "minimum" in field:
-        return f"{field['minimum']} or more"
-    return "switch" if field["type"] == "boolean" else "text"
+        return f". Values: {field['minimum']} to {field['maximum']}"
+    return f". Values: {field['minimum']} or more" if "minimum" in field else ""
 
 
 if __name__ == "__main__":
