@@ -1,1 +1,1 @@
-"""The routes that clients call, one module per route."""
+"""The routes: one module per resource, their schemas and their OpenAPI description."""

@@ -34,7 +34,8 @@ from service.models.tensors import Array
 from service.serving.predictor import Predictor, infer
 from service.settings import Settings
 
-QUERY = ("model", "version", "count", "digit", "seed")
+QUERY = tuple(name for name in GenerateRequest.model_fields if name != "z")
+"""What may stand in the query: everything but latents."""
 MIXED = "mixed"
 INLINE_IMAGES = 16
 """Up to so many images are encoded on the event loop: handing them to a thread would take longer."""
@@ -62,7 +63,7 @@ class Generate:
         scope[MODEL] = manifest.name
         z, seed = self._latents(wanted, raw_z, manifest)
         inputs = {"z": z}
-        labels = _label_indexes(wanted.digit, len(z), manifest)
+        labels = _label_indexes(wanted, len(z), manifest)
         if labels is not None:
             inputs["label"] = labels
         work = infer(self._predictor, manifest.name, target.version, inputs, deadline)
@@ -77,8 +78,8 @@ class Generate:
             body = await off_loop(len(images) > INLINE_IMAGES, _sprite_png, images)
             every = (*model_headers(manifest.name, inference.version), *seed_header)
             return Answer(body, PNG, headers=every, timing=timing, model=manifest.name)
-        digits = [None] * len(images) if labels is None else [manifest.labels[index] for index in labels]
-        pictures = await off_loop(len(images) > INLINE_IMAGES, _pictures, images, digits)
+        names = [None] * len(images) if labels is None else [manifest.labels[index] for index in labels]
+        pictures = await off_loop(len(images) > INLINE_IMAGES, _pictures, images, names)
         answer = {"model": manifest.name, "version": inference.version, "seed": seed, "images": pictures}
         return Answer(to_json(answer), headers=seed_header, timing=timing, model=manifest.name)
 
@@ -126,29 +127,43 @@ class Generate:
         return z, None
 
 
-def _label_indexes(digit: str | int, rows: int, manifest: Manifest) -> NDArray[np.int64] | None:
-    """The label input of each row, or None for a model without one."""
-    name = str(digit)
+def _label_indexes(wanted: GenerateRequest, rows: int, manifest: Manifest) -> NDArray[np.int64] | None:
+    """The label input of each row, or None for a model without one. Raises InvalidInput."""
+    field, label = _wanted_label(wanted)
     if manifest.input("label") is None:
-        if name != MIXED:
-            raise InvalidInput(f"digit is {name[:40]!r}, but model {manifest.name} takes no label")
+        if label != MIXED:
+            raise InvalidInput(f"{field} is {label[:40]!r}, but model {manifest.name} accepts no label")
         return None
-    if name == MIXED:
+    if label == MIXED:
         return np.arange(rows, dtype=np.int64) % len(manifest.labels)
-    if name not in manifest.labels:
+    if label not in manifest.labels:
         known = ", ".join(manifest.labels[:20])
-        raise InvalidInput(f"digit is {name[:40]!r}, expected one of {known} or {MIXED}")
-    return np.full(rows, manifest.labels.index(name), np.int64)
+        raise InvalidInput(f"{field} is {label[:40]!r}, expected one of {known} or {MIXED}")
+    return np.full(rows, manifest.labels.index(label), np.int64)
+
+
+def _wanted_label(wanted: GenerateRequest) -> tuple[str, str]:
+    """The field that names the label, as the client wrote it, and the label. Raises InvalidInput."""
+    if wanted.label is not None and wanted.digit is not None:
+        raise InvalidInput("label and digit are both given, expected only label")
+    if wanted.digit is not None:
+        return "digit", str(wanted.digit)
+    return "label", MIXED if wanted.label is None else str(wanted.label)
 
 
 def _sprite_png(images: NDArray[np.uint8]) -> bytes:
     return codecs.png_from_image(codecs.sprite(images) if len(images) > 1 else images[0])
 
 
-def _pictures(images: NDArray[np.uint8], digits: Sequence[str | None]) -> list[dict[str, str | None]]:
+def _pictures(images: NDArray[np.uint8], labels: Sequence[str | None]) -> list[dict[str, str | None]]:
+    """Each image, as `schemas.GeneratedImage` describes it."""
     return [
-        {"digit": digit, "png": base64.b64encode(codecs.png_from_image(image)).decode("ascii")}
-        for digit, image in zip(digits, images, strict=True)
+        {
+            "label": label,
+            "digit": label,
+            "png": base64.b64encode(codecs.png_from_image(image)).decode("ascii"),
+        }
+        for label, image in zip(labels, images, strict=True)
     ]
 
 

@@ -141,7 +141,7 @@ def _generate_post() -> Json:
         "content": {
             "application/json": {
                 "schema": {"$ref": REF.format(model="GenerateRequest")},
-                "examples": {"sixteen sevens": {"value": {"digit": "7", "count": 16, "seed": 1}}},
+                "examples": {"sixteen sevens": {"value": {"label": "7", "count": 16, "seed": 1}}},
             },
             "application/octet-stream": _BINARY,
         }
@@ -149,7 +149,7 @@ def _generate_post() -> Json:
     return described
 
 
-_EXAMPLES: Json = {"count": 16, "digit": "7", "seed": 1}
+_EXAMPLES: Json = {"count": 16, "label": "7", "seed": 1}
 
 
 def _generated() -> Json:

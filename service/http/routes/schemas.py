@@ -2,11 +2,14 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from service.content.latents import MAX_SEED
 from service.errors import InvalidInput
 from service.models.manifest import TensorSpec
+
+_DEPRECATED: dict[str, JsonValue] = {"deprecated": True}
+"""In the schema only: pydantic's own `deprecated` warns whenever the field is read."""
 
 
 class _Body(BaseModel):
@@ -48,12 +51,17 @@ class GenerateRequest(_Body):
     count: int | None = Field(
         None, ge=1, description="How many images; 1 if absent, or as many as z has rows."
     )
-    digit: str | int = Field(
-        "mixed",
-        description="The label of every image, or `mixed`: image i has the i-th label, from the first again.",
+    label: str | int | None = Field(
+        None,
+        description="The label of every image, one of the model's; `mixed`, as if absent: image i gets the "
+        "i-th label, wrapping around.",
+    )
+    digit: str | int | None = Field(
+        None, description="The former name of `label`.", json_schema_extra=_DEPRECATED
     )
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
-        None, description="The same seed gives the same images; a random one is chosen, and told, if absent."
+        None,
+        description="The same seed gives the same images; if absent, a random one is chosen and returned.",
     )
     z: Any = Field(None, description="Latents instead of a seed: a list of numbers, or a list of such lists.")
 
@@ -61,7 +69,10 @@ class GenerateRequest(_Body):
 class GeneratedImage(_Body):
     """One generated image."""
 
-    digit: str | None = Field(description="The label that was asked for, if the model takes one.")
+    label: str | None = Field(description="The image's label; null if the model has no labels.")
+    digit: str | None = Field(
+        description="The former name of `label`, with the same value.", json_schema_extra=_DEPRECATED
+    )
     png: str = Field(description="Base64 of a PNG.")
 
 

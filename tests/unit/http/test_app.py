@@ -26,6 +26,7 @@ from tests.support.http import image, png, settings
 from tests.support.models import LATENT
 
 OCTETS = {"content-type": "application/octet-stream"}
+JSON_BODY = {"content-type": "application/json"}
 
 
 @pytest.fixture
@@ -165,7 +166,7 @@ RAW = image(1).tobytes()
         ("/classify", RAW, OCTETS | {"accept": "text/html"}, 406, "Accept is 'text/html', expected one of"),
         ("/classify", b"{", {"content-type": "application/json"}, 400, "body is not JSON"),
         ("/classify", b"{}", {"content-type": "application/json"}, 400, "images is missing"),
-        ("/classify", b'{"images":1,"a":2}', {"content-type": "application/json"}, 400, "a is unknown"),
+        ("/classify", b'{"images":1,"a":2}', JSON_BODY, 400, "a is unknown"),
         ("/classify", b"null", {"content-type": "application/json"}, 400, "expected"),
         ("/classify", b"--x", {"content-type": "multipart/form-data"}, 400, "form cannot be read"),
         ("/classify?top_k=11", RAW, OCTETS, 400, r"top_k is '11', expected a whole number in 1..10"),
@@ -205,7 +206,7 @@ async def test_a_wrong_request_says_what_was_seen_and_expected(
 
 
 async def test_generated_images_come_as_one_png(client: httpx.AsyncClient) -> None:
-    response = await client.get("/generate?digit=7&count=16&seed=1")
+    response = await client.get("/generate?label=7&count=16&seed=1")
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "image/png"
     assert response.headers["inkserve-seed"] == "1"
@@ -220,13 +221,13 @@ async def test_a_single_image_is_a_png_of_its_own(client: httpx.AsyncClient) -> 
 
 
 async def test_the_three_forms_hold_the_same_pixels(client: httpx.AsyncClient) -> None:
-    body = {"digit": 7, "count": 3, "seed": 5, "model": "ramp", "version": 1}
+    body = {"label": 7, "count": 3, "seed": 5, "model": "ramp", "version": 1}
     raw = await client.post("/generate", json=body, headers={"accept": "application/octet-stream"})
     assert raw.headers["inkserve-shape"] == "3,28,28"
     images = np.frombuffer(raw.content, np.uint8).reshape(3, 28, 28)
     answer = (await client.post("/generate", json=body, headers={"accept": "application/json"})).json()
     assert (answer["model"], answer["version"], answer["seed"]) == ("ramp", 1, 5)
-    assert [each["digit"] for each in answer["images"]] == ["7"] * 3
+    assert [each["label"] for each in answer["images"]] == ["7"] * 3
     for pixels, each in zip(images, answer["images"], strict=True):
         picture = Image.open(io.BytesIO(base64.b64decode(each["png"])))
         assert np.array_equal(np.asarray(picture), pixels)
@@ -246,22 +247,31 @@ async def test_a_seed_that_was_chosen_is_told(client: httpx.AsyncClient) -> None
     assert first.content == again.content
 
 
-async def test_mixed_digits_take_turns(client: httpx.AsyncClient) -> None:
-    answer = (await client.get("/generate?count=12", headers={"accept": "application/json"})).json()
-    assert [each["digit"] for each in answer["images"]] == [*"0123456789", "0", "1"]
+@pytest.mark.parametrize("query", ["", "&label=mixed"])
+async def test_mixed_labels_wrap_around(client: httpx.AsyncClient, query: str) -> None:
+    answer = (await client.get(f"/generate?count=12{query}", headers={"accept": "application/json"})).json()
+    assert [each["label"] for each in answer["images"]] == [*"0123456789", "0", "1"]
+
+
+async def test_digit_still_names_the_label(client: httpx.AsyncClient) -> None:
+    headers = {"accept": "application/json"}
+    named = (await client.get("/generate?label=7&seed=1&count=2", headers=headers)).json()
+    assert (await client.get("/generate?digit=7&seed=1&count=2", headers=headers)).json() == named
+    body = {"digit": 7, "seed": 1, "count": 2}
+    assert (await client.post("/generate", json=body, headers=headers)).json() == named
+    assert [each["digit"] for each in named["images"]] == ["7", "7"]
 
 
 async def test_latents_may_be_given_instead_of_a_seed(client: httpx.AsyncClient) -> None:
     z = draw_latents(9, 3, LATENT)
     headers = {"accept": "application/octet-stream"}
-    seeded = await client.get("/generate?seed=9&count=3&digit=2", headers=headers)
-    as_json = await client.post("/generate", json={"z": z.tolist(), "digit": "2"}, headers=headers)
-    as_bytes = await client.post("/generate?digit=2", content=z.tobytes(), headers=headers | OCTETS)
+    seeded = await client.get("/generate?seed=9&count=3&label=2", headers=headers)
+    as_json = await client.post("/generate", json={"z": z.tolist(), "label": "2"}, headers=headers)
+    as_bytes = await client.post("/generate?label=2", content=z.tobytes(), headers=headers | OCTETS)
     assert seeded.content == as_json.content == as_bytes.content
     assert "inkserve-seed" not in as_json.headers
 
 
-JSON_BODY = {"content-type": "application/json"}
 Z = draw_latents(1, 1, LATENT).tobytes()
 
 
@@ -270,7 +280,11 @@ Z = draw_latents(1, 1, LATENT).tobytes()
     [
         ("/generate?count=0", b"", {}, 400, "count is '0', expected"),
         ("/generate?count=41", b"", {}, 413, "count is 41, expected at most 40"),
+        ("/generate?label=eleven", b"", {}, 400, "label is 'eleven', expected one of 0, 1, 2"),
         ("/generate?digit=eleven", b"", {}, 400, "digit is 'eleven', expected one of 0, 1, 2"),
+        ("/generate?label=1&digit=1", b"", {}, 400, "label and digit are both given, expected only label"),
+        ("/generate?label=1", b'{"digit":1}', JSON_BODY, 400, "label and digit are both given"),
+        ("/generate", b'{"label":1,"digit":2}', JSON_BODY, 400, "label and digit are both given"),
         ("/generate?seed=-1", b"", {}, 400, "seed is '-1', expected"),
         ("/generate?seed=18446744073709551616", b"", {}, 400, "seed is"),
         ("/generate?model=first-pixel", b"", {}, 400, "is for classification, expected one for generation"),
