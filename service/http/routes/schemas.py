@@ -124,7 +124,13 @@ def invalid_input(error: ValidationError) -> InvalidInput:
     problem = error.errors(include_url=False)[0]
     name = ".".join(str(part) for part in problem["loc"] if isinstance(part, int) or part.islower())
     if problem["type"] == "extra_forbidden":
-        return InvalidInput(f"{name} is unknown")
+        return InvalidInput(f"{name} is unknown, expected one of {', '.join(_known_fields(error.title))}")
     if problem["type"] == "missing":
         return InvalidInput(f"{name} is missing")
     return InvalidInput(f"{name} is {str(problem['input'])[:80]!r}, expected: {problem['msg']}")
+
+
+def _known_fields(body: str) -> list[str]:
+    """The fields of the request body with that class name, without deprecated ones."""
+    fields = next(kind.model_fields for kind in (ClassifyRequest, GenerateRequest) if kind.__name__ == body)
+    return [name for name, field in fields.items() if field.json_schema_extra != _DEPRECATED]
