@@ -17,8 +17,8 @@ from service.observability.logs import log_access
 from service.observability.metrics import Metrics
 from service.observability.request_ids import REQUEST_ID, new_request_id, sent_request_id
 
-OPEN = ("/", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/metrics")
-OPEN_BELOW = "/v2/health/"
+OPEN = ("/", "/docs", "/openapi.json", "/metrics")
+OPEN_BELOW = ("/v2/health/", "/docs/")
 """What needs no API key: probes, scrapes and documentation."""
 
 ID = "inkserve.request_id"
@@ -66,7 +66,7 @@ class Front:
             await self._serve_hot(endpoints, scope, receive, send)
 
     def _permits(self, scope: Scope) -> bool:
-        if self._keys is None or scope["path"] in OPEN or scope["path"].startswith(OPEN_BELOW):
+        if self._keys is None or is_open(scope["path"]):
             return True
         return self._keys.permits(scope["headers"])
 
@@ -141,6 +141,11 @@ class Front:
         self._metrics.requests.count(route, model, status, seconds)
         if self._access_log and request_id is not None:
             log_access(scope, model, status, seconds, request_id)
+
+
+def is_open(path: str) -> bool:
+    """Whether requests to this path need no API key."""
+    return path in OPEN or path.startswith(OPEN_BELOW)
 
 
 @lru_cache(64)
