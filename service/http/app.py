@@ -16,7 +16,7 @@ from service.http.dispatch import ID, Endpoint, Front
 from service.http.error_responses import error_answer, plain_error
 from service.http.fast.endpoint import Direct
 from service.http.responses import Answer
-from service.http.routes import health, models
+from service.http.routes import docs, health, models
 from service.http.routes.classify import Classify
 from service.http.routes.generate import Generate
 from service.http.routes.openapi import describe_hot_routes
@@ -44,7 +44,10 @@ def create_app(
         title="inkserve",
         version=package_version(),
         description="Classifies and generates images, batching rows across requests on one device.",
+        docs_url=None,
+        redoc_url=None,
     )
+    app.include_router(docs.routes())
     app.include_router(health.routes(predictor))
     app.include_router(models.routes(predictor))
     _add_operations(app, metrics, gather)
