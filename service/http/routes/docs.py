@@ -1,4 +1,4 @@
-"""GET /docs: Swagger UI over /openapi.json. All files come from this service, so it works without the internet.
+"""GET /docs: Swagger UI over /openapi.json, from files of our own, so that it works without the internet.
 
 The files are those of swagger-ui-dist, as the package `fastapi-swagger` ships them; its Python code is not
 run. Nothing is looked up or read before a browser asks for it.
