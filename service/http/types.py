@@ -12,6 +12,9 @@ Headers = Mapping[bytes, bytes]
 
 JSON = "application/json"
 OCTETS = "application/octet-stream"
+PNG = "image/png"
+JPEG = "image/jpeg"
+FORM = "multipart/form-data"
 
 MODEL = "inkserve.model"
 """The scope's key for the name of the model that was found: whoever counts a failure wants to know it."""

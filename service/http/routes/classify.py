@@ -19,10 +19,9 @@ from service.http.fast.head import Head
 from service.http.negotiation import media_type, negotiate
 from service.http.requests import parse_int, read_body, read_query
 from service.http.responses import Answer, to_json
-from service.http.routes.schemas import ClassifyRequest, invalid_input
+from service.http.routes.schemas import ClassifyQuery, ClassifyRequest, invalid_input
 from service.http.routes.shared import (
     INLINE_BYTES,
-    PNG,
     Target,
     answered_by,
     find_target,
@@ -33,14 +32,18 @@ from service.http.routes.shared import (
     read_timeout,
     server_timing,
 )
-from service.http.types import JSON, MODEL, OCTETS, Headers, Receive, Scope
+from service.http.types import FORM, JPEG, JSON, MODEL, OCTETS, PNG, Headers, Receive, Scope
 from service.models.catalogue import Catalogue
 from service.models.manifest import TensorSpec
 from service.models.tensors import Array
 from service.serving.predictor import Cancel, Done, Inference, Predictor, infer
 from service.settings import Settings
 
-QUERY = ("model", "version", "top_k")
+QUERY = tuple(ClassifyQuery.model_fields)
+ACCEPTED = (OCTETS, PNG, JPEG, JSON, FORM)
+"""Media types of bodies, as errors and the OpenAPI description list them."""
+OFFERED = (JSON, OCTETS)
+"""Media types of responses, the default one first."""
 UNDECLARED = ("", "application/x-www-form-urlencoded")
 """No Content-Type, or what curl sends where none was given: the body's first bytes decide."""
 
@@ -117,7 +120,7 @@ class Classify:
         )
 
     def _wish(self, target: Target, query: Mapping[str, str], headers: Headers) -> Wish:
-        accepted = negotiate(headers, (JSON, OCTETS))
+        accepted = negotiate(headers, OFFERED)
         timeout = read_timeout(headers, self._settings.request_timeout_seconds)
         return Wish(target, timeout, accepted, _top_k(query, len(target.manifest.labels), accepted))
 
@@ -128,13 +131,12 @@ class Classify:
             return codecs.rows_from_raw(body, spec, self._settings.max_request_rows)
         if kind == JSON:
             return await off_loop(len(body) > INLINE_BYTES, self._from_json, body, spec)
-        if kind == "multipart/form-data":
+        if kind == FORM:
             return await self._from_form(headers, body, spec)
         if kind in UNDECLARED or kind.startswith("image/"):
             return await off_loop(len(body) > INLINE_BYTES, self._from_image, body, spec)
         raise UnsupportedMedia(
-            f"Content-Type is {kind[:80]!r}, expected {OCTETS}, {PNG}, image/jpeg, {JSON} or "
-            "multipart/form-data"
+            f"Content-Type is {kind[:80]!r}, expected {', '.join(ACCEPTED[:-1])} or {ACCEPTED[-1]}"
         )
 
     def _from_image(self, body: bytes, spec: TensorSpec) -> Array:

@@ -13,12 +13,12 @@ from service.content import codecs
 from service.content.latents import draw_latents, random_seed
 from service.errors import InvalidInput, PayloadTooLarge, UnsupportedMedia
 from service.http.disconnects import DisconnectWatch
+from service.http.headers import SEED
 from service.http.negotiation import media_type, negotiate
 from service.http.requests import read_body, read_query
 from service.http.responses import Answer, to_json
 from service.http.routes.schemas import GenerateRequest, invalid_input
 from service.http.routes.shared import (
-    PNG,
     answered_by,
     find_target,
     load_json,
@@ -28,7 +28,7 @@ from service.http.routes.shared import (
     read_timeout,
     server_timing,
 )
-from service.http.types import JSON, MODEL, OCTETS, Headers, Receive, Scope
+from service.http.types import JSON, MODEL, OCTETS, PNG, Headers, Receive, Scope
 from service.models.manifest import Manifest
 from service.models.tensors import Array
 from service.serving.predictor import Predictor, infer
@@ -36,6 +36,10 @@ from service.settings import Settings
 
 QUERY = tuple(name for name in GenerateRequest.model_fields if name != "z")
 """What may stand in the query: everything but latents."""
+ACCEPTED = (JSON, OCTETS)
+"""Media types of bodies, as errors and the OpenAPI description list them."""
+OFFERED = (PNG, JSON, OCTETS)
+"""Media types of responses, the default one first."""
 MIXED = "mixed"
 INLINE_IMAGES = 16
 """Up to so many images are encoded on the event loop: handing them to a thread would take longer."""
@@ -54,7 +58,7 @@ class Generate:
         arrived = time.monotonic()
         headers: Headers = dict(scope["headers"])
         deadline = arrived + read_timeout(headers, self._settings.request_timeout_seconds)
-        accepted = negotiate(headers, (PNG, JSON, OCTETS))
+        accepted = negotiate(headers, OFFERED)
         wanted, raw_z = await self._read(scope, headers, receive)
         target = find_target(
             self._predictor, "generation", wanted.model, wanted.version, self._settings.default_generator
@@ -71,7 +75,7 @@ class Generate:
         manifest = answered_by(self._predictor, manifest, inference)
         images = inference.outputs[manifest.outputs[0].name]
         timing = server_timing(inference)
-        seed_header = () if seed is None else ((b"inkserve-seed", str(seed).encode("ascii")),)
+        seed_header = () if seed is None else ((SEED.wire, str(seed).encode("ascii")),)
         if accepted == OCTETS:
             return raw_answer(target, inference, images, seed_header)
         if accepted == PNG:
@@ -95,7 +99,7 @@ class Generate:
         elif body and kind == JSON:
             values = _merge(values, load_json(body))
         elif body:
-            raise UnsupportedMedia(f"Content-Type is {kind[:80]!r}, expected {JSON} or {OCTETS}")
+            raise UnsupportedMedia(f"Content-Type is {kind[:80]!r}, expected {' or '.join(ACCEPTED)}")
         try:
             return GenerateRequest.model_validate(values), raw_z
         except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The JSON bodies of the native routes: what they hold, for validation and for OpenAPI."""
+"""The queries and JSON bodies of the routes: one model each, for validation and for OpenAPI."""
 
 from typing import Annotated, Any
 
@@ -16,6 +16,16 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ClassifyQuery(_Body):
+    """What the query of /classify may hold."""
+
+    model: str | None = Field(None, description="A classifier; the default one if absent.")
+    version: int | None = Field(None, ge=1, description="A version of it; the latest if absent.")
+    top_k: int | None = Field(
+        None, ge=1, description="Return only the k largest probabilities of each image, descending."
+    )
+
+
 class ClassifyRequest(_Body):
     """Images to classify."""
 
@@ -26,7 +36,7 @@ class ClassifyRequest(_Body):
 
 
 class Prediction(_Body):
-    """What a classifier says of one image."""
+    """A classifier's result for one image."""
 
     label: str = Field(description="The most probable label.")
     probability: float = Field(description="Its probability.")
@@ -49,7 +59,7 @@ class GenerateRequest(_Body):
     model: str | None = Field(None, description="A generator; the default one if absent.")
     version: int | None = Field(None, ge=1, description="A version of it; the latest if absent.")
     count: int | None = Field(
-        None, ge=1, description="How many images; 1 if absent, or as many as z has rows."
+        None, ge=1, description="The number of images; 1 if absent, or the number of rows of z."
     )
     label: str | int | None = Field(
         None,
@@ -86,9 +96,21 @@ class GenerateResponse(_Body):
 
 
 class ErrorResponse(_Body):
-    """Why there is no answer: what was seen and what was expected."""
+    """Why a request failed: what was seen and what was expected."""
 
     error: str
+
+
+class Liveness(_Body):
+    """The process responds."""
+
+    live: bool
+
+
+class Readiness(_Body):
+    """Every model is loaded and warm, and new requests are accepted."""
+
+    ready: bool
 
 
 class ModelSummary(_Body):
@@ -102,7 +124,7 @@ class ModelSummary(_Body):
 
 
 class ModelDetail(ModelSummary):
-    """Everything known of a model version."""
+    """A model version in full."""
 
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
@@ -114,7 +136,7 @@ class ModelDetail(ModelSummary):
 
 
 class ModelList(_Body):
-    """The models that are being served."""
+    """The latest version of every model that is being served."""
 
     models: list[ModelSummary]
 

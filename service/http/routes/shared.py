@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import orjson
 
 from service.errors import InvalidInput
+from service.http.headers import MODEL, SHAPE, VERSION
+from service.http.headers import TIMEOUT as TIMEOUT_HEADER
 from service.http.requests import parse_int
 from service.http.responses import Answer
 from service.http.types import OCTETS, Headers
@@ -19,9 +21,7 @@ from service.serving.predictor import Inference, Predictor
 
 T = TypeVar("T")
 
-PNG = "image/png"
-TIMEOUT = b"inkserve-timeout"
-"""The request header that names a deadline, in seconds from now."""
+TIMEOUT = TIMEOUT_HEADER.wire
 MAX_VERSION = 2**31
 INLINE_BYTES = 16 * 1024
 """Bodies up to this are decoded on the event loop: handing them to a thread would take longer."""
@@ -91,13 +91,13 @@ def raw_answer(
 @lru_cache
 def _raw_headers(name: str, version: int, shape: tuple[int, ...]) -> tuple[tuple[bytes, bytes], ...]:
     sizes = b",".join(b"%d" % size for size in shape)
-    return (*model_headers(name, version), (b"inkserve-shape", sizes))
+    return (*model_headers(name, version), (SHAPE.wire, sizes))
 
 
 @lru_cache
 def model_headers(name: str, version: int) -> tuple[tuple[bytes, bytes], ...]:
     """Which model answered, for answers that are not JSON."""
-    return (b"inkserve-model", name.encode("ascii")), (b"inkserve-version", b"%d" % version)
+    return (MODEL.wire, name.encode("ascii")), (VERSION.wire, b"%d" % version)
 
 
 def server_timing(inference: Inference) -> bytes:

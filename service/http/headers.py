@@ -1,0 +1,68 @@
+"""The headers that clients send and read: declared once, for the wire and for the OpenAPI description."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Header:
+    """A header of requests, responses or both.
+
+    name: as documents write it. wire: the same in lower case, as ASGI has it.
+    schema: of its value, as JSON Schema.
+    """
+
+    name: str
+    description: str
+    schema: Mapping[str, object] = field(default_factory=lambda: {"type": "string"}, hash=False)
+    example: str | int | None = None
+
+    @property
+    def wire(self) -> bytes:
+        """The name in lower case."""
+        return self.name.lower().encode("ascii")
+
+
+TIMEOUT = Header(
+    "Inkserve-Timeout",
+    "Seconds until the deadline; at most, and if absent, the service's own limit.",
+    {"type": "number", "exclusiveMinimum": 0},
+)
+REQUEST_ID = Header(
+    "X-Request-Id",
+    "The request's id in the log: the one that the client sent, otherwise a new one. An id has at most 128 "
+    "letters, digits and ._~:/+=@-",
+)
+TRACEPARENT = Header(
+    "Traceparent",
+    "The trace that the request belongs to (W3C Trace Context).",
+    example="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+)
+TRACERESPONSE = Header(
+    "Traceresponse",
+    "The request's own span (W3C Trace Context, level 2).",
+    example="00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01",
+)
+SERVER_TIMING = Header(
+    "Server-Timing",
+    "Milliseconds in the queue and on the device, and the rows of the batch.",
+    example='queue;dur=0.105, compute;dur=1.442, batch;desc="37"',
+)
+MODEL = Header("Inkserve-Model", "The model that answered; in JSON, `model`.", example="cnn")
+VERSION = Header(
+    "Inkserve-Version", "Its version; in JSON, `version`.", {"type": "integer", "minimum": 1}, example=1
+)
+SHAPE = Header(
+    "Inkserve-Shape", "The shape of raw rows, sizes separated by commas; rows first.", example="16,28,28"
+)
+SEED = Header(
+    "Inkserve-Seed",
+    "The seed that the latents were drawn from; absent if the request has latents.",
+    {"type": "integer", "minimum": 0},
+    example=1,
+)
+ALLOW = Header("Allow", "The methods that the path has, separated by commas.", example="GET, POST")
+RETRY_AFTER = Header(
+    "Retry-After", "Seconds to wait before trying again.", {"type": "integer", "minimum": 0}, example=1
+)
+WWW_AUTHENTICATE = Header("WWW-Authenticate", "The scheme of the expected API key.", example="Bearer")
