@@ -12,19 +12,27 @@ from starlette.exceptions import HTTPException
 from service.errors import InkserveError
 from service.http.api_keys import ApiKeys
 from service.http.disconnects import DisconnectWatch
-from service.http.dispatch import ID, Endpoint, Front
+from service.http.dispatch import ID, Endpoint, Front, is_open
 from service.http.error_responses import error_answer, plain_error
 from service.http.fast.endpoint import Direct
 from service.http.responses import Answer
 from service.http.routes import docs, health, models
 from service.http.routes.classify import Classify
 from service.http.routes.generate import Generate
-from service.http.routes.openapi import describe_hot_routes
+from service.http.routes.openapi import Description
+from service.http.routes.openapi_objects import describe_errors
 from service.observability.metrics import Metrics, package_version
 from service.serving.predictor import Predictor
 from service.settings import Settings
 
 Gather = Callable[[], Awaitable[CollectorRegistry]]
+
+METRICS_OFFERED = tuple(
+    choose_encoder(accept)[1].partition(";")[0] for accept in ("", "application/openmetrics-text")
+)
+"""Media types of /metrics, the default one first."""
+
+_TEXT = {"schema": {"type": "string"}}
 
 
 def create_app(
@@ -46,6 +54,7 @@ def create_app(
         description="Classifies and generates images, batching rows across requests on one device.",
         docs_url=None,
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
     )
     app.include_router(docs.routes())
     app.include_router(health.routes(predictor))
@@ -56,7 +65,8 @@ def create_app(
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(Exception, _on_bug)
-    describe_hot_routes(app, with_keys=keys is not None)
+    needs_key = None if keys is None else lambda path: not is_open(path)
+    app.openapi = Description(app, predictor, settings, needs_key).document  # type: ignore[method-assign]
     watch = DisconnectWatch()
     classify, generate = Classify(predictor, settings, watch), Generate(predictor, settings, watch)
     hot: dict[str, dict[str, Endpoint]] = {
@@ -76,7 +86,9 @@ def _add_operations(app: FastAPI, metrics: Metrics, gather: Gather | None) -> No
     async def root() -> RedirectResponse:
         return RedirectResponse("/docs")
 
-    @app.get("/metrics", tags=["operations"], response_class=Response)
+    described = describe_errors(InkserveError) | {200: {"content": dict.fromkeys(METRICS_OFFERED, _TEXT)}}
+
+    @app.get("/metrics", tags=["operations"], response_class=Response, responses=described)
     async def prometheus_metrics(request: Request) -> Response:
         """Metrics, in the text format of Prometheus or of OpenMetrics."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))

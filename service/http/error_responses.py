@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from functools import cache
+from typing import NamedTuple
 
 from service.errors import (
     DeadlineExceeded,
@@ -19,24 +19,45 @@ from service.errors import (
     UnsupportedMedia,
 )
 from service.http.disconnects import ClientDisconnected
+from service.http.headers import ALLOW, RETRY_AFTER, WWW_AUTHENTICATE, Header
 from service.http.responses import Answer, to_json
 from service.observability.logs import FIELDS, request_fields
 from service.observability.metrics import Rejection
 
 logger = logging.getLogger(__name__)
 
-STATUS: dict[type[InkserveError], int] = {
-    ModelNotFound: 404,
-    Unauthorized: 401,
-    NotAcceptable: 406,
-    PayloadTooLarge: 413,
-    UnsupportedMedia: 415,
-    RequestError: 400,
-    DeadlineExceeded: 504,
-    Unavailable: 503,
-    InkserveError: 500,
+
+class ErrorRow(NamedTuple):
+    """How the errors of one class are answered.
+
+    reason: what the status means, for the OpenAPI description.
+    headers: sent with every response of this status; the value is None if it depends on the request.
+    """
+
+    status: int
+    reason: str
+    headers: tuple[tuple[Header, str | None], ...] = ()
+
+
+_RETRY = ((RETRY_AFTER, "1"),)
+
+ERRORS: dict[type[InkserveError], ErrorRow] = {
+    ModelNotFound: ErrorRow(404, "The model or its version is unknown."),
+    Unauthorized: ErrorRow(401, "The API key is missing or unknown.", ((WWW_AUTHENTICATE, "Bearer"),)),
+    NotAcceptable: ErrorRow(406, "The Accept header allows no media type offered here."),
+    PayloadTooLarge: ErrorRow(413, "The request has too many bytes, pixels or rows."),
+    UnsupportedMedia: ErrorRow(415, "The body's Content-Type is not accepted here."),
+    RequestError: ErrorRow(400, "The request is not as expected; the error says what was seen."),
+    DeadlineExceeded: ErrorRow(504, "The deadline passed before the request was run."),
+    QueueFull: ErrorRow(503, "The model's queue has no room for the request.", _RETRY),
+    ModelNotReady: ErrorRow(503, "The model is loading, draining or unavailable.", _RETRY),
+    Unavailable: ErrorRow(503, "The service accepts no new requests.", _RETRY),
+    InkserveError: ErrorRow(500, "The device failed, or inkserve has a bug; the log has the cause."),
 }
-"""The first class that an error is an instance of gives its status."""
+"""The first class that an error is an instance of gives its row."""
+
+METHOD_NOT_ALLOWED = ErrorRow(405, "The path does not have the request's method.", ((ALLOW, None),))
+"""No error class: the routers find it."""
 
 REJECTIONS: dict[type[Exception], Rejection] = {
     QueueFull: "queue_full",
@@ -53,22 +74,26 @@ def error_answer(error: Exception, request_id: bytes = b"") -> Answer:
     if not isinstance(error, InkserveError):
         logger.error("a request failed", exc_info=error, extra=fields)
         return plain_error(500, "internal error")
-    status = _status_of(type(error))  # type: ignore[arg-type]  # mypy takes a class for unhashable
+    status = row_of(type(error)).status
     if status == 500:
         logger.error("a request failed: %s", error, extra=fields)
     return plain_error(status, str(error))
 
 
-@cache
-def _status_of(kind: type[InkserveError]) -> int:
-    return next(status for base, status in STATUS.items() if issubclass(kind, base))
+def row_of(kind: type[InkserveError]) -> ErrorRow:
+    """How errors of this class are answered."""
+    return next(row for base, row in ERRORS.items() if issubclass(kind, base))
+
+
+_FIXED = {
+    row.status: tuple((header.wire, value.encode("ascii")) for header, value in row.headers if value)
+    for row in ERRORS.values()
+}
+"""The headers of each status whose values are always the same."""
 
 
 def plain_error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Answer:
     """An error in the form that all of ours have."""
     pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()]
-    if status == 503:
-        pairs.append((b"retry-after", b"1"))
-    if status == 401:
-        pairs.append((b"www-authenticate", b"Bearer"))
+    pairs += _FIXED.get(status, ())
     return Answer(to_json({"error": message}), status=status, headers=tuple(pairs))

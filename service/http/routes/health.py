@@ -2,7 +2,9 @@
 
 from fastapi import APIRouter
 
-from service.errors import ShuttingDown
+from service.errors import InkserveError, ShuttingDown
+from service.http.routes.openapi_objects import describe_errors
+from service.http.routes.schemas import Liveness, Readiness
 from service.serving.predictor import Predictor
 
 
@@ -11,15 +13,15 @@ def routes(predictor: Predictor) -> APIRouter:
     router = APIRouter(prefix="/v2/health", tags=["operations"])
 
     @router.get("/live")
-    async def live() -> dict[str, bool]:
-        """Whether the process answers at all."""
-        return {"live": True}
+    async def live() -> Liveness:
+        """Report that the process responds."""
+        return Liveness(live=True)
 
-    @router.get("/ready", responses={503: {"description": "Not ready: send no requests."}})
-    async def ready() -> dict[str, bool]:
-        """Whether every model is loaded and warm, and new requests are welcome."""
+    @router.get("/ready", responses=describe_errors(ShuttingDown, InkserveError))
+    async def ready() -> Readiness:
+        """Report that every model is loaded and warm, and that new requests are accepted."""
         if not predictor.ready():
             raise ShuttingDown("the service is not ready")
-        return {"ready": True}
+        return Readiness(ready=True)
 
     return router

@@ -4,7 +4,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
-from service.http.routes.schemas import ErrorResponse, ModelDetail, ModelList, ModelSummary
+from service.errors import InkserveError, InvalidInput, ModelNotFound
+from service.http.routes.openapi_objects import describe_errors
+from service.http.routes.schemas import ModelDetail, ModelList, ModelSummary
 from service.http.routes.shared import MAX_VERSION
 from service.models.catalogue import Catalogue, ModelInfo
 from service.serving.predictor import Predictor
@@ -16,14 +18,14 @@ def routes(predictor: Predictor) -> APIRouter:
     """The list of models and each one's page."""
     router = APIRouter(prefix="/models", tags=["models"])
 
-    @router.get("")
+    @router.get("", responses=describe_errors(InkserveError))
     async def list_models() -> ModelList:
         """The latest version of every model."""
         models = predictor.models()
         names = sorted({info.manifest.name for info in models})
         return ModelList(models=[_summary(models, models.find(name)) for name in names])
 
-    @router.get("/{name}", responses={404: {"model": ErrorResponse}})
+    @router.get("/{name}", responses=describe_errors(InvalidInput, ModelNotFound, InkserveError))
     async def show_model(name: Annotated[str, Path()], version: Version = None) -> ModelDetail:
         """A model's tensors, labels, metrics and card."""
         models = predictor.models()

@@ -1,14 +1,28 @@
-"""The hot routes' part of the OpenAPI document: FastAPI cannot see them, so it is written here.
+"""The OpenAPI description, made from what answers: the models of bodies and queries, the media types that
+are negotiated, the headers and the table of errors.
 
-The bodies' schemas come from the models that validate them; the examples are real.
+FastAPI describes its own routes; /classify and /generate do without it and are described here.
 """
 
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from service.http.routes import generate
+from service.errors import Unauthorized
+from service.http import headers
+from service.http.error_responses import METHOD_NOT_ALLOWED
+from service.http.routes import examples
+from service.http.routes.openapi_inference import inference_paths
+from service.http.routes.openapi_objects import (
+    REF,
+    Json,
+    by_text,
+    describe_errors,
+    describe_rows,
+    header_entry,
+    header_parameter,
+)
 from service.http.routes.schemas import (
     ClassifyRequest,
     ClassifyResponse,
@@ -16,177 +30,89 @@ from service.http.routes.schemas import (
     GenerateRequest,
     GenerateResponse,
 )
-from service.http.routes.shared import TIMEOUT
+from service.models.catalogue import Catalogue
+from service.serving.predictor import Predictor
+from service.settings import Settings
 
-REF = "#/components/schemas/{model}"
-Json = dict[str, Any]
-
-SEVEN = (
-    "iVBORw0KGgoAAAANSUhEUgAAABwAAAAcCAAAAABXZoBIAAAAwUlEQVR42mNgGDaAEUKFpD77sfTFHeyS9xQYGBg+X4UKPuk6w8DA"
-    "wMDAAuGm6l/TMnSweCzLwPDntSTDozPIOhkYGBgYBA3PmDIw/Lh1XShnGi5nBP+9KIRLTuzl/2AokwlDMlv0/U1cGq1//rPD6fHW"
-    "f7tZcclxnv1hhVNj3b9tOOW8f3+wxCUnfPffMlxyzKf/3VbGJan2758vLjn5B/+KGXF78Z8JLjnbT+iSSGFrw8Nw9wuKJAsy56Lz"
-    "O+ITGABpETyQcCy90wAAAABJRU5ErkJggg=="
-)
-"""The first image of MNIST's test set, a seven, as base64 of a PNG."""
-
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-_MODEL = ("model", "The model's name; the default one if absent.", {"type": "string"})
-_VERSION = ("version", "A version of it; the latest if absent.", {"type": "integer", "minimum": 1})
-_TOP_K = (
-    "top_k",
-    "Only the k largest probabilities of each image.",
-    {"type": "integer", "minimum": 1},
-)
+BODIES = (ClassifyRequest, ClassifyResponse, GenerateRequest, GenerateResponse, ErrorResponse)
 
 
-_TIMEOUT: Json = {
-    "name": TIMEOUT.decode(),
-    "in": "header",
-    "description": "Seconds that the answer may take; at most, and if absent, the service's own deadline.",
-    "schema": {"type": "number", "exclusiveMinimum": 0},
-}
+class Description:
+    """The OpenAPI document of an application: made when it is first asked for, and again after a reload.
+
+    needs_key: whether requests to a path need an API key; None if no keys are in use.
+    """
+
+    def __init__(
+        self,
+        app: FastAPI,
+        predictor: Predictor,
+        settings: Settings,
+        needs_key: Callable[[str], bool] | None,
+    ) -> None:
+        self._app = app
+        self._describe_the_rest = app.openapi
+        self._predictor = predictor
+        self._settings = settings
+        self._needs_key = needs_key
+        self._catalogue: Catalogue | None = None
+
+    def document(self) -> Json:
+        """The document."""
+        models = self._predictor.models()
+        if self._catalogue is not models:
+            self._app.openapi_schema = None
+            self._complete(self._describe_the_rest(), models)
+            self._catalogue = models
+        return self._app.openapi_schema or {}
+
+    def _complete(self, document: Json, models: Catalogue) -> None:
+        """Add to FastAPI's document what FastAPI cannot see."""
+        document["paths"] = inference_paths(models, self._settings) | document["paths"]
+        components = document.setdefault("components", {})
+        schemas = components.setdefault("schemas", {})
+        for never_sent in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(never_sent, None)
+        schemas.update(_schemas())
+        if self._needs_key is not None:
+            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            document["security"] = [{"key": []}]
+        for path, operation in _operations(document):
+            self._complete_operation(path, operation)
+        _fill_in(document, "/models/{name}", "name", examples.model_name(models))
+
+    def _complete_operation(self, path: str, operation: Json) -> None:
+        """Add what all operations have in common."""
+        responses = operation["responses"]
+        responses.pop("422", None)  # FastAPI's own: `service.http.app` answers 400 instead
+        responses |= by_text(describe_rows([METHOD_NOT_ALLOWED]))
+        if self._needs_key is not None and self._needs_key(path):
+            responses |= by_text(describe_errors(Unauthorized))
+        elif self._needs_key is not None:
+            operation["security"] = []
+        traced = self._settings.tracing != "off"
+        sent = [headers.REQUEST_ID] + [headers.TRACEPARENT] * traced
+        operation["parameters"] = operation.get("parameters", []) + [header_parameter(each) for each in sent]
+        for response in responses.values():
+            response.setdefault("headers", {}).setdefault(*header_entry(headers.REQUEST_ID, required=True))
+            if traced:
+                response["headers"].setdefault(*header_entry(headers.TRACERESPONSE, required=True))
+        operation["responses"] = dict(sorted(responses.items()))
 
 
-def describe_hot_routes(app: FastAPI, *, with_keys: bool = False) -> None:
-    """Make the application's OpenAPI document name the hot routes too, and the API key if one is needed."""
-    describe_the_rest = app.openapi
-
-    def openapi() -> Json:
-        if app.openapi_schema is None:
-            document = describe_the_rest()
-            document["paths"] = _paths() | document["paths"]
-            components = document.setdefault("components", {})
-            components.setdefault("schemas", {}).update(_schemas())
-            if with_keys:
-                components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-                document["security"] = [{"key": []}]
-        return app.openapi_schema or {}
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI documents this as the way
+def _operations(document: Json) -> Iterator[tuple[str, Json]]:
+    return ((path, operation) for path, item in document["paths"].items() for operation in item.values())
 
 
 def _schemas() -> Json:
-    bodies = (ClassifyRequest, ClassifyResponse, GenerateRequest, GenerateResponse, ErrorResponse)
-    _, document = models_json_schema([(body, "validation") for body in bodies], ref_template=REF)
+    _, document = models_json_schema([(body, "validation") for body in BODIES], ref_template=REF)
     schemas: Json = document["$defs"]
     return schemas
 
 
-def _paths() -> Json:
-    return {
-        "/classify": {"post": _classify()},
-        "/generate": {"get": _generate_get(), "post": _generate_post()},
-    }
-
-
-def _classify() -> Json:
-    return {
-        "tags": ["inference"],
-        "summary": "Classify images",
-        "description": "Images as raw pixels (rows of 28 x 28 bytes, one after another), as one PNG or JPEG "
-        "of any size, as files of a form, or as JSON. PNG and JPEG are turned into digits in MNIST's way: "
-        "grey, light on dark, cropped, fitted to 20 x 20, centred by mass; a 28 x 28 PNG with a dark "
-        "ground is taken as it is.\n\n`Accept: application/octet-stream` answers with the probabilities "
-        "alone, little-endian float32, (images, labels).",
-        "parameters": [_query(*_MODEL), _query(*_VERSION), _query(*_TOP_K), _TIMEOUT],
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {"$ref": REF.format(model="ClassifyRequest")},
-                    "examples": {"a seven, base64 of a PNG": {"value": {"images": [SEVEN]}}},
-                },
-                "application/octet-stream": _BINARY,
-                "image/png": _BINARY,
-                "image/jpeg": _BINARY,
-                "multipart/form-data": {
-                    "schema": {
-                        "type": "object",
-                        "properties": {
-                            "images": {"type": "array", "items": {"type": "string", "format": "binary"}}
-                        },
-                    }
-                },
-            },
-        },
-        "responses": _responses(
-            {
-                "application/json": {"schema": {"$ref": REF.format(model="ClassifyResponse")}},
-                "application/octet-stream": _BINARY,
-            }
-        ),
-    }
-
-
-def _generate_get() -> Json:
-    fields = GenerateRequest.model_json_schema()["properties"]
-    return {
-        "tags": ["inference"],
-        "summary": "Generate images",
-        "description": "Answers with a PNG (several images as one sheet), with JSON (a PNG for each) or with "
-        "raw pixels, as Accept asks. The same seed gives the same bytes.",
-        "parameters": [
-            _query(name, fields[name]["description"], _plain(fields[name]), _EXAMPLES.get(name))
-            for name in generate.QUERY
-        ]
-        + [_TIMEOUT],
-        "responses": _responses(_generated()),
-    }
-
-
-def _generate_post() -> Json:
-    described = _generate_get()
-    described["description"] += " Latents may be sent as JSON, or raw: rows of little-endian float32."
-    described["requestBody"] = {
-        "content": {
-            "application/json": {
-                "schema": {"$ref": REF.format(model="GenerateRequest")},
-                "examples": {"sixteen sevens": {"value": {"label": "7", "count": 16, "seed": 1}}},
-            },
-            "application/octet-stream": _BINARY,
-        }
-    }
-    return described
-
-
-_EXAMPLES: Json = {"count": 16, "label": "7", "seed": 1}
-
-
-def _generated() -> Json:
-    return {
-        "image/png": _BINARY,
-        "application/json": {"schema": {"$ref": REF.format(model="GenerateResponse")}},
-        "application/octet-stream": _BINARY,
-    }
-
-
-def _query(name: str, description: str, schema: Json, example: object = None) -> Json:
-    parameter: Json = {"name": name, "in": "query", "description": description, "schema": schema}
-    return parameter if example is None else parameter | {"example": example}
-
-
-def _plain(field: Json) -> Json:
-    """A query parameter's schema: it is absent rather than null."""
-    choices = [choice for choice in field.get("anyOf", []) if choice.get("type") != "null"]
-    return choices[0] if choices else {"type": field["type"]}
-
-
-def _responses(content: Json) -> Json:
-    error = {"application/json": {"schema": {"$ref": REF.format(model="ErrorResponse")}}}
-    reasons = {
-        "400": "Something in the request is not as expected; the error says what.",
-        "404": "No such model.",
-        "406": "No such answer as Accept asks for.",
-        "413": "Too many bytes, pixels or images.",
-        "415": "A Content-Type that cannot be read.",
-        "503": "Too many rows wait; Retry-After says when to come back.",
-        "504": "The deadline passed before the request was run.",
-    }
-    timing = {
-        "description": "Milliseconds in the queue and on the device, and the rows of the batch.",
-        "schema": {"type": "string"},
-        "example": 'queue;dur=0.105, compute;dur=1.442, batch;desc="37"',
-    }
-    headers = {"Server-Timing": timing}
-    answers: Json = {"200": {"description": "The answer.", "headers": headers, "content": content}}
-    return answers | {code: {"description": text, "content": error} for code, text in reasons.items()}
+def _fill_in(document: Json, path: str, name: str, value: str | None) -> None:
+    """Give a parameter an example, if there is one."""
+    for operation in document["paths"][path].values():
+        for parameter in operation["parameters"]:
+            if parameter["name"] == name and value is not None:
+                parameter["example"] = value

@@ -1,0 +1,47 @@
+"""The values that /docs fills in: requests that get 200 from this service and the models that it has."""
+
+from collections.abc import Mapping
+
+from service.errors import ModelNotFound
+from service.http.routes.generate import MIXED
+from service.http.routes.schemas import GenerateRequest
+from service.models.catalogue import Catalogue
+from service.settings import Settings
+
+SEVEN = (
+    "iVBORw0KGgoAAAANSUhEUgAAABwAAAAcCAAAAABXZoBIAAAAwUlEQVR42mNgGDaAEUKFpD77sfTFHeyS9xQYGBg+X4UKPuk6w8DA"
+    "wMDAAuGm6l/TMnSweCzLwPDntSTDozPIOhkYGBgYBA3PmDIw/Lh1XShnGi5nBP+9KIRLTuzl/2AokwlDMlv0/U1cGq1//rPD6fHW"
+    "f7tZcclxnv1hhVNj3b9tOOW8f3+wxCUnfPffMlxyzKf/3VbGJan2758vLjn5B/+KGXF78Z8JLjnbT+iSSGFrw8Nw9wuKJAsy56Lz"
+    "O+ITGABpETyQcCy90wAAAABJRU5ErkJggg=="
+)
+"""The first image of MNIST's test set, a seven, as base64 of a PNG."""
+
+IMAGES = 16
+
+
+def classify_body() -> Mapping[str, object]:
+    """A JSON body of POST /classify."""
+    return {"images": [SEVEN]}
+
+
+def generate_fields(models: Catalogue, settings: Settings) -> Mapping[str, str | int]:
+    """Fields of a request for images from the default generator; the same in a query and in a JSON body."""
+    fields = GenerateRequest(
+        count=min(IMAGES, settings.max_request_rows), label=_label(models, settings.default_generator), seed=1
+    )
+    return fields.model_dump(exclude_none=True)
+
+
+def model_name(models: Catalogue) -> str | None:
+    """The name of a model that is served; None if none is."""
+    return next((info.manifest.name for info in models), None)
+
+
+def _label(models: Catalogue, generator: str | None) -> str:
+    """A label that the generator accepts: 7 if it is one of them."""
+    try:
+        info = models.first("generation") if generator is None else models.find(generator)
+    except ModelNotFound:
+        return MIXED
+    known = info.manifest.labels if info.manifest.input("label") is not None else ()
+    return "7" if "7" in known else next(iter(known), MIXED)

@@ -1,0 +1,137 @@
+"""The OpenAPI description of /classify and /generate, which do without FastAPI."""
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import BaseModel
+
+from service.errors import (
+    DeadlineExceeded,
+    EngineError,
+    InvalidInput,
+    ModelNotFound,
+    ModelNotReady,
+    NotAcceptable,
+    PayloadTooLarge,
+    QueueFull,
+    ShuttingDown,
+    UnsupportedMedia,
+)
+from service.http import headers
+from service.http.headers import Header
+from service.http.routes import classify, examples, generate
+from service.http.routes.openapi_objects import (
+    BINARY,
+    Json,
+    by_text,
+    describe_errors,
+    header_entry,
+    header_parameter,
+    json_body,
+    query_parameters,
+)
+from service.http.routes.schemas import (
+    ClassifyQuery,
+    ClassifyRequest,
+    ClassifyResponse,
+    GenerateRequest,
+    GenerateResponse,
+)
+from service.http.types import FORM, JSON
+from service.models.catalogue import Catalogue
+from service.settings import Settings
+
+INFERENCE_ERRORS = (
+    *(InvalidInput, ModelNotFound, NotAcceptable, PayloadTooLarge, UnsupportedMedia),
+    *(QueueFull, ModelNotReady, ShuttingDown, DeadlineExceeded, EngineError),
+)
+"""What /classify and /generate raise."""
+
+_FILES: Json = {
+    "schema": {
+        "type": "object",
+        "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+        "required": ["images"],
+    }
+}
+
+
+def inference_paths(models: Catalogue, settings: Settings) -> Json:
+    """The paths of the document. models, settings: for examples that get 200."""
+    fields = examples.generate_fields(models, settings)
+    return {
+        "/classify": {"post": _classify()},
+        "/generate": {"get": _generate_get(fields), "post": _generate_post(fields)},
+    }
+
+
+def _classify() -> Json:
+    special: Json = {
+        JSON: json_body(ClassifyRequest) | _named_example("a seven, as PNG", examples.classify_body()),
+        FORM: _FILES,
+    }
+    kinds = (JSON, *(kind for kind in classify.ACCEPTED if kind != JSON))  # /docs offers the first
+    return {
+        "tags": ["inference"],
+        "summary": "Classify images",
+        "operationId": "classify",
+        "description": "The body holds raw rows, one PNG or JPEG of any size, a form of files, or JSON. Raw "
+        "rows follow one another without separators, for MNIST models 28 x 28 bytes each. For these models a "
+        "PNG or JPEG is normalised like MNIST: grey, light on dark, cropped, fitted to 20 x 20, centred by "
+        "mass; a 28 x 28 PNG on a dark background stays as it is.\n\nWith `Accept: application/octet-stream` "
+        "the response is the probabilities alone, little-endian float32, (images, labels). A body without a "
+        "Content-Type is read as a PNG or JPEG if it starts like one, otherwise as raw rows.",
+        "parameters": [
+            *query_parameters(ClassifyQuery, classify.QUERY, {}),
+            header_parameter(headers.TIMEOUT),
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {kind: special.get(kind, BINARY) for kind in kinds},
+        },
+        "responses": _inference_responses(classify.OFFERED, ClassifyResponse, ()),
+    }
+
+
+def _generate_get(fields: Mapping[str, object]) -> Json:
+    return {
+        "tags": ["inference"],
+        "summary": "Generate images",
+        "operationId": "generate",
+        "description": "The response is a PNG (several images form one sheet), JSON (a PNG for each image) "
+        "or raw pixels, as Accept asks. The same seed gives the same images.",
+        "parameters": [
+            *query_parameters(GenerateRequest, generate.QUERY, fields),
+            header_parameter(headers.TIMEOUT),
+        ],
+        "responses": _inference_responses(generate.OFFERED, GenerateResponse, (headers.SEED,)),
+    }
+
+
+def _generate_post(fields: Mapping[str, object]) -> Json:
+    described = _generate_get({})  # a value in the query and in the body would be a mistake
+    described["operationId"] = "generate_from_body"
+    described["description"] += (
+        " The body holds the fields as JSON, or raw latents: rows of little-endian float32. A field may be "
+        "in the query instead, but not in both."
+    )
+    content: Json = dict.fromkeys(generate.ACCEPTED, BINARY)
+    content[JSON] = json_body(GenerateRequest) | _named_example("seeded images", fields)
+    described["requestBody"] = {"content": content}
+    return described
+
+
+def _inference_responses(
+    offered: Sequence[str], body: type[BaseModel], more: Sequence[Header]
+) -> dict[str, Json]:
+    answer: Json = {
+        "description": "The result.",
+        "headers": dict([header_entry(headers.SERVER_TIMING, required=True)]),
+        "content": {kind: json_body(body) if kind == JSON else BINARY for kind in offered},
+    }
+    for header in (headers.MODEL, headers.VERSION, headers.SHAPE, *more, headers.REQUEST_ID):
+        answer["headers"].update([header_entry(header, required=False)])
+    return {"200": answer} | by_text(describe_errors(*INFERENCE_ERRORS))
+
+
+def _named_example(name: str, value: Mapping[str, object]) -> Json:
+    return {"examples": {name: {"value": value}}}

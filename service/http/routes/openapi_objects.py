@@ -1,0 +1,93 @@
+"""Objects of an OpenAPI document, made from our own tables: errors, headers, models of bodies and queries."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from service.errors import InkserveError
+from service.http.error_responses import ErrorRow, row_of
+from service.http.headers import Header
+from service.http.routes.schemas import ErrorResponse
+from service.http.types import JSON
+
+Json = dict[str, Any]
+
+Responses = dict[int | str, Json]
+"""Responses by status, as FastAPI's `responses` has them."""
+
+REF = "#/components/schemas/{model}"
+
+BINARY: Json = {"schema": {"type": "string", "format": "binary"}}
+"""The content of a body that is not text; Swagger UI offers to choose a file."""
+
+
+def describe_errors(*kinds: type[InkserveError]) -> Responses:
+    """The responses to these errors, by status, as an operation's `responses` hold them."""
+    return describe_rows([row_of(kind) for kind in kinds])
+
+
+def describe_rows(rows: Sequence[ErrorRow]) -> Responses:
+    """The responses of these rows of the error table; rows of the same status share one."""
+    described: Responses = {}
+    for row in rows:
+        same = described.setdefault(
+            row.status, {"description": "", "headers": {}, "content": {JSON: json_body(ErrorResponse)}}
+        )
+        if row.reason not in same["description"]:
+            same["description"] = f"{same['description']} {row.reason}".strip()
+        same["headers"].update(header_entry(header, required=True) for header, _ in row.headers)
+    return described
+
+
+def json_body(body: type[BaseModel]) -> Json:
+    """The content of a JSON body; the document's components must hold the model's schema."""
+    return {"schema": {"$ref": REF.format(model=body.__name__)}}
+
+
+def query_parameters(
+    model: type[BaseModel], names: Sequence[str], filled_in: Mapping[str, object]
+) -> list[Json]:
+    """Parameters of a query that `model` describes. filled_in: values that /docs fills in."""
+    fields = model.model_json_schema()["properties"]
+    parameters = []
+    for name in names:
+        parameter: Json = {"name": name, "in": "query", "description": fields[name]["description"]}
+        if fields[name].get("deprecated"):
+            parameter["deprecated"] = True
+        if name in filled_in:
+            parameter["example"] = filled_in[name]
+        parameters.append(parameter | {"schema": _plain(fields[name])})
+    return parameters
+
+
+def by_text(responses: Responses) -> dict[str, Json]:
+    """The same, by the status as text, as a document has them."""
+    return {str(status): response for status, response in responses.items()}
+
+
+def _plain(field: Json) -> Json:
+    """A query parameter's schema: it is absent rather than null."""
+    choices = [choice for choice in field.get("anyOf", []) if choice.get("type") != "null"]
+    schema: Json = choices[0] if choices else {"type": field["type"]}
+    return schema
+
+
+def header_parameter(header: Header) -> Json:
+    """A request's header."""
+    return {
+        "name": header.name,
+        "in": "header",
+        "description": header.description,
+        "schema": dict(header.schema),
+    }
+
+
+def header_entry(header: Header, *, required: bool) -> tuple[str, Json]:
+    """A response's header: its name and its description."""
+    described: Json = {"description": header.description, "schema": dict(header.schema)}
+    if required:
+        described["required"] = True
+    if header.example is not None:
+        described["example"] = header.example
+    return header.name, described

@@ -1,0 +1,403 @@
+"""The OpenAPI description: valid, and true of what the service answers, on the fast path and through ASGI."""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from prometheus_client import CollectorRegistry
+
+from service.errors import DeadlineExceeded, EngineError, ModelNotReady, QueueFull, ShuttingDown
+from service.http import headers
+from service.http.api_keys import ApiKeys
+from service.http.app import create_app
+from service.http.routes import classify, examples, generate
+from service.http.server import Server
+from service.http.types import App, Receive, Scope, Send
+from service.observability.metrics import Metrics
+from service.observability.request_ids import REQUEST_ID
+from service.serving.local import Repository
+from service.settings import Settings
+from tests.support.http import OCTETS, RAW, png, settings
+from tests.support.live import Response, connected
+from tests.support.openapi import Documented
+
+KEY = "a-key-of-the-tests-0123"
+
+
+class Faulty:
+    """A part of the service that works, or raises what it is told to. faults: by the method's name."""
+
+    def __init__(self, inner: object) -> None:
+        self._inner = inner
+        self.faults: dict[str, Exception] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        def fail(*_: object) -> None:
+            raise self.faults[name]
+
+        return fail if name in self.faults else getattr(self._inner, name)
+
+
+class Ask(NamedTuple):
+    """A request, and what fails while it is served. method: another than the operation's."""
+
+    body: bytes = b""
+    kind: str | None = None
+    query: str = ""
+    accept: str | None = None
+    method: str | None = None
+    key: str | None = KEY
+    path: str | None = None
+    faults: Mapping[str, Exception] = {}
+
+
+JSON = "application/json"
+BUG = RuntimeError("a bug")
+RAW_BODY = {"body": RAW, "kind": OCTETS}
+UNAVAILABLE = (QueueFull("the queue is full"), ModelNotReady("it is loading"), ShuttingDown("it stops"))
+
+
+def failing(**request: Any) -> dict[int, list[Ask]]:
+    """Requests to /classify or /generate that fail whatever the body."""
+    return {
+        401: [Ask(**request, key=None), Ask(**request, key="not-one-of-the-keys")],
+        404: [Ask(**request, query="model=none"), Ask(**request, query="version=9")],
+        405: [Ask(**request, method="DELETE"), Ask(**request, method="PUT")],
+        406: [Ask(**request, accept="text/html")],
+        500: [Ask(**request, faults={"begin": fault}) for fault in (EngineError("it failed"), BUG)],
+        503: [Ask(**request, faults={"begin": fault}) for fault in UNAVAILABLE],
+        504: [Ask(**request, faults={"begin": DeadlineExceeded("too late")})],
+    }
+
+
+def accepting(kinds: tuple[str, ...], **request: Any) -> list[Ask]:
+    return [Ask(**request, accept=kind) for kind in kinds]
+
+
+ASKED: dict[tuple[str, str], dict[int, list[Ask]]] = {
+    ("POST", "/classify"): failing(**RAW_BODY)
+    | {
+        200: [
+            *accepting(classify.OFFERED, **RAW_BODY),
+            Ask(png(7), "image/png"),
+            Ask(json.dumps(examples.classify_body()).encode(), JSON),
+        ],
+        400: [Ask(RAW[:-1], OCTETS), Ask(RAW, OCTETS, "topk=1"), Ask(b"{", JSON)],
+        413: [Ask(RAW * 41, OCTETS), Ask(bytes(70_000), OCTETS)],
+        415: [Ask(RAW, "text/plain")],
+    },
+    ("GET", "/generate"): failing()
+    | {
+        200: [*accepting(generate.OFFERED), *accepting(generate.OFFERED, query="label=7&count=3")],
+        400: [Ask(query="count=0"), Ask(query="label=eleven"), Ask(query="label=1&digit=1")],
+        413: [Ask(query="count=41")],
+        415: [Ask(b"x", "text/plain")],
+    },
+    ("POST", "/generate"): failing()
+    | {
+        200: [*accepting(generate.OFFERED), Ask(b'{"label":7}', JSON), Ask(bytes(24), OCTETS)],
+        400: [Ask(b"{", JSON), Ask(b'{"latents":[1]}', JSON), Ask(b"x", OCTETS)],
+        413: [Ask(b'{"count":41}', JSON), Ask(bytes(24 * 41), OCTETS)],
+        415: [Ask(b"x", "text/plain")],
+    },
+    ("GET", "/v2/health/live"): {200: [Ask(), Ask(key=None)], 405: [Ask(method="POST")]},
+    ("GET", "/v2/health/ready"): {
+        200: [Ask(), Ask(key=None)],
+        405: [Ask(method="POST")],
+        500: [Ask(faults={"ready": BUG})],
+        503: [Ask(faults={"ready": ShuttingDown("it stops")})],
+    },
+    ("GET", "/metrics"): {
+        200: [Ask(), Ask(key=None), Ask(accept="application/openmetrics-text; version=1.0.0")],
+        405: [Ask(method="POST")],
+        500: [Ask(faults={"gather": BUG})],
+    },
+    ("GET", "/models"): {
+        200: [Ask()],
+        401: [Ask(key=None)],
+        405: [Ask(method="POST")],
+        500: [Ask(faults={"models": BUG})],
+    },
+    ("GET", "/models/{name}"): {
+        200: [Ask(path="/models/ramp"), Ask(path="/models/another", query="version=3")],
+        400: [Ask(path="/models/ramp", query="version=0")],
+        401: [Ask(path="/models/ramp", key=None)],
+        404: [Ask(path="/models/none"), Ask(path="/models/ramp", query="version=9")],
+        405: [Ask(path="/models/ramp", method="DELETE")],
+        500: [Ask(path="/models/ramp", faults={"models": BUG})],
+    },
+}
+"""For every documented status of every operation, requests that get it."""
+
+
+class Spy:
+    """An application that notes which requests came through ASGI."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self.paths: list[str] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.paths.append(scope["path"])
+        await self._app(scope, receive, send)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._app, name)
+
+
+class Running(NamedTuple):
+    """A service on a real socket, in this process, with API keys."""
+
+    port: int
+    predictor: Faulty
+    gatherer: Faulty
+    spy: Spy
+
+    async def ask(self, method: str, path: str, ask: Ask, *, chunked: bool) -> Response:
+        """Send a request on a connection of its own. chunked: so that it takes the ASGI path."""
+        lines = {"host": "test", "content-type": ask.kind, "accept": ask.accept}
+        lines |= {"authorization": None if ask.key is None else f"Bearer {ask.key}"}
+        body = ask.body
+        if chunked:
+            lines |= {"transfer-encoding": "chunked"}
+            body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + b"0\r\n\r\n"
+        else:
+            lines |= {"content-length": str(len(body))}
+        head = [f"{ask.method or method} {ask.path or path}?{ask.query} HTTP/1.1"]
+        head += [f"{name}: {value}" for name, value in lines.items() if value is not None]
+        self.predictor.faults = self.gatherer.faults = dict(ask.faults)
+        async with connected(self.port) as connection:
+            connection.writer.write("\r\n".join(head).encode() + b"\r\n\r\n" + body)
+            response = await connection.receive()
+        self.predictor.faults = self.gatherer.faults = {}
+        return response
+
+
+class Gatherer:
+    """Gathers the metrics of a service that is one process."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def gather(self) -> CollectorRegistry:
+        return self._metrics.registry
+
+
+@asynccontextmanager
+async def running(repository: Repository, tmp_path: Path) -> AsyncIterator[Running]:
+    (tmp_path / "keys").write_text(KEY)
+    limits = settings(tmp_path).model_copy(update={"port": 0})
+    metrics, predictor = Metrics(), Faulty(repository)
+    gatherer = Faulty(Gatherer(metrics))
+    keys = ApiKeys.read(tmp_path / "keys")
+    app = create_app(predictor, limits, metrics, lambda: gatherer.gather(), keys)
+    spy = Spy(app)
+    ports: asyncio.Queue[int] = asyncio.Queue()
+    server = Server(spy, limits, lambda: None, lambda bound: ports.put_nowait(bound.getsockname()[1]))
+    serving = asyncio.ensure_future(server.serve())
+    try:
+        yield Running(await ports.get(), predictor, gatherer, spy)
+    finally:
+        server.should_exit = True
+        await serving
+
+
+@asynccontextmanager
+async def asking(
+    repository: Repository, limits: Settings, keys: ApiKeys | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(repository, limits, Metrics(), keys=keys)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        yield client
+
+
+@pytest.fixture
+async def documented(repository: Repository, tmp_path: Path) -> Documented:
+    async with asking(repository, settings(tmp_path)) as client:
+        return Documented((await client.get("/openapi.json")).json())
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "chunked"])
+@pytest.mark.parametrize(("method", "path"), ASKED)
+async def test_every_documented_status_is_answered_as_documented(
+    repository: Repository, tmp_path: Path, method: str, path: str, chunked: bool
+) -> None:
+    async with running(repository, tmp_path) as service:
+        document = await service.ask("GET", "/openapi.json", Ask(), chunked=False)
+        documented = Documented(json.loads(document.body))
+        operation = documented.document["paths"][path][method.lower()]
+        assert {str(status) for status in ASKED[method, path]} == operation["responses"].keys()
+        for status, asks in ASKED[method, path].items():
+            kinds = set()
+            for ask in asks:
+                response = await service.ask(method, path, ask, chunked=chunked)
+                assert response.status == status, (ask, response.body[:200])
+                asked = ask.method or method, ask.path or path
+                documented.check(*asked, response.status, response.headers, response.body)
+                kinds.add(response.headers["content-type"].partition(";")[0])
+            assert kinds == operation["responses"][str(status)]["content"].keys()
+
+
+async def test_the_fast_path_is_among_what_is_asked(repository: Repository, tmp_path: Path) -> None:
+    async with running(repository, tmp_path) as service:
+        for chunked, expected in ((False, []), (True, ["/classify"])):
+            service.spy.paths.clear()
+            await service.ask("POST", "/classify", Ask(RAW, OCTETS), chunked=chunked)
+            assert service.spy.paths == expected
+
+
+def test_every_operation_is_asked(documented: Documented) -> None:
+    assert {(method, path) for method, path, _ in documented.operations()} == ASKED.keys()
+
+
+@pytest.mark.parametrize("tracing", ["off", "console"])
+@pytest.mark.parametrize("with_keys", [False, True])
+async def test_the_document_is_valid_openapi(
+    repository: Repository, tmp_path: Path, tracing: str, with_keys: bool
+) -> None:
+    (tmp_path / "keys").write_text(KEY)
+    keys = ApiKeys.read(tmp_path / "keys") if with_keys else None
+    limits = settings(tmp_path).model_copy(update={"tracing": tracing})
+    async with asking(repository, limits, keys) as client:
+        document = (await client.get("/openapi.json")).json()
+    assert document["openapi"].startswith("3.1")
+    OpenAPIV31SpecValidator(document).validate()
+    for _, _, operation in Documented(document).operations():
+        sent = {each["name"] for each in operation["parameters"] if each["in"] == "header"}
+        assert ("Traceparent" in sent) == (tracing != "off")
+        for response in operation["responses"].values():
+            assert ("Traceresponse" in response["headers"]) == (tracing != "off")
+    ids = [operation["operationId"] for _, _, operation in Documented(document).operations()]
+    assert len({*ids}) == len(ids)
+
+
+async def test_only_paths_that_need_a_key_document_401(repository: Repository, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(KEY)
+    async with asking(repository, settings(tmp_path), ApiKeys.read(tmp_path / "keys")) as client:
+        document = (await client.get("/openapi.json")).json()
+        for method, path, operation in Documented(document).operations():
+            seen = await client.request(method, path)
+            assert (seen.status_code == 401) == ("401" in operation["responses"]), path
+            assert (seen.status_code == 401) == ("security" not in operation), path
+    assert document["security"] == [{"key": []}]
+
+
+def test_no_status_is_documented_that_is_never_sent(documented: Documented) -> None:
+    for method, path, operation in documented.operations():
+        assert "422" not in operation["responses"], (method, path)
+        assert "401" not in operation["responses"], (method, path)  # no keys are in use
+    assert "HTTPValidationError" not in documented.document["components"]["schemas"]
+
+
+JPEG = Path(__file__).parents[2] / "digits" / "seven.jpg"
+CONTENT = {"image/png": png(7), "image/jpeg": JPEG.read_bytes()}
+"""Files that a reader of /docs would choose."""
+
+
+def filled_in(operation: dict[str, Any], kind: str | None) -> dict[str, Any]:
+    """The request that /docs makes of its examples; where it asks for a file, one is chosen."""
+    values = {each["name"]: each["example"] for each in operation["parameters"] if "example" in each}
+    places = {each["name"]: each["in"] for each in operation["parameters"]}
+    request: dict[str, Any] = {"params": {n: v for n, v in values.items() if places[n] == "query"}}
+    request["path"] = {n: v for n, v in values.items() if places[n] == "path"}
+    request["headers"] = {} if kind is None else {"content-type": kind}
+    if kind == "application/json":
+        (example,) = operation["requestBody"]["content"][kind]["examples"].values()
+        request["content"] = json.dumps(example["value"])
+    elif kind == "multipart/form-data":
+        request["headers"] = {}
+        request["files"] = [("images", ("7.png", png(7)))]
+    elif kind is not None:
+        rows = RAW if operation["operationId"] == "classify" else b""
+        request["content"] = CONTENT.get(kind, rows)
+    return request
+
+
+async def test_what_the_page_fills_in_gets_200(
+    repository: Repository, tmp_path: Path, documented: Documented
+) -> None:
+    async with asking(repository, settings(tmp_path)) as client:
+        for method, path, operation in documented.operations():
+            kinds = operation.get("requestBody", {"content": [None]})["content"]
+            for kind in kinds:
+                request = filled_in(operation, kind)
+                response = await client.request(method, path.format(**request.pop("path")), **request)
+                assert response.status_code == 200, (method, path, kind, response.text)
+
+
+async def test_the_examples_fit_the_models_and_the_limits(
+    add_classifier: Callable[..., Path], add_generator: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A service without any model has none to name; with few rows per request it asks for fewer images."""
+    limits = settings(tmp_path).model_copy(update={"max_request_rows": 4, "default_classifier": None})
+    add_classifier(labels=tuple("abcdefghij"))
+    repository = Repository(limits, Metrics())
+    await repository.start()
+    async with asking(repository, limits) as client:
+        before = Documented((await client.get("/openapi.json")).json())
+        fields = examples.generate_fields(repository.models(), limits)
+        assert fields == {"count": 4, "label": "mixed", "seed": 1}
+        add_generator()
+        await repository.reload()
+        after = Documented((await client.get("/openapi.json")).json())
+    await repository.close()
+    assert before.document != after.document
+    get = after.document["paths"]["/generate"]["get"]
+    assert {each["name"]: each["example"] for each in get["parameters"] if "example" in each} == {
+        "count": 4,
+        "label": "7",
+        "seed": 1,
+    }
+
+
+async def test_post_has_no_example_in_the_query(
+    documented: Documented,
+) -> None:
+    post = documented.document["paths"]["/generate"]["post"]
+    assert not [each for each in post["parameters"] if "example" in each]
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "names", "accepted", "offered"),
+    [
+        ("/classify", "post", classify.QUERY, classify.ACCEPTED, classify.OFFERED),
+        ("/generate", "post", generate.QUERY, generate.ACCEPTED, generate.OFFERED),
+    ],
+)
+async def test_queries_and_media_types_are_those_that_are_read(
+    documented: Documented,
+    path: str,
+    method: str,
+    names: tuple[str, ...],
+    accepted: tuple[str, ...],
+    offered: tuple[str, ...],
+) -> None:
+    operation = documented.document["paths"][path][method]
+    query = [each["name"] for each in operation["parameters"] if each["in"] == "query"]
+    assert query == [*names]
+    assert operation["requestBody"]["content"].keys() == {*accepted}
+    assert operation["responses"]["200"]["content"].keys() == {*offered}
+
+
+def test_deprecated_names_are_marked(documented: Documented) -> None:
+    get = documented.document["paths"]["/generate"]["get"]
+    assert [each["name"] for each in get["parameters"] if each.get("deprecated")] == ["digit"]
+    schemas = documented.document["components"]["schemas"]
+    for name in ("GenerateRequest", "GeneratedImage"):
+        fields = schemas[name]["properties"]
+        assert [field for field in fields if fields[field].get("deprecated")] == ["digit"]
+
+
+def test_the_example_is_a_png() -> None:
+    assert base64.b64decode(examples.SEVEN).startswith(b"\x89PNG")
+
+
+def test_the_request_id_has_one_name() -> None:
+    assert headers.REQUEST_ID.wire == REQUEST_ID
