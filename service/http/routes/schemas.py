@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, WithJsonSchema
 
 from service.content.latents import MAX_SEED
 from service.errors import InvalidInput
@@ -10,6 +10,10 @@ from service.models.manifest import TensorSpec
 
 _DEPRECATED: dict[str, JsonValue] = {"deprecated": True}
 """In the schema only: pydantic's own `deprecated` warns whenever the field is read."""
+
+
+Rows = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "array", "minItems": 1}, {"type": "string"}]})]
+"""Rows of a tensor; `service.content.codecs.rows_from_json` checks them, for pydantic would take long."""
 
 
 class _Body(BaseModel):
@@ -29,7 +33,7 @@ class ClassifyQuery(_Body):
 class ClassifyRequest(_Body):
     """Images to classify."""
 
-    images: Any = Field(
+    images: Rows = Field(
         description="One image or a list of them. An image is a nested list of pixels in 0..255 (rows of "
         "columns), a flat list of as many, or a string: base64 of a PNG, of a JPEG or of raw pixels."
     )
@@ -73,7 +77,11 @@ class GenerateRequest(_Body):
         None,
         description="The same seed gives the same images; if absent, a random one is chosen and returned.",
     )
-    z: Any = Field(None, description="Latents instead of a seed: a list of numbers, or a list of such lists.")
+    z: Rows | None = Field(
+        None,
+        description="Latents instead of a seed: a list of numbers, a list of such lists, or base64 of raw "
+        "float32.",
+    )
 
 
 class GeneratedImage(_Body):

@@ -278,7 +278,9 @@ async def test_latents_may_be_given_instead_of_a_seed(client: httpx.AsyncClient)
     seeded = await client.get("/generate?seed=9&count=3&label=2", headers=headers)
     as_json = await client.post("/generate", json={"z": z.tolist(), "label": "2"}, headers=headers)
     as_bytes = await client.post("/generate?label=2", content=z.tobytes(), headers=headers | OCTETS)
-    assert seeded.content == as_json.content == as_bytes.content
+    text = base64.b64encode(z.tobytes()).decode()
+    as_base64 = await client.post("/generate", json={"z": text, "label": "2"}, headers=headers)
+    assert seeded.content == as_json.content == as_bytes.content == as_base64.content
     assert "inkserve-seed" not in as_json.headers
 
 
