@@ -86,7 +86,7 @@ class Reader:
         block.locator(".opblock-summary-control").click()
         block.locator("button.execute").click()
         response = block.locator(".live-responses-table tbody")
-        response.wait_for(timeout=20_000)
+        response.wait_for(timeout=60_000)
         return response
 
 
@@ -129,12 +129,13 @@ def test_trying_out_generate_shows_the_picture(
     assert reader.complaints == []
 
 
-@pytest.mark.parametrize(("method", "path"), OPERATIONS)
 def test_every_operation_answers_200_to_the_values_filled_in(
-    reader: Reader, request: pytest.FixtureRequest, method: str, path: str
+    reader: Reader, request: pytest.FixtureRequest
 ) -> None:
     if request.node.callspec.params["service"]:
         reader.authorize(KEY)
-    response = reader.execute(method, path)
-    assert response.locator(".response-col_status").inner_text().strip() == "200"
+    for method, path in OPERATIONS:
+        response = reader.execute(method, path)
+        status = response.locator(".response-col_status").inner_text().strip()
+        assert status == "200", (method, path, response.inner_text()[:400])
     assert reader.complaints == []
