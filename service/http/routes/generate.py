@@ -3,6 +3,7 @@
 import base64
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from service.http.requests import read_body, read_query
 from service.http.responses import Answer, to_json
 from service.http.routes.schemas import GenerateRequest, invalid_input
 from service.http.routes.shared import (
+    Target,
     answered_by,
     find_target,
     load_json,
@@ -31,18 +33,52 @@ from service.http.routes.shared import (
 from service.http.types import JSON, MODEL, OCTETS, PNG, Headers, Receive, Scope
 from service.models.manifest import Manifest
 from service.models.tensors import Array
-from service.serving.predictor import Predictor, infer
+from service.serving.predictor import Inference, Predictor, infer
 from service.settings import Settings
 
 QUERY = tuple(name for name in GenerateRequest.model_fields if name != "z")
-"""What may stand in the query: everything but latents."""
+"""The fields that may be in the query: all but latents."""
 ACCEPTED = (JSON, OCTETS)
 """Media types of bodies, as errors and the OpenAPI description list them."""
 OFFERED = (PNG, JSON, OCTETS)
 """Media types of responses, the default one first."""
 MIXED = "mixed"
 INLINE_IMAGES = 16
-"""Up to so many images are encoded on the event loop: handing them to a thread would take longer."""
+"""At most this many images are encoded on the event loop: a thread would take longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Images that a model version made.
+
+    seed: of the latents, None if the client sent them. labels: the label input, (rows,), if there was one.
+    """
+
+    manifest: Manifest
+    inference: Inference
+    seed: int | None
+    labels: NDArray[np.int64] | None
+
+    async def answer(self, accepted: str) -> Answer:
+        """The answer in the accepted media type, one of OFFERED."""
+        images = self.inference.outputs[self.manifest.outputs[0].name]
+        seed = () if self.seed is None else ((SEED.wire, str(self.seed).encode("ascii")),)
+        if accepted == OCTETS:
+            return raw_answer(Target(self.manifest, None), self.inference, images, seed)
+        timing, name = server_timing(self.inference), self.manifest.name
+        many = len(images) > INLINE_IMAGES
+        if accepted == PNG:
+            body = await off_loop(many, _sprite_png, images)
+            headers = (*model_headers(name, self.inference.version), *seed)
+            return Answer(body, PNG, headers=headers, timing=timing, model=name)
+        pictures = await off_loop(many, _pictures, images, self._label_names(len(images)))
+        answer = {"model": name, "version": self.inference.version, "seed": self.seed, "images": pictures}
+        return Answer(to_json(answer), headers=seed, timing=timing, model=name)
+
+    def _label_names(self, rows: int) -> Sequence[str | None]:
+        if self.labels is None:
+            return [None] * rows
+        return [self.manifest.labels[index] for index in self.labels]
 
 
 class Generate:
@@ -63,34 +99,19 @@ class Generate:
         target = find_target(
             self._predictor, "generation", wanted.model, wanted.version, self._settings.default_generator
         )
-        manifest = target.manifest
-        scope[MODEL] = manifest.name
-        z, seed = self._latents(wanted, raw_z, manifest)
-        inputs = {"z": z}
-        labels = _label_indexes(wanted, len(z), manifest)
-        if labels is not None:
-            inputs["label"] = labels
-        work = infer(self._predictor, manifest.name, target.version, inputs, deadline)
+        name = scope[MODEL] = target.manifest.name
+        z, seed = self._latents(wanted, raw_z, target.manifest)
+        labels = _label_indexes(wanted, len(z), target.manifest)
+        inputs = {"z": z} if labels is None else {"z": z, "label": labels}
+        work = infer(self._predictor, name, target.version, inputs, deadline)
         inference = await self._watch.guard(receive, work)
-        manifest = answered_by(self._predictor, manifest, inference)
-        images = inference.outputs[manifest.outputs[0].name]
-        timing = server_timing(inference)
-        seed_header = () if seed is None else ((SEED.wire, str(seed).encode("ascii")),)
-        if accepted == OCTETS:
-            return raw_answer(target, inference, images, seed_header)
-        if accepted == PNG:
-            body = await off_loop(len(images) > INLINE_IMAGES, _sprite_png, images)
-            every = (*model_headers(manifest.name, inference.version), *seed_header)
-            return Answer(body, PNG, headers=every, timing=timing, model=manifest.name)
-        names = [None] * len(images) if labels is None else [manifest.labels[index] for index in labels]
-        pictures = await off_loop(len(images) > INLINE_IMAGES, _pictures, images, names)
-        answer = {"model": manifest.name, "version": inference.version, "seed": seed, "images": pictures}
-        return Answer(to_json(answer), headers=seed_header, timing=timing, model=manifest.name)
+        manifest = answered_by(self._predictor, target.manifest, inference)
+        return await Generated(manifest, inference, seed, labels).answer(accepted)
 
     async def _read(
         self, scope: Scope, headers: Headers, receive: Receive
     ) -> tuple[GenerateRequest, bytes | None]:
-        """What is wanted, and the latents where they are the body itself."""
+        """The fields of the query and of a JSON body, and the body if it is raw latents."""
         values: dict[str, Any] = dict(read_query(scope["query_string"], QUERY))
         body = await read_body(headers, receive, self._settings.max_body_bytes)
         kind, raw_z = media_type(headers), None
@@ -108,7 +129,7 @@ class Generate:
     def _latents(
         self, wanted: GenerateRequest, raw_z: bytes | None, manifest: Manifest
     ) -> tuple[Array, int | None]:
-        """z (rows, size), and the seed that it was drawn from, if it was."""
+        """z, (rows, size), and the seed that it was drawn from; None if the client sent z."""
         spec = manifest.input("z")
         assert spec is not None  # a generator's manifest has it
         limits = self._settings
