@@ -1,4 +1,4 @@
-"""Liveness and readiness, answered from memory; paths of the Open Inference Protocol."""
+"""Liveness and readiness probes, answered from memory, at the paths of the Open Inference Protocol."""
 
 from fastapi import APIRouter
 
@@ -9,15 +9,15 @@ from service.serving.predictor import Predictor
 
 
 def routes(predictor: Predictor) -> APIRouter:
-    """The probes."""
+    """The two probes."""
     router = APIRouter(prefix="/v2/health", tags=["operations"])
 
-    @router.get("/live")
+    @router.get("/live", summary="Liveness")
     async def live() -> Liveness:
         """Report that the process responds."""
         return Liveness(live=True)
 
-    @router.get("/ready", responses=describe_errors(ShuttingDown, InkserveError))
+    @router.get("/ready", summary="Readiness", responses=describe_errors(ShuttingDown, InkserveError))
     async def ready() -> Readiness:
         """Report that every model is loaded and warm, and that new requests are accepted."""
         if not predictor.ready():

@@ -1,33 +1,40 @@
-"""GET /models: what is being served."""
+"""GET /models: the models that are being served."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
-from service.errors import InkserveError, InvalidInput, ModelNotFound
+from service.errors import InkserveError, InvalidInput, ModelNotFound, ModelNotReady
 from service.http.routes.openapi_objects import describe_errors
 from service.http.routes.schemas import ModelDetail, ModelList, ModelSummary
 from service.http.routes.shared import MAX_VERSION
 from service.models.catalogue import Catalogue, ModelInfo
 from service.serving.predictor import Predictor
 
+NO_CATALOGUE = (ModelNotReady, InkserveError)
+"""What asking for the models raises: an HTTP worker may not be connected to the engine yet."""
+
 Version = Annotated[int | None, Query(ge=1, le=MAX_VERSION, description="The latest if absent.")]
 
 
 def routes(predictor: Predictor) -> APIRouter:
-    """The list of models and each one's page."""
+    """The list of models, and each model's details."""
     router = APIRouter(prefix="/models", tags=["models"])
 
-    @router.get("", responses=describe_errors(InkserveError))
+    @router.get("", summary="List models", responses=describe_errors(*NO_CATALOGUE))
     async def list_models() -> ModelList:
-        """The latest version of every model."""
+        """List the latest version of every model."""
         models = predictor.models()
         names = sorted({info.manifest.name for info in models})
         return ModelList(models=[_summary(models, models.find(name)) for name in names])
 
-    @router.get("/{name}", responses=describe_errors(InvalidInput, ModelNotFound, InkserveError))
+    @router.get(
+        "/{name}",
+        summary="Show a model",
+        responses=describe_errors(InvalidInput, ModelNotFound, *NO_CATALOGUE),
+    )
     async def show_model(name: Annotated[str, Path()], version: Version = None) -> ModelDetail:
-        """A model's tensors, labels, metrics and card."""
+        """Show a model's tensors, labels, metrics and card."""
         models = predictor.models()
         info = models.find(name, version)
         manifest = info.manifest

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from service.errors import Unauthorized
+from service.errors import ModelNotReady, Unauthorized
 from service.http import headers
 from service.http.error_responses import METHOD_NOT_ALLOWED
 from service.http.routes import examples
@@ -33,6 +33,8 @@ from service.http.routes.schemas import (
 from service.models.catalogue import Catalogue
 from service.serving.predictor import Predictor
 from service.settings import Settings
+
+NO_MODELS = Catalogue([])
 
 BODIES = (ClassifyRequest, ClassifyResponse, GenerateRequest, GenerateResponse, ErrorResponse)
 
@@ -59,12 +61,18 @@ class Description:
 
     def document(self) -> Json:
         """The document."""
-        models = self._predictor.models()
+        models = self._models()
         if self._catalogue is not models:
             self._app.openapi_schema = None
             self._complete(self._describe_the_rest(), models)
             self._catalogue = models
         return self._app.openapi_schema or {}
+
+    def _models(self) -> Catalogue:
+        try:
+            return self._predictor.models()
+        except ModelNotReady:  # an HTTP worker that is not connected to the engine yet
+            return NO_MODELS
 
     def _complete(self, document: Json, models: Catalogue) -> None:
         """Add to FastAPI's document what FastAPI cannot see."""

@@ -14,7 +14,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from prometheus_client import CollectorRegistry
 
 from service.errors import DeadlineExceeded, EngineError, ModelNotReady, QueueFull, ShuttingDown
-from service.http import headers
+from service.http import headers, tracing
 from service.http.api_keys import ApiKeys
 from service.http.app import create_app
 from service.http.routes import classify, examples, generate
@@ -60,6 +60,7 @@ class Ask(NamedTuple):
 
 JSON = "application/json"
 BUG = RuntimeError("a bug")
+NO_ENGINE = ModelNotReady("the engine is not connected yet")
 RAW_BODY = {"body": RAW, "kind": OCTETS}
 UNAVAILABLE = (QueueFull("the queue is full"), ModelNotReady("it is loading"), ShuttingDown("it stops"))
 
@@ -124,6 +125,7 @@ ASKED: dict[tuple[str, str], dict[int, list[Ask]]] = {
         401: [Ask(key=None)],
         405: [Ask(method="POST")],
         500: [Ask(faults={"models": BUG})],
+        503: [Ask(faults={"models": NO_ENGINE})],
     },
     ("GET", "/models/{name}"): {
         200: [Ask(path="/models/ramp"), Ask(path="/models/another", query="version=3")],
@@ -132,6 +134,7 @@ ASKED: dict[tuple[str, str], dict[int, list[Ask]]] = {
         404: [Ask(path="/models/none"), Ask(path="/models/ramp", query="version=9")],
         405: [Ask(path="/models/ramp", method="DELETE")],
         500: [Ask(path="/models/ramp", faults={"models": BUG})],
+        503: [Ask(path="/models/ramp", faults={"models": NO_ENGINE})],
     },
 }
 """For every documented status of every operation, requests that get it."""
@@ -253,27 +256,39 @@ async def test_the_fast_path_is_among_what_is_asked(repository: Repository, tmp_
             assert service.spy.paths == expected
 
 
+async def test_the_document_is_served_before_the_engine_is_connected(
+    repository: Repository, tmp_path: Path
+) -> None:
+    async with running(repository, tmp_path) as service:
+        ask = Ask(faults={"models": NO_ENGINE})
+        before = await service.ask("GET", "/openapi.json", ask, chunked=False)
+        after = await service.ask("GET", "/openapi.json", Ask(), chunked=False)
+    assert before.status == after.status == 200
+    assert b'"example":"another"' not in before.body
+    assert b'"example":"another"' in after.body  # a model's name
+
+
 def test_every_operation_is_asked(documented: Documented) -> None:
     assert {(method, path) for method, path, _ in documented.operations()} == ASKED.keys()
 
 
-@pytest.mark.parametrize("tracing", ["off", "console"])
+@pytest.mark.parametrize("exporter", ["off", "console"])
 @pytest.mark.parametrize("with_keys", [False, True])
 async def test_the_document_is_valid_openapi(
-    repository: Repository, tmp_path: Path, tracing: str, with_keys: bool
+    repository: Repository, tmp_path: Path, exporter: str, with_keys: bool
 ) -> None:
     (tmp_path / "keys").write_text(KEY)
     keys = ApiKeys.read(tmp_path / "keys") if with_keys else None
-    limits = settings(tmp_path).model_copy(update={"tracing": tracing})
+    limits = settings(tmp_path).model_copy(update={"tracing": exporter})
     async with asking(repository, limits, keys) as client:
         document = (await client.get("/openapi.json")).json()
     assert document["openapi"].startswith("3.1")
     OpenAPIV31SpecValidator(document).validate()
     for _, _, operation in Documented(document).operations():
         sent = {each["name"] for each in operation["parameters"] if each["in"] == "header"}
-        assert ("Traceparent" in sent) == (tracing != "off")
+        assert ("Traceparent" in sent) == (exporter != "off")
         for response in operation["responses"].values():
-            assert ("Traceresponse" in response["headers"]) == (tracing != "off")
+            assert ("Traceresponse" in response["headers"]) == (exporter != "off")
     ids = [operation["operationId"] for _, _, operation in Documented(document).operations()]
     assert len({*ids}) == len(ids)
 
@@ -399,5 +414,6 @@ def test_the_example_is_a_png() -> None:
     assert base64.b64decode(examples.SEVEN).startswith(b"\x89PNG")
 
 
-def test_the_request_id_has_one_name() -> None:
+def test_headers_are_sent_under_their_documented_names() -> None:
     assert headers.REQUEST_ID.wire == REQUEST_ID
+    assert headers.TRACERESPONSE.wire == tracing.RESPONSE
