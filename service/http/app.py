@@ -1,4 +1,4 @@
-"""The HTTP application: its routes put together."""
+"""The HTTP application, put together from its routes."""
 
 from collections.abc import Awaitable, Callable
 
@@ -44,9 +44,9 @@ def create_app(
 ) -> Front:
     """The ASGI application over a predictor.
 
-    metrics: where this process counts its requests.
-    gather: the metrics of the whole service, where it has more processes than this one.
-    keys: one of which each request must bring, but for those to `service.http.dispatch.OPEN`.
+    metrics: this process's own; it counts requests there.
+    gather: collects the metrics of the whole service, if it has several processes.
+    keys: every request must send one of them, except to paths that `service.http.dispatch` leaves open.
     """
     app = FastAPI(
         title="inkserve",
@@ -88,9 +88,9 @@ def _add_operations(app: FastAPI, metrics: Metrics, gather: Gather | None) -> No
 
     described = describe_errors(InkserveError) | {200: {"content": dict.fromkeys(METRICS_OFFERED, _TEXT)}}
 
-    @app.get("/metrics", tags=["operations"], response_class=Response, responses=described)
+    @app.get("/metrics", tags=["operations"], summary="Metrics", response_class=Response, responses=described)
     async def prometheus_metrics(request: Request) -> Response:
-        """Metrics, in the text format of Prometheus or of OpenMetrics."""
+        """Return all metrics in the text format of Prometheus or OpenMetrics."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         registry = metrics.registry if gather is None else await gather()
         return Response(encode(registry), media_type=content_type)
@@ -113,7 +113,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     detail = error.detail
     if error.status_code == 404:
-        detail = f"there is no {request.url.path}, see /docs"
+        detail = f"path {request.url.path} is unknown, see /docs"
     return _as_response(plain_error(error.status_code, detail, error.headers))
 
 

@@ -1,4 +1,4 @@
-"""From errors to answers: the one table, and the one form."""
+"""Maps errors to responses: one table of statuses, and one format of bodies."""
 
 import logging
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class ErrorRow(NamedTuple):
-    """How the errors of one class are answered.
+    """The response to errors of one class.
 
     reason: what the status means, for the OpenAPI description.
     headers: sent with every response of this status; the value is None if it depends on the request.
@@ -54,10 +54,10 @@ ERRORS: dict[type[InkserveError], ErrorRow] = {
     Unavailable: ErrorRow(503, "The service accepts no new requests.", _RETRY),
     InkserveError: ErrorRow(500, "The device failed, or inkserve has a bug; the log has the cause."),
 }
-"""The first class that an error is an instance of gives its row."""
+"""An error gets the row of the first class that it is an instance of."""
 
 METHOD_NOT_ALLOWED = ErrorRow(405, "The path does not have the request's method.", ((ALLOW, None),))
-"""No error class: the routers find it."""
+"""Has no error class, because the routers detect it."""
 
 REJECTIONS: dict[type[Exception], Rejection] = {
     QueueFull: "queue_full",
@@ -69,7 +69,7 @@ REJECTIONS: dict[type[Exception], Rejection] = {
 
 
 def error_answer(error: Exception, request_id: bytes = b"") -> Answer:
-    """The answer to a request that failed. What is our fault is logged; bugs are told to nobody."""
+    """The response to a request that failed. Our own faults are logged; details of bugs are not sent."""
     fields = {FIELDS: request_fields(request_id)}
     if not isinstance(error, InkserveError):
         logger.error("a request failed", exc_info=error, extra=fields)
@@ -81,7 +81,7 @@ def error_answer(error: Exception, request_id: bytes = b"") -> Answer:
 
 
 def row_of(kind: type[InkserveError]) -> ErrorRow:
-    """How errors of this class are answered."""
+    """The row for errors of this class."""
     return next(row for base, row in ERRORS.items() if issubclass(kind, base))
 
 
@@ -93,7 +93,7 @@ _FIXED = {
 
 
 def plain_error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Answer:
-    """An error in the form that all of ours have."""
+    """A response whose JSON body is `{"error": message}`."""
     pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()]
     pairs += _FIXED.get(status, ())
     return Answer(to_json({"error": message}), status=status, headers=tuple(pairs))

@@ -21,7 +21,7 @@ class _Body(BaseModel):
 
 
 class ClassifyQuery(_Body):
-    """What the query of /classify may hold."""
+    """The query of /classify."""
 
     model: str | None = Field(None, description="A classifier; the default one if absent.")
     version: int | None = Field(None, ge=1, description="A version of it; the latest if absent.")
@@ -50,7 +50,7 @@ class Prediction(_Body):
 
 
 class ClassifyResponse(_Body):
-    """One prediction for each image, in the order of the request."""
+    """One prediction per image, in the order of the request."""
 
     model: str
     version: int
@@ -58,7 +58,7 @@ class ClassifyResponse(_Body):
 
 
 class GenerateRequest(_Body):
-    """What to generate. In a query or in a JSON body."""
+    """The fields of a request to /generate, in its query or in a JSON body."""
 
     model: str | None = Field(None, description="A generator; the default one if absent.")
     version: int | None = Field(None, ge=1, description="A version of it; the latest if absent.")
@@ -150,7 +150,7 @@ class ModelList(_Body):
 
 
 def invalid_input(error: ValidationError) -> InvalidInput:
-    """The first problem of a body or a query, as our own error."""
+    """The first problem of a body or a query as an InvalidInput."""
     problem = error.errors(include_url=False)[0]
     name = ".".join(str(part) for part in problem["loc"] if isinstance(part, int) or part.islower())
     if problem["type"] == "extra_forbidden":
