@@ -48,23 +48,13 @@ def create_app(
     gather: collects the metrics of the whole service, if it has several processes.
     keys: every request must send one of them, except to paths that `service.http.dispatch` leaves open.
     """
-    app = FastAPI(
-        title="inkserve",
-        version=package_version(),
-        description="Classifies and generates images, batching rows across requests on one device.",
-        docs_url=None,
-        redoc_url=None,
-        generate_unique_id_function=lambda route: route.name,
-    )
+    app = _bare_app()
     app.include_router(docs.routes())
     app.include_router(health.routes(predictor))
     app.include_router(models.routes(predictor))
     _add_operations(app, metrics, gather)
     metrics.watch_ready(predictor.ready)
-    app.add_exception_handler(InkserveError, _on_error)
-    app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(Exception, _on_bug)
+    _add_error_handlers(app)
     needs_key = None if keys is None else lambda path: not is_open(path)
     app.openapi = Description(app, predictor, settings, needs_key).document  # type: ignore[method-assign]
     watch = DisconnectWatch()
@@ -77,6 +67,24 @@ def create_app(
     if not settings.access_log:
         front.direct = Direct({b"/classify": classify}, front, keys)
     return front
+
+
+def _bare_app() -> FastAPI:
+    return FastAPI(
+        title="inkserve",
+        version=package_version(),
+        description="Classifies and generates images, batching rows across requests on one device.",
+        docs_url=None,  # FastAPI's own pages load their files from another host
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
+    )
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(InkserveError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(Exception, _on_bug)
 
 
 def _add_operations(app: FastAPI, metrics: Metrics, gather: Gather | None) -> None:

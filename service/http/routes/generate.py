@@ -31,7 +31,7 @@ from service.http.routes.shared import (
     server_timing,
 )
 from service.http.types import JSON, MODEL, OCTETS, PNG, Headers, Receive, Scope
-from service.models.manifest import Manifest
+from service.models.manifest import Manifest, TensorSpec
 from service.models.tensors import Array
 from service.serving.predictor import Inference, Predictor, infer
 from service.settings import Settings
@@ -132,13 +132,18 @@ class Generate:
         """z, (rows, size), and the seed that it was drawn from; None if the client sent z."""
         spec = manifest.input("z")
         assert spec is not None  # a generator's manifest has it
+        most = self._settings.max_request_rows
+        if raw_z is not None or wanted.z is not None:
+            return self._sent_latents(wanted, raw_z, spec), None
+        count = wanted.count or 1
+        if count > most:
+            raise PayloadTooLarge(f"count is {count}, expected at most {most}")
+        seed = random_seed() if wanted.seed is None else wanted.seed
+        return draw_latents(seed, count, spec.shape[1]), seed
+
+    def _sent_latents(self, wanted: GenerateRequest, raw_z: bytes | None, spec: TensorSpec) -> Array:
+        """z, (rows, size), from the body. Raises InvalidInput, PayloadTooLarge."""
         limits = self._settings
-        if raw_z is None and wanted.z is None:
-            count = wanted.count or 1
-            if count > limits.max_request_rows:
-                raise PayloadTooLarge(f"count is {count}, expected at most {limits.max_request_rows}")
-            seed = random_seed() if wanted.seed is None else wanted.seed
-            return draw_latents(seed, count, spec.shape[1]), seed
         if wanted.seed is not None or (raw_z is not None and wanted.z is not None):
             raise InvalidInput("latents are given more than once, expected one of seed, z or a raw body")
         if raw_z is not None:
@@ -149,7 +154,7 @@ class Generate:
             raise InvalidInput("z holds a value that is not finite, expected numbers")
         if wanted.count is not None and wanted.count != len(z):
             raise InvalidInput(f"count is {wanted.count}, but z has {len(z)} rows")
-        return z, None
+        return z
 
 
 def _label_indexes(wanted: GenerateRequest, rows: int, manifest: Manifest) -> NDArray[np.int64] | None:

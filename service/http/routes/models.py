@@ -36,20 +36,23 @@ def routes(predictor: Predictor) -> APIRouter:
     async def show_model(name: Annotated[str, Path()], version: Version = None) -> ModelDetail:
         """Show a model's tensors, labels, metrics and card."""
         models = predictor.models()
-        info = models.find(name, version)
-        manifest = info.manifest
-        return ModelDetail(
-            **_summary(models, info).model_dump(),
-            inputs=list(manifest.inputs),
-            outputs=list(manifest.outputs),
-            labels=list(manifest.labels),
-            metrics=manifest.metrics,
-            sha256=manifest.sha256,
-            command=manifest.command,
-            card=info.card,
-        )
+        return _detail(models, models.find(name, version))
 
     return router
+
+
+def _detail(models: Catalogue, info: ModelInfo) -> ModelDetail:
+    manifest = info.manifest
+    return ModelDetail(
+        **_summary(models, info).model_dump(),
+        inputs=list(manifest.inputs),
+        outputs=list(manifest.outputs),
+        labels=list(manifest.labels),
+        metrics=manifest.metrics,
+        sha256=manifest.sha256,
+        command=manifest.command,
+        card=info.card,
+    )
 
 
 def _summary(models: Catalogue, info: ModelInfo) -> ModelSummary:

@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.http.api_keys import ApiKeys
 from service.http.app import create_app
 from service.http.routes import docs
 from service.observability.metrics import Metrics
@@ -47,6 +48,16 @@ async def test_swagger_ui_is_of_a_version_that_reads_openapi_3_1(client: httpx.A
     found = re.search(r'PACKAGE_VERSION:"(\d+)\.(\d+)', bundle)
     assert found is not None
     assert (int(found[1]), int(found[2])) >= (5, 34)
+
+
+async def test_the_page_needs_no_api_key(repository: Repository, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("a-key-of-the-tests-0123")
+    keys = ApiKeys.read(tmp_path / "keys")
+    app = create_app(repository, settings(tmp_path), Metrics(), keys=keys)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        for path in ("/docs", "/docs/start.js", *(f"/docs/{name}" for name in docs.FILES)):
+            assert (await client.get(path)).status_code == 200, path
+        assert (await client.get("/models")).status_code == 401
 
 
 @pytest.mark.parametrize("path", ["/docs/__init__.py", "/docs/..%2fmain.py", "/docs/x", "/redoc"])
