@@ -15,14 +15,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from training.data import DataError, fetch, load
+from training.data.splits import DataError, fetch, load
 
 # The model's module, and the name of its configuration there.
 MODELS = {
-    "mlp": ("training.classifier", "MLP"),
-    "cnn": ("training.classifier", "CNN"),
-    "gan": ("training.gan", "CONFIG"),
-    "vae": ("training.vae", "CONFIG"),
+    "mlp": ("training.families.classifier", "MLP"),
+    "cnn": ("training.families.classifier", "CNN"),
+    "gan": ("training.families.gan", "CONFIG"),
+    "vae": ("training.families.vae", "CONFIG"),
 }
 
 
@@ -49,10 +49,10 @@ def _input_errors() -> tuple[type[Exception], ...]:
     """The errors that mean wrong input; those of modules that were never imported cannot occur."""
     errors: list[type[Exception]] = [ArgumentError, DataError]
     later = (
-        ("training.run", "RunError"),
-        ("training.export", "ExportError"),
-        ("training.evaluate", "EvaluationError"),
-        ("training.quantize", "QuantizationError"),
+        ("training.runs.run", "RunError"),
+        ("training.export.publish", "ExportError"),
+        ("training.evaluation.evaluate", "EvaluationError"),
+        ("training.quantization.quantize", "QuantizationError"),
         ("service.errors", "ManifestError"),
     )
     for module, name in later:
@@ -79,7 +79,7 @@ def _train(options: argparse.Namespace) -> int:
         config = dataclasses.replace(config, precision=options.precision)
     splits = load(options.data_dir)
     _limit_threads(options.threads)
-    from training.run import Run
+    from training.runs.run import Run
 
     run = Run(
         options.run_dir or Path("runs") / options.model,
@@ -96,7 +96,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     module, _ = _family(options.model, [])
-    from training.export import Target
+    from training.export.publish import Target
 
     target = Target(options.models_dir, options.version, options.force)
     run_dir = options.run_dir or Path("runs") / options.model
@@ -105,7 +105,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _quantize(options: argparse.Namespace) -> int:
-    from training.quantize import quantize
+    from training.quantization.quantize import quantize
 
     quantize(
         options.model,
@@ -120,7 +120,7 @@ def _quantize(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from training.evaluate import evaluate
+    from training.evaluation.evaluate import evaluate
 
     return 0 if evaluate(options.models, options.models_dir, load(options.data_dir)) else 1
 

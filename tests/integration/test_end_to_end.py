@@ -38,7 +38,7 @@ def service() -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def mnist() -> tuple[np.ndarray, np.ndarray]:
     """The test images, (10000, 28, 28), and their labels."""
-    from training.data import load  # only here: the service's tests do without training
+    from training.data.splits import load  # only here: the service's tests do without training
 
     test = load(MNIST).test
     return test.images, test.labels

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from tests.support.idx_files import write_folder
-from training import classifier, gan, vae
-from training.data import Splits, load
-from training.export import Target
-from training.run import CHECKPOINT_FILE, Run
+from training.data.splits import Splits, load
+from training.export.publish import Target
+from training.families import classifier, gan, vae
+from training.runs.run import CHECKPOINT_FILE, Run
 
 # 220 training images are 11 steps of 20 an epoch; the widths are 4 to 8.
 CNN = dataclasses.replace(classifier.CNN, epochs=4, batch_size=20)

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from training.augment import Deformation, deform
+from training.families.augment import Deformation, deform
 
 NONE = Deformation(
     rotation_degrees=0.0, scale=0.0, shear=0.0, translation=0.0, elastic_alpha=0.0, elastic_sigma=4.0

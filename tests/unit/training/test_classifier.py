@@ -8,8 +8,8 @@ from torch import nn
 
 from service.models.manifest import read_manifest
 from tests.support.tiny_runs import CNN, Workshop, assert_same_state, new_run
-from training import classifier
-from training.export import ExportError, Target, open_session
+from training.export.publish import ExportError, Target, open_session
+from training.families import classifier
 
 MLP = dataclasses.replace(classifier.MLP, epochs=1, batch_size=20)
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.idx_files import idx, patterns, write_folder
-from training import data
-from training.data import (
+from training.data import splits as data
+from training.data.splits import (
     FILES,
     SUMS_FILE,
     TEST_IMAGES,

@@ -16,8 +16,8 @@ from service.models.manifest import MANIFEST_FILE, MODEL_FILE, TensorSpec
 from tests.support.idx_files import write_folder
 from tests.support.models import IMAGES, LABEL, make_model, z_spec
 from tests.support.tiny_runs import Workshop
-from training.data import Dataset, load
-from training.evaluate import (
+from training.data.splits import Dataset, load
+from training.evaluation.evaluate import (
     EvaluationError,
     bound,
     brier_score,

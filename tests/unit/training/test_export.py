@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, TensorSpec, read_manifest, sha256_of
 from tests.support.idx_files import write_folder
-from training.data import Splits, load
-from training.export import (
+from training.data.splits import Splits, load
+from training.export.publish import (
     CARD_FILE,
     TRAINING_FILE,
     Card,

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from service.models.manifest import read_manifest
 from tests.support.tiny_runs import GAN, Interrupted, StoppingRun, Workshop, assert_same_state, new_run
-from training import gan
-from training.data import SIDE
-from training.evaluate import EvaluationError
-from training.export import Target, open_session
-from training.run import CURVES_FILE
+from training.data.splits import SIDE
+from training.evaluation.evaluate import EvaluationError
+from training.export.publish import Target, open_session
+from training.families import gan
+from training.runs.run import CURVES_FILE
 
 
 class Quadratic(nn.Module):

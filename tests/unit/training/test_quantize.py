@@ -14,10 +14,10 @@ from service.onnx.engine import Engine
 from service.onnx.session import EngineOptions
 from tests.support.idx_files import write_folder
 from training.__main__ import main
-from training.data import Splits, load
-from training.evaluate import classification
-from training.export import open_session
-from training.quantize import QuantizationError, check_integers, to_int8
+from training.data.splits import Splits, load
+from training.evaluation.evaluate import classification
+from training.export.publish import open_session
+from training.quantization.quantize import QuantizationError, check_integers, to_int8
 
 CLASSES = 10
 
@@ -147,7 +147,7 @@ def test_integers_that_disagree_with_float_are_refused(
     path = tmp_path / MODEL_FILE
     onnx.save(to_int8(network(splits), splits.train.images), path)
     assert check_integers(path, splits.validation.images) < 0.01
-    monkeypatch.setattr("training.quantize.PARITY_TOLERANCE", -1.0)
+    monkeypatch.setattr("training.quantization.quantize.PARITY_TOLERANCE", -1.0)
     with pytest.raises(QuantizationError, match="differ by"):
         check_integers(path, splits.validation.images)
 

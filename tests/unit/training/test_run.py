@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.support.idx_files import write_folder
-from training.run import (
+from training.runs.run import (
     BEST_FILE,
     CHECKPOINT_FILE,
     CONFIG_FILE,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.samples import (
+from training.families.grids import (
     frechet_distance,
     grid_labels,
     normals,

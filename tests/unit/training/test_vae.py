@@ -10,10 +10,10 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from service.models.manifest import read_manifest
 from tests.support.tiny_runs import VAE, Interrupted, StoppingRun, Workshop, assert_same_state, new_run
-from training import vae
-from training.data import SIDE
-from training.evaluate import encoder_of
-from training.export import Target, open_session
+from training.data.splits import SIDE
+from training.evaluation.evaluate import encoder_of
+from training.export.publish import Target, open_session
+from training.families import vae
 
 
 def test_kl_divergence_is_that_of_torch_distributions() -> None:

@@ -15,12 +15,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from service.models.manifest import TensorSpec
-from training.classifier import fold_batch_norm, to_tensors
-from training.data import CLASSES, SIDE, Splits
-from training.evaluate import draw, generation, latest_judge
-from training.export import Card, Model, Target, load_weights, publish, read_history, read_hyperparameters
-from training.run import Precision, Run, averaged
-from training.samples import grid_labels, normals, save_grid
+from training.data.splits import CLASSES, SIDE, Splits
+from training.evaluation.evaluate import draw, generation, latest_judge
+from training.export.publish import (
+    Card,
+    Model,
+    Target,
+    load_weights,
+    publish,
+    read_history,
+    read_hyperparameters,
+)
+from training.families.classifier import fold_batch_norm, to_tensors
+from training.families.grids import grid_labels, normals, save_grid
+from training.runs.run import Precision, Run, averaged
 
 SAMPLES_FILE = "samples.png"
 SAMPLES_FOLDER = "samples"

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from service.models.manifest import TensorSpec
-from training.classifier import to_tensors
-from training.data import CLASSES, SIDE, Splits
-from training.evaluate import bound, draw, encoder_of, encoding, generation, latest_judge
-from training.export import (
+from training.data.splits import CLASSES, SIDE, Splits
+from training.evaluation.evaluate import bound, draw, encoder_of, encoding, generation, latest_judge
+from training.export.publish import (
     Card,
     Model,
     Target,
@@ -31,8 +30,9 @@ from training.export import (
     read_hyperparameters,
     run_in_parts,
 )
-from training.run import Precision, Run, averaged
-from training.samples import grid_labels, normals, save_grid
+from training.families.classifier import to_tensors
+from training.families.grids import grid_labels, normals, save_grid
+from training.runs.run import Precision, Run, averaged
 
 SAMPLES_FILE = "samples.png"
 RECONSTRUCTIONS_FILE = "reconstructions.png"

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, Task, TensorSpec, sha256_of
-from training.data import Splits, notice
-from training.run import BEST_FILE, CONFIG_FILE, CURVES_FILE, METRICS_FILE, command_line
+from training.data.splits import Splits, notice
+from training.runs.run import BEST_FILE, CONFIG_FILE, CURVES_FILE, METRICS_FILE, command_line
 
 CARD_FILE = "README.md"
 TRAINING_FILE = "training.jsonl"

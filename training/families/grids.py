@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.data import CLASSES, SIDE, write_atomically
+from training.data.splits import CLASSES, SIDE, write_atomically
 
 COLUMNS = 10
 

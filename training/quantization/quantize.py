@@ -32,10 +32,10 @@ from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_static
 
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, sha256_of
-from training.data import Dataset, Splits
-from training.evaluate import Metrics, quantization, spread, verified
-from training.export import CARD_FILE, Arrays, Target, run_in_parts, save_graph, staging, strip
-from training.run import command_line
+from training.data.splits import Dataset, Splits
+from training.evaluation.evaluate import Metrics, quantization, spread, verified
+from training.export.publish import CARD_FILE, Arrays, Target, run_in_parts, save_graph, staging, strip
+from training.runs.run import command_line
 
 SUFFIX = "-int8"
 CALIBRATION_IMAGES = 500

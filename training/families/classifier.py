@@ -12,11 +12,19 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.optim.lr_scheduler import OneCycleLR
 
 from service.models.manifest import TensorSpec
-from training.augment import Deformation, deform
-from training.data import CLASSES, SIDE, Dataset, Splits
-from training.evaluate import classification
-from training.export import Card, Model, Target, load_weights, publish, read_history, read_hyperparameters
-from training.run import Precision, Run, averaged
+from training.data.splits import CLASSES, SIDE, Dataset, Splits
+from training.evaluation.evaluate import classification
+from training.export.publish import (
+    Card,
+    Model,
+    Target,
+    load_weights,
+    publish,
+    read_history,
+    read_hyperparameters,
+)
+from training.families.augment import Deformation, deform
+from training.runs.run import Precision, Run, averaged
 
 PIXELS = SIDE * SIDE
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, read_manifest, sha256_of
-from training.data import Dataset, Splits
-from training.export import open_session, run_in_parts
-from training.samples import frechet_distance, normals, precision_recall, uniforms
+from training.data.splits import Dataset, Splits
+from training.export.publish import open_session, run_in_parts
+from training.families.grids import frechet_distance, normals, precision_recall, uniforms
 
 Metrics = dict[str, float | int | str]
 

@@ -1,0 +1,1 @@
+"""The model families: one file each, from hyperparameters to export, and what they share."""

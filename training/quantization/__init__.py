@@ -1,0 +1,1 @@
+"""From a published classifier to its int8 version. Knows nothing of torch."""

@@ -1,0 +1,1 @@
+"""Training runs: devices, seeds, checkpoints, metrics, and the folder that holds them."""
