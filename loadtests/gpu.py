@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from loadtests.machine import RESULTS, ROOT, cores, describe
 from service.errors import InkserveError
+from service.models.folder import latest_version, model_folders
 from service.models.manifest import MODEL_FILE, Manifest, TensorSpec, read_manifest
 from service.models.tensors import dtype_of
 from service.onnx.engine import Engine, bucket_sizes
@@ -336,15 +337,13 @@ def main(arguments: list[str] | None = None) -> int:
         pinned_memory=chosen.pinned_memory,
         overlap_copies=chosen.overlap_copies,
     )
-    names = chosen.only or sorted(path.name for path in chosen.models_dir.iterdir() if path.is_dir())
+    names = chosen.only or [model.name for model in model_folders(chosen.models_dir)]
     started = describe(("numpy",))
     reports = []
     for name in names:
-        version = max(int(path.name) for path in (chosen.models_dir / name).iterdir())
         try:
-            reports.append(
-                check(chosen.models_dir / name / str(version), options, chosen.threads, chosen.seconds)
-            )
+            folder = latest_version(chosen.models_dir / name)
+            reports.append(check(folder, options, chosen.threads, chosen.seconds))
         except InkserveError as error:
             print(f"{name}: {error}", file=sys.stderr)
             return 2

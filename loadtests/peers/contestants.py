@@ -10,6 +10,9 @@ from pathlib import Path
 from loadtests.machine import ROOT
 from loadtests.peers import wire
 from loadtests.peers.wire import Wire
+from service.errors import RepositoryError
+from service.models.folder import latest_version
+from service.models.manifest import MODEL_FILE
 
 PEERS = Path(__file__).parent
 VENVS = ROOT / ".cache" / "peers"
@@ -81,10 +84,10 @@ class Contestant:
 
 def newest_graph(models_dir: Path, name: str) -> Path:
     """The ONNX file of a model's highest version. Raises NotInstalled if there is none."""
-    versions = [path for path in (models_dir / name).glob("*/model.onnx") if path.parent.name.isdigit()]
-    if not versions:
-        raise NotInstalled(f"there is no model {name}")
-    return max(versions, key=lambda path: int(path.parent.name))
+    try:
+        return latest_version(models_dir / name, holding=MODEL_FILE) / MODEL_FILE
+    except RepositoryError as error:
+        raise NotInstalled(str(error)) from None
 
 
 def _run(command: Sequence[str]) -> None:
