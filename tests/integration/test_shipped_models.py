@@ -7,18 +7,19 @@ import numpy as np
 import onnx
 import pytest
 
-from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, read_manifest, sha256_of
+from service.models.folder import find_versions, latest_version
+from service.models.manifest import MODEL_FILE, Manifest, read_manifest, sha256_of
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
-FOLDERS = sorted(path.parent for path in MODELS.glob(f"*/*/{MANIFEST_FILE}"))
+FOLDERS = list(find_versions(MODELS, "all").values())
 MIB = 1024 * 1024
 
 each_version = pytest.mark.parametrize("folder", FOLDERS, ids=[f"{f.parent.name}/{f.name}" for f in FOLDERS])
 
 
 def latest(name: str) -> Manifest:
-    return read_manifest(max((MODELS / name).glob("[0-9]*"), key=lambda path: int(path.name)))
+    return read_manifest(latest_version(MODELS / name))
 
 
 def test_every_family_is_shipped() -> None:
