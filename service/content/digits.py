@@ -103,8 +103,19 @@ def _ink(gray: Gray) -> Ink:
             f"expected a digit that differs from its ground by at least {MIN_CONTRAST:.0f}"
         )
     level = np.median(ink[strokes])
-    noise = ink <= max(0.1 * level, 4 * float(np.std(_border(ink))))
-    return np.where(noise, np.float32(0), np.minimum(ink, level))
+    noise = max(0.1 * level, 4 * _border_noise(ink, strokes))
+    if not (ink > noise).any():
+        raise InvalidInput(
+            f"image has no ink: its border varies by {noise:.0f} grey levels, as much as the rest, "
+            "expected a digit on an even ground"
+        )
+    return np.where(ink <= noise, np.float32(0), np.minimum(ink, level))
+
+
+def _border_noise(ink: Ink, strokes: NDArray[np.bool_]) -> float:
+    """The standard deviation of the border, without the strokes that cross it."""
+    ground = _border(ink)[~_border(strokes)]
+    return float(np.std(ground)) if ground.size else 0.0
 
 
 def _ground(gray: Gray) -> Ink:

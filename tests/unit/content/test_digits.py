@@ -76,6 +76,28 @@ def test_a_digit_of_28_pixels_is_left_as_it_is(digit: int) -> None:
     assert np.array_equal(digit_from_picture(Image.fromarray(255 - mnist(digit))), mnist(digit))
 
 
+@pytest.mark.parametrize("side", [40, 70, 110])
+def test_ink_that_fills_a_corner_is_found(side: int) -> None:
+    """It crosses the border, whose spread is then no measure of the noise."""
+    sheet = np.full((280, 280), 255, np.uint8)
+    sheet[:side, :side] = 0
+    seen = digit_from_picture(Image.fromarray(sheet))
+    assert (seen[4:24, 4:24].min(), seen[:3].max()) == (255, 0)
+
+
+def test_picture_of_noise_is_rejected_or_read_but_never_fails() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        shape = rng.integers(1, 60, 2)
+        noise = rng.integers(0, rng.integers(2, 257), shape, np.uint8)
+        noise[rng.random(shape) < rng.random()] = rng.integers(0, 256)
+        try:
+            seen = digit_from_picture(Image.fromarray(noise))
+        except InvalidInput:
+            continue
+        assert seen.shape == (28, 28)
+
+
 def test_uneven_light_and_noise_do_not_hide_the_digit() -> None:
     assert alike(digit_from_picture(Image.open(FOLDER / "seven.jpg")), 7) > 0.9
 
