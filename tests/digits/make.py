@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.data.splits import load
+from training.datasets.splits import load
 
 FOLDER = Path(__file__).parent
 

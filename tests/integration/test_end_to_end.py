@@ -16,6 +16,7 @@ import orjson
 import pytest
 from PIL import Image
 
+from service.models.folder import latest_version
 from service.models.manifest import MANIFEST_FILE, Manifest, read_manifest
 from tests.support.live import RAW, RAW_ANSWER, ROOT, Connection, Service, connected, post_all, serving
 
@@ -38,14 +39,14 @@ def service() -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def mnist() -> tuple[np.ndarray, np.ndarray]:
     """The test images, (10000, 28, 28), and their labels."""
-    from training.data.splits import load  # only here: the service's tests do without training
+    from training.datasets.splits import load  # only here: the service's tests do without training
 
     test = load(MNIST).test
     return test.images, test.labels
 
 
 def manifest_of(name: str) -> Manifest:
-    return read_manifest(max((MODELS / name).glob("[0-9]*"), key=lambda path: int(path.name)))
+    return read_manifest(latest_version(MODELS / name))
 
 
 @needs_mnist

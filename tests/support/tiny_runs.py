@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from tests.support.idx_files import write_folder
-from training.data.splits import Splits, load
-from training.export.publish import Target
+from training.datasets.splits import Splits, load
 from training.families import classifier, gan, vae
 from training.runs.run import CHECKPOINT_FILE, Run
+from training.versions import Target
 
 # 220 training images are 11 steps of 20 an epoch; the widths are 4 to 8.
 CNN = dataclasses.replace(classifier.CNN, epochs=4, batch_size=20)

@@ -8,23 +8,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.optim.lr_scheduler import OneCycleLR
 
 from service.models.manifest import TensorSpec
-from training.data.splits import CLASSES, SIDE, Dataset, Splits
-from training.evaluation.evaluate import classification
-from training.export.publish import (
-    Card,
-    Model,
-    Target,
-    load_weights,
-    publish,
-    read_history,
-    read_hyperparameters,
-)
+from training.datasets.splits import CLASSES, SIDE, Splits
+from training.evaluation.classification import classification
+from training.export.publish import Card, Model, publish
 from training.families.augment import Deformation, deform
-from training.runs.run import Precision, Run, averaged
+from training.families.batch_norm import fold_batch_norm
+from training.families.tensors import to_tensors
+from training.runs.averaging import averaged
+from training.runs.finished import load_weights, read_history, read_hyperparameters
+from training.runs.run import Precision, Run
+from training.versions import Target
 
 PIXELS = SIDE * SIDE
 
@@ -239,12 +235,6 @@ def validate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, f
     return float(correct), float(functional.cross_entropy(logits, labels))
 
 
-def to_tensors(dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images (n, 1, 28, 28) uint8 and labels (n,) int64, on the device."""
-    images = torch.from_numpy(dataset.images.copy()).unsqueeze(1).to(device)
-    return images, torch.from_numpy(dataset.labels).to(device)
-
-
 class Serving(nn.Module):
     """The graph that is served: pre-processing, network and softmax.
 
@@ -262,25 +252,6 @@ class Serving(nn.Module):
         features = self.body(images.unsqueeze(1).float() / 255)
         logits = self.head(features)
         return logits.softmax(dim=1), logits, features
-
-
-def fold_batch_norm(body: nn.Sequential) -> nn.Sequential:
-    """The same function in eval mode, with batch normalisation merged into the linear layer before it.
-
-    One that has no linear layer or convolution right before it stays.
-    """
-    layers: list[nn.Module] = []
-    for layer in body:
-        before = layers[-1] if layers else None
-        if isinstance(layer, nn.BatchNorm1d) and isinstance(before, nn.Linear):
-            layers[-1] = fuse_linear_bn_eval(before, layer)
-        elif isinstance(layer, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
-            layers[-1] = fuse_conv_bn_eval(before, layer)
-        elif isinstance(layer, nn.BatchNorm2d) and isinstance(before, nn.ConvTranspose2d):
-            layers[-1] = fuse_conv_bn_eval(before, layer, transpose=True)
-        elif not isinstance(layer, nn.Dropout):
-            layers.append(layer)
-    return nn.Sequential(*layers).eval()
 
 
 def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:

@@ -15,20 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from service.models.manifest import TensorSpec
-from training.data.splits import CLASSES, SIDE, Splits
-from training.evaluation.evaluate import draw, generation, latest_judge
-from training.export.publish import (
-    Card,
-    Model,
-    Target,
-    load_weights,
-    publish,
-    read_history,
-    read_hyperparameters,
-)
-from training.families.classifier import fold_batch_norm, to_tensors
-from training.families.grids import grid_labels, normals, save_grid
-from training.runs.run import Precision, Run, averaged
+from training.datasets.splits import CLASSES, SIDE, Splits
+from training.evaluation.draws import normals
+from training.evaluation.generation import draw, generation
+from training.evaluation.judge import latest_judge
+from training.export.publish import Card, Model, publish
+from training.families.batch_norm import fold_batch_norm
+from training.families.grids import grid_labels, save_grid
+from training.families.tensors import to_tensors
+from training.runs.averaging import averaged
+from training.runs.finished import load_weights, read_history, read_hyperparameters
+from training.runs.run import Precision, Run
+from training.versions import Target
 
 SAMPLES_FILE = "samples.png"
 SAMPLES_FOLDER = "samples"

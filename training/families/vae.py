@@ -17,22 +17,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from service.models.manifest import TensorSpec
-from training.data.splits import CLASSES, SIDE, Splits
-from training.evaluation.evaluate import bound, draw, encoder_of, encoding, generation, latest_judge
-from training.export.publish import (
-    Card,
-    Model,
-    Target,
-    load_weights,
-    open_session,
-    publish,
-    read_history,
-    read_hyperparameters,
-    run_in_parts,
-)
-from training.families.classifier import to_tensors
-from training.families.grids import grid_labels, normals, save_grid
-from training.runs.run import Precision, Run, averaged
+from training.datasets.splits import CLASSES, SIDE, Splits
+from training.evaluation.draws import normals
+from training.evaluation.generation import draw, generation
+from training.evaluation.judge import latest_judge
+from training.evaluation.likelihood import bound, encoder_of, encoding
+from training.export.publish import Card, Model, publish
+from training.families.grids import grid_labels, save_grid
+from training.families.tensors import to_tensors
+from training.onnx_files import open_session, run_in_parts
+from training.runs.averaging import averaged
+from training.runs.finished import load_weights, read_history, read_hyperparameters
+from training.runs.run import Precision, Run
+from training.versions import Target
 
 SAMPLES_FILE = "samples.png"
 RECONSTRUCTIONS_FILE = "reconstructions.png"

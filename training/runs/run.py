@@ -24,11 +24,9 @@ import hashlib
 import json
 import math
 import os
-import shlex
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args
@@ -36,10 +34,12 @@ from typing import Any, Literal, Protocol, cast, get_args
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from training.data.splits import notice, write_atomically
+from training.errors import RunError
+from training.files import write_atomically
+from training.runs.curves import plot
+from training.terminal import command_line, notice
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -49,10 +49,6 @@ BEST_FILE = "best.pt"
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
-
-
-class RunError(Exception):
-    """The run cannot start or continue as asked; the message says why and what to do."""
 
 
 class Stateful(Protocol):
@@ -231,57 +227,6 @@ class Run:
         write_atomically(self.folder / METRICS_FILE, lines.encode())
         last = "  ".join(f"{name} {value:.5g}" for name, value in self.history[-1].items())
         notice(last)
-
-
-def averaged(model: torch.nn.Module, decay: float) -> AveragedModel:
-    """A copy of the model whose weights and buffers follow it as an exponential moving average.
-
-    Call `update_parameters(model)` after each step; use `.module`. The decay begins at 0.1 and rises
-    to `decay` as (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage, so that the random
-    first weights are soon forgotten. Buffers of whole numbers are copied: their averages would be cut
-    off, 5 * 0.9 + 5 * 0.1 to 4.
-    """
-
-    def average(averages: Any, weights: Any, count: Tensor | int) -> None:
-        if not averages[0].is_floating_point():
-            for mean, now in zip(averages, weights, strict=True):
-                mean.copy_(now)
-            return
-        now = min(decay, (1 + int(count)) / (10 + int(count)))
-        get_ema_multi_avg_fn(now)(averages, weights, count)  # type: ignore[no-untyped-call]
-
-    device = next(model.parameters()).device
-    return AveragedModel(model, device=device, multi_avg_fn=average, use_buffers=True)
-
-
-def command_line() -> str:
-    """The command that started this process, as a person would type it, with no machine's paths."""
-    return shlex.join(["python", "-m", "training", *sys.argv[1:]])
-
-
-def plot(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Draw one panel for each metric; train_x and validation_x share the panel of x."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    panels: dict[str, list[str]] = defaultdict(list)
-    for name in history[-1]:
-        if name not in ("epoch", "seconds"):
-            panels[name.removeprefix("train_").removeprefix("validation_")].append(name)
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.2), squeeze=False)
-    for axis, (title, names) in zip(axes[0], panels.items(), strict=True):
-        for name in names:
-            axis.plot([line["epoch"] for line in history], [line[name] for line in history], label=name)
-        axis.set(title=title, xlabel="epoch")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
-    buffer = BytesIO()
-    figure.tight_layout()
-    figure.savefig(buffer, format="png", dpi=80, metadata={"Software": None})
-    plt.close(figure)
-    write_atomically(path, buffer.getvalue())
 
 
 def _save(path: Path, content: Mapping[str, Any]) -> None:

@@ -8,31 +8,12 @@ from torch import nn
 
 from service.models.manifest import read_manifest
 from tests.support.tiny_runs import CNN, Workshop, assert_same_state, new_run
-from training.export.publish import ExportError, Target, open_session
+from training.errors import ExportError
 from training.families import classifier
+from training.onnx_files import open_session
+from training.versions import Target
 
 MLP = dataclasses.replace(classifier.MLP, epochs=1, batch_size=20)
-
-
-@pytest.mark.parametrize("config", [classifier.MLP, classifier.CNN], ids=["mlp", "cnn"])
-def test_folded_network_is_the_same_function(config: classifier.Config) -> None:
-    torch.manual_seed(0)
-    network = classifier.build(config).double()
-    with torch.no_grad():
-        for _ in range(2):  # so that the running statistics are not those of a fresh network
-            network(torch.rand(20, 1, 28, 28).double())
-    network.eval()
-    body = classifier.fold_batch_norm(network.body)
-    assert not any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.Dropout) for layer in body)
-    images = torch.rand(7, 1, 28, 28).double()
-    # float64: only the order of the products differs
-    torch.testing.assert_close(body(images), network.body(images), rtol=1e-10, atol=1e-12)
-
-
-def test_batch_normalisation_with_nothing_to_fold_into_stays() -> None:
-    body = nn.Sequential(nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2), nn.Dropout(0.5)).eval()
-    folded = classifier.fold_batch_norm(body)
-    assert [type(layer) for layer in folded] == [nn.BatchNorm1d, nn.ReLU, nn.Linear]
 
 
 def test_features_are_not_negative_and_probabilities_sum_to_one() -> None:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from service.models.manifest import read_manifest
 from tests.support.tiny_runs import GAN, Interrupted, StoppingRun, Workshop, assert_same_state, new_run
-from training.data.splits import SIDE
-from training.evaluation.evaluate import EvaluationError
-from training.export.publish import Target, open_session
+from training.datasets.splits import SIDE
+from training.errors import EvaluationError
 from training.families import gan
+from training.onnx_files import open_session
 from training.runs.run import CURVES_FILE
+from training.versions import Target
 
 
 class Quadratic(nn.Module):

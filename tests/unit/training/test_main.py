@@ -33,7 +33,7 @@ def test_hyperparameters_can_be_set_and_are_recorded(tmp_path: Path, workshop: W
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("depth=3", "vae has no hyperparameter 'depth', it has epochs, batch_size, latent"),
+        ("depth=3", "vae has no hyperparameter 'depth', expected one of epochs, batch_size, latent"),
         ("latent=many", "'many' is not of type int"),
     ],
 )
@@ -65,7 +65,7 @@ def test_export_publishes_and_a_second_one_is_the_next_version(
     first, second = ((models / "gan" / version / "model.onnx").read_bytes() for version in "12")
     assert first == second
     assert main([*arguments, "--version", "2"]) == 2
-    assert "2 is there already: give another --version, or --force" in capsys.readouterr().err
+    assert "2 exists: give another --version, or --force" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["gan", "vae"])

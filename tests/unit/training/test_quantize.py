@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -14,10 +13,9 @@ from service.onnx.engine import Engine
 from service.onnx.session import EngineOptions
 from tests.support.idx_files import write_folder
 from training.__main__ import main
-from training.data.splits import Splits, load
-from training.evaluation.evaluate import classification
-from training.export.publish import open_session
-from training.quantization.quantize import QuantizationError, check_integers, to_int8
+from training.datasets.splits import Splits, load
+from training.evaluation.classification import classification
+from training.onnx_files import open_session
 
 CLASSES = 10
 
@@ -120,38 +118,6 @@ def test_int8_version_is_published_evaluated_and_served(models: Path, data_dir: 
     np.testing.assert_allclose(served, expected, atol=1e-6)
 
 
-def test_hidden_layers_are_integer_from_the_raw_bytes_on(splits: Splits, tmp_path: Path) -> None:
-    """Looks at what onnxruntime really runs."""
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    graph = to_int8(network(splits), splits.train.images)
-    onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    run = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
-    assert run == ["Unsqueeze", "Reshape", "QGemm", "DequantizeLinear", "Gemm", "Softmax"]
-
-
-def test_weights_have_seven_bits_so_that_no_sum_saturates(splits: Splits) -> None:
-    graph = to_int8(network(splits), splits.train.images)
-    (weights,) = (
-        numpy_helper.to_array(each).astype(int)
-        for each in graph.graph.initializer
-        if each.data_type == TensorProto.INT8 and len(each.dims) == 2
-    )
-    assert 255 * 2 * np.abs(weights).max() < 1 << 15
-    assert np.abs(weights).max() > 32
-
-
-def test_integers_that_disagree_with_float_are_refused(
-    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / MODEL_FILE
-    onnx.save(to_int8(network(splits), splits.train.images), path)
-    assert check_integers(path, splits.validation.images) < 0.01
-    monkeypatch.setattr("training.quantization.quantize.PARITY_TOLERANCE", -1.0)
-    with pytest.raises(QuantizationError, match="differ by"):
-        check_integers(path, splits.validation.images)
-
-
 def test_a_version_that_loses_too_much_is_not_published(
     models: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,7 +131,7 @@ def test_a_version_is_replaced_only_by_force(
 ) -> None:
     (models / "mlp-int8" / "2").mkdir(parents=True)
     assert quantize(models, data_dir) == 2
-    assert "2 is there already" in capsys.readouterr().err
+    assert "2 exists" in capsys.readouterr().err
     assert quantize(models, data_dir, "--force") == 0
 
 

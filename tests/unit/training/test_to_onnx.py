@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from service.models.manifest import MODEL_FILE, TensorSpec
+from tests.support.idx_files import write_folder
+from training.datasets.splits import Splits, load
+from training.errors import ExportError
+from training.export.publish import Card
+from training.export.to_onnx import to_onnx
+from training.onnx_files import open_session, run_in_parts
+
+IMAGES = TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28))
+PROBABILITIES = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 10))
+CARD = Card("A description.", "An architecture.", "A training.", "A use.", "Limits.")
+METRICS = {"test_accuracy": 0.5}
+
+
+class Tiny(nn.Module):
+    """A linear classifier; `drift` is added to its probabilities where it is exported, not in torch."""
+
+    def __init__(self, drift: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(28 * 28, 10)
+        self.drift = drift
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.linear(images.flatten(1).float() / 255)
+        drift = self.drift if torch.compiler.is_compiling() else 0.0
+        return logits.softmax(1) + drift, logits
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
+    return load(write_folder(tmp_path_factory.mktemp("data"), test=300))
+
+
+def test_signature_that_the_manifest_would_not_tell_is_refused() -> None:
+    wrong = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 11))
+    with pytest.raises(ExportError, match=r"the graph has .*10.* expected .*11"):
+        to_onnx(Tiny(), [IMAGES], [wrong], ["logits"])
+
+
+def test_graph_tells_nothing_of_the_machine_and_is_the_same_each_time() -> None:
+    first, second = (
+        to_onnx(Tiny(), [IMAGES], [PROBABILITIES], ["logits"]).SerializeToString(deterministic=True)
+        for _ in range(2)
+    )
+    assert first == second
+    for trace in (str(Path.cwd()), "site-packages", "/home", "/tmp", ".py", "File "):
+        assert trace.encode() not in first
+
+
+def test_batch_axis_is_free(tmp_path: Path, splits: Splits) -> None:
+    graph = to_onnx(Tiny(), [IMAGES], [PROBABILITIES], ["logits"])
+    assert [output.name for output in graph.graph.output] == ["probabilities"]
+    onnx.save(graph, tmp_path / MODEL_FILE)
+    session = open_session(tmp_path / MODEL_FILE, ["logits"])
+    for rows in (1, 3, 257):
+        images = splits.test.images[:rows]
+        probabilities, logits = session.run(None, {"images": images})
+        assert (probabilities.shape, logits.shape) == ((rows, 10), (rows, 10))
+        (parts,) = run_in_parts(session, ["logits"], {"images": images}, rows=2)
+        np.testing.assert_allclose(parts, logits, atol=1e-5)  # float32 sums of 784 terms in another order

@@ -1,0 +1,1 @@
+"""The images: IDX files fetched, verified, read and split. Knows nothing of torch."""

@@ -1,0 +1,40 @@
+"""The errors of training; each means wrong input, and ends a command with one line on stderr.
+
+TrainingError
+├── ArgumentError       an argument that argparse alone cannot judge
+├── DataError           the data cannot be used
+├── RunError            the run cannot start or continue as asked
+├── ExportError         the model was not published
+├── EvaluationError     the model cannot be evaluated on this data
+└── QuantizationError   the int8 version was not published
+
+The message says what was seen and what was expected.
+"""
+
+
+class TrainingError(Exception):
+    """Base of every error that training raises on purpose."""
+
+
+class ArgumentError(TrainingError):
+    """An argument that argparse alone cannot judge."""
+
+
+class DataError(TrainingError):
+    """The data cannot be used; the message names the file."""
+
+
+class RunError(TrainingError):
+    """The run cannot start or continue as asked; the message says why and what to do."""
+
+
+class ExportError(TrainingError):
+    """The model was not published."""
+
+
+class EvaluationError(TrainingError):
+    """The model cannot be evaluated on this data."""
+
+
+class QuantizationError(TrainingError):
+    """The int8 version was not published."""

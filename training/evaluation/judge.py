@@ -1,0 +1,51 @@
+"""The judge: the CNN, which says what generated images show and gives the features that compare them."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.models.folder import version_folders
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, read_manifest
+from training.datasets.splits import Splits
+from training.errors import EvaluationError
+from training.evaluation.metrics import Metrics
+from training.onnx_files import open_session, run_in_parts
+from training.versions import read_verified
+
+# The model that judges generated images.
+JUDGE = "cnn"
+
+
+class Judge:
+    """The CNN, which says what generated images show: it was trained on the same data.
+
+    identity: its name, version and the first digits of its SHA-256, as metrics.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        manifest = read_verified(folder)
+        self.identity: Metrics = {
+            "classifier": f"{manifest.name}/{manifest.version}",
+            "classifier_digest": manifest.sha256[:12],
+        }
+        self._session = open_session(folder / MODEL_FILE, ["features"])
+
+    def __call__(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Features (n, d) and the most probable labels (n,) of images (n, 28, 28)."""
+        names = ["features", "probabilities"]
+        features, probabilities = run_in_parts(self._session, names, {"images": images})
+        return features, probabilities.argmax(1)
+
+
+def latest_judge(models_dir: Path, splits: Splits) -> Judge:
+    """The highest version of the CNN that belongs to this data. Raises EvaluationError."""
+    folders = version_folders(models_dir / JUDGE, holding=MANIFEST_FILE).values()
+    suitable = [each for each in folders if read_manifest(each).metrics.get("data_digest") == splits.digest]
+    if not suitable:
+        raise EvaluationError(
+            f"{models_dir / JUDGE} holds no version trained on {splits.name} (digest {splits.digest}), "
+            f"which judges generated images: first run python -m training train {JUDGE} and "
+            f"python -m training export {JUDGE}, with the same --data-dir and --models-dir"
+        )
+    return Judge(suitable[-1])

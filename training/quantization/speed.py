@@ -1,0 +1,65 @@
+"""How fast two graphs of the same model are, in images per second of CPU time on one thread."""
+
+import platform
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from training.datasets.splits import Dataset
+from training.quantization.int8 import single_threaded_session
+
+BATCHES = (1, 8, 64, 256)
+ROUNDS = 9
+ROUND_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Images per second of CPU time on one thread, as the median of ROUNDS, at one batch size."""
+
+    batch: int
+    float32: float
+    int8: float
+
+
+def measure_speed(before: Path, after: Path, data: Dataset) -> list[Speed]:
+    """Images per second at each of BATCHES, in turns.
+
+    CPU time of the one thread that computes: other processes on the machine hardly move it.
+    """
+    sessions = (single_threaded_session(before), single_threaded_session(after))
+    speeds = []
+    for batch in BATCHES:
+        images = data.images[np.arange(batch) % len(data)]
+        rounds = [[_seconds(session, images) for session in sessions] for _ in range(ROUNDS)]
+        float32, int8 = (batch / statistics.median(column) for column in zip(*rounds, strict=True))
+        speeds.append(Speed(batch, float32, int8))
+    return speeds
+
+
+def _seconds(session: onnxruntime.InferenceSession, images: NDArray[np.uint8]) -> float:
+    """The mean CPU time of a run, over as many runs as fill ROUND_SECONDS; the first is not counted."""
+    session.run(None, {"images": images})
+    runs, begin = 0, time.thread_time()
+    while (taken := time.thread_time() - begin) < ROUND_SECONDS:
+        session.run(None, {"images": images})
+        runs += 1
+    return taken / runs
+
+
+def cpu_name() -> str:
+    """The CPU's name and those of its instructions that decide how fast int8 is; as Linux tells them."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = [
+        flag
+        for flag in facts.get("flags", "").split()
+        if flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni")
+    ]
+    return f"{facts.get('model name', platform.machine())} ({', '.join(flags) or 'instructions unknown'})"

@@ -1,0 +1,84 @@
+"""Versions in the models folder: read and verified, or published whole by one rename."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.models.folder import version_folders
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, read_manifest, sha256_of
+from training.errors import EvaluationError, ExportError
+from training.files import sync
+from training.terminal import notice
+
+
+def read_verified(folder: Path) -> Manifest:
+    """The manifest of a version whose graph has the SHA-256 that it names."""
+    manifest = read_manifest(folder)
+    digest = sha256_of(folder / MODEL_FILE)
+    if digest != manifest.sha256:
+        raise EvaluationError(
+            f"{folder / MODEL_FILE}: SHA-256 is {digest}, expected {manifest.sha256} ({MANIFEST_FILE})"
+        )
+    return manifest
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to publish: models_dir/<name>/<version>.
+
+    version: None means the next free one. force: replace the version if it exists.
+    """
+
+    models_dir: Path
+    version: int | None = None
+    force: bool = False
+
+
+@contextlib.contextmanager
+def staging(names: Sequence[str], target: Target) -> Iterator[list[Path]]:
+    """Empty folders, one for each name, laid out like models_dir; what they then hold is published.
+
+    Once the block has ended, they appear in the given order, each by one rename; if it raises, none does.
+    Raises ExportError if the version exists.
+    """
+    version = _version(names, target)
+    target.models_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=target.models_dir) as temporary:
+        staged = [Path(temporary) / name / version for name in names]
+        for folder in staged:
+            folder.mkdir(parents=True, mode=0o755)
+        yield staged
+        for name, folder in zip(names, staged, strict=True):
+            place = target.models_dir / name / version
+            _move_into_place(folder, place, target.force)
+            notice(f"published {place}")
+
+
+def _version(names: Sequence[str], target: Target) -> str:
+    """The requested version, or the next one that is free for all the names."""
+    parents = [target.models_dir / name for name in names]
+    taken = [version for parent in parents for version in version_folders(parent)]
+    version = target.version or max(taken, default=0) + 1
+    existing = [parent / str(version) for parent in parents if version in version_folders(parent)]
+    if existing and not target.force:
+        raise ExportError(f"{existing[0]} exists: give another --version, or --force")
+    return str(version)
+
+
+def _move_into_place(staged: Path, folder: Path, force: bool) -> None:
+    """Make the version appear by one rename, after its bytes are on the disk.
+
+    A version that is replaced is moved aside first; between the two renames there is none.
+    """
+    for path in [*staged.iterdir(), staged]:
+        sync(path)
+    folder.parent.mkdir(exist_ok=True)
+    if force and folder.exists():
+        folder.rename(staged.with_name("replaced"))
+    try:
+        staged.rename(folder)
+    except OSError as error:
+        raise ExportError(f"{folder} could not be created: {error}") from error
+    sync(folder.parent)
