@@ -53,14 +53,14 @@ def test_rows_from_json_base64(benchmark: BenchmarkFixture) -> None:
 
 def test_small_png(benchmark: BenchmarkFixture) -> None:
     image = images_of(1)[0]
-    seen = benchmark(codecs.image_to_rows, encoded(image, "PNG"), IMAGES, MAX_PIXELS)
+    seen = benchmark(codecs.image_to_rows, encoded(image, "PNG"), IMAGES, MAX_PIXELS, "mnist-digit")
     assert np.array_equal(seen, image[np.newaxis])
 
 
 @pytest.mark.parametrize("file_format", codecs.FORMATS)
 def test_drawing_of_512_pixels(benchmark: BenchmarkFixture, file_format: str) -> None:
     content = encoded(drawing(512), file_format)
-    seen = benchmark(codecs.image_to_rows, content, IMAGES, MAX_PIXELS)
+    seen = benchmark(codecs.image_to_rows, content, IMAGES, MAX_PIXELS, "mnist-digit")
     assert seen.shape == (1, 28, 28)
     assert seen.max() == 255
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from service.content import digits
 from service.errors import InvalidInput, PayloadTooLarge
-from service.models.manifest import Datatype, TensorSpec
+from service.models.manifest import Datatype, ImageLayout, Preprocess, TensorSpec
 from service.models.tensors import DTYPES, Array, dtype_of
 
 FORMATS = ("PNG", "JPEG")
@@ -60,30 +60,44 @@ def _row_layout(datatype: Datatype, shape: tuple[int, ...]) -> tuple[np.dtype[An
     return dtype, dtype.itemsize * math.prod(shape[1:])
 
 
-def image_to_rows(content: bytes, spec: TensorSpec, max_pixels: int) -> Array:
+def image_to_rows(content: bytes, spec: TensorSpec, max_pixels: int, preprocess: Preprocess) -> Array:
     """A PNG or JPEG as one row of the tensor, (1, ...) uint8.
 
-    28x28 grey becomes a digit in MNIST's way (`service.content.digits`); for any other size the picture is
-    made grey or RGB and resized. Raises InvalidInput where the file is broken or the tensor does not
-    hold images, PayloadTooLarge above `max_pixels`.
+    preprocess: the manifest's `picture_preprocess`.
+    Raises InvalidInput if the file is broken or the model accepts no pictures, PayloadTooLarge above
+    `max_pixels`.
     """
-    height, width, channels, first = _image_axes(spec)
+    layout = spec.image_layout()
+    if layout is None:
+        seen = f"{spec.name} is {spec.datatype} {list(spec.shape)}"
+        raise InvalidInput(f"body is a picture, but {seen}, expected raw rows or JSON")
+    if preprocess == "none":
+        raise InvalidInput(
+            "body is a picture, but the model accepts none (preprocess is none), expected raw rows or JSON"
+        )
     picture = _open(content, max_pixels)
-    if (height, width, channels) == (digits.SIDE, digits.SIDE, 1):
+    if preprocess == "mnist-digit":
         return digits.digit_from_picture(picture).reshape(1, *spec.shape[1:])
-    pixels = np.asarray(_flat(picture, "L" if channels == 1 else "RGB").resize((width, height)))
-    if channels == 3 and first:
-        pixels = np.moveaxis(pixels, -1, 0)
-    return np.ascontiguousarray(pixels).reshape(1, *spec.shape[1:])
+    return _resized(picture, layout).reshape(1, *spec.shape[1:])
 
 
-def rows_from_json(value: Any, spec: TensorSpec, max_rows: int, max_pixels: int) -> Array:
+def rows_from_json(
+    value: Any, spec: TensorSpec, max_rows: int, max_pixels: int, preprocess: Preprocess = "none"
+) -> Array:
     """One row or a list of rows: each nested as the tensor is, flat, or base64 (raw, PNG or JPEG).
 
+    preprocess: as in `image_to_rows`; by default pictures are rejected.
     Raises InvalidInput, naming the value that is wrong, and PayloadTooLarge.
     """
+
+    def decode(text: str, name: str) -> Array:
+        content = _from_base64(text, name)
+        if is_image(content):
+            return image_to_rows(content, spec, max_pixels, preprocess)
+        return rows_from_raw(content, spec, max_rows)
+
     if isinstance(value, str):
-        return _rows_from_base64(value, spec.name, spec, max_rows, max_pixels)
+        return decode(value, spec.name)
     if not isinstance(value, list) or not value:
         raise InvalidInput(f"{spec.name} is {_shown(value)}, expected a list of {_row_text(spec)}")
     if not any(isinstance(row, str) for row in value):
@@ -95,7 +109,7 @@ def rows_from_json(value: Any, spec: TensorSpec, max_rows: int, max_pixels: int)
     for index, row in enumerate(value):
         name = f"{spec.name}[{index}]"
         if isinstance(row, str):
-            parts.append(_rows_from_base64(row, name, spec, max_rows, max_pixels))
+            parts.append(decode(row, name))
         else:
             parts.append(_rows_from_lists([row], name, spec))
     rows = np.concatenate(parts)
@@ -121,19 +135,13 @@ def sprite(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return grid.reshape(lines * height, columns * width, *images.shape[3:])
 
 
-def _image_axes(spec: TensorSpec) -> tuple[int, int, int, bool]:
-    """Height, width, channels of a row, and whether the channels come first. Raises InvalidInput."""
-    shape = spec.shape[1:]
-    if spec.datatype == "UINT8":
-        if len(shape) == 2:
-            return shape[0], shape[1], 1, False
-        if len(shape) == 3 and shape[2] in (1, 3):
-            return shape[0], shape[1], shape[2], False
-        if len(shape) == 3 and shape[0] in (1, 3):
-            return shape[1], shape[2], shape[0], True
-    raise InvalidInput(
-        f"body is a picture, but {spec.name} is {spec.datatype} {list(spec.shape)}, expected raw rows or JSON"
-    )
+def _resized(picture: Image.Image, layout: ImageLayout) -> NDArray[np.uint8]:
+    """The picture's pixels in grey or RGB at the layout's size, in the order of its axes."""
+    mode = "L" if layout.channels == 1 else "RGB"
+    pixels = np.asarray(_flat(picture, mode).resize((layout.width, layout.height)))
+    if layout.channels == 3 and layout.channels_first:
+        pixels = np.moveaxis(pixels, -1, 0)
+    return np.ascontiguousarray(pixels)
 
 
 def _open(content: bytes, max_pixels: int) -> Image.Image:
@@ -165,14 +173,11 @@ def _flat(picture: Image.Image, mode: str) -> Image.Image:
     return picture.convert(mode)
 
 
-def _rows_from_base64(text: str, name: str, spec: TensorSpec, max_rows: int, max_pixels: int) -> Array:
+def _from_base64(text: str, name: str) -> bytes:
     try:
-        content = base64.b64decode(text, validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidInput(f"{name} is {_shown(text)}, expected base64: {error}") from None
-    if is_image(content):
-        return image_to_rows(content, spec, max_pixels)
-    return rows_from_raw(content, spec, max_rows)
 
 
 def _rows_from_lists(value: list[Any], name: str, spec: TensorSpec) -> Array:

@@ -1,12 +1,11 @@
-"""What a model says of itself: manifest.json, checked. Knows nothing of onnxruntime or HTTP.
+"""A model's description of itself: manifest.json, checked. Knows nothing of onnxruntime or HTTP.
 
-A manifest lies beside its graph, `models/<name>/<version>/{model.onnx,manifest.json}`, and is the
-only thing that `training` and `service` share.
+A manifest lies next to its graph, `models/<name>/<version>/{model.onnx,manifest.json}`.
 """
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -22,11 +21,26 @@ Datatype = Literal[
 
 Task = Literal["classification", "generation", "encoding"]
 
+Preprocess = Literal["mnist-digit", "resize", "none"]
+"""What happens to a PNG or a JPEG before it is a row of a model's image input; see `Manifest`."""
+
+DIGIT_SIZES = (28, 28, 1)
+"""Height, width and channels of an image that "mnist-digit" makes."""
+
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImageLayout(NamedTuple):
+    """How one row of a tensor holds an image. channels: 1 (grey) or 3 (RGB)."""
+
+    height: int
+    width: int
+    channels: int
+    channels_first: bool
 
 
 class TensorSpec(_Frozen):
@@ -38,6 +52,22 @@ class TensorSpec(_Frozen):
     name: str = Field(min_length=1)
     datatype: Datatype
     shape: tuple[int, ...] = Field(min_length=1)
+
+    def image_layout(self) -> ImageLayout | None:
+        """The layout of the image in a row, or None if the tensor holds no images.
+
+        Images are UINT8 (height, width), (height, width, 1 or 3) or (1 or 3, height, width).
+        """
+        shape = self.shape[1:]
+        if self.datatype != "UINT8":
+            return None
+        if len(shape) == 2:
+            return ImageLayout(shape[0], shape[1], 1, False)
+        if len(shape) == 3 and shape[2] in (1, 3):
+            return ImageLayout(shape[0], shape[1], shape[2], False)
+        if len(shape) == 3 and shape[0] in (1, 3):
+            return ImageLayout(shape[1], shape[2], shape[0], True)
+        return None
 
     @model_validator(mode="after")
     def _only_the_batch_axis_is_free(self) -> Self:
@@ -57,7 +87,15 @@ class Manifest(_Frozen):
 
     labels: the names of the classes, in the order of the probabilities; for generation and encoding,
         the names of the conditions, in the order of the values of `label`.
-    metrics: what `python -m training evaluate` measured on the test set.
+    preprocess: what happens to a PNG or a JPEG before it is a row of the image input. Rows that are
+        sent as numbers, raw or in JSON, are never preprocessed.
+        "mnist-digit": the digit in the picture is found, made light on black, scaled to 20x20 and
+        centred by its mass, like MNIST's (`service.content.digits`); only for grey 28x28 images.
+        "resize": the picture is made grey or RGB and resized to the input's height and width.
+        "none": pictures are rejected.
+        Absent in manifests older than the field: "mnist-digit" for grey 28x28 images, "resize" for
+        images of any other size, "none" for other tensors; see `picture_preprocess`.
+    metrics: what `python -m training evaluate` measures on the test set.
     command: the command that made the model.
     """
 
@@ -68,6 +106,7 @@ class Manifest(_Frozen):
     inputs: tuple[TensorSpec, ...] = Field(min_length=1)
     outputs: tuple[TensorSpec, ...] = Field(min_length=1)
     labels: tuple[str, ...] = ()
+    preprocess: Preprocess | None = None
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     metrics: dict[str, float | int | str] = Field(default_factory=dict)
     command: str = ""
@@ -75,6 +114,20 @@ class Manifest(_Frozen):
     def input(self, name: str) -> TensorSpec | None:
         """The input of that name, or None."""
         return next((spec for spec in self.inputs if spec.name == name), None)
+
+    @property
+    def picture_preprocess(self) -> Preprocess:
+        """What happens to a picture: `preprocess`, or the default of a manifest without it."""
+        if self.preprocess is not None:
+            return self.preprocess
+        layout = self._image_layout()
+        if layout is None:
+            return "none"
+        return "mnist-digit" if layout[:3] == DIGIT_SIZES else "resize"
+
+    def _image_layout(self) -> ImageLayout | None:
+        """The layout of the first input that holds images, or None."""
+        return next((layout for spec in self.inputs if (layout := spec.image_layout())), None)
 
     @model_validator(mode="after")
     def _tensors_suit_the_task(self) -> Self:
@@ -87,6 +140,20 @@ class Manifest(_Frozen):
             raise ValueError(f"input label is {label.datatype} {list(label.shape)}, expected INT64 [-1]")
         if label is not None and not self.labels:
             raise ValueError("the model has an input label, expected the names of its values in labels")
+        return self
+
+    @model_validator(mode="after")
+    def _preprocess_suits_the_image_input(self) -> Self:
+        if self.preprocess in (None, "none"):
+            return self
+        layout = self._image_layout()
+        seen = ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in self.inputs)
+        if layout is None:
+            raise ValueError(f"preprocess is {self.preprocess}, but the inputs are {seen}, expected images")
+        if self.preprocess == "mnist-digit" and layout[:3] != DIGIT_SIZES:
+            raise ValueError(
+                f"preprocess is mnist-digit, but the inputs are {seen}, expected UINT8 [-1, 28, 28]"
+            )
         return self
 
     def _check_classification(self) -> None:

@@ -34,7 +34,7 @@ from service.http.routes.shared import (
 )
 from service.http.types import FORM, JPEG, JSON, MODEL, OCTETS, PNG, Headers, Receive, Scope
 from service.models.catalogue import Catalogue
-from service.models.manifest import TensorSpec
+from service.models.manifest import Manifest
 from service.models.tensors import Array
 from service.serving.predictor import Cancel, Done, Inference, Predictor, infer
 from service.settings import Settings
@@ -89,7 +89,7 @@ class Classify:
         wish = self._wish(target, query, headers)
         body = await read_body(headers, receive, self._settings.max_body_bytes)
         spec = target.manifest.inputs[0]
-        rows = await self._decode(headers, body, spec)
+        rows = await self._decode(headers, body, target.manifest)
         work = infer(
             self._predictor,
             target.manifest.name,
@@ -124,42 +124,49 @@ class Classify:
         timeout = read_timeout(headers, self._settings.request_timeout_seconds)
         return Wish(target, timeout, accepted, _top_k(query, len(target.manifest.labels), accepted))
 
-    async def _decode(self, headers: Headers, body: bytes, spec: TensorSpec) -> Array:
+    async def _decode(self, headers: Headers, body: bytes, manifest: Manifest) -> Array:
         """The images as the model's input, whatever form they came in."""
-        kind = media_type(headers)
+        kind, spec = media_type(headers), manifest.inputs[0]
         if kind == OCTETS or (kind in UNDECLARED and not codecs.is_image(body)):
             return codecs.rows_from_raw(body, spec, self._settings.max_request_rows)
         if kind == JSON:
-            return await off_loop(len(body) > INLINE_BYTES, self._from_json, body, spec)
+            return await off_loop(len(body) > INLINE_BYTES, self._from_json, body, manifest)
         if kind == FORM:
-            return await self._from_form(headers, body, spec)
+            return await self._from_form(headers, body, manifest)
         if kind in UNDECLARED or kind.startswith("image/"):
-            return await off_loop(len(body) > INLINE_BYTES, self._from_image, body, spec)
+            return await off_loop(len(body) > INLINE_BYTES, self._from_image, body, manifest)
         raise UnsupportedMedia(
             f"Content-Type is {kind[:80]!r}, expected {', '.join(ACCEPTED[:-1])} or {ACCEPTED[-1]}"
         )
 
-    def _from_image(self, body: bytes, spec: TensorSpec) -> Array:
-        return codecs.image_to_rows(body, spec, self._settings.max_image_pixels)
+    def _from_image(self, body: bytes, manifest: Manifest) -> Array:
+        limit = self._settings.max_image_pixels
+        return codecs.image_to_rows(body, manifest.inputs[0], limit, manifest.picture_preprocess)
 
-    def _from_json(self, body: bytes, spec: TensorSpec) -> Array:
+    def _from_json(self, body: bytes, manifest: Manifest) -> Array:
         value = load_json(body)
         try:
             request = ClassifyRequest.model_validate(value if isinstance(value, dict) else {"images": value})
         except ValidationError as error:
             raise invalid_input(error) from None
         limits = self._settings
-        return codecs.rows_from_json(request.images, spec, limits.max_request_rows, limits.max_image_pixels)
+        return codecs.rows_from_json(
+            request.images,
+            manifest.inputs[0],
+            limits.max_request_rows,
+            limits.max_image_pixels,
+            manifest.picture_preprocess,
+        )
 
-    async def _from_form(self, headers: Headers, body: bytes, spec: TensorSpec) -> Array:
+    async def _from_form(self, headers: Headers, body: bytes, manifest: Manifest) -> Array:
         """Every file of a form, in its order: a PNG, a JPEG, or raw rows."""
         most = self._settings.max_request_rows
         parts: list[Array] = []
         for content in await _form_files(headers, body, most):
             if codecs.is_image(content):
-                parts.append(await off_loop(len(content) > INLINE_BYTES, self._from_image, content, spec))
+                parts.append(await off_loop(len(content) > INLINE_BYTES, self._from_image, content, manifest))
             else:
-                parts.append(codecs.rows_from_raw(content, spec, most))
+                parts.append(codecs.rows_from_raw(content, manifest.inputs[0], most))
         rows = np.concatenate(parts)
         if len(rows) > most:
             raise PayloadTooLarge(f"form has {len(rows)} images, expected at most {most}")

@@ -18,6 +18,7 @@ PLANES = TensorSpec(name="images", datatype="UINT8", shape=(-1, 3, 4, 6))
 LATENT = TensorSpec(name="z", datatype="FP32", shape=(-1, 2))
 MANY = 10
 PIXELS = 10_000
+PIXELS_OF_A_PHOTO = 100_000
 
 
 def picture(array: Any, kind: str = "PNG", **options: Any) -> bytes:
@@ -28,7 +29,7 @@ def picture(array: Any, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def from_json(value: Any, spec: TensorSpec = GRAY, most: int = MANY) -> np.ndarray:
-    return codecs.rows_from_json(value, spec, most, PIXELS)
+    return codecs.rows_from_json(value, spec, most, PIXELS, "mnist-digit")
 
 
 def digit() -> np.ndarray:
@@ -64,29 +65,63 @@ def test_the_first_bytes_tell_a_picture(kind: str) -> None:
 
 
 def test_a_png_of_a_digit_is_taken_as_it_is() -> None:
-    rows = codecs.image_to_rows(picture(digit()), GRAY, PIXELS)
+    rows = codecs.image_to_rows(picture(digit()), GRAY, PIXELS, "mnist-digit")
     assert np.array_equal(rows, digit()[None])
+
+
+def test_resize_leaves_everything_where_it_was() -> None:
+    """A shirt in the corner of a photo, say: cropping and centring would move and enlarge it."""
+    photo = np.full((280, 280), 255, np.uint8)
+    photo[:70, :70] = 0
+    resized = codecs.image_to_rows(picture(photo), GRAY, PIXELS_OF_A_PHOTO, "resize")[0]
+    assert (resized[:6, :6].max(), resized[8:, 8:].min()) == (0, 255)
+    digit = codecs.image_to_rows(picture(photo), GRAY, PIXELS_OF_A_PHOTO, "mnist-digit")[0]
+    assert (digit[:4].max(), digit[14, 14]) == (0, 255)
+
+
+def test_resize_keeps_a_picture_of_the_right_size_bit_by_bit() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
+    assert np.array_equal(codecs.image_to_rows(picture(pixels), GRAY, PIXELS, "resize")[0], pixels)
+
+
+@pytest.mark.parametrize("spec", [GRAY, COLOUR])
+def test_model_that_accepts_no_pictures_rejects_them(spec: TensorSpec) -> None:
+    message = r"model accepts none \(preprocess is none\), expected raw rows or JSON"
+    with pytest.raises(InvalidInput, match=message):
+        codecs.image_to_rows(picture(digit()), spec, PIXELS, "none")
+    png = base64.b64encode(picture(digit())).decode()
+    for value in (png, [png]):
+        with pytest.raises(InvalidInput, match=message):
+            codecs.rows_from_json(value, spec, MANY, PIXELS)
+
+
+def test_model_that_accepts_no_pictures_accepts_rows() -> None:
+    raw = base64.b64encode(digit().tobytes()).decode()
+    for value in (raw, [raw], digit().tolist()):
+        assert np.array_equal(codecs.rows_from_json(value, GRAY, MANY, PIXELS, "none"), digit()[None])
 
 
 def test_a_picture_for_another_size_is_resized_in_colour() -> None:
     red = np.zeros((40, 60, 3), np.uint8)
     red[..., 0] = 200
-    rows = codecs.image_to_rows(picture(red), COLOUR, PIXELS)
+    rows = codecs.image_to_rows(picture(red), COLOUR, PIXELS, "resize")
     assert rows.shape == (1, 4, 6, 3)
     assert np.unique(rows.reshape(-1, 3), axis=0).tolist() == [[200, 0, 0]]
-    assert np.array_equal(codecs.image_to_rows(picture(red), PLANES, PIXELS), np.moveaxis(rows, -1, 1))
+    assert np.array_equal(
+        codecs.image_to_rows(picture(red), PLANES, PIXELS, "resize"), np.moveaxis(rows, -1, 1)
+    )
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
 def test_every_mode_of_png_becomes_colour(mode: str) -> None:
     gray = Image.new("L", (12, 8), 255)
     image = Image.fromarray(np.full((8, 12), 65535, np.uint16)) if mode == "I;16" else gray.convert(mode)
-    assert np.unique(codecs.image_to_rows(picture(image), COLOUR, PIXELS)).tolist() == [255]
+    assert np.unique(codecs.image_to_rows(picture(image), COLOUR, PIXELS, "resize")).tolist() == [255]
 
 
 def test_what_is_transparent_is_white() -> None:
     clear = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
-    assert np.unique(codecs.image_to_rows(picture(clear), COLOUR, PIXELS)).tolist() == [255]
+    assert np.unique(codecs.image_to_rows(picture(clear), COLOUR, PIXELS, "resize")).tolist() == [255]
 
 
 def test_a_jpeg_is_turned_upright() -> None:
@@ -95,7 +130,7 @@ def test_a_jpeg_is_turned_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     spec = TensorSpec(name="images", datatype="UINT8", shape=(-1, 6, 4))
-    rows = codecs.image_to_rows(picture(image, "JPEG", exif=exif, quality=95), spec, PIXELS)
+    rows = codecs.image_to_rows(picture(image, "JPEG", exif=exif, quality=95), spec, PIXELS, "resize")
     assert rows[0, 0].min() > 200
     assert rows[0, -1].max() < 50
 
@@ -115,14 +150,14 @@ def test_a_picture_that_cannot_be_used_is_refused(
     content: bytes, spec: TensorSpec, error: type[InkserveError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        codecs.image_to_rows(content, spec, PIXELS)
+        codecs.image_to_rows(content, spec, PIXELS, "mnist-digit")
 
 
 def test_a_small_file_with_huge_sizes_is_refused_by_its_header() -> None:
     header = picture(np.zeros((1, 1)))
     huge = header[:16] + (2**31 - 1).to_bytes(4, "big") * 2 + header[24:]
     with pytest.raises((InvalidInput, PayloadTooLarge)):
-        codecs.image_to_rows(huge, GRAY, PIXELS)
+        codecs.image_to_rows(huge, GRAY, PIXELS, "mnist-digit")
 
 
 def test_json_may_be_nested_flat_base64_or_all_of_them() -> None:
@@ -207,7 +242,7 @@ def test_any_json_gives_rows_or_our_own_error(value: object) -> None:
 )
 def test_any_bytes_give_a_picture_or_our_own_error(content: bytes, start: bytes) -> None:
     with pytest.raises(InkserveError):
-        codecs.image_to_rows(start + content, GRAY, PIXELS)
+        codecs.image_to_rows(start + content, GRAY, PIXELS, "mnist-digit")
 
 
 @pytest.mark.parametrize(

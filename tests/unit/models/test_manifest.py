@@ -47,6 +47,19 @@ Z: Tensor = {"name": "z", "datatype": "FP32", "shape": [-1, 4]}
         ({"task": "generation"}, "a generation model needs an input z"),
         ({"task": "generation", "inputs": [Z]}, "output probabilities is FP32"),
         ({"task": "generation", "inputs": [Z, IMAGES]}, r"has the inputs \['images'\], expected z and label"),
+        ({"preprocess": "crop"}, "preprocess: Input should be 'mnist-digit', 'resize' or 'none'"),
+        (
+            {"preprocess": "mnist-digit", "inputs": [IMAGES | {"shape": [-1, 32, 32]}]},
+            r"preprocess is mnist-digit, but the inputs are images UINT8 \[-1, 32, 32\], expected UINT8",
+        ),
+        (
+            {"preprocess": "mnist-digit", "inputs": [IMAGES | {"shape": [-1, 28, 28, 3]}]},
+            r"preprocess is mnist-digit, but the inputs are images UINT8 \[-1, 28, 28, 3\], expected UINT8",
+        ),
+        (
+            {"preprocess": "resize", "inputs": [IMAGES | {"datatype": "FP32"}]},
+            r"preprocess is resize, but the inputs are images FP32 \[-1, 28, 28\], expected images",
+        ),
         (
             {"task": "encoding", "inputs": [IMAGES | {"name": "label"}]},
             r"input label is UINT8 \[-1, 28, 28\], expected INT64 \[-1\]",
@@ -60,6 +73,39 @@ def test_a_wrong_manifest_is_refused_with_the_reason(
     rewrite(folder, **changes)
     with pytest.raises(ManifestError, match=message):
         read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("shape", "datatype", "expected"),
+    [
+        ([-1, 28, 28], "UINT8", "mnist-digit"),
+        ([-1, 28, 28, 1], "UINT8", "mnist-digit"),
+        ([-1, 1, 28, 28], "UINT8", "mnist-digit"),
+        ([-1, 28, 28, 3], "UINT8", "resize"),
+        ([-1, 3, 32, 32], "UINT8", "resize"),
+        ([-1, 32, 32], "UINT8", "resize"),
+        ([-1, 28, 28], "FP32", "none"),
+        ([-1, 784], "UINT8", "none"),
+        ([-1, 28, 28, 4], "UINT8", "none"),
+    ],
+)
+def test_manifest_older_than_preprocess_goes_by_the_shape(
+    add_classifier: Callable[..., Path], shape: list[int], datatype: str, expected: str
+) -> None:
+    folder = add_classifier("digits")
+    content = json.loads((folder / MANIFEST_FILE).read_text())
+    del content["preprocess"]
+    content["inputs"] = [{"name": "images", "datatype": datatype, "shape": shape}]
+    (folder / MANIFEST_FILE).write_text(json.dumps(content))
+    manifest = read_manifest(folder)
+    assert (manifest.preprocess, manifest.picture_preprocess) == (None, expected)
+
+
+@pytest.mark.parametrize("preprocess", ["mnist-digit", "resize", "none"])
+def test_named_preprocess_wins_over_the_shape(add_classifier: Callable[..., Path], preprocess: str) -> None:
+    folder = add_classifier("digits")
+    rewrite(folder, preprocess=preprocess)
+    assert read_manifest(folder).picture_preprocess == preprocess
 
 
 def test_text_that_is_not_json_is_refused(add_classifier: Callable[..., Path]) -> None:
