@@ -1,4 +1,8 @@
-"""Latents drawn from a seed: row i depends on the seed and on i alone, never on how many were drawn."""
+"""Latents drawn from a seed: row i depends only on the seed and on i, never on how many rows are drawn.
+
+The service draws its samples here, and training those that it measures, so a manifest's metrics are
+those of images that the service generates. Imports numpy alone.
+"""
 
 import math
 import secrets
@@ -12,7 +16,7 @@ _WORDS_PER_BLOCK = 4
 
 
 def random_seed() -> int:
-    """A seed for a caller who named none, small enough for a JSON number to hold exactly."""
+    """A seed for a caller who gave none, small enough for a JSON number to hold exactly."""
     return secrets.randbelow(2**53)
 
 
@@ -20,16 +24,24 @@ def draw_latents(seed: int, rows: int, size: int) -> NDArray[np.float32]:
     """z ~ N(0, 1), (rows, size).
 
     seed: 0..MAX_SEED.
-    Philox4x64-10 (Salmon et al. 2011) keyed by the seed gives each row a block of words of its own;
-    Box and Muller (1958) make normals of them. Both use up the same number of words for every value,
-    and numpy promises to keep the raw words the same for ever, which it does not for its own normals.
+    Philox4x64-10 (Salmon et al. 2011), keyed by the seed, gives each row a block of words of its own;
+    Box and Muller (1958) turn uniform numbers into normal ones, always as many words per value.
     """
     pairs = math.ceil(size / 2)
     blocks = math.ceil(2 * pairs / _WORDS_PER_BLOCK)
-    words = Philox(key=seed).random_raw(rows * blocks * _WORDS_PER_BLOCK)
-    uniform = ((words >> np.uint64(11)).astype(np.float64) + 1.0) * 2.0**-53  # (0, 1]
-    uniform = uniform.reshape(rows, -1)
+    uniform = draw_uniforms(seed, rows * blocks * _WORDS_PER_BLOCK).reshape(rows, -1)
     radius = np.sqrt(-2.0 * np.log(uniform[:, :pairs]))
     angle = 2.0 * np.pi * uniform[:, pairs : 2 * pairs]
     normals = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
     return normals[:, :size].astype(np.float32)
+
+
+def draw_uniforms(seed: int, count: int) -> NDArray[np.float64]:
+    """Uniform numbers in (0, 1], (count,), from Philox's raw words.
+
+    numpy promises never to change the raw words, but promises nothing for its own distributions;
+    callers keep seeds, and metrics must be the same years later.
+    """
+    words = Philox(key=seed).random_raw(count)
+    uniform: NDArray[np.float64] = ((words >> np.uint64(11)).astype(np.float64) + 1.0) * 2.0**-53
+    return uniform

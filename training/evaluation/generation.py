@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from service.content.latents import draw_latents
 from training.datasets.splits import Splits, spread
-from training.evaluation.draws import normals
 from training.evaluation.judge import Judge
 from training.evaluation.metrics import Metrics, frechet_distance, precision_recall
 from training.onnx_files import open_session, run_in_parts
@@ -56,7 +56,7 @@ def draw(path: Path, labels: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Samples of a generator's graph, one for each label, always from the same z: (n, 28, 28)."""
     session = open_session(path)
     size = next(each.shape[1] for each in session.get_inputs() if each.name == "z")
-    z = normals(SAMPLES_SEED, (len(labels), size))
+    z = draw_latents(SAMPLES_SEED, len(labels), size)
     images: NDArray[np.uint8]
     (images,) = run_in_parts(session, ["images"], {"z": z, "label": labels})
     return images

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from service.content.latents import draw_latents, draw_uniforms
 from service.models.manifest import MODEL_FILE
 from training.datasets.splits import Dataset
 from training.errors import EvaluationError
-from training.evaluation.draws import normals, uniforms
 from training.evaluation.metrics import Metrics, kl_divergence, log_likelihood
 from training.onnx_files import open_session, run_in_parts
 
@@ -37,7 +37,7 @@ def bound(decoder: Path, test: Dataset) -> Metrics:
     session = open_session(decoder, ["logits"])
     likelihoods, weights = [], []
     for sample in range(IMPORTANCE_SAMPLES):
-        noise = normals(NOISE_SEED + sample, mean.shape)
+        noise = draw_latents(NOISE_SEED + sample, *mean.shape)
         z = mean + np.exp(log_variance / 2) * noise
         (logits,) = run_in_parts(session, ["logits"], {"z": z, "label": test.labels})
         likelihoods.append(log_likelihood(logits, images))
@@ -68,7 +68,7 @@ def encoding(path: Path, test: Dataset) -> Metrics:
 
 def _encode(path: Path, test: Dataset) -> tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
     """Binary images, always the same ones, and the mean and log-variance of their z."""
-    images = uniforms(BINARY_SEED, test.images.shape) <= test.images / 255
+    images = draw_uniforms(BINARY_SEED, test.images.size).reshape(test.images.shape) <= test.images / 255
     inputs = {"images": images.astype(np.uint8) * np.uint8(255), "label": test.labels}
     mean, log_variance = run_in_parts(open_session(path), ["mean", "log_variance"], inputs)
     return images, mean, log_variance

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from service.content.latents import draw_latents
 from service.models.manifest import TensorSpec
 from training.datasets.splits import CLASSES, SIDE, Splits
-from training.evaluation.draws import normals
 from training.evaluation.generation import draw, generation
 from training.evaluation.judge import latest_judge
 from training.export.publish import Card, Model, publish
@@ -354,7 +354,7 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
             TensorSpec(name="label", datatype="INT64", shape=(-1,)),
         ],
         outputs=[TensorSpec(name="images", datatype="UINT8", shape=(-1, SIDE, SIDE))],
-        parity_inputs={"z": normals(PARITY_SEED, (len(labels), config.latent)), "label": labels},
+        parity_inputs={"z": draw_latents(PARITY_SEED, len(labels), config.latent), "label": labels},
         tolerance=PARITY_TOLERANCE,
         measure=lambda path: generation(path, splits, judge),
         card=_card(config, sum(w.numel() for w in generator.parameters()), len(read_history(run_dir))),

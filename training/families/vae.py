@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from service.content.latents import draw_latents
 from service.models.manifest import TensorSpec
 from training.datasets.splits import CLASSES, SIDE, Splits
-from training.evaluation.draws import normals
 from training.evaluation.generation import draw, generation
 from training.evaluation.judge import latest_judge
 from training.evaluation.likelihood import bound, encoder_of, encoding
@@ -359,7 +359,7 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
         inputs=[TensorSpec(name="z", datatype="FP32", shape=(-1, config.latent)), label],
         outputs=[images],
         keep=["logits"],
-        parity_inputs={"z": normals(PARITY_SEED, (len(labels), config.latent)), "label": labels},
+        parity_inputs={"z": draw_latents(PARITY_SEED, len(labels), config.latent), "label": labels},
         tolerance=LEVEL_TOLERANCE,
         measure=lambda path: generation(path, splits, judge) | bound(path, splits.test),
         card=_card(_DECODER, config, vae.decoder, history),

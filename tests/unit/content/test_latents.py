@@ -1,15 +1,18 @@
 """Latents from a seed."""
 
+import ast
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from service.content.latents import MAX_SEED, draw_latents, random_seed
+from service.content.latents import MAX_SEED, draw_latents, draw_uniforms, random_seed
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 100])
-def test_a_row_depends_on_its_seed_and_index_alone(size: int) -> None:
+def test_row_depends_only_on_its_seed_and_index(size: int) -> None:
     many = draw_latents(5, 50, size)
     assert many.shape == (50, size)
     assert many.dtype == np.float32
@@ -33,6 +36,29 @@ def test_values_are_standard_normal() -> None:
 def test_the_stream_never_changes() -> None:
     """Callers keep seeds; these values were written down when the function was."""
     assert draw_latents(1, 1, 4)[0] == pytest.approx([0.8587950, 0.5618760, 1.2832655, 0.1112373], abs=1e-6)
+
+
+def test_columns_are_uncorrelated() -> None:
+    z = draw_latents(5, 50_000, 4).astype(np.float64)
+    # Six standard errors: 1 / sqrt(50,000) of the mean, sqrt(2) as much of the covariances.
+    assert np.abs(z.mean(0)).max() < 6 / np.sqrt(50_000)
+    assert np.abs(np.cov(z, rowvar=False) - np.eye(4)).max() < 6 * np.sqrt(2 / 50_000)
+
+
+def test_uniform_numbers_are_the_same_for_ever_and_never_zero() -> None:
+    # Of seed 1, as numpy 2.4 gave them.
+    assert draw_uniforms(1, 3).tolist() == [0.3035680343067587, 0.848708749685777, 0.1561347780434732]
+    values = draw_uniforms(0, 100_000)
+    assert values.min() > 0
+    assert values.max() <= 1
+
+
+def test_drawing_loads_nothing_heavy() -> None:
+    """Training and every HTTP worker import it."""
+    script = "import sys, service.content.latents; print(sorted(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in ast.literal_eval(run.stdout)}
+    assert not loaded & {"PIL", "pydantic", "onnxruntime", "fastapi", "torch", "uvicorn"}
 
 
 def test_a_chosen_seed_survives_json() -> None:
