@@ -1,4 +1,4 @@
-"""From a trained network to a published version: ONNX graph, parity, metrics, manifest, model card.
+"""Publishes trained networks: ONNX graph, parity, metrics, manifest, model card.
 
 Nothing is published before the graph has been checked, compared with the torch network on real
 inputs, and measured. A version appears whole or not at all. Knows nothing of any model family.
@@ -11,34 +11,30 @@ from pathlib import Path
 from torch import nn
 
 from service.models.folder import CARD_FILE
-from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, Task, TensorSpec, sha256_of
+from service.models.manifest import (
+    MANIFEST_FILE,
+    MODEL_FILE,
+    Manifest,
+    Task,
+    TensorSpec,
+    sha256_of,
+)
+from training.cards.card import Card, command_lines, fill_page, table
 from training.datasets.splits import Splits
 from training.export.parity import check_parity
 from training.export.to_onnx import to_onnx
 from training.onnx_files import Arrays, save_graph
-from training.runs.finished import TRAINING_FILE, copy_log, read_command
-from training.runs.run import CURVES_FILE
+from training.runs.finished import copy_log, read_command
 from training.terminal import command_line
 from training.versions import Target, staging
 
 
 @dataclass(frozen=True)
-class Card:
-    """The parts of a model card that the facts at hand do not give, each in a sentence or more."""
-
-    description: str
-    architecture: str
-    training: str
-    intended_use: str
-    limits: str
-
-
-@dataclass(frozen=True)
 class Model:
-    """One graph to publish, and what belongs beside it.
+    """One graph to publish, and the facts for its manifest and card.
 
     network: in eval mode; takes the inputs in order; gives the outputs and then `keep`, as a tuple if
-        they are several.
+        there are several.
     keep: names of inner tensors that the graph keeps under these names without giving them out.
     parity_inputs: real inputs by name, all with the same number of rows.
     tolerance: the largest difference of any output element between torch and onnxruntime.
@@ -84,7 +80,7 @@ def _stage_graph(model: Model, folder: Path) -> float:
 
 
 def _describe(model: Model, folder: Path, difference: float, splits: Splits, run_dir: Path) -> None:
-    """Write everything that lies beside model.onnx."""
+    """Write everything that lies next to model.onnx."""
     path = folder / MODEL_FILE
     manifest = Manifest(
         name=model.name,
@@ -101,56 +97,26 @@ def _describe(model: Model, folder: Path, difference: float, splits: Splits, run
     (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n")
     for name, draw in model.pictures.items():
         draw(path, folder / name)
-    (folder / CARD_FILE).write_text(_card_text(manifest, model, splits, difference))
+    (folder / CARD_FILE).write_text(_page(manifest, model, splits, difference))
     copy_log(run_dir, folder)
 
 
-def _card_text(manifest: Manifest, model: Model, splits: Splits, difference: float) -> str:
-    card, rows = model.card, len(next(iter(model.parity_inputs.values())))
-    pictures = "".join(f"![{Path(name).stem}]({name})\n\n" for name in model.pictures)
-    metrics = "\n".join(f"| {name} | {value} |" for name, value in manifest.metrics.items())
-    tensors = "\n".join(
-        f"| {kind} | `{spec.name}` | {spec.datatype} | {list(spec.shape)} |"
-        for kind, specs in (("input", manifest.inputs), ("output", manifest.outputs))
-        for spec in specs
+def _page(manifest: Manifest, model: Model, splits: Splits, difference: float) -> str:
+    """The model card."""
+    tensors = [("input", spec) for spec in manifest.inputs] + [("output", spec) for spec in manifest.outputs]
+    return fill_page(
+        "model",
+        manifest=manifest,
+        card=model.card,
+        splits=splits,
+        train=len(splits.train),
+        validation=len(splits.validation),
+        test=len(splits.test),
+        tensors=table((kind, f"`{spec.name}`", spec.datatype, [*spec.shape]) for kind, spec in tensors),
+        metrics=table(manifest.metrics.items()),
+        commands=command_lines(manifest.command),
+        compared=len(next(iter(model.parity_inputs.values()))),
+        difference=difference,
+        tolerance=model.tolerance,
+        pictures="\n\n".join(f"![{Path(name).stem}]({name})" for name in model.pictures),
     )
-    return f"""# {manifest.name}, version {manifest.version}
-
-{card.description}
-
-| | tensor | datatype | shape |
-|---|---|---|---|
-{tensors}
-
-## Data
-{splits.name}: {len(splits.train)} training images, {len(splits.validation)} held out of them for \
-validation, on which every choice was made, and {len(splits.test)} test images, used for the metrics \
-below alone.
-
-## Architecture
-{card.architecture}
-
-## Training
-{card.training} The log of the run is in `{TRAINING_FILE}` and `{CURVES_FILE}`.
-
-```
-{manifest.command.replace(" && ", chr(10))}
-```
-
-## Metrics
-Measured on the test set, with onnxruntime on the CPU, from `{MODEL_FILE}` alone; \
-`python -m training evaluate {manifest.name}` repeats it.
-
-| metric | value |
-|---|---|
-{metrics}
-
-Over {rows} inputs the graph's outputs differ from the torch network's by at most {difference:.2g} \
-(allowed: {model.tolerance:.2g}).
-
-{pictures}## Intended use
-{card.intended_use}
-
-## Limits
-{card.limits}
-"""

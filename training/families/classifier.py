@@ -11,9 +11,10 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 
 from service.models.manifest import TensorSpec
+from training.cards.card import Card, make_card
 from training.datasets.splits import CLASSES, SIDE, Splits
 from training.evaluation.classification import classification
-from training.export.publish import Card, Model, publish
+from training.export.publish import Model, publish
 from training.families.augment import Deformation, deform
 from training.families.batch_norm import fold_batch_norm
 from training.families.tensors import to_tensors
@@ -24,7 +25,8 @@ from training.versions import Target
 
 PIXELS = SIDE * SIDE
 
-# Of probabilities, between torch and onnxruntime: float32 sums of up to 2,048 terms in another order.
+# The largest accepted difference of a probability between torch and onnxruntime, which add up to 2,048
+# float32 terms in another order.
 PARITY_TOLERANCE = 1e-4
 
 
@@ -32,11 +34,11 @@ PARITY_TOLERANCE = 1e-4
 class Config:
     """Everything that decides the result, apart from the seed.
 
-    precision: as in training/run.py; on a CPU without bfloat16 units bf16-mixed is 8 times slower.
-    warm_up: the share of the steps in which the learning rate rises to `learning_rate`, before it
+    precision: as in training/runs/run.py; on a CPU without bfloat16 units bf16-mixed is 8 times slower.
+    warm_up: the fraction of the steps in which the learning rate rises to `learning_rate`, before it
         falls along half a cosine to 0 (one cycle; Smith and Topin 2018, Loshchilov and Hutter 2017).
-    ema_decay: of the averaged weights, per step; they are the ones that are validated and exported.
-    rotation_degrees ... elastic_sigma: training/augment.py.
+    ema_decay: per step, of the averaged weights, which are validated and exported.
+    rotation_degrees ... elastic_sigma: see training/families/augment.py.
     """
 
     network: Literal["mlp", "cnn"]
@@ -145,8 +147,8 @@ def _mlp(dropout: float) -> Classifier:
 def _cnn(dropout: float) -> Classifier:
     """Two stages of two 3x3 convolutions and a 5x5 one of stride 2 that replaces pooling.
 
-    28 -> 26 -> 24 -> 12 and 12 -> 10 -> 8 -> 4 pixels a side; 0.3 M parameters. The convolutions of
-    stride 1 are not padded: the border of a digit is empty, and what is not computed is not paid for.
+    28 -> 26 -> 24 -> 12 and 12 -> 10 -> 8 -> 4 pixels per side; 0.3 M parameters. The convolutions of
+    stride 1 are not padded: the border of a digit is empty, so padding would only cost time.
     """
     layers: list[nn.Module] = []
     for inputs, outputs in ((1, 32), (32, 64)):
@@ -165,7 +167,7 @@ def _convolution(inputs: int, outputs: int, size: int, stride: int = 1, padding:
 
 
 def train(config: Config, splits: Splits, run: Run) -> None:
-    """Train to the end of the run; its best.pt then holds the averaged weights of the best epoch."""
+    """Train to the end of the run; best.pt then holds the averaged weights of the best epoch."""
     device = run.fabric.device
     images, labels = to_tensors(splits.train, device)
     validation = to_tensors(splits.validation, device)
@@ -206,7 +208,7 @@ def train(config: Config, splits: Splits, run: Run) -> None:
 
 
 def _score(metrics: Mapping[str, float]) -> float:
-    """One image of 5,000 is more chance than merit; the loss tells apart what the accuracy does not."""
+    """Higher is better. One image in 5,000 is mostly noise; the loss breaks ties in accuracy."""
     return metrics["validation_accuracy"] - metrics["validation_loss"]
 
 
@@ -221,7 +223,7 @@ def _one_cycle(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> 
 
 
 def _loss(model: nn.Module, images: Tensor, labels: Tensor, config: Config) -> Tensor:
-    """Cross-entropy; the logits are widened first, for bfloat16 has three digits."""
+    """Cross-entropy; logits are cast to float32 first, because bfloat16 has only three digits."""
     logits = model(images)
     return functional.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
 
@@ -282,29 +284,4 @@ def config_of(hyperparameters: Mapping[str, Any]) -> Config:
 
 def _card(config: Config, parameters: int, history: Sequence[Mapping[str, float]]) -> Card:
     best = max(history, key=_score)
-    kind = "784-2048-1024-10 multilayer perceptron" if config.network == "mlp" else "convolutional network"
-    layers = (
-        "Two hidden layers of 2,048 and 1,024 units with ReLU"
-        if config.network == "mlp"
-        else "Twice: two 3x3 convolutions and a 5x5 one of stride 2, with ReLU, of 32 and then 64 channels; "
-        "a hidden layer of 128 units"
-    )
-    return Card(
-        description=f"Classifies 28x28 grey images into ten classes with a {kind}.",
-        architecture=f"{layers}; a linear layer and softmax; {parameters:,} parameters while training. Batch "
-        "normalisation is folded into the weights. The graph takes raw bytes (0..255, ink bright) and scales "
-        "them itself. Its inner tensors `features` (the last hidden layer) and `logits` keep these names.",
-        training=f"AdamW, learning rate up to {config.learning_rate} in one cycle, weight decay "
-        f"{config.weight_decay}, batches of {config.batch_size}, {config.epochs} epochs, {config.precision}; "
-        f"every image rotated by up to {config.rotation_degrees:g} degrees, scaled by up to "
-        f"{config.scale:.0%}, sheared by {config.shear:g}, moved by {config.translation:g} pixels and "
-        f"deformed elastically (alpha {config.elastic_alpha:g}, sigma {config.elastic_sigma:g}); dropout "
-        f"{config.dropout:g}. Published are the averaged weights (decay {config.ema_decay}) of epoch "
-        f"{best['epoch']:.0f}, the best on the validation images: accuracy "
-        f"{best['validation_accuracy']:.4f}, loss {best['validation_loss']:.4f}.",
-        intended_use="Demonstrations and load tests of inkserve on images made like the training set's: one "
-        "centred symbol, bright on black.",
-        limits="Not tested on other handwriting, colours, scanners or sizes. An image that shows none of the "
-        "classes still gets a class, often with a high probability; the probabilities are only known to be "
-        "calibrated on the test set.",
-    )
+    return make_card("classifier", config.network, config=config, parameters=parameters, best=best)

@@ -1,7 +1,7 @@
 """The class-conditional DCGAN: hyperparameters, networks, losses, loop, from top to bottom.
 
-What is exported is an exponential average of the generator's weights, with its batch normalisation
-frozen, so that an image depends on its own z and label and on nothing else in the batch.
+The exported generator is an exponential moving average of the weights, with frozen batch normalisation,
+so an image depends only on its own z and label, not on the rest of its batch.
 """
 
 import copy
@@ -16,10 +16,11 @@ from torch.nn import functional
 
 from service.content.latents import draw_latents
 from service.models.manifest import TensorSpec
+from training.cards.card import make_card
 from training.datasets.splits import CLASSES, SIDE, Splits
 from training.evaluation.generation import draw, generation
 from training.evaluation.judge import latest_judge
-from training.export.publish import Card, Model, publish
+from training.export.publish import Model, publish
 from training.families.batch_norm import fold_batch_norm
 from training.families.grids import grid_labels, save_grid
 from training.families.tensors import to_tensors
@@ -31,8 +32,8 @@ from training.versions import Target
 SAMPLES_FILE = "samples.png"
 SAMPLES_FOLDER = "samples"
 
-# Of grey levels, between torch and onnxruntime: one that lies half-way between two may be rounded
-# either way, for float32 sums are taken in another order.
+# The largest accepted difference of a pixel between torch and onnxruntime, in grey levels: float32 sums
+# are taken in another order, so a value half-way between two levels may be rounded either way.
 PARITY_TOLERANCE = 1.0
 PARITY_SEED = 0
 
@@ -41,15 +42,15 @@ PARITY_SEED = 0
 class Config:
     """Everything that decides the result, apart from the seed.
 
-    latent: the size of z ~ N(0, 1). embedding: the size of a digit's vector beside z.
+    latent: the size of z ~ N(0, 1). embedding: the size of a digit's vector, which is appended to z.
     hidden: the width between z and the first feature map.
-    channels_7 ... channels_28: of the generator's maps of 7x7, 14x14 and 28x28 pixels.
-    discriminator_channels: of its map of 14x14; the one of 7x7 has twice as many.
+    channels_7 ... channels_28: channels of the generator's maps of 7x7, 14x14 and 28x28 pixels.
+    discriminator_channels: channels of its 14x14 map; the 7x7 map has twice as many.
     features: the size of the discriminator's vector on which the digit is projected.
-    beta1, beta2: Adam's. r1_gamma: the weight of R1, as gamma / 2 * penalty.
-    r1_interval: R1 is added every so many steps, and multiplied by as much.
-    ema_decay: of the averaged weights, per step.
-    sample_interval: a grid of samples is kept every so many steps; it changes nothing else.
+    beta1, beta2: of Adam. r1_gamma: the weight of R1, as gamma / 2 * penalty.
+    r1_interval: the number of steps between two with R1, and the factor by which R1 is multiplied then.
+    ema_decay: per step, of the averaged weights.
+    sample_interval: the number of steps between two grids of samples; it changes nothing else.
     """
 
     epochs: int
@@ -102,11 +103,11 @@ class Generator(nn.Module):
     """From z (n, latent) float and labels (n,) int64 to images (n, 1, 28, 28) in -1..1.
 
     The printed text's generator never upsamples; this one goes 7 -> 14 -> 28. The transposed
-    convolutions are 4x4 with stride 2: the stride divides the size, so that every pixel is covered
-    equally often and there is no checkerboard (Odena et al. 2016).
+    convolutions are 4x4 with stride 2: the stride divides the size, so every pixel is covered equally
+    often, without a checkerboard (Odena et al. 2016).
 
-    A label outside 0..9 is not an error in the graph: it has no embedding, and the image is that
-    of no digit in particular. An index out of range would fail the whole batch, neighbours included.
+    A label outside 0..9 is not an error in the graph: it has no embedding, and gives an image of no
+    particular digit. An index out of range would fail the whole batch.
     """
 
     labels: Tensor
@@ -145,7 +146,7 @@ class Discriminator(nn.Module):
     """From images (n, 1, 28, 28) in -1..1 and labels (n,) int64 to logits (n,): positive means real.
 
     The label enters by projection (Miyato and Koyama 2018): its embedding's product with the
-    features is added. There is no batch normalisation, as R1 needs the gradient of each image alone.
+    features is added. There is no batch normalisation, because R1 needs the gradient of each image by itself.
     """
 
     def __init__(self, config: Config) -> None:
@@ -220,7 +221,7 @@ class Adversaries:
     ) -> dict[str, Tensor]:
         """A step on real and generated images (n, 1, 28, 28) of the same labels (n,).
 
-        Both go through the network together: one forward pass of 2n, which DDP needs and is faster.
+        Both go through the network together, in one forward pass of 2n: DDP requires it, and it is faster.
         """
         logits = self._discriminator(torch.cat([real, fake.detach()]), torch.cat([labels, labels]))
         on_real, on_fake = logits.chunk(2)
@@ -241,7 +242,7 @@ class Adversaries:
         return {name: value.detach() for name, value in metrics.items()}
 
     def train_generator(self, fake: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """A step through the discriminator, which is frozen meanwhile: no gradient reaches its weights."""
+        """A step through the discriminator, which is frozen for it: no gradient reaches its weights."""
         self._plain_discriminator.requires_grad_(False)
         with self._fabric.autocast():
             loss = generator_loss(self._plain_discriminator(fake, labels).float())
@@ -271,15 +272,15 @@ class Adversaries:
 def train(config: Config, splits: Splits, run: Run) -> None:
     """Train to the end of the run; best.pt then holds the averaged generator of the last epoch.
 
-    There is no score to choose an epoch by: the losses of a GAN do not measure its samples. Samples
-    of fixed z are drawn to samples.png after every epoch, to be looked at, and kept in the folder
-    `samples` every `sample_interval` steps of the whole run.
+    No score chooses an epoch, because the losses of a GAN do not measure its samples. Samples of fixed
+    z are drawn to samples.png after every epoch, and to the folder `samples` every `sample_interval`
+    steps of the whole run, for a person to look at.
     """
     device = run.fabric.device
     images, labels = to_tensors(splits.train, device)
     adversaries = Adversaries(config, run)
     run.restore(adversaries.state)
-    steps_an_epoch = len(labels) // config.batch_size
+    steps_per_epoch = len(labels) // config.batch_size
     for epoch in run.epochs():
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
@@ -290,7 +291,7 @@ def train(config: Config, splits: Splits, run: Run) -> None:
             for name, value in metrics.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value
                 counts[name] = counts.get(name, 0) + 1
-            done = epoch * steps_an_epoch + step + 1
+            done = epoch * steps_per_epoch + step + 1
             if run.leads and done % config.sample_interval == 0:
                 save_samples(adversaries.ema.module, config, step_file(run.folder, done))
         means = {name: run.mean(total / counts[name]) for name, total in sums.items()}
@@ -301,7 +302,7 @@ def train(config: Config, splits: Splits, run: Run) -> None:
 
 
 def step_file(folder: Path, step: int) -> Path:
-    """Where a run keeps the samples that were drawn after so many steps."""
+    """The file of the samples that a run draws after this many steps."""
     return folder / SAMPLES_FOLDER / f"step-{step:06d}.png"
 
 
@@ -357,7 +358,12 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
         parity_inputs={"z": draw_latents(PARITY_SEED, len(labels), config.latent), "label": labels},
         tolerance=PARITY_TOLERANCE,
         measure=lambda path: generation(path, splits, judge),
-        card=_card(config, sum(w.numel() for w in generator.parameters()), len(read_history(run_dir))),
+        card=make_card(
+            "gan",
+            config=config,
+            parameters=sum(weights.numel() for weights in generator.parameters()),
+            epochs=len(read_history(run_dir)),
+        ),
         pictures={SAMPLES_FILE: lambda path, picture: save_grid(draw(path, grid_labels()), picture)},
     )
     (folder,) = publish([model], splits=splits, run_dir=run_dir, target=target)
@@ -367,26 +373,3 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
 def config_of(hyperparameters: Mapping[str, Any]) -> Config:
     """The configuration that a run recorded."""
     return Config(**{field.name: hyperparameters[field.name] for field in fields(Config)})
-
-
-def _card(config: Config, parameters: int, epochs: int) -> Card:
-    return Card(
-        description="Generates 28x28 grey images of the class that is asked for, with a conditional DCGAN.",
-        architecture=f"z ~ N(0, 1) of {config.latent} and the class's embedding of {config.embedding}; a "
-        f"hidden layer of {config.hidden} units; maps of 7x7, 14x14 and 28x28 pixels with "
-        f"{config.channels_7}, {config.channels_14} and {config.channels_28} channels, by 4x4 transposed "
-        f"convolutions of stride 2; a 3x3 convolution and tanh; {parameters:,} parameters while training. "
-        "Batch normalisation is frozen, and folded where a convolution or linear layer precedes it, so an "
-        "image depends on its own z and label alone. The graph gives raw bytes (0..255, ink bright). A label "
-        "outside 0..9 gives the image of no class in particular.",
-        training=f"Non-saturating loss with R1 (gamma {config.r1_gamma:g}, every {config.r1_interval} steps) "
-        f"against a projection discriminator; Adam, learning rate {config.learning_rate:g}, betas "
-        f"{config.beta1:g} and {config.beta2:g}, batches of {config.batch_size}, {epochs} epochs, "
-        f"{config.precision}. Published are the averaged weights (decay {config.ema_decay:g}) after the last "
-        "epoch; no choice was made by looking at the test set.",
-        intended_use="Demonstrations and load tests of inkserve.",
-        limits="The distances are taken between features of the CNN named under `classifier`, not of "
-        "Inception: compare them with the `real_` ones beside them, which are what real training images get, "
-        "and not with those of papers. Some samples show no symbol, or another than the one asked for: "
-        "`label_agreement` is the share that the CNN reads as asked.",
-    )

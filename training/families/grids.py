@@ -14,7 +14,7 @@ COLUMNS = 10
 
 
 def grid_labels() -> NDArray[np.int64]:
-    """The labels of a grid's images, row by row: a row of ten of each digit."""
+    """The labels of a grid's images, row by row: ten of each digit."""
     return np.repeat(np.arange(CLASSES), COLUMNS)
 
 

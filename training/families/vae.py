@@ -1,8 +1,8 @@
 """The conditional VAE: hyperparameters, networks, ELBO, loop, from top to bottom.
 
 The likelihood is Bernoulli, on pixels binarised anew for every step: each is 1 with the probability
-of its grey level (dynamic binarisation; Burda et al. 2016). So the ELBO is a true lower bound, in
-nats, on the log-probability of a binary image given its label, comparable with the literature's.
+of its grey level (dynamic binarisation; Burda et al. 2016). The ELBO is therefore a true lower bound,
+in nats, on the log-probability of a binary image given its label, and comparable with the literature.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,12 @@ from torch.nn import functional
 
 from service.content.latents import draw_latents
 from service.models.manifest import TensorSpec
+from training.cards.card import Card, make_card
 from training.datasets.splits import CLASSES, SIDE, Splits
 from training.evaluation.generation import draw, generation
 from training.evaluation.judge import latest_judge
 from training.evaluation.likelihood import bound, encoder_of, encoding
-from training.export.publish import Card, Model, publish
+from training.export.publish import Model, publish
 from training.families.grids import grid_labels, save_grid
 from training.families.tensors import to_tensors
 from training.onnx_files import open_session, run_in_parts
@@ -34,9 +35,9 @@ from training.versions import Target
 SAMPLES_FILE = "samples.png"
 RECONSTRUCTIONS_FILE = "reconstructions.png"
 
-# Between torch and onnxruntime, which take float32 sums in another order. Of grey levels: one that
-# lies half-way between two may be rounded either way. Of means and log-variances of up to about 10:
-# sums of 3,136 terms.
+# The largest accepted differences between torch and onnxruntime, which take float32 sums in another
+# order. A grey level half-way between two may be rounded either way; means and log-variances, of up to
+# about 10, are sums of 3,136 terms.
 LEVEL_TOLERANCE = 1.0
 ENCODING_TOLERANCE = 1e-4
 PARITY_SEED = 0
@@ -46,12 +47,13 @@ PARITY_SEED = 0
 class Config:
     """Everything that decides the result, apart from the seed.
 
-    latent: the size of z. embedding: the size of a digit's vector beside z. hidden: the width of the
-    layers between z and the feature maps. channels_7 ... channels_28: of the maps of 7x7, 14x14 and
-        28x28 pixels; the encoder has the first two alone.
-    learning_rate: falls along half a cosine to 0. warm_up: the share of the steps in which the KL
-        term's weight rises from 0 to 1 in training; the ELBO that is logged always weighs it by 1.
-    ema_decay: of the averaged weights, per step; they are the ones that are validated and exported.
+    latent: the size of z. embedding: the size of a digit's vector, which is appended to z.
+    hidden: the width of the layers between z and the feature maps.
+    channels_7 ... channels_28: channels of the maps of 7x7, 14x14 and 28x28 pixels; the encoder has only
+        the first two.
+    learning_rate: falls along half a cosine to 0. warm_up: the fraction of the steps in which the KL
+        term's weight rises from 0 to 1 in training; the logged ELBO always weighs it by 1.
+    ema_decay: per step, of the averaged weights, which are validated and exported.
     """
 
     epochs: int
@@ -139,10 +141,10 @@ class Decoder(nn.Module):
 
 
 class Condition(nn.Module):
-    """Puts a digit's embedding beside a vector: (n, d) and labels (n,) int64 to (n, d + size).
+    """Appends a digit's embedding to a vector: (n, d) and labels (n,) int64 to (n, d + size).
 
     A label outside 0..9 has no embedding, only zeros: in an exported graph an index out of range
-    would fail the whole batch, neighbours included.
+    would fail the whole batch.
     """
 
     labels: Tensor
@@ -170,7 +172,7 @@ class ConditionalVae(nn.Module):
         """The two terms of the ELBO of each image, estimated with one z: E log p(x | z, y) and KL.
 
         images: (n, 1, 28, 28), 0.0 or 1.0. noise: (n, latent) from N(0, 1). Both terms are (n,), in
-        nats; the ELBO, a bound on log p(x | y), is the first less the second.
+        nats; the ELBO, a lower bound on log p(x | y), is the first minus the second.
         """
         mean, log_variance = self.encoder(images, labels)
         mean, log_variance = mean.float(), log_variance.float()
@@ -179,7 +181,7 @@ class ConditionalVae(nn.Module):
 
 
 def reparameterise(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
-    """A sample of N(mean, exp(log_variance)) (Kingma and Welling 2014): sigma scales the noise alone."""
+    """A sample of N(mean, exp(log_variance)) (Kingma and Welling 2014): sigma scales only the noise."""
     return mean + (log_variance / 2).exp() * noise
 
 
@@ -216,8 +218,8 @@ def train(config: Config, splits: Splits, run: Run) -> None:
     ema = averaged(model.to(device), config.ema_decay)
     average = cast("ConditionalVae", ema.module)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
-    steps_an_epoch = len(labels) // config.batch_size
-    steps = config.epochs * steps_an_epoch
+    steps_per_epoch = len(labels) // config.batch_size
+    steps = config.epochs * steps_per_epoch
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     wrapped, wrapped_optimizer = run.fabric.setup(model, optimizer)
     state = {"model": wrapped, "optimizer": wrapped_optimizer, "scheduler": scheduler, "ema": ema}
@@ -229,7 +231,7 @@ def train(config: Config, splits: Splits, run: Run) -> None:
             batch = binarise(images[rows], generator)
             noise = torch.randn(len(rows), config.latent, generator=generator, device=device)
             reconstruction, kl = wrapped(batch, labels[rows], noise)
-            weight = kl_weight(epoch * steps_an_epoch + step, steps, config.warm_up)
+            weight = kl_weight(epoch * steps_per_epoch + step, steps, config.warm_up)
             wrapped_optimizer.zero_grad()
             run.fabric.backward((weight * kl - reconstruction).mean())
             wrapped_optimizer.step()
@@ -313,7 +315,7 @@ def save_reconstructions(model: ConditionalVae, images: Tensor, labels: Tensor, 
 
 
 def save_pairs(images: NDArray[np.uint8], decoded: NDArray[np.uint8], path: Path) -> None:
-    """Draw rows of ten images, (n, 28, 28), each row above its reconstructions; the last is filled up."""
+    """Draw rows of ten images, (n, 28, 28), each row above its reconstructions; the last row is padded."""
     padding = ((0, -len(images) % 10), (0, 0), (0, 0))
     rows = [np.pad(each, padding).reshape(-1, 10, SIDE, SIDE) for each in (images, decoded)]
     save_grid(np.stack(rows, 1).reshape(-1, SIDE, SIDE), path)
@@ -322,8 +324,8 @@ def save_pairs(images: NDArray[np.uint8], decoded: NDArray[np.uint8], path: Path
 def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
     """Publish a run's decoder as models/<name>/<version>, its encoder as <name>-encoder/<version>.
 
-    Both have the same version number, by which they are known to belong together: the one asked for,
-    or the next that is free for both. The encoder appears first. Returns the decoder's folder.
+    Both get the same version number, which pairs them: the requested one, or the next that is free for
+    both. The encoder appears first. Returns the decoder's folder.
     Raises EvaluationError if models_dir holds no CNN to judge the samples.
     """
     judge = latest_judge(target.models_dir, splits)
@@ -350,7 +352,7 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
         parity_inputs={"images": splits.test.images, "label": labels},
         tolerance=ENCODING_TOLERANCE,
         measure=lambda path: encoding(path, splits.test),
-        card=_card(_ENCODER, config, vae.encoder, history),
+        card=_card("vae-encoder", name, config, vae.encoder, history),
     )
     decoder = Model(
         name=name,
@@ -362,7 +364,7 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
         parity_inputs={"z": draw_latents(PARITY_SEED, len(labels), config.latent), "label": labels},
         tolerance=LEVEL_TOLERANCE,
         measure=lambda path: generation(path, splits, judge) | bound(path, splits.test),
-        card=_card(_DECODER, config, vae.decoder, history),
+        card=_card("vae", name, config, vae.decoder, history),
         pictures={
             SAMPLES_FILE: lambda path, picture: save_grid(draw(path, grid_labels()), picture),
             RECONSTRUCTIONS_FILE: reconstruct,
@@ -386,45 +388,15 @@ def config_of(hyperparameters: Mapping[str, Any]) -> Config:
     return Config(**{field.name: hyperparameters[field.name] for field in fields(Config)})
 
 
-_DECODER = (
-    "Generates 28x28 grey images of the class that is asked for, with the decoder of a conditional VAE.",
-    "z of {config.latent} and the class's embedding of {config.embedding}; a hidden layer of {config.hidden} "
-    "units; maps of 7x7, 14x14 and 28x28 pixels with {config.channels_7}, {config.channels_14} and "
-    "{config.channels_28} channels, by 4x4 transposed convolutions of stride 2, with SiLU; a 3x3 "
-    "convolution; {parameters:,} parameters. The graph gives raw bytes (0..255, ink bright): the probability "
-    "of ink. Its inner tensor `logits` keeps this name. A label outside 0..9 gives the image of no class in "
-    "particular. The encoder of the same version is `vae-encoder`.",
-    "Samples are softer than real images, for each pixel is a mean. The distances are taken between features "
-    "of the CNN named under `classifier`, not of Inception: compare them with the `real_` ones beside them, "
-    "which are what real training images get. The bounds are in nats, of dynamically binarised images given "
-    "their label; those of papers are often unconditional, or of images binarised once and for all.",
-)
-_ENCODER = (
-    "Encodes 28x28 grey images of a known class as a diagonal Gaussian over z, for the decoder `vae`.",
-    "Two 4x4 convolutions of stride 2 with {config.channels_14} and {config.channels_7} channels and SiLU; "
-    "the class's embedding of {config.embedding}; a hidden layer of {config.hidden} units; {parameters:,} "
-    "parameters. The graph takes raw bytes (0..255, ink bright) and scales them itself; it gives the mean "
-    "and the natural logarithm of the variance of z. The decoder of the same version is `vae`.",
-    "Trained on binary images (bytes of 0 and 255); grey levels are taken as the mean of binary ones. An "
-    "image that is not of the class named by the label is encoded all the same.",
-)
-
-
 def _card(
-    texts: tuple[str, str, str], config: Config, network: nn.Module, history: Sequence[Mapping[str, float]]
+    template: str, name: str, config: Config, network: nn.Module, history: Sequence[Mapping[str, float]]
 ) -> Card:
-    description, architecture, limits = texts
-    best = max(history, key=lambda line: line["validation_elbo"])
-    parameters = sum(weight.numel() for weight in network.parameters())
-    return Card(
-        description=description,
-        architecture=architecture.format(config=config, parameters=parameters),
-        training="The ELBO of images binarised anew for every step, both networks together; Adam, learning "
-        f"rate {config.learning_rate:g} falling along half a cosine, batches of {config.batch_size}, "
-        f"{config.epochs} epochs, {config.precision}; the weight of the KL term rises to 1 over the first "
-        f"{config.warm_up:.0%} of the steps. Published are the averaged weights (decay {config.ema_decay:g}) "
-        f"of epoch {best['epoch']:.0f}, the best on the validation images: ELBO "
-        f"{best['validation_elbo']:.2f} nats.",
-        intended_use="Demonstrations and load tests of inkserve on images made like the training set's.",
-        limits=limits,
+    return make_card(
+        template,
+        "vae-training",
+        config=config,
+        parameters=sum(weights.numel() for weights in network.parameters()),
+        best=max(history, key=lambda line: line["validation_elbo"]),
+        decoder=name,
+        encoder=f"{name}-encoder",
     )

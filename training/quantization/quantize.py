@@ -11,6 +11,7 @@ import onnxruntime
 
 from service.models.folder import CARD_FILE, version_folders
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, sha256_of
+from training.cards.card import command_lines, fill_page, table
 from training.datasets.splits import Splits, spread
 from training.errors import QuantizationError
 from training.evaluation.classification import quantization
@@ -35,9 +36,9 @@ def quantize(
     allowed_loss_points: float = ALLOWED_LOSS_POINTS,
     force: bool = False,
 ) -> Path:
-    """Publish <name>-int8, of the version of the model that it is made from; returns its folder.
+    """Publish <name>-int8 under the version of the model that it is made from; returns its folder.
 
-    version: None means the latest. force: replace the int8 version if it is there.
+    version: None means the latest. force: replace the int8 version if it exists.
     Raises QuantizationError, ExportError or EvaluationError, and then publishes nothing.
     """
     source = _source(models_dir / name, version)
@@ -46,8 +47,8 @@ def quantize(
     calibration = splits.train.images[spread(len(splits.train), calibration_images)]
     if len(calibration) < calibration_images:
         raise QuantizationError(
-            f"{calibration_images} calibration images asked for, {splits.name} has "
-            f"{len(calibration)} to train"
+            f"{calibration_images} calibration images requested, {splits.name} has "
+            f"{len(calibration)} training images"
         )
     graph = to_int8(load_float32(source / MODEL_FILE), calibration)
     target = Target(models_dir, manifest.version, force)
@@ -61,12 +62,12 @@ def quantize(
         speeds = measure_speed(source / MODEL_FILE, staged / MODEL_FILE, splits.validation)
         sizes = [(folder / MODEL_FILE).stat().st_size for folder in (source, staged)]
         facts = _Facts(calibration_images, len(splits.validation), difference, *sizes)
-        (staged / CARD_FILE).write_text(_card_text(manifest, made, facts, speeds))
+        (staged / CARD_FILE).write_text(_page(manifest, made, facts, speeds))
     return models_dir / made.name / staged.name
 
 
 def _source(parent: Path, version: int | None) -> Path:
-    """The folder of the version that is asked for, or of the latest."""
+    """The folder of the requested version, or of the latest."""
     versions = version_folders(parent, holding=MANIFEST_FILE)
     if not versions:
         raise QuantizationError(f"{parent} holds no version with a {MANIFEST_FILE}")
@@ -91,8 +92,8 @@ def _check_loss(metrics: Metrics, allowed_points: float) -> None:
     loss = float(metrics["accuracy_loss_points"])
     if loss > allowed_points:
         raise QuantizationError(
-            f"int8 loses {loss:.2f} points of accuracy against {metrics['source']} (now "
-            f"{metrics['test_accuracy']}), allowed are {allowed_points:.2f}: see --allow-loss"
+            f"int8 loses {loss:.2f} percentage points of accuracy against {metrics['source']} (now "
+            f"{metrics['test_accuracy']}), expected at most {allowed_points:.2f}: see --allow-loss"
         )
 
 
@@ -110,7 +111,7 @@ def _manifest(source: Manifest, path: Path, metrics: Metrics, splits: Splits) ->
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the card tells besides metrics and speeds; sizes in bytes of model.onnx."""
+    """What the card reports in addition to metrics and speeds; sizes in bytes of model.onnx."""
 
     calibration_images: int
     compared_images: int
@@ -119,47 +120,21 @@ class _Facts:
     int8_bytes: int
 
 
-def _card_text(source: Manifest, made: Manifest, facts: _Facts, speeds: Sequence[Speed]) -> str:
-    origin = f"{source.name}/{source.version}"
-    rows = "\n".join(
-        f"| {each.batch} | {each.float32:,.0f} | {each.int8:,.0f} | {each.int8 / each.float32:.2f} |"
-        for each in speeds
+def _page(source: Manifest, made: Manifest, facts: _Facts, speeds: Sequence[Speed]) -> str:
+    """The model card."""
+    return fill_page(
+        "int8",
+        manifest=made,
+        source=f"{source.name}/{source.version}",
+        onnxruntime=onnxruntime.__version__,
+        facts=facts,
+        tolerance=PARITY_TOLERANCE,
+        commands=command_lines(made.command),
+        metrics=table(made.metrics.items()),
+        rounds=ROUNDS,
+        cpu=cpu_name(),
+        speeds=table(
+            (each.batch, f"{each.float32:,.0f}", f"{each.int8:,.0f}", f"{each.int8 / each.float32:.2f}")
+            for each in speeds
+        ),
     )
-    metrics = "\n".join(f"| {name} | {value} |" for name, value in made.metrics.items())
-    return f"""# {made.name}, version {made.version}
-
-{made.description} Made from [{origin}](../../{origin}/{CARD_FILE}), which tells of data, architecture, \
-training, intended use and limits; the tensors are the same.
-
-## Method
-Static quantisation by onnxruntime {onnxruntime.__version__}, in QuantizeLinear/DequantizeLinear form. \
-Activations have 8 bits, unsigned; their scales are from the minimum and maximum over \
-{facts.calibration_images} training images. Weights have 7 bits, signed, with one scale per output channel: \
-so no 16-bit sum of two products saturates, and CPUs with and without VNNI compute the same integers. \
-The first layer reads the raw bytes; the last one and softmax are in float32. Over \
-{facts.compared_images} validation images the probabilities differ by at most {facts.difference:.2g} from \
-those of the same graph computed in float (allowed: {PARITY_TOLERANCE:g}).
-
-`{MODEL_FILE}` has {facts.int8_bytes:,} bytes, that of {origin} {facts.float32_bytes:,}.
-
-```
-{made.command.replace(" && ", chr(10))}
-```
-
-## Metrics
-Measured on the test set, with onnxruntime on the CPU, from `{MODEL_FILE}` alone; `python -m training \
-evaluate {made.name}` repeats it. `accuracy_loss_points` is the loss against {origin} in points of 100, \
-negative for a gain; `source_agreement` the share of images that both put into the same class.
-
-| metric | value |
-|---|---|
-{metrics}
-
-## Speed
-Images per second of CPU time, onnxruntime alone on one thread, median of {ROUNDS} rounds in turns, on \
-{cpu_name()}:
-
-| batch | {origin} | {made.name}/{made.version} | ratio |
-|---|---|---|---|
-{rows}
-"""

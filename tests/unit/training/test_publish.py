@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from service.models.folder import CARD_FILE
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, TensorSpec, read_manifest, sha256_of
 from tests.support.idx_files import write_folder
+from training.cards.card import Card
 from training.datasets.splits import Splits, load
 from training.errors import ExportError
-from training.export.publish import Card, Model, publish
+from training.export.publish import Model, publish
 from training.runs.finished import TRAINING_FILE
 from training.versions import Target
 

@@ -1,0 +1,95 @@
+"""Model cards: the templates filled in, and the shipped cards as the templates give them."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from service.models.manifest import read_manifest
+from training.cards.card import KEPT, TEMPLATES, WIDTH, Card, fill_page, make_card, table
+from training.families import classifier, gan, vae
+
+MODELS = Path(__file__).parents[3] / "models"
+SECTIONS = {"architecture": "Architecture", "intended_use": "Intended use", "limits": "Limits"}
+
+History = Sequence[Mapping[str, float]]
+
+
+def size(network: nn.Module) -> int:
+    return sum(weights.numel() for weights in network.parameters())
+
+
+def gan_card(history: History) -> Card:
+    config, network = gan.CONFIG, gan.Generator(gan.CONFIG)
+    return make_card("gan", config=config, parameters=size(network), epochs=len(history))
+
+
+FAMILIES: dict[str, Callable[[History], Card]] = {
+    "mlp": lambda history: classifier._card(classifier.MLP, size(classifier.build(classifier.MLP)), history),
+    "cnn": lambda history: classifier._card(classifier.CNN, size(classifier.build(classifier.CNN)), history),
+    "gan": gan_card,
+    "vae": lambda history: vae._card("vae", "vae", vae.CONFIG, vae.Decoder(vae.CONFIG), history),
+    "vae-encoder": lambda history: vae._card(
+        "vae-encoder", "vae", vae.CONFIG, vae.Encoder(vae.CONFIG), history
+    ),
+}
+
+
+def section(page: str, heading: str) -> str:
+    """The first paragraph under a heading, on one line."""
+    match = re.search(rf"^## {heading}\n\n(.*?)(?:\n\n|\Z)", page, re.MULTILINE | re.DOTALL)
+    assert match is not None, heading
+    return " ".join(match[1].split())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_shipped_card_is_what_the_templates_give(name: str) -> None:
+    folder = MODELS / name / "1"
+    history = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+    torch.manual_seed(0)
+    card, page = FAMILIES[name](history), (folder / "README.md").read_text()
+    for field, heading in SECTIONS.items():
+        assert section(page, heading) == getattr(card, field)
+    assert section(page, "Training").startswith(card.training)
+    assert read_manifest(folder).description == card.description
+    assert card.description in page
+
+
+@pytest.mark.parametrize("page", sorted(MODELS.glob("*/*/README.md")), ids=str)
+def test_shipped_card_is_wrapped(page: Path) -> None:
+    lines = [line for line in page.read_text().splitlines() if not line.startswith(KEPT)]
+    assert max(len(line) for line in lines) <= WIDTH
+
+
+def test_sections_of_several_templates_make_one_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.cards.card.TEMPLATES", tmp_path)
+    (tmp_path / "one.md").write_text("# Description\n\nA {kind}\nmodel.\n\n# Architecture\n\nDeep.\n")
+    (tmp_path / "two.md").write_text("# Training\n\nLong.\n\n# Intended use\n\nNone.\n\n# Limits\n\nMany.\n")
+    assert make_card("one", "two", kind="small") == Card("A small model.", "Deep.", "Long.", "None.", "Many.")
+
+
+def test_page_keeps_tables_and_code_and_wraps_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.cards.card.TEMPLATES", tmp_path)
+    wide = "| " + "x" * 200 + " |"
+    (tmp_path / "page.md").write_text("# {name}\n\n{words}\n\n{rows}\n\n```\na\nb\n```\n\n{nothing}\n")
+    page = fill_page("page", name="n", words="word " * 100, rows=table([["x" * 200]]), nothing="")
+    heading, paragraph, rows, code = page.removesuffix("\n").split("\n\n")
+    assert (heading, rows, code) == ("# n", wide, "```\na\nb\n```")
+    assert max(len(line) for line in paragraph.splitlines()) <= WIDTH
+    assert paragraph.split() == ["word"] * 100
+
+
+def test_template_with_an_unknown_field_is_an_error() -> None:
+    with pytest.raises(KeyError, match="config"):
+        make_card("gan", parameters=1, epochs=1)
+
+
+def test_every_template_is_used() -> None:
+    used = {"model", "int8", "classifier", "mlp", "cnn", "gan", "vae", "vae-encoder", "vae-training"}
+    assert {path.stem for path in TEMPLATES.glob("*.md")} == used

@@ -1,0 +1,67 @@
+"""Fills in the templates of model cards. Knows nothing of torch or of any model family.
+
+A template is Markdown with the fields of `str.format`. A family's templates hold the sections of a
+`Card`, one under each heading; `model.md` and `int8.md` are whole pages.
+"""
+
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TEMPLATES = Path(__file__).parent
+
+# The width of the lines of a card's paragraphs.
+WIDTH = 120
+
+# How a block of Markdown begins whose lines must stay as they are: headings, tables, code, pictures.
+KEPT = ("#", "|", "```", "!")
+
+
+@dataclass(frozen=True)
+class Card:
+    """The parts of a model card that only the model's family knows, each a sentence or more."""
+
+    description: str
+    architecture: str
+    training: str
+    intended_use: str
+    limits: str
+
+
+def make_card(*templates: str, **facts: Any) -> Card:
+    """The card whose sections the templates hold together, with the facts filled in."""
+    sections: dict[str, str] = {}
+    for template in templates:
+        text = _read(template).format(**facts)
+        for heading, section in re.findall(r"^# (.+)\n((?:(?!# ).*\n?)*)", text, re.MULTILINE):
+            sections[heading.lower().replace(" ", "_")] = " ".join(section.split())
+    return Card(**sections)
+
+
+def fill_page(template: str, **facts: Any) -> str:
+    """A whole page: the template with the facts filled in, its paragraphs wrapped to WIDTH."""
+    blocks = re.split(r"\n{2,}", _read(template).format(**facts).strip())
+    return "\n\n".join(_wrapped(block) for block in blocks) + "\n"
+
+
+def table(rows: Iterable[Sequence[object]]) -> str:
+    """The rows of a Markdown table."""
+    return "\n".join(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows)
+
+
+def command_lines(command: str) -> str:
+    """A manifest's command with each of its steps on a line of its own."""
+    return command.replace(" && ", "\n")
+
+
+def _read(template: str) -> str:
+    return (TEMPLATES / f"{template}.md").read_text()
+
+
+def _wrapped(block: str) -> str:
+    if block.startswith(KEPT):
+        return block
+    return textwrap.fill(" ".join(block.split()), WIDTH, break_long_words=False, break_on_hyphens=False)
