@@ -15,6 +15,7 @@ from service.models.manifest import (
     MANIFEST_FILE,
     MODEL_FILE,
     Manifest,
+    Preprocess,
     Task,
     TensorSpec,
     sha256_of,
@@ -24,7 +25,7 @@ from training.datasets.splits import Splits
 from training.export.parity import check_parity
 from training.export.to_onnx import to_onnx
 from training.onnx_files import Arrays, save_graph
-from training.runs.finished import copy_log, read_command
+from training.runs.finished import check_data, copy_log, read_command
 from training.terminal import command_line
 from training.versions import Target, staging
 
@@ -35,6 +36,7 @@ class Model:
 
     network: in eval mode; takes the inputs in order; gives the outputs and then `keep`, as a tuple if
         there are several.
+    preprocess: what the service does to pictures for this model; see `service.models.manifest.Manifest`.
     keep: names of inner tensors that the graph keeps under these names without giving them out.
     parity_inputs: real inputs by name, all with the same number of rows.
     tolerance: the largest difference of any output element between torch and onnxruntime.
@@ -52,6 +54,7 @@ class Model:
     tolerance: float
     measure: Callable[[Path], Mapping[str, float | int | str]]
     card: Card
+    preprocess: Preprocess | None = None
     keep: Sequence[str] = ()
     pictures: Mapping[str, Callable[[Path, Path], None]] = field(default_factory=dict)
 
@@ -62,6 +65,7 @@ def publish(models: Sequence[Model], *, splits: Splits, run_dir: Path, target: T
     They appear in the given order, each by one rename, after all have been checked and measured.
     Returns their folders. Raises ExportError, and then publishes nothing.
     """
+    check_data(run_dir, splits)
     with staging([model.name for model in models], target) as staged:
         differences = [_stage_graph(*pair) for pair in zip(models, staged, strict=True)]
         for model, folder, difference in zip(models, staged, differences, strict=True):
@@ -90,11 +94,12 @@ def _describe(model: Model, folder: Path, difference: float, splits: Splits, run
         inputs=tuple(model.inputs),
         outputs=tuple(model.outputs),
         labels=tuple(splits.labels),
+        preprocess=model.preprocess,
         sha256=sha256_of(path),
         metrics={**model.measure(path), "data": splits.name, "data_digest": splits.digest},
         command=f"{read_command(run_dir)} && {command_line()}",
     )
-    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n")
+    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2, exclude_none=True) + "\n")
     for name, draw in model.pictures.items():
         draw(path, folder / name)
     (folder / CARD_FILE).write_text(_page(manifest, model, splits, difference))

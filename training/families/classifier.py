@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 
-from service.models.manifest import TensorSpec
+from service.models.manifest import Preprocess, TensorSpec
 from training.cards.card import Card, make_card
+from training.datasets.known import MNIST
 from training.datasets.splits import CLASSES, SIDE, Splits
 from training.evaluation.classification import classification
 from training.export.publish import Model, publish
@@ -267,6 +268,7 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
         network=Serving(classifier.eval()).eval(),
         inputs=[TensorSpec(name="images", datatype="UINT8", shape=(-1, SIDE, SIDE))],
         outputs=[TensorSpec(name="probabilities", datatype="FP32", shape=(-1, CLASSES))],
+        preprocess=preprocess_for(splits),
         keep=["logits", "features"],
         parity_inputs={"images": splits.test.images},
         tolerance=PARITY_TOLERANCE,
@@ -275,6 +277,11 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
     )
     (folder,) = publish([model], splits=splits, run_dir=run_dir, target=target)
     return folder
+
+
+def preprocess_for(splits: Splits) -> Preprocess:
+    """Pictures become digits only for a model of MNIST; anyone else's images are not cropped."""
+    return "mnist-digit" if splits.name == MNIST.name else "resize"
 
 
 def config_of(hyperparameters: Mapping[str, Any]) -> Config:

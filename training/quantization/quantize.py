@@ -58,7 +58,7 @@ def quantize(
         metrics = quantization(staged / MODEL_FILE, source, splits.test)
         _check_loss(metrics, allowed_loss_points)
         made = _manifest(manifest, staged / MODEL_FILE, metrics, splits)
-        (staged / MANIFEST_FILE).write_text(made.model_dump_json(indent=2) + "\n")
+        (staged / MANIFEST_FILE).write_text(made.model_dump_json(indent=2, exclude_none=True) + "\n")
         speeds = measure_speed(source / MODEL_FILE, staged / MODEL_FILE, splits.validation)
         sizes = [(folder / MODEL_FILE).stat().st_size for folder in (source, staged)]
         facts = _Facts(calibration_images, len(splits.validation), difference, *sizes)

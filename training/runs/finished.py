@@ -1,4 +1,4 @@
-"""What a run has left in its folder, read back for the export: weights, hyperparameters, metrics, command."""
+"""Reads a run's folder back for the export: weights, hyperparameters, metrics and command."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from training.datasets.splits import Splits
 from training.errors import ExportError
 from training.runs.run import BEST_FILE, CONFIG_FILE, CURVES_FILE, METRICS_FILE
 
@@ -36,6 +37,16 @@ def read_command(run_dir: Path) -> str:
     """The command that trained the run."""
     command: str = json.loads(_file(run_dir, CONFIG_FILE).read_text())["command"]
     return command
+
+
+def check_data(run_dir: Path, splits: Splits) -> None:
+    """Raise ExportError if the run recorded that it was trained on other data."""
+    digest = read_hyperparameters(run_dir).get("data_digest", splits.digest)
+    if digest != splits.digest:
+        raise ExportError(
+            f"{run_dir} was trained on data with digest {digest}, but the data given is {splits.name}, "
+            f"digest {splits.digest}: give the same --data-dir as for the training"
+        )
 
 
 def copy_log(run_dir: Path, folder: Path) -> None:

@@ -16,7 +16,7 @@ from training.versions import Target
 MLP = dataclasses.replace(classifier.MLP, epochs=1, batch_size=20)
 
 
-def test_features_are_not_negative_and_probabilities_sum_to_one() -> None:
+def test_features_are_nonnegative_and_probabilities_sum_to_one() -> None:
     serving = classifier.Serving(classifier.build(CNN).eval())
     images = torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8)
     probabilities, logits, features = serving(images)
@@ -49,7 +49,7 @@ def test_score_prefers_accuracy_and_then_the_smaller_loss() -> None:
     assert scores[1] > scores[0] > scores[2]
 
 
-def test_mlp_trains_and_a_run_repeats_to_the_same_bits(tmp_path: Path, workshop: Workshop) -> None:
+def test_mlp_run_repeats_to_the_same_bits(tmp_path: Path, workshop: Workshop) -> None:
     for name in ("first", "second"):
         run = new_run(tmp_path / name, MLP)
         classifier.train(MLP, workshop.splits, run)
@@ -64,10 +64,11 @@ def test_training_lowers_the_loss(workshop: Workshop) -> None:
     assert float(metrics["test_accuracy"]) > 0.2
 
 
-def test_published_classifier_tells_its_tensors(workshop: Workshop) -> None:
+def test_published_classifier_names_its_tensors(workshop: Workshop) -> None:
     folder = workshop.models / "cnn" / "1"
     manifest = read_manifest(folder)
     assert (manifest.task, manifest.labels) == ("classification", tuple("0123456789"))
+    assert manifest.preprocess == "resize"  # the small data is not MNIST
     session = open_session(folder / "model.onnx", ["features", "logits"])
     images = workshop.splits.test.images
     probabilities, features, logits = session.run(["probabilities", "features", "logits"], {"images": images})
@@ -77,7 +78,18 @@ def test_published_classifier_tells_its_tensors(workshop: Workshop) -> None:
     assert manifest.metrics["test_accuracy"] == pytest.approx(correct.mean(), abs=1e-6)  # six decimals
 
 
-def test_export_before_training_says_so(tmp_path: Path, workshop: Workshop) -> None:
+@pytest.mark.parametrize(
+    ("dataset", "preprocess"),
+    [("mnist", "mnist-digit"), ("fashion-mnist", "resize"), ("unknown", "resize")],
+)
+def test_only_a_model_of_mnist_makes_pictures_into_digits(
+    dataset: str, preprocess: str, workshop: Workshop
+) -> None:
+    splits = dataclasses.replace(workshop.splits, name=dataset)
+    assert classifier.preprocess_for(splits) == preprocess
+
+
+def test_export_before_training_is_an_error(tmp_path: Path, workshop: Workshop) -> None:
     with pytest.raises(ExportError, match="missing: train the model first"):
         classifier.export("cnn", tmp_path, workshop.splits, Target(tmp_path / "models"))
     assert not (tmp_path / "models").exists()

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from service.models.folder import CARD_FILE
-from service.models.manifest import MANIFEST_FILE, MODEL_FILE, TensorSpec, read_manifest, sha256_of
+from service.models.manifest import (
+    MANIFEST_FILE,
+    MODEL_FILE,
+    Preprocess,
+    TensorSpec,
+    read_manifest,
+    sha256_of,
+)
 from tests.support.idx_files import write_folder
 from training.cards.card import Card
 from training.datasets.splits import Splits, load
@@ -104,7 +111,25 @@ def test_graph_that_differs_from_torch_is_not_published(
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_second_of_two_models_failing_leaves_the_first_unpublished(
+def test_run_of_other_data_is_not_published(tmp_path: Path, splits: Splits, run_dir: Path) -> None:
+    record = {"command": "python -m training train tiny", "hyperparameters": {"data_digest": "abc"}}
+    (run_dir / "config.json").write_text(json.dumps(record))
+    with pytest.raises(ExportError, match="trained on data with digest abc, but the data given is unknown"):
+        publish([model(splits)], splits=splits, run_dir=run_dir, target=Target(tmp_path / "models"))
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("preprocess", [None, "mnist-digit"])
+def test_preprocess_is_written_only_if_named(
+    tmp_path: Path, splits: Splits, run_dir: Path, preprocess: Preprocess | None
+) -> None:
+    models = [model(splits, preprocess=preprocess)]
+    (folder,) = publish(models, splits=splits, run_dir=run_dir, target=Target(tmp_path / "models"))
+    content = json.loads((folder / MANIFEST_FILE).read_text())
+    assert content.get("preprocess", "absent") == (preprocess or "absent")
+
+
+def test_failing_second_model_leaves_the_first_unpublished(
     tmp_path: Path, splits: Splits, run_dir: Path
 ) -> None:
     pair = [model(splits, name="first"), model(splits, name="second", drift=1e-3)]
@@ -113,7 +138,7 @@ def test_second_of_two_models_failing_leaves_the_first_unpublished(
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_failing_measurement_leaves_the_models_as_they_were(
+def test_failing_measurement_changes_no_model(
     tmp_path: Path, splits: Splits, run_dir: Path
 ) -> None:
     def fail(_: Path) -> Mapping[str, Any]:
@@ -132,7 +157,7 @@ def test_failing_measurement_leaves_the_models_as_they_were(
     assert files(models_dir) == before
 
 
-def test_models_of_one_run_share_the_next_version_free_for_all(
+def test_models_of_one_run_get_the_same_version(
     tmp_path: Path, splits: Splits, run_dir: Path
 ) -> None:
     models_dir = tmp_path / "models"
@@ -150,7 +175,7 @@ def test_models_of_one_run_share_the_next_version_free_for_all(
     assert seen == [True]
 
 
-def test_existing_version_is_replaced_by_force_alone(tmp_path: Path, splits: Splits, run_dir: Path) -> None:
+def test_existing_version_is_replaced_only_by_force(tmp_path: Path, splits: Splits, run_dir: Path) -> None:
     models_dir = tmp_path / "models"
     (models_dir / "tiny" / "3").mkdir(parents=True)
     (models_dir / "tiny" / "3" / "old").write_text("old")
@@ -164,7 +189,7 @@ def test_existing_version_is_replaced_by_force_alone(tmp_path: Path, splits: Spl
     assert [path.name for path in models_dir.iterdir()] == ["tiny"]
 
 
-def test_picture_lies_beside_the_model_and_in_its_card(tmp_path: Path, splits: Splits, run_dir: Path) -> None:
+def test_picture_is_published_and_shown_in_the_card(tmp_path: Path, splits: Splits, run_dir: Path) -> None:
     def draw(path: Path, picture: Path) -> None:
         assert path.is_file()
         picture.write_bytes(b"picture")

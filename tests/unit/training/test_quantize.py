@@ -78,6 +78,7 @@ def published(tmp_path_factory: pytest.TempPathFactory, splits: Splits) -> Path:
         inputs=(TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28)),),
         outputs=(TensorSpec(name="probabilities", datatype="FP32", shape=(-1, CLASSES)),),
         labels=splits.labels,
+        preprocess="resize",
         sha256=sha256_of(path),
         metrics={**classification(path, splits.test), "data": splits.name, "data_digest": splits.digest},
         command="python -m training export mlp",
@@ -107,6 +108,7 @@ def test_int8_version_is_published_evaluated_and_served(models: Path, data_dir: 
     assert manifest.metrics["source"] == "mlp/2"
     assert manifest.metrics["source_sha256"] == read_manifest(models / "mlp" / "2").sha256
     assert manifest.metrics["accuracy_loss_points"] == 0
+    assert manifest.preprocess == "resize"
     assert "| 256 |" in (folder / "README.md").read_text()
     assert main(command("evaluate", models, data_dir, "mlp-int8")) == 0
 
@@ -118,15 +120,15 @@ def test_int8_version_is_published_evaluated_and_served(models: Path, data_dir: 
     np.testing.assert_allclose(served, expected, atol=1e-6)
 
 
-def test_a_version_that_loses_too_much_is_not_published(
+def test_version_that_loses_too_much_is_not_published(
     models: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert quantize(models, data_dir, "--allow-loss", "-1") == 2
-    assert "int8 loses 0.00 points of accuracy against mlp/2" in capsys.readouterr().err
+    assert "int8 loses 0.00 percentage points of accuracy against mlp/2" in capsys.readouterr().err
     assert not list(models.glob("mlp-int8/*"))
 
 
-def test_a_version_is_replaced_only_by_force(
+def test_int8_version_is_replaced_only_by_force(
     models: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (models / "mlp-int8" / "2").mkdir(parents=True)
@@ -140,10 +142,10 @@ def test_a_version_is_replaced_only_by_force(
     [
         ("other", [], "other holds no version"),
         ("mlp", ["--version", "3"], "mlp holds no version 3, only 2"),
-        ("mlp", ["--calibration-images", "5000"], "5000 calibration images asked for, unknown has 220"),
+        ("mlp", ["--calibration-images", "5000"], "5000 calibration images requested, unknown has 220"),
     ],
 )
-def test_what_cannot_be_quantised_is_said_in_one_line(
+def test_unsuitable_model_is_refused_in_one_line(
     model: str,
     more: list[str],
     message: str,
