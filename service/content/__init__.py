@@ -1,1 +1,1 @@
-"""Bytes and JSON <-> arrays, pictures to digits, latents from seeds. Knows nothing of HTTP."""
+"""Bytes and JSON to arrays and back, pictures to digits, seeds to latents. Knows nothing of HTTP."""

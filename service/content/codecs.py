@@ -24,7 +24,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 SIGNATURE_BYTES = len(PNG_SIGNATURE)
 PICTURE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-"""What Pillow raises for files that are broken, each plugin in its own way."""
+"""The errors that Pillow's plugins raise for broken files."""
 
 
 def is_image(content: bytes) -> bool:
@@ -33,9 +33,9 @@ def is_image(content: bytes) -> bool:
 
 
 def rows_from_raw(content: bytes | memoryview, spec: TensorSpec, max_rows: int) -> Array:
-    """Rows as they lie in memory, little-endian, one after another: (rows, ...), a view of `content`.
+    """The rows of a body that holds them one after another, little-endian: (rows, ...), a view of `content`.
 
-    Raises InvalidInput unless there is a whole number of rows, PayloadTooLarge above `max_rows`.
+    Raises InvalidInput if the length is not a multiple of a row's, PayloadTooLarge above `max_rows`.
     """
     dtype, row_bytes = _row_layout(spec.datatype, spec.shape)
     rows, rest = divmod(len(content), row_bytes)
@@ -125,7 +125,7 @@ def png_from_image(image: NDArray[np.uint8]) -> bytes:
 
 
 def sprite(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Images (n, height, width, ...) side by side in one picture, row by row, about as wide as high."""
+    """Images (n, height, width, ...) in one picture, row by row, with about as many columns as rows."""
     count, height, width = images.shape[:3]
     columns = math.ceil(math.sqrt(count))
     lines = math.ceil(count / columns)
@@ -145,7 +145,10 @@ def _resized(picture: Image.Image, layout: ImageLayout) -> NDArray[np.uint8]:
 
 
 def _open(content: bytes, max_pixels: int) -> Image.Image:
-    """The picture, upright as its EXIF says. Its size is known from its header, before its pixels are."""
+    """Decode a picture and turn it upright as its EXIF says.
+
+    Its header gives the size before any pixel is decoded.
+    """
     try:
         picture = Image.open(io.BytesIO(content), formats=FORMATS)
     except PICTURE_ERRORS:
@@ -164,7 +167,7 @@ def _open(content: bytes, max_pixels: int) -> Image.Image:
 
 
 def _flat(picture: Image.Image, mode: str) -> Image.Image:
-    """The picture in that mode, on white where it is transparent."""
+    """The picture in that mode; transparent parts become white."""
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.has_transparency_data:
@@ -192,7 +195,7 @@ def _rows_from_lists(value: list[Any], name: str, spec: TensorSpec) -> Array:
 
 
 def _rows_shape(seen: tuple[int, ...], name: str, spec: TensorSpec) -> tuple[int, ...]:
-    """(rows, ...) of one row or many, nested or flat."""
+    """The shape (rows, ...) of one row or many, nested or flat."""
     shape = spec.shape[1:]
     flat = (math.prod(shape),)
     if seen in (shape, flat):
@@ -203,7 +206,7 @@ def _rows_shape(seen: tuple[int, ...], name: str, spec: TensorSpec) -> tuple[int
 
 
 def _exact(array: Array, name: str, spec: TensorSpec) -> Array:
-    """The array in the tensor's dtype. Raises InvalidInput for a value that it cannot hold."""
+    """The array in the tensor's dtype. Raises InvalidInput for a value that the dtype cannot hold."""
     dtype = dtype_of(spec)
     with np.errstate(over="ignore", invalid="ignore"):
         cast = array.astype(dtype)
@@ -226,14 +229,14 @@ def _value_text(dtype: np.dtype[Any]) -> str:
 
 
 def _row_text(spec: TensorSpec) -> str:
-    """What a row may be, for errors."""
+    """What a row may look like, for errors."""
     shape = list(spec.shape[1:])
     flat = f", {math.prod(shape)} numbers" if len(shape) > 1 else ""
     return f"rows of shape {shape}{flat} or base64"
 
 
 def _odd_one(array: Array) -> str:
-    """The first value of an array that holds others than numbers."""
+    """The first value of an array that is not a number."""
     for value in array.ravel().tolist():
         if isinstance(value, bool) or not isinstance(value, int | float):
             return _shown(value)

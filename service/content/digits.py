@@ -1,4 +1,4 @@
-"""A picture of one digit -> 28x28 in MNIST's way. Knows nothing of files, models or HTTP.
+"""Where a picture becomes a digit: normalised to 28x28 like MNIST's. Knows nothing of files, models or HTTP.
 
 MNIST's digits were scaled to fit a 20x20 box with their proportions kept, anti-aliased, and centred
 in 28x28 by their centre of mass (LeCun et al. 1998, "Gradient-Based Learning Applied to Document
@@ -20,21 +20,22 @@ Ink = NDArray[np.float32]
 SIDE = 28
 BOX = 20
 CENTRE = 14
-"""Where MNIST has its centres of mass, in pixel indices; measured over all its images: 14.0 +- 0.5."""
+"""The centre of mass of MNIST's digits, in pixel indices; measured over all its images: 14.0 +- 0.5."""
 
 WORKING_SIDE = 512
-"""Larger pictures are averaged down to it first: it bounds the time, and leaves a digit that fills
-a tenth of the picture enough pixels."""
+"""Larger pictures are averaged down to this side first, which bounds the time; a digit that fills a tenth
+of the picture still has enough pixels."""
 
 MIN_CONTRAST = 25.0
-"""Grey levels between ink and ground. Below lie the noise and the shadows of an empty sheet."""
+"""The least difference between ink and background, in grey levels; noise and shadows of an empty sheet
+differ by less."""
 
 
 def digit_from_picture(picture: Image.Image) -> Gray:
-    """The digit in a picture of any size and mode: (28, 28) uint8, light ink on a black ground.
+    """The digit in a picture of any size and mode: (28, 28) uint8, light ink on a black background.
 
-    The ground is what the border shows. A 28x28 picture is taken to be made in MNIST's way already:
-    it is inverted where its ground is light, and otherwise left as it is, bit by bit.
+    The border shows the background. A 28x28 picture counts as normalised already: it is inverted if
+    its background is light, and otherwise left as it is, bit by bit.
     Raises InvalidInput for a picture without ink.
     """
     gray = _gray(picture)
@@ -58,18 +59,18 @@ def _gray(picture: Image.Image) -> Gray:
 
 
 def _without_transparency(luma: Gray, alpha: Gray) -> Gray:
-    """Grey levels of a picture with holes.
+    """Grey levels of a picture with transparent parts.
 
-    Strokes on a transparent ground, whatever their colour, are the opacity itself. A sheet with
-    transparent parts, as round corners, has these filled with its own ground.
+    If the background is transparent, the opacity shows the strokes, whatever their colour. A sheet with
+    transparent parts, such as round corners, has these filled with its own background.
     """
     seen = luma[alpha > 0]
     if alpha.min() == 255:
         return luma
     if 2 * seen.size < luma.size or np.ptp(seen) < 2 * MIN_CONTRAST:
         return alpha
-    ground = np.median(seen)
-    return np.rint(ground + (luma - ground) * (alpha / np.float32(255))).astype(np.uint8)
+    background = np.median(seen)
+    return np.rint(background + (luma - background) * (alpha / np.float32(255))).astype(np.uint8)
 
 
 def _border(gray: NDArray[Any]) -> NDArray[Any]:
@@ -77,51 +78,51 @@ def _border(gray: NDArray[Any]) -> NDArray[Any]:
 
 
 def _threshold(gray: Gray) -> int:
-    """The grey level that best parts a picture in two: up to it dark, above it light (Otsu 1979)."""
+    """The grey level that best divides a picture into dark, up to it, and light, above it (Otsu 1979)."""
     counts = np.bincount(gray.ravel(), minlength=256)
     below = np.cumsum(counts)
     sums = np.cumsum(counts * np.arange(256))
     above = below[-1] - below
-    parted = (below > 0) & (above > 0)
+    divided = (below > 0) & (above > 0)
     means = sums[-1] * (below / below[-1]) - sums
-    spread = np.divide(means**2, below * above, out=np.zeros(256), where=parted)
+    spread = np.divide(means**2, below * above, out=np.zeros(256), where=divided)
     return int(spread.argmax())
 
 
 def _ink(gray: Gray) -> Ink:
-    """How much lighter than the ground each pixel is; 0 for the ground and its noise.
+    """How much lighter than the background each pixel is; 0 for the background and its noise.
 
     Raises InvalidInput if nothing stands out.
     """
-    ink = np.maximum(gray - _ground(gray), 0)
+    ink = np.maximum(gray - _background(gray), 0)
     levels = np.minimum(ink, 255).astype(np.uint8)
     strokes = levels > _threshold(levels)
     contrast = float(ink[strokes].mean() - ink[~strokes].mean()) if strokes.any() else 0.0
     if contrast < MIN_CONTRAST:
         raise InvalidInput(
             f"image has no ink: its lightest and darkest parts differ by {contrast:.0f} grey levels, "
-            f"expected a digit that differs from its ground by at least {MIN_CONTRAST:.0f}"
+            f"expected a digit that differs from its background by at least {MIN_CONTRAST:.0f}"
         )
     level = np.median(ink[strokes])
     noise = max(0.1 * level, 4 * _border_noise(ink, strokes))
     if not (ink > noise).any():
         raise InvalidInput(
             f"image has no ink: its border varies by {noise:.0f} grey levels, as much as the rest, "
-            "expected a digit on an even ground"
+            "expected a digit on an even background"
         )
     return np.where(ink <= noise, np.float32(0), np.minimum(ink, level))
 
 
 def _border_noise(ink: Ink, strokes: NDArray[np.bool_]) -> float:
     """The standard deviation of the border, without the strokes that cross it."""
-    ground = _border(ink)[~_border(strokes)]
-    return float(np.std(ground)) if ground.size else 0.0
+    background = _border(ink)[~_border(strokes)]
+    return float(np.std(background)) if background.size else 0.0
 
 
-def _ground(gray: Gray) -> Ink:
-    """The ground under the ink, as a quadratic surface: uneven light on a sheet has no edges.
+def _background(gray: Gray) -> Ink:
+    """The background under the ink, as a quadratic surface: uneven light on a sheet has no edges.
 
-    Fitted to the border, then to all that lies near the first fit.
+    Fitted to the border first, then to all cells near the previous fit.
     """
     cells = np.asarray(Image.fromarray(gray).resize((32, 32), Image.Resampling.BOX), np.float32)
     y, x = np.mgrid[-1:1:32j, -1:1:32j]
@@ -139,7 +140,7 @@ def _ground(gray: Gray) -> Ink:
 
 
 def _fitted(ink: Ink) -> Ink:
-    """The ink scaled to 20 pixels in its longer direction, its strongest pixel to 255."""
+    """The ink scaled to 20 pixels in its longer direction, with its strongest pixel at 255."""
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     scale = BOX / max(bottom - top, right - left)
@@ -151,7 +152,7 @@ def _fitted(ink: Ink) -> Ink:
 
 
 def _centred(digit: Ink) -> Gray:
-    """The digit in 28x28, its centre of mass in the middle."""
+    """The digit in 28x28, with its centre of mass in the middle."""
     canvas = np.zeros((SIDE, SIDE), np.uint8)
     top, left = (_offset(digit.sum(axis=axis)) for axis in (1, 0))
     canvas[top : top + digit.shape[0], left : left + digit.shape[1]] = np.rint(digit)
@@ -159,6 +160,6 @@ def _centred(digit: Ink) -> Gray:
 
 
 def _offset(mass: Ink) -> int:
-    """Where to begin so that the centre of mass comes to lie on CENTRE, without leaving the canvas."""
+    """The first row or column of the digit that puts its centre of mass on CENTRE, within the canvas."""
     centre = float(mass @ np.arange(len(mass)) / mass.sum())
     return min(max(round(CENTRE - centre), 0), SIDE - len(mass))

@@ -1,4 +1,4 @@
-"""The model versions that are served at one moment."""
+"""The catalogue of the model versions that are served."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class ModelInfo:
 
 
 class Catalogue:
-    """The model versions that are being served at one moment; never changes."""
+    """The model versions that are served at one moment; immutable."""
 
     def __init__(self, models: Iterable[ModelInfo]) -> None:
         self._versions: dict[str, dict[int, ModelInfo]] = {}

@@ -173,7 +173,7 @@ class Manifest(_Frozen):
             raise ValueError("a generation model needs an input z, FP32 [-1, size]")
         others = sorted(spec.name for spec in self.inputs if spec.name not in ("z", "label"))
         if others:
-            raise ValueError(f"a generation model has the inputs {others}, expected z and label alone")
+            raise ValueError(f"a generation model has the inputs {others}, expected only z and label")
         if output.datatype != "UINT8" or (len(output.shape) != 3 and output.shape[3:] != (3,)):
             raise ValueError(
                 f"output {output.name} is {output.datatype} {list(output.shape)}, expected UINT8 "
@@ -184,8 +184,8 @@ class Manifest(_Frozen):
 def read_manifest(folder: Path) -> Manifest:
     """Read and check `folder`/manifest.json.
 
-    Raises ManifestError if it is missing, is not valid, or names another model or version than
-    the folders it lies in.
+    Raises ManifestError if it is missing or invalid, or if it names another model or version than its
+    folders do.
     """
     path = folder / MANIFEST_FILE
     try:

@@ -1,4 +1,4 @@
-"""Tensor datatypes by their Open Inference Protocol names, as numpy knows them."""
+"""The one table of tensor datatypes: Open Inference Protocol names and numpy dtypes."""
 
 from typing import Any, get_args
 
@@ -15,7 +15,7 @@ _NUMPY_NAMES = {"BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "f
 DTYPES: dict[Datatype, np.dtype[Any]] = {
     datatype: np.dtype(_NUMPY_NAMES.get(datatype, datatype.lower())) for datatype in get_args(Datatype)
 }
-"""The numpy dtype of each datatype; on the wire they are little-endian, as are the hosts we run on."""
+"""The numpy dtype of each datatype; little-endian on the wire, like the hosts we run on."""
 
 
 def dtype_of(spec: TensorSpec) -> np.dtype[Any]:
@@ -24,9 +24,9 @@ def dtype_of(spec: TensorSpec) -> np.dtype[Any]:
 
 
 def check_tensor(spec: TensorSpec, array: NDArray[Any]) -> int:
-    """The number of rows in an array that the tensor can hold.
+    """Check that the tensor can hold an array, and return its number of rows.
 
-    Raises InvalidInput if the dtype or the shape of a row is another, or if there are no rows.
+    Raises InvalidInput if the dtype or the shape of a row differs, or if there are no rows.
     """
     if array.dtype != DTYPES[spec.datatype]:
         raise InvalidInput(f"{spec.name} has dtype {array.dtype}, expected {DTYPES[spec.datatype]}")

@@ -46,7 +46,7 @@ Z: Tensor = {"name": "z", "datatype": "FP32", "shape": [-1, 4]}
         ({"outputs": [IMAGES]}, r"output images is UINT8 \[-1, 28, 28\], expected FP32 \[-1, classes\]"),
         ({"task": "generation"}, "a generation model needs an input z"),
         ({"task": "generation", "inputs": [Z]}, "output probabilities is FP32"),
-        ({"task": "generation", "inputs": [Z, IMAGES]}, r"has the inputs \['images'\], expected z and label"),
+        ({"task": "generation", "inputs": [Z, IMAGES]}, r"has the inputs \['images'\], expected only z and"),
         ({"preprocess": "crop"}, "preprocess: Input should be 'mnist-digit', 'resize' or 'none'"),
         (
             {"preprocess": "mnist-digit", "inputs": [IMAGES | {"shape": [-1, 32, 32]}]},
