@@ -32,7 +32,7 @@ def classification(path: Path, test: Dataset) -> Metrics:
 
 
 def quantization(path: Path, source: Path, test: Dataset) -> Metrics:
-    """The metrics of a quantised classifier: its own, and what it lost against the version it is made from.
+    """The metrics of a quantised classifier: its own, and its loss against the version it is made from.
 
     source: that version's folder. Raises EvaluationError if it is missing or changed.
     """

@@ -27,16 +27,16 @@ POINTS_TOLERANCE = 0.02
 
 
 def evaluate(names: Sequence[str], models_dir: Path, splits: Splits) -> bool:
-    """Measure every version of the named models, or of all, and print a table; whether all agree.
+    """Measure every version of the named models, or of all, and print a table; returns whether all agree.
 
-    Raises EvaluationError if there is nothing to measure, or not with this data.
+    Raises EvaluationError if there is nothing to measure, or if it was measured on other data.
     """
     agreements = [_evaluate_version(folder, models_dir, splits) for folder in _versions(names, models_dir)]
     return all(agreements)
 
 
 def measure(manifest: Manifest, folder: Path, splits: Splits, models_dir: Path) -> Metrics:
-    """Every metric of a version's manifest, measured again. The one place that tells the tasks apart.
+    """Every metric of a version's manifest, measured again; only this function distinguishes the tasks.
 
     A generator is judged by the version of the CNN that judged it first. Raises EvaluationError.
     """

@@ -19,11 +19,11 @@ NEIGHBOUR_ROWS = 5000
 
 
 def generation(path: Path, splits: Splits, judge: Judge) -> Metrics:
-    """The metrics of a generator's samples: one for each test image, of its label.
+    """The metrics of a generator's samples: one sample per test image, with its label.
 
-    The names that begin with `real` are those of as many training images in place of the samples:
-    what a perfect generator would get, for such numbers are never 0 and 1. (The CNN has seen these
-    images in training, so its agreement with their labels is that of a training set.)
+    Names that start with `real` are measured on as many training images in place of the samples: a
+    perfect generator would get these, not 0 and 1. (The CNN has seen these images in training, so its
+    agreement with their labels is that of a training set.)
     """
     reference, _ = judge(splits.test.images)
     labels = splits.test.labels
@@ -53,7 +53,7 @@ def _quality(
 
 
 def draw(path: Path, labels: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Samples of a generator's graph, one for each label, always from the same z: (n, 28, 28)."""
+    """Samples of a generator's graph, one per label, always from the same z: (n, 28, 28) uint8."""
     session = open_session(path)
     size = next(each.shape[1] for each in session.get_inputs() if each.name == "z")
     z = draw_latents(SAMPLES_SEED, len(labels), size)

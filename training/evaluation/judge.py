@@ -18,7 +18,7 @@ JUDGE = "cnn"
 
 
 class Judge:
-    """The CNN, which says what generated images show: it was trained on the same data.
+    """The CNN as judge of generated images; it was trained on the same data.
 
     identity: its name, version and the first digits of its SHA-256, as metrics.
     """

@@ -20,13 +20,13 @@ BINARY_SEED, NOISE_SEED = 2, 1000
 
 
 def encoder_of(decoder: Path) -> Path:
-    """The encoder's graph that belongs to a VAE's: of `<name>-encoder`, in the same version."""
+    """The encoder's graph that belongs to a VAE's decoder: <name>-encoder of the same version."""
     version = decoder.parent
     return version.parent.with_name(f"{version.parent.name}-encoder") / version.name / MODEL_FILE
 
 
 def bound(decoder: Path, test: Dataset) -> Metrics:
-    """What a VAE's two graphs say of log p(x | y) of binary test images, in nats.
+    """Bounds on log p(x | y) of binary test images by a VAE's two graphs, in nats.
 
     The ELBO, its two terms, and the importance-weighted bound, which is tighter (Burda et al. 2016);
     the expectations over z are means of IMPORTANCE_SAMPLES draws. Raises EvaluationError.
@@ -67,7 +67,7 @@ def encoding(path: Path, test: Dataset) -> Metrics:
 
 
 def _encode(path: Path, test: Dataset) -> tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
-    """Binary images, always the same ones, and the mean and log-variance of their z."""
+    """Binary images, always the same ones, with the mean and the log-variance of their z."""
     images = draw_uniforms(BINARY_SEED, test.images.size).reshape(test.images.shape) <= test.images / 255
     inputs = {"images": images.astype(np.uint8) * np.uint8(255), "label": test.labels}
     mean, log_variance = run_in_parts(open_session(path), ["mean", "log_variance"], inputs)

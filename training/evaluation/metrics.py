@@ -37,7 +37,7 @@ def brier_score(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -
 
 
 def worst_recall(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """The share of its images that the worst recognised class gets right."""
+    """The recall of the worst recognised class: the fraction of its images that are recognised."""
     correct = probabilities.argmax(axis=1) == labels
     return min(float(correct[labels == label].mean()) for label in np.unique(labels))
 
@@ -59,7 +59,7 @@ def frechet_distance(first: NDArray[np.float32], second: NDArray[np.float32]) ->
     """The distance between the Gaussians of two sets of features, (n, d) and (m, d) (Heusel et al. 2017).
 
     |mean difference|^2 + trace(C1 + C2 - 2 (C1 C2)^1/2). The eigenvalues of C1 C2 are those of the
-    symmetric S C2 S with S = C1^1/2, which needs no square root of an asymmetric matrix.
+    symmetric S C2 S with S = C1^1/2, which avoids the square root of an asymmetric matrix.
     """
     first, second = first.astype(np.float64), second.astype(np.float64)
     difference = first.mean(0) - second.mean(0)
@@ -75,8 +75,8 @@ def precision_recall(
 ) -> tuple[float, float]:
     """Fidelity and diversity, both 0..1 (Kynkaanniemi et al. 2019), from features (n, d) and (m, d).
 
-    Precision is the share of generated images inside the real set, recall that of real images inside
-    the generated one. A set is the union of balls around its members, each as large as the distance
+    Precision is the fraction of generated images inside the real set, recall the fraction of real images
+    inside the generated one. A set is the union of balls around its members, each as large as the distance
     to its `neighbours`-th nearest other member; 3 is the paper's choice.
     """
     distances = _squared_distances(generated, real)  # (m, n)
@@ -86,7 +86,7 @@ def precision_recall(
 
 
 def _radii(features: NDArray[np.float32], neighbours: int) -> NDArray[np.float32]:
-    """The squared distance of each to its n-th nearest other; the nearest of all is itself."""
+    """The squared distance of each row to its n-th nearest other row; the nearest of all is itself."""
     radii: NDArray[np.float32] = np.partition(_squared_distances(features, features), neighbours, axis=1)
     return radii[:, neighbours]
 

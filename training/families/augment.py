@@ -1,7 +1,7 @@
 """Random affine and elastic deformation of a batch of images, on its device, in one resampling.
 
-All images are sampled once, from a grid that holds the sum of both deformations, so nothing is
-blurred twice. Knows nothing of models or runs.
+Each image is sampled once, from a grid that holds the sum of both deformations, so nothing is blurred
+twice. Knows nothing of models or runs.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Deformation:
-    """How far images may be deformed; every value is the end of a uniform range around none.
+    """How far images may be deformed; every value is the end of a uniform range around no deformation.
 
     rotation_degrees, scale (a fraction, for each axis), shear (a slope), translation (pixels): affine.
     elastic_alpha: the strength of the elastic field, in pixels before smoothing.
@@ -29,7 +29,7 @@ class Deformation:
 
 
 def deform(images: Tensor, deformation: Deformation, generator: torch.Generator) -> Tensor:
-    """Deform each image differently; what moves in from outside is 0.
+    """Deform each image differently; pixels from outside the image are 0.
 
     images: (n, 1, side, side) float on the generator's device; the result has the same shape.
     """

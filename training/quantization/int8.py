@@ -83,7 +83,7 @@ def to_int8(graph: onnx.ModelProto, calibration: NDArray[np.uint8]) -> onnx.Mode
 
 
 class _Reader:
-    """Hands the calibration images to onnxruntime, as a CalibrationDataReader does."""
+    """Gives onnxruntime the calibration images, as a CalibrationDataReader does."""
 
     def __init__(self, name: str, images: NDArray[np.uint8], rows: int = 50) -> None:
         self._parts: Iterator[Arrays] = iter(
@@ -95,7 +95,7 @@ class _Reader:
 
 
 def _read_bytes(graph: onnx.GraphProto) -> None:
-    """Take bytes / 255, quantised with scale 1/255 and zero point 0, for what it is: the bytes.
+    """Let the first layer read the bytes, which are bytes / 255 quantised with scale 1/255, zero point 0.
 
     Removes Cast, Div and QuantizeLinear between the input and the first layer; a graph that scales its
     input otherwise stays as it is.
@@ -126,7 +126,7 @@ def _replace_input(graph: onnx.GraphProto, old: str, new: str) -> None:
 
 @contextlib.contextmanager
 def _quiet_quantizer() -> Iterator[None]:
-    """Without onnxruntime's advice to pre-process: the exporter has folded the graph already."""
+    """Silence onnxruntime's advice to pre-process: the exporter has folded the graph already."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -28,9 +28,9 @@ class Speed:
 
 
 def measure_speed(before: Path, after: Path, data: Dataset) -> list[Speed]:
-    """Images per second at each of BATCHES, in turns.
+    """Images per second at each of BATCHES, interleaved.
 
-    CPU time of the one thread that computes: other processes on the machine hardly move it.
+    CPU time of the only computing thread: other processes on the machine hardly affect it.
     """
     sessions = (single_threaded_session(before), single_threaded_session(after))
     speeds = []
@@ -43,7 +43,7 @@ def measure_speed(before: Path, after: Path, data: Dataset) -> list[Speed]:
 
 
 def _seconds(session: onnxruntime.InferenceSession, images: NDArray[np.uint8]) -> float:
-    """The mean CPU time of a run, over as many runs as fill ROUND_SECONDS; the first is not counted."""
+    """The mean CPU time per run, over as many runs as fill ROUND_SECONDS after one that is not counted."""
     session.run(None, {"images": images})
     runs, begin = 0, time.thread_time()
     while (taken := time.thread_time() - begin) < ROUND_SECONDS:
@@ -53,7 +53,7 @@ def _seconds(session: onnxruntime.InferenceSession, images: NDArray[np.uint8]) -
 
 
 def cpu_name() -> str:
-    """The CPU's name and those of its instructions that decide how fast int8 is; as Linux tells them."""
+    """The CPU's name, and its instruction sets that decide how fast int8 is, from Linux's /proc/cpuinfo."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

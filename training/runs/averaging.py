@@ -10,10 +10,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 def averaged(model: torch.nn.Module, decay: float) -> AveragedModel:
     """A copy of the model whose weights and buffers follow it as an exponential moving average.
 
-    Call `update_parameters(model)` after each step; use `.module`. The decay begins at 0.1 and rises
+    Call `update_parameters(model)` after each step; use `.module`. The decay starts at 0.1 and rises
     to `decay` as (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage, so that the random
-    first weights are soon forgotten. Buffers of whole numbers are copied: their averages would be cut
-    off, 5 * 0.9 + 5 * 0.1 to 4.
+    first weights are soon forgotten. Integer buffers are copied, because their averages would be
+    truncated: 5 * 0.9 + 5 * 0.1 to 4.
     """
 
     def average(averages: Any, weights: Any, count: Tensor | int) -> None:

@@ -9,7 +9,7 @@ from training.files import write_atomically
 
 
 def plot(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Draw one panel for each metric; train_x and validation_x share the panel of x."""
+    """Draw one panel per metric; train_x and validation_x share the panel of x."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -2,12 +2,12 @@
 
 A run's folder holds config.json (every hyperparameter and the command), checkpoint.pt (the whole
 state after the last finished epoch), best.pt (the weights of the best epoch, for runs that give a
-score), metrics.jsonl (a line an epoch) and curves.png. All are replaced atomically, so a run may be
-killed at any instant; `resume` continues after the last finished epoch. Everything random is keyed
-by (seed, epoch, step), never drawn from a stream that a restart would lose, so on one CPU process
-a resumed run ends with the same bits as one that was never interrupted.
+score), metrics.jsonl (one line per epoch) and curves.png. All are replaced atomically, so a run may be
+killed at any time; `resume` continues after the last finished epoch. All randomness is keyed by
+(seed, epoch, step), never drawn from a stream that a restart would lose, so on one CPU process a
+resumed run ends with the same bits as one that was never interrupted.
 
-How a model uses it (see classifier.py):
+How a model uses it (see training/families/classifier.py):
 
     run = Run(folder, asdict(config), epochs=config.epochs, seed=config.seed, ...)
     model, optimizer = run.fabric.setup(model, optimizer)
@@ -52,21 +52,21 @@ CURVES_FILE = "curves.png"
 
 
 class Stateful(Protocol):
-    """What a checkpoint can hold: modules, optimisers, schedulers, averaged weights."""
+    """An object that a checkpoint can hold: a module, an optimiser, a scheduler, averaged weights."""
 
     def state_dict(self) -> dict[str, Any]:
         """The state, as tensors and plain values."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
-        """Take back what `state_dict` gave."""
+        """Restore a state that `state_dict` returned."""
 
 
 class Run:
-    """One run of training, on one process or on all those of `torchrun`.
+    """One training run, in one process or in all those of `torchrun`.
 
-    folder: made if it is not there. hyperparameters: plain values; a resumed run must have the same.
+    folder: created if missing. hyperparameters: plain values; a resumed run must have the same ones.
     fabric: Lightning Fabric, launched; use its `setup`, `device`, `backward` and `autocast`.
-    history: the metrics of the finished epochs, one dict an epoch.
+    history: the metrics of the finished epochs, one dict per epoch.
     best_score: the highest score so far, -inf before the first.
     """
 
@@ -84,7 +84,7 @@ class Run:
         """Open the folder and launch Fabric.
 
         Raises RunError if the folder holds a run and `resume` is false, if it holds one with other
-        hyperparameters, or if the device is not there.
+        hyperparameters, or if the device is missing.
         """
         self.folder = folder
         self.seed = seed
@@ -103,7 +103,7 @@ class Run:
         return self.fabric.is_global_zero
 
     def key(self, *parts: int) -> int:
-        """A seed for the given place in the run, such as (epoch, step); the same in every process."""
+        """A seed for a point in the run, such as (epoch, step); the same in every process."""
         text = ",".join(str(part) for part in (self.seed, *parts))
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
@@ -113,7 +113,7 @@ class Run:
         return generator.manual_seed(self.key(*parts, self.fabric.global_rank))
 
     def restore(self, state: Mapping[str, Stateful]) -> None:
-        """Put the checkpoint's state, if one is being resumed, into the given objects."""
+        """Load the checkpoint into the given objects if a run is being resumed."""
         if self._saved is None:
             return
         for name, part in state.items():
@@ -121,9 +121,9 @@ class Run:
         self._saved = None
 
     def epochs(self) -> Iterator[int]:
-        """The epochs still to do, from 0; each begins with torch's global seed set for it.
+        """The remaining epochs, counted from 0; torch's global seed is set anew before each.
 
-        The global seed, which dropout draws from, differs from process to process.
+        Dropout draws from the global seed, which differs from process to process.
         """
         for epoch in range(len(self.history), self._total_epochs):
             torch.manual_seed(self.key(epoch, self.fabric.global_rank))
@@ -133,7 +133,7 @@ class Run:
     def batches(self, epoch: int, rows: int, batch_size: int) -> Iterator[tuple[int, Tensor]]:
         """Shuffle the rows for an epoch: (step, this process's row numbers, int64, on the device).
 
-        batch_size counts the rows of all processes together; an incomplete last batch is left out.
+        batch_size counts the rows of all processes together; an incomplete last batch is skipped.
         """
         order = torch.randperm(rows, generator=torch.Generator().manual_seed(self.key(epoch)))
         order = order.to(self.fabric.device)
@@ -173,7 +173,7 @@ class Run:
         if score is not None and improved:
             self.best_score = score
         if self.leads:
-            # best.pt goes first: killed in between, the epoch is done again and gives the same.
+            # Write best.pt first: if killed in between, the epoch is repeated with the same result.
             if improved and best is not None:
                 _save(self.folder / BEST_FILE, best.state_dict())
             _save(self.folder / CHECKPOINT_FILE, self._checkpoint(state))
@@ -213,7 +213,7 @@ class Run:
             if config.get(name) != saved.get(name)
         ]
         if changed:
-            raise RunError(f"{self.folder} was begun with other hyperparameters: {'; '.join(changed)}")
+            raise RunError(f"{self.folder} was started with other hyperparameters: {'; '.join(changed)}")
 
     def _checkpoint(self, state: Mapping[str, Stateful]) -> dict[str, Any]:
         return {

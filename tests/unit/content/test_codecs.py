@@ -59,12 +59,12 @@ def test_raw_rows_are_counted_before_they_are_read(count: int, error: type[Inkse
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_the_first_bytes_tell_a_picture(kind: str) -> None:
+def test_first_bytes_identify_a_picture(kind: str) -> None:
     assert codecs.is_image(picture(digit(), kind))
     assert not codecs.is_image(digit().tobytes())
 
 
-def test_a_png_of_a_digit_is_taken_as_it_is() -> None:
+def test_png_of_a_digit_is_unchanged() -> None:
     rows = codecs.image_to_rows(picture(digit()), GRAY, PIXELS, "mnist-digit")
     assert np.array_equal(rows, digit()[None])
 
@@ -101,7 +101,7 @@ def test_model_that_accepts_no_pictures_accepts_rows() -> None:
         assert np.array_equal(codecs.rows_from_json(value, GRAY, MANY, PIXELS, "none"), digit()[None])
 
 
-def test_a_picture_for_another_size_is_resized_in_colour() -> None:
+def test_picture_is_resized_in_colour() -> None:
     red = np.zeros((40, 60, 3), np.uint8)
     red[..., 0] = 200
     rows = codecs.image_to_rows(picture(red), COLOUR, PIXELS, "resize")
@@ -119,7 +119,7 @@ def test_every_mode_of_png_becomes_colour(mode: str) -> None:
     assert np.unique(codecs.image_to_rows(picture(image), COLOUR, PIXELS, "resize")).tolist() == [255]
 
 
-def test_what_is_transparent_is_white() -> None:
+def test_transparent_parts_become_white() -> None:
     clear = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
     assert np.unique(codecs.image_to_rows(picture(clear), COLOUR, PIXELS, "resize")).tolist() == [255]
 
@@ -153,14 +153,14 @@ def test_a_picture_that_cannot_be_used_is_refused(
         codecs.image_to_rows(content, spec, PIXELS, "mnist-digit")
 
 
-def test_a_small_file_with_huge_sizes_is_refused_by_its_header() -> None:
+def test_small_file_of_a_huge_picture_is_refused() -> None:
     header = picture(np.zeros((1, 1)))
     huge = header[:16] + (2**31 - 1).to_bytes(4, "big") * 2 + header[24:]
     with pytest.raises((InvalidInput, PayloadTooLarge)):
         codecs.image_to_rows(huge, GRAY, PIXELS, "mnist-digit")
 
 
-def test_json_may_be_nested_flat_base64_or_all_of_them() -> None:
+def test_json_rows_may_be_nested_flat_or_base64() -> None:
     image = digit()
     raw, png = (base64.b64encode(each).decode() for each in (image.tobytes(), picture(image)))
     nested, flat = image.tolist(), image.ravel().tolist()
@@ -207,7 +207,7 @@ def test_wrong_json_is_named(value: object, message: str) -> None:
 
 
 @pytest.mark.parametrize("number", [1e300, -1e39])
-def test_a_number_that_the_tensor_cannot_hold_is_named(number: float) -> None:
+def test_number_out_of_range_is_named(number: float) -> None:
     with pytest.raises(InvalidInput, match=r"z\[0\]\[1\] is .*expected a number that float32 can hold"):
         from_json([[1.0, number]], LATENT)
 

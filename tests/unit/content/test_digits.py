@@ -63,7 +63,7 @@ FORMS = {
 
 @pytest.mark.parametrize("digit", DIGITS)
 @pytest.mark.parametrize("form", FORMS)
-def test_a_picture_becomes_the_digit_that_it_was_made_from(form: str, digit: int) -> None:
+def test_picture_becomes_the_digit_that_it_was_made_from(form: str, digit: int) -> None:
     seen = digit_from_picture(FORMS[form](digit))
     assert (seen.shape, seen.dtype) == ((28, 28), np.uint8)
     # The thinnest digits, resized twice, lose most: 0.9 is far above what two different digits share.
@@ -71,7 +71,7 @@ def test_a_picture_becomes_the_digit_that_it_was_made_from(form: str, digit: int
 
 
 @pytest.mark.parametrize("digit", DIGITS)
-def test_a_digit_of_28_pixels_is_left_as_it_is(digit: int) -> None:
+def test_digit_of_28_pixels_is_unchanged(digit: int) -> None:
     assert np.array_equal(digit_from_picture(Image.fromarray(mnist(digit))), mnist(digit))
     assert np.array_equal(digit_from_picture(Image.fromarray(255 - mnist(digit))), mnist(digit))
 
@@ -103,7 +103,7 @@ def test_uneven_light_and_noise_do_not_hide_the_digit() -> None:
 
 
 @pytest.mark.parametrize("digit", DIGITS)
-def test_the_digit_fills_20_pixels_and_its_mass_lies_in_the_middle(digit: int) -> None:
+def test_digit_fills_20_pixels_and_is_centred(digit: int) -> None:
     seen = digit_from_picture(Image.fromarray(255 - large(digit)))
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     assert max(np.ptp(rows), np.ptp(columns)) + 1 == 20

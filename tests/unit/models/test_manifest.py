@@ -66,7 +66,7 @@ Z: Tensor = {"name": "z", "datatype": "FP32", "shape": [-1, 4]}
         ),
     ],
 )
-def test_a_wrong_manifest_is_refused_with_the_reason(
+def test_wrong_manifest_is_refused_with_the_reason(
     add_classifier: Callable[..., Path], changes: dict[str, object], message: str
 ) -> None:
     folder = add_classifier("digits")

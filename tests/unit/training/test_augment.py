@@ -37,7 +37,7 @@ def test_no_deformation_changes_nothing() -> None:
     torch.testing.assert_close(deform(images, NONE, generator()), images, atol=1e-5, rtol=0)
 
 
-def test_same_generator_gives_the_same_images_and_another_gives_others() -> None:
+def test_generator_decides_the_deformation() -> None:
     first, second, other = (deform(square(4), ALL, generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
@@ -88,6 +88,6 @@ def test_elastic_field_is_smooth_and_of_the_published_size() -> None:
     assert float(displacement.diff(dim=2).abs().max()) < 1.5
 
 
-def test_float_input_is_kept_on_its_device_and_dtype() -> None:
+def test_device_and_dtype_are_kept() -> None:
     deformed = deform(square(2), ALL, generator())
     assert (deformed.dtype, deformed.device.type) == (torch.float32, "cpu")

@@ -5,7 +5,7 @@ from torch import nn
 from training.runs.averaging import averaged
 
 
-def test_averaged_weights_forget_the_first_ones_soon() -> None:
+def test_averaged_weights_soon_forget_the_first_ones() -> None:
     model = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         model.weight.fill_(100.0)
@@ -17,7 +17,7 @@ def test_averaged_weights_forget_the_first_ones_soon() -> None:
     assert ema(torch.ones(1)).item() == pytest.approx(1.0, abs=1e-3)
 
 
-def test_averaging_leaves_whole_numbers_as_they_are() -> None:
+def test_averaging_copies_integer_buffers() -> None:
     model = nn.Linear(1, 1)
     model.register_buffer("labels", torch.arange(10))
     ema = averaged(model, 0.999)

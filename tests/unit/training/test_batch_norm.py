@@ -25,7 +25,7 @@ def test_folded_network_is_the_same_function(config: classifier.Config) -> None:
     torch.testing.assert_close(body(images), network.body(images), rtol=1e-10, atol=1e-12)
 
 
-def test_batch_normalisation_with_nothing_to_fold_into_stays() -> None:
+def test_batch_normalisation_without_a_layer_before_it_stays() -> None:
     body = nn.Sequential(nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2), nn.Dropout(0.5)).eval()
     folded = fold_batch_norm(body)
     assert [type(layer) for layer in folded] == [nn.BatchNorm1d, nn.ReLU, nn.Linear]

@@ -17,14 +17,14 @@ from training.evaluation.generation import draw
 from training.evaluation.judge import latest_judge
 
 
-def test_samples_are_the_same_each_time_and_of_the_labels(workshop: Workshop) -> None:
+def test_samples_are_reproducible_and_follow_the_labels(workshop: Workshop) -> None:
     path = workshop.models / "gan" / "1" / MODEL_FILE
     labels = np.arange(30) % 10
     assert np.array_equal(draw(path, labels), draw(path, labels))
     assert not np.array_equal(draw(path, labels), draw(path, (labels + 1) % 10))
 
 
-def test_differences_name_what_is_beyond_the_tolerance() -> None:
+def test_differences_name_metrics_beyond_the_tolerance() -> None:
     recorded = {"errors": 30, "accuracy": 0.99, "elbo": -80.0, "judge": "cnn/1", "gone": 1.0}
     near = {"errors": 31, "accuracy": 0.99005, "elbo": -80.005, "judge": "cnn/1"}
     assert differences(recorded, near) == {"gone"}
@@ -58,7 +58,7 @@ def test_untouched_models_of_every_task_agree(workshop: Workshop, capsys: pytest
     ("model", "metric"),
     [("cnn", "test_nll"), ("gan", "frechet_distance"), ("vae", "test_elbo"), ("vae-encoder", "test_kl")],
 )
-def test_manifest_that_is_off_is_found(
+def test_wrong_metric_is_found(
     workshop: Workshop, models: Path, model: str, metric: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change(models / model / "1", lambda content: content["metrics"].update({metric: 0.123}))
@@ -82,7 +82,7 @@ def test_other_data_is_refused(tmp_path: Path, workshop: Workshop) -> None:
         latest_judge(workshop.models, other)
 
 
-def test_generator_is_judged_by_the_version_that_judged_it_first(workshop: Workshop, models: Path) -> None:
+def test_generator_keeps_its_first_judge(workshop: Workshop, models: Path) -> None:
     shutil.copytree(models / "cnn" / "1", models / "cnn" / "2")
     change(models / "cnn" / "2", lambda content: content.update(version=2))
     assert latest_judge(models, workshop.splits).identity["classifier"] == "cnn/2"

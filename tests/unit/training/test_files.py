@@ -6,7 +6,7 @@ import pytest
 from training.files import write_atomically
 
 
-def test_write_atomically_leaves_the_old_file_when_it_fails(
+def test_failed_write_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file"

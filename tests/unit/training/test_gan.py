@@ -65,7 +65,7 @@ def test_generator_upsamples_from_7_to_28_pixels() -> None:
     assert images.max() <= 1
 
 
-def test_label_decides_the_image_and_one_outside_does_not_fail() -> None:
+def test_label_outside_the_classes_gives_an_image() -> None:
     generator = gan.Generator(GAN).eval()
     z = torch.randn(1, GAN.latent).expand(4, -1)
     images = generator(z, torch.tensor([1, 2, -1, 10]))
@@ -80,7 +80,7 @@ def adversaries(tmp_path: Path) -> tuple[gan.Adversaries, Tensor, Tensor, Tensor
     return two, torch.rand(20, 1, SIDE, SIDE) * 2 - 1, labels, torch.randn(20, GAN.latent)
 
 
-def test_discriminator_is_frozen_in_the_generators_step(tmp_path: Path) -> None:
+def test_generator_step_leaves_the_discriminator_unchanged(tmp_path: Path) -> None:
     two, real, labels, z = adversaries(tmp_path)
     generator, discriminator = two.state["generator"], two.state["discriminator"]
     two.step(real, labels, z, with_r1=True)
@@ -94,14 +94,14 @@ def test_discriminator_is_frozen_in_the_generators_step(tmp_path: Path) -> None:
     assert not torch.equal(before["dense.0.weight"], generator.state_dict()["dense.0.weight"])
 
 
-def test_generator_is_left_alone_in_the_discriminators_step(tmp_path: Path) -> None:
+def test_discriminator_step_leaves_the_generator_unchanged(tmp_path: Path) -> None:
     two, real, labels, z = adversaries(tmp_path)
     generator = two.state["generator"]
     two.train_discriminator(real, generator(z, labels), labels, with_r1=True)
     assert all(weight.grad is None for weight in generator.parameters())
 
 
-def test_run_keeps_a_sample_grid_every_interval_of_the_whole_run(workshop: Workshop) -> None:
+def test_run_keeps_a_sample_grid_every_interval(workshop: Workshop) -> None:
     folder = workshop.runs / "gan"
     grids = sorted(path.name for path in (folder / gan.SAMPLES_FOLDER).iterdir())
     steps = GAN.epochs * (len(workshop.splits.train) // GAN.batch_size)
@@ -147,7 +147,7 @@ def test_folded_generator_is_the_same_function() -> None:
     assert len(kept) == 1  # the one right after the reshape
 
 
-def test_published_generator_tells_its_tensors_and_its_quality(workshop: Workshop) -> None:
+def test_published_generator_names_its_tensors_and_metrics(workshop: Workshop) -> None:
     folder = workshop.models / "gan" / "1"
     manifest = read_manifest(folder)
     assert (manifest.task, manifest.labels) == ("generation", workshop.splits.labels)
@@ -163,7 +163,7 @@ def test_published_generator_tells_its_tensors_and_its_quality(workshop: Worksho
     assert np.asarray(Image.open(folder / gan.SAMPLES_FILE)).shape == (280, 280)
 
 
-def test_published_generator_answers_any_number_of_rows_and_any_label(workshop: Workshop) -> None:
+def test_published_generator_accepts_any_rows_and_labels(workshop: Workshop) -> None:
     path = workshop.models / "gan" / "1" / "model.onnx"
     assert {node.op_type for node in onnx.load(path).graph.node} >= {"ConvTranspose"}
     session = open_session(path)

@@ -16,6 +16,6 @@ def test_read_idx_gives_back_what_was_written(shape: list[int], value: int) -> N
 
 
 @given(st.binary(max_size=64), st.integers(1, 3))
-def test_read_idx_raises_nothing_but_data_error(content: bytes, dimensions: int) -> None:
+def test_read_idx_raises_only_data_error(content: bytes, dimensions: int) -> None:
     with contextlib.suppress(DataError):
         assert read_idx(content, dimensions, "file").ndim == dimensions

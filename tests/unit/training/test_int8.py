@@ -70,7 +70,7 @@ def test_hidden_layers_are_integer_from_the_raw_bytes_on(splits: Splits, tmp_pat
     assert run == ["Unsqueeze", "Reshape", "QGemm", "DequantizeLinear", "Gemm", "Softmax"]
 
 
-def test_weights_have_seven_bits_so_that_no_sum_saturates(splits: Splits) -> None:
+def test_weights_have_seven_bits_so_no_sum_saturates(splits: Splits) -> None:
     graph = to_int8(network(splits), splits.train.images)
     (weights,) = (
         numpy_helper.to_array(each).astype(int)

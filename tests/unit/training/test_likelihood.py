@@ -54,7 +54,7 @@ def grey(rows: int, level: int) -> Dataset:
     return Dataset(np.full((rows, 28, 28), level, np.uint8), np.arange(rows) % 10)
 
 
-def test_bound_of_a_posterior_that_is_the_prior_is_the_likelihood(tmp_path: Path) -> None:
+def test_bound_is_the_likelihood_if_the_posterior_is_the_prior(tmp_path: Path) -> None:
     """p(x | z) = sigmoid(2) for each white pixel whatever z is, so log p(x) is known."""
     metrics = bound(write_pair(tmp_path, 0.0, 0.0, 2.0), grey(20, 255))
     expected = 784 * -math.log1p(math.exp(-2.0))
@@ -63,7 +63,7 @@ def test_bound_of_a_posterior_that_is_the_prior_is_the_likelihood(tmp_path: Path
     assert metrics["test_kl"] == 0.0
 
 
-def test_importance_weights_win_back_what_a_poor_posterior_loses(tmp_path: Path) -> None:
+def test_importance_weights_make_up_for_a_poor_posterior(tmp_path: Path) -> None:
     """log p(x) is -784 ln 2; the ELBO lacks KL(N(0.5, 1) || N(0, 1)) in each of six units: 0.75."""
     metrics = bound(write_pair(tmp_path, 0.5, 0.0, 0.0), grey(2000, 128))
     evidence = -784 * math.log(2)
@@ -76,7 +76,7 @@ def test_importance_weights_win_back_what_a_poor_posterior_loses(tmp_path: Path)
     assert float(metrics["test_iwae_10"]) == pytest.approx(evidence + lost, abs=0.07)
 
 
-def test_pixels_of_the_bound_are_drawn_with_their_levels(tmp_path: Path) -> None:
+def test_pixels_of_the_bound_are_drawn_by_their_levels(tmp_path: Path) -> None:
     """With logit l the mean log-likelihood is 784 (p l - ln(1 + e^l)): linear in the share p of ink."""
     metrics = bound(write_pair(tmp_path, 0.0, 0.0, 3.0), grey(50, 51))
     share = (float(metrics["test_reconstruction"]) / 784 + math.log1p(math.exp(3.0))) / 3.0
@@ -88,7 +88,7 @@ def test_encoder_that_sees_nothing_has_no_active_unit(tmp_path: Path) -> None:
     assert metrics == {"test_images": 20, "test_kl": 0.75, "test_active_units": 0}
 
 
-def test_bound_without_the_encoder_says_so(tmp_path: Path) -> None:
+def test_bound_without_the_encoder_is_an_error(tmp_path: Path) -> None:
     decoder = write_pair(tmp_path, 0.0, 0.0, 0.0)
     shutil.rmtree(tmp_path / "vae-encoder")
     with pytest.raises(EvaluationError, match=r"vae-encoder/1/model\.onnx is missing"):

@@ -52,7 +52,7 @@ def test_missing_data_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.Ca
     assert said[0].startswith("error: ")
 
 
-def test_export_publishes_and_a_second_one_is_the_next_version(
+def test_second_export_gets_the_next_version(
     tmp_path: Path, workshop: Workshop, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = tmp_path / "models"
@@ -78,7 +78,7 @@ def test_generator_without_a_cnn_is_not_exported(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_evaluate_tells_by_its_status_whether_the_manifests_are_true(
+def test_evaluate_exits_with_1_for_a_false_manifest(
     tmp_path: Path, workshop: Workshop
 ) -> None:
     models = Path(shutil.copytree(workshop.models, tmp_path / "models"))

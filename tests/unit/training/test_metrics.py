@@ -30,7 +30,7 @@ def with_moments(mean: np.ndarray, covariance: np.ndarray, rows: int = 500) -> n
     return (whitened @ np.linalg.cholesky(covariance).T + mean).astype(np.float32)
 
 
-def test_frechet_distance_of_equal_covariances_is_that_of_the_means() -> None:
+def test_frechet_distance_of_equal_covariances_compares_means() -> None:
     first = with_moments(np.zeros(3), np.eye(3))
     second = with_moments(np.array([3.0, 0.0, 4.0]), np.eye(3))
     assert frechet_distance(first, second) == pytest.approx(25.0, rel=1e-5)  # float32 features
@@ -54,7 +54,7 @@ def test_frechet_distance_of_covariances_that_do_not_commute() -> None:
     assert distance > 0.1
 
 
-def test_frechet_distance_is_the_same_both_ways_and_takes_dead_features() -> None:
+def test_frechet_distance_is_symmetric_and_accepts_dead_features() -> None:
     first = with_moments(np.ones(4), np.diag([1.0, 2.0, 3.0, 4.0]))
     second = with_moments(np.zeros(4), np.eye(4))
     second[:, 3] = 0.0
@@ -109,7 +109,7 @@ def test_worst_recall_by_hand() -> None:
     assert worst_recall(PROBABILITIES, TRUTH) == 0.5
 
 
-def test_likelihood_and_divergence_are_those_of_torch_distributions() -> None:
+def test_likelihood_and_divergence_agree_with_torch() -> None:
     logits, images = torch.randn(3, 28, 28) * 20, torch.rand(3, 28, 28) < 0.5
     expected = Bernoulli(logits=logits.double()).log_prob(images.double()).sum((1, 2))
     # float32 terms of up to 60 nats

@@ -81,7 +81,7 @@ def test_finished_run_can_be_resumed_and_does_nothing(tmp_path: Path) -> None:
     assert (tmp_path / CHECKPOINT_FILE).read_bytes() == before
 
 
-def test_resume_begins_where_there_is_nothing_to_resume(tmp_path: Path) -> None:
+def test_resume_without_a_run_starts_one(tmp_path: Path) -> None:
     assert_equal(train(new_run(tmp_path / "a", resume=True)), train(new_run(tmp_path / "b")))
 
 
@@ -91,13 +91,13 @@ def test_existing_run_is_not_overwritten(tmp_path: Path) -> None:
         new_run(tmp_path)
 
 
-def test_resume_refuses_changed_hyperparameters_and_names_them(tmp_path: Path) -> None:
+def test_resume_refuses_changed_hyperparameters(tmp_path: Path) -> None:
     train(new_run(tmp_path, rate=0.1, width=3), stop_after=1)
     with pytest.raises(RunError, match=r"epochs is 5, was 3; rate is 0\.2, was 0\.1$"):
         new_run(tmp_path, resume=True, epochs=5, rate=0.2, width=3)
 
 
-def test_best_weights_are_those_of_the_highest_score(tmp_path: Path) -> None:
+def test_best_weights_have_the_highest_score(tmp_path: Path) -> None:
     train(new_run(tmp_path / "first"), stop_after=1)
     run = new_run(tmp_path / "all")
     train(run)
@@ -106,7 +106,7 @@ def test_best_weights_are_those_of_the_highest_score(tmp_path: Path) -> None:
     assert run.best_score == 0
 
 
-def test_batches_shuffle_every_row_once_and_differ_by_epoch(tmp_path: Path) -> None:
+def test_batches_hold_every_row_once_in_a_new_order(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     orders = [torch.cat([rows for _, rows in run.batches(epoch, 12, 4)]).tolist() for epoch in (0, 1, 0)]
     assert sorted(orders[0]) == list(range(12))
@@ -114,7 +114,7 @@ def test_batches_shuffle_every_row_once_and_differ_by_epoch(tmp_path: Path) -> N
     assert orders[0] == orders[2]
 
 
-def test_incomplete_last_batch_is_left_out(tmp_path: Path) -> None:
+def test_incomplete_last_batch_is_skipped(tmp_path: Path) -> None:
     assert [len(rows) for _, rows in new_run(tmp_path).batches(0, 11, 4)] == [4, 4]
 
 
@@ -131,7 +131,7 @@ def test_keys_differ_by_place_and_seed(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
-def test_device_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_missing_device_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="torch sees no CUDA device"):
         Run(tmp_path, {}, epochs=1, seed=0, device="cuda")
 

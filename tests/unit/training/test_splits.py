@@ -32,7 +32,7 @@ def known(folder: Path) -> tuple[KnownDataset, ...]:
     return (KnownDataset("bars", tuple("abcdefghij"), digests(folder)),)
 
 
-def test_splits_hold_out_the_last_twelfth_of_the_training_file(folder: Path) -> None:
+def test_last_twelfth_of_the_training_file_is_held_out(folder: Path) -> None:
     splits = load(folder)
     images, labels = patterns(240, 1)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (220, 20, 60)
@@ -61,13 +61,13 @@ def test_unknown_data_is_used_and_its_digests_are_printed(
     assert all(digest in said for digest in digests(folder).values())
 
 
-def test_known_data_is_named_and_nothing_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_known_data_is_loaded_without_a_notice(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     splits = load(folder, known=known(folder))
     assert (splits.name, splits.labels) == ("bars", tuple("abcdefghij"))
     assert capsys.readouterr().err == ""
 
 
-def test_one_wrong_file_of_known_data_is_an_error_that_names_it(folder: Path) -> None:
+def test_wrong_file_of_known_data_is_named(folder: Path) -> None:
     expected = known(folder)
     (folder / TEST_LABELS).write_bytes(idx(np.zeros(60, np.uint8)))
     with pytest.raises(DataError, match=f"{TEST_LABELS}.*expected {expected[0].sha256[TEST_LABELS]}"):
@@ -75,7 +75,7 @@ def test_one_wrong_file_of_known_data_is_an_error_that_names_it(folder: Path) ->
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_sha256sums_are_verified_for_what_lies_there(tmp_path: Path, packed: bool) -> None:
+def test_sha256sums_are_verified_for_plain_and_packed_files(tmp_path: Path, packed: bool) -> None:
     folder = write_folder(tmp_path / "data", packed=packed)
     name = f"{TRAIN_LABELS}.gz" if packed else TRAIN_LABELS
     right = hashlib.sha256((folder / name).read_bytes()).hexdigest()
@@ -113,7 +113,7 @@ def test_malformed_sha256sums_are_an_error(folder: Path) -> None:
         (TEST_IMAGES, lambda _: b"\x00\x00\x08\x03" + b"\xff" * 12, "16 bytes, expected .* for shape"),
     ],
 )
-def test_malformed_file_is_an_error_that_names_it(
+def test_malformed_file_is_named(
     folder: Path, name: str, content: Callable[[bytes], bytes], message: str
 ) -> None:
     path = folder / name
@@ -123,12 +123,12 @@ def test_malformed_file_is_an_error_that_names_it(
     assert name in str(caught.value)
 
 
-def test_too_few_images_to_hold_any_out_are_an_error(tmp_path: Path) -> None:
+def test_too_few_images_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="11 labels, expected at least 12"):
         load(write_folder(tmp_path, train=11))
 
 
-def test_missing_file_is_an_error_that_says_how_to_get_it(folder: Path) -> None:
+def test_missing_file_names_the_command_that_fetches_it(folder: Path) -> None:
     (folder / TEST_IMAGES).unlink()
     with pytest.raises(DataError, match=rf"{TEST_IMAGES} is missing.*python -m training data"):
         load(folder)

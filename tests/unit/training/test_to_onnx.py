@@ -40,13 +40,13 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
     return load(write_folder(tmp_path_factory.mktemp("data"), test=300))
 
 
-def test_signature_that_the_manifest_would_not_tell_is_refused() -> None:
+def test_graph_with_another_signature_is_refused() -> None:
     wrong = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 11))
     with pytest.raises(ExportError, match=r"the graph has .*10.* expected .*11"):
         to_onnx(Tiny(), [IMAGES], [wrong], ["logits"])
 
 
-def test_graph_tells_nothing_of_the_machine_and_is_the_same_each_time() -> None:
+def test_graph_is_reproducible_and_free_of_machine_paths() -> None:
     first, second = (
         to_onnx(Tiny(), [IMAGES], [PROBABILITIES], ["logits"]).SerializeToString(deterministic=True)
         for _ in range(2)

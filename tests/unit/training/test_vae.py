@@ -38,7 +38,7 @@ def test_sigma_scales_the_noise_and_not_the_mean() -> None:
     torch.testing.assert_close(z.std(0), torch.tensor([2.0, 0.5]), rtol=0, atol=0.03)
 
 
-def test_gradient_reaches_mean_and_variance_through_the_sample() -> None:
+def test_gradient_reaches_mean_and_variance() -> None:
     mean, log_variance = torch.zeros(1, 1, requires_grad=True), torch.zeros(1, 1, requires_grad=True)
     vae.reparameterise(mean, log_variance, torch.full((1, 1), 3.0)).sum().backward()
     assert mean.grad is not None
@@ -46,7 +46,7 @@ def test_gradient_reaches_mean_and_variance_through_the_sample() -> None:
     assert (mean.grad.item(), log_variance.grad.item()) == (1.0, 1.5)
 
 
-def test_elbo_is_the_likelihood_less_the_divergence_from_the_posterior() -> None:
+def test_elbo_falls_short_by_the_divergence_from_the_posterior() -> None:
     """With one unit of z both are integrals over a line: log p(x) = ELBO + KL(q || p(z | x))."""
     torch.manual_seed(0)
     config = vae.Config(**{**VAE.__dict__, "latent": 1})
@@ -125,7 +125,7 @@ def test_run_draws_samples_and_reconstructions(workshop: Workshop) -> None:
     assert np.array_equal(pairs[:SIDE], first)
 
 
-def test_incomplete_row_of_reconstructions_is_filled_up(tmp_path: Path) -> None:
+def test_incomplete_row_of_reconstructions_is_padded(tmp_path: Path) -> None:
     images = np.full((13, SIDE, SIDE), 9, np.uint8)
     vae.save_pairs(images, images, tmp_path / "pairs.png")
     pairs = np.asarray(Image.open(tmp_path / "pairs.png"))
@@ -140,7 +140,7 @@ def test_training_raises_the_elbo(tmp_path: Path, workshop: Workshop) -> None:
     assert run.history[-1]["validation_elbo"] > run.history[0]["validation_elbo"]
 
 
-def test_decoder_and_encoder_are_published_under_one_version(workshop: Workshop) -> None:
+def test_decoder_and_encoder_share_a_version(workshop: Workshop) -> None:
     decoder, encoder = (read_manifest(workshop.models / name / "1") for name in ("vae", "vae-encoder"))
     assert (decoder.task, encoder.task) == ("generation", "encoding")
     assert [(spec.name, spec.datatype, spec.shape) for spec in (*encoder.inputs, *encoder.outputs)] == [
@@ -172,7 +172,7 @@ def test_published_pair_reconstructs_any_number_of_rows(workshop: Workshop) -> N
         assert np.abs(decoded - expected).max() <= 0.501  # rounded to a level
 
 
-def test_version_taken_by_one_of_the_two_is_free_for_neither(tmp_path: Path, workshop: Workshop) -> None:
+def test_version_of_the_encoder_blocks_the_decoders(tmp_path: Path, workshop: Workshop) -> None:
     (tmp_path / "cnn").symlink_to(workshop.models / "cnn")
     (tmp_path / "vae-encoder" / "4").mkdir(parents=True)
     folder = vae.export("vae", workshop.runs / "vae", workshop.splits, Target(tmp_path))
