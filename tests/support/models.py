@@ -7,6 +7,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, TensorSpec, sha256_of
+from service.models.tensors import dtype_of
 
 IMAGES = TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28))
 
@@ -18,9 +19,6 @@ DIGITS = tuple("0123456789")
 
 
 LATENT = 6
-
-
-_TYPES = {"UINT8": TensorProto.UINT8, "FP32": TensorProto.FLOAT, "INT64": TensorProto.INT64}
 
 
 def first_pixel_classifier() -> onnx.ModelProto:
@@ -133,7 +131,9 @@ def make_model(
 
 def _values(specs: tuple[TensorSpec, ...]) -> list[onnx.ValueInfoProto]:
     return [
-        helper.make_tensor_value_info(spec.name, _TYPES[spec.datatype], ["batch", *spec.shape[1:]])
+        helper.make_tensor_value_info(
+            spec.name, helper.np_dtype_to_tensor_dtype(dtype_of(spec)), ["batch", *spec.shape[1:]]
+        )
         for spec in specs
     ]
 
