@@ -1,6 +1,7 @@
 """Tiny runs of every family on small IDX files, and the models exported from them: seconds in all."""
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def _tensors(state: Any, prefix: str = "") -> dict[str, torch.Tensor]:
     if isinstance(state, torch.Tensor):
         return {prefix: state}
     if isinstance(state, dict):
-        items = state.items()
+        items: Iterable[tuple[Any, Any]] = state.items()
     elif isinstance(state, list):
         items = enumerate(state)
     else:

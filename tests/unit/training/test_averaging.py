@@ -23,4 +23,4 @@ def test_averaging_copies_integer_buffers() -> None:
     ema = averaged(model, 0.999)
     for _ in range(200):
         ema.update_parameters(model)
-    assert torch.equal(ema.module.labels, torch.arange(10))
+    assert torch.equal(ema.module.get_buffer("labels"), torch.arange(10))

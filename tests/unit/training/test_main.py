@@ -78,9 +78,7 @@ def test_generator_without_a_cnn_is_not_exported(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_evaluate_exits_with_1_for_a_false_manifest(
-    tmp_path: Path, workshop: Workshop
-) -> None:
+def test_evaluate_exits_with_1_for_a_false_manifest(tmp_path: Path, workshop: Workshop) -> None:
     models = Path(shutil.copytree(workshop.models, tmp_path / "models"))
     arguments = ["evaluate", "vae-encoder", "--data-dir", str(workshop.data_dir), "--models-dir", str(models)]
     assert main(arguments) == 0

@@ -27,7 +27,8 @@ def with_moments(mean: np.ndarray, covariance: np.ndarray, rows: int = 500) -> n
     noise = np.random.default_rng(0).normal(size=(rows, len(mean)))
     noise -= noise.mean(0)
     whitened = noise @ np.linalg.inv(np.linalg.cholesky(np.cov(noise, rowvar=False))).T
-    return (whitened @ np.linalg.cholesky(covariance).T + mean).astype(np.float32)
+    features: np.ndarray = (whitened @ np.linalg.cholesky(covariance).T + mean).astype(np.float32)
+    return features
 
 
 def test_frechet_distance_of_equal_covariances_compares_means() -> None:

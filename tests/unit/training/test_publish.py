@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
 
 from service.models.folder import CARD_FILE
 from service.models.manifest import (
@@ -17,6 +15,7 @@ from service.models.manifest import (
     sha256_of,
 )
 from tests.support.idx_files import write_folder
+from tests.support.tiny_classifiers import LinearClassifier
 from training.cards.card import Card
 from training.datasets.splits import Splits, load
 from training.errors import ExportError
@@ -28,21 +27,6 @@ IMAGES = TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28))
 PROBABILITIES = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 10))
 CARD = Card("A description.", "An architecture.", "A training.", "A use.", "Limits.")
 METRICS = {"test_accuracy": 0.5}
-
-
-class Tiny(nn.Module):
-    """A linear classifier; `drift` is added to its probabilities where it is exported, not in torch."""
-
-    def __init__(self, drift: float = 0.0) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.linear = nn.Linear(28 * 28, 10)
-        self.drift = drift
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.linear(images.flatten(1).float() / 255)
-        drift = self.drift if torch.compiler.is_compiling() else 0.0
-        return logits.softmax(1) + drift, logits
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +56,7 @@ def model(
     return Model(
         name=name,
         task="classification",
-        network=Tiny(drift).eval(),
+        network=LinearClassifier(drift).eval(),
         inputs=[IMAGES],
         outputs=outputs,
         keep=["logits"],
@@ -138,9 +122,7 @@ def test_failing_second_model_leaves_the_first_unpublished(
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_failing_measurement_changes_no_model(
-    tmp_path: Path, splits: Splits, run_dir: Path
-) -> None:
+def test_failing_measurement_changes_no_model(tmp_path: Path, splits: Splits, run_dir: Path) -> None:
     def fail(_: Path) -> Mapping[str, Any]:
         raise ZeroDivisionError
 
@@ -157,9 +139,7 @@ def test_failing_measurement_changes_no_model(
     assert files(models_dir) == before
 
 
-def test_models_of_one_run_get_the_same_version(
-    tmp_path: Path, splits: Splits, run_dir: Path
-) -> None:
+def test_models_of_one_run_get_the_same_version(tmp_path: Path, splits: Splits, run_dir: Path) -> None:
     models_dir = tmp_path / "models"
     (models_dir / "second" / "6").mkdir(parents=True)
     seen: list[bool] = []

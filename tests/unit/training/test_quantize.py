@@ -1,56 +1,21 @@
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
 from service.models.manifest import MODEL_FILE, Manifest, TensorSpec, read_manifest, sha256_of
 from service.onnx.engine import Engine
 from service.onnx.session import EngineOptions
 from tests.support.idx_files import write_folder
+from tests.support.tiny_classifiers import hidden_layer_classifier
 from training.__main__ import main
 from training.datasets.splits import Splits, load
 from training.evaluation.classification import classification
 from training.onnx_files import open_session
 
 CLASSES = 10
-
-
-def network(splits: Splits) -> onnx.ModelProto:
-    """784-16-10, as training/classifier.py exports it: the hidden units look for the classes' mean images."""
-    rng = np.random.default_rng(0)
-    images = splits.train.images.reshape(-1, 784) / 255
-    means = np.stack([images[splits.train.labels == label].mean(0) for label in range(CLASSES)])
-    hidden = np.concatenate([means - means.mean(0), rng.normal(0, 0.05, (6, 784))])
-    head = np.eye(CLASSES, 16) * 2
-    constants: dict[str, NDArray[Any]] = {
-        "axis": np.array([1]),
-        "most": np.array(255, np.float32),
-        "flat": np.array([-1, 784]),
-        "w1": hidden.astype(np.float32),
-        "b1": np.full(16, -0.5, np.float32),
-        "w2": head.astype(np.float32),
-        "b2": np.zeros(CLASSES, np.float32),
-    }
-    nodes = [
-        helper.make_node("Unsqueeze", ["images", "axis"], ["channel"], name="channel"),
-        helper.make_node("Cast", ["channel"], ["floats"], name="cast", to=TensorProto.FLOAT),
-        helper.make_node("Div", ["floats", "most"], ["scaled"], name="div"),
-        helper.make_node("Reshape", ["scaled", "flat"], ["rows"], name="reshape"),
-        helper.make_node("Gemm", ["rows", "w1", "b1"], ["sums"], name="first", transB=1),
-        helper.make_node("Relu", ["sums"], ["features"], name="relu"),
-        helper.make_node("Gemm", ["features", "w2", "b2"], ["logits"], name="last", transB=1),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], name="softmax", axis=1),
-    ]
-    images_info = helper.make_tensor_value_info("images", TensorProto.UINT8, ["rows", 28, 28])
-    output = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["rows", CLASSES])
-    weights = [numpy_helper.from_array(array, name) for name, array in constants.items()]
-    graph = helper.make_graph(nodes, "mlp", [images_info], [output], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +35,7 @@ def published(tmp_path_factory: pytest.TempPathFactory, splits: Splits) -> Path:
     folder = models / "mlp" / "2"
     folder.mkdir(parents=True)
     path = folder / MODEL_FILE
-    onnx.save(network(splits), path)
+    onnx.save(hidden_layer_classifier(splits), path)
     manifest = Manifest(
         name="mlp",
         version=2,

@@ -3,36 +3,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
-from torch import Tensor, nn
 
 from service.models.manifest import MODEL_FILE, TensorSpec
 from tests.support.idx_files import write_folder
+from tests.support.tiny_classifiers import LinearClassifier
 from training.datasets.splits import Splits, load
 from training.errors import ExportError
-from training.export.publish import Card
 from training.export.to_onnx import to_onnx
 from training.onnx_files import open_session, run_in_parts
 
 IMAGES = TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28))
 PROBABILITIES = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 10))
-CARD = Card("A description.", "An architecture.", "A training.", "A use.", "Limits.")
-METRICS = {"test_accuracy": 0.5}
-
-
-class Tiny(nn.Module):
-    """A linear classifier; `drift` is added to its probabilities where it is exported, not in torch."""
-
-    def __init__(self, drift: float = 0.0) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.linear = nn.Linear(28 * 28, 10)
-        self.drift = drift
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.linear(images.flatten(1).float() / 255)
-        drift = self.drift if torch.compiler.is_compiling() else 0.0
-        return logits.softmax(1) + drift, logits
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +24,14 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
 def test_graph_with_another_signature_is_refused() -> None:
     wrong = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 11))
     with pytest.raises(ExportError, match=r"the graph has .*10.* expected .*11"):
-        to_onnx(Tiny(), [IMAGES], [wrong], ["logits"])
+        to_onnx(LinearClassifier(), [IMAGES], [wrong], ["logits"])
 
 
 def test_graph_is_reproducible_and_free_of_machine_paths() -> None:
     first, second = (
-        to_onnx(Tiny(), [IMAGES], [PROBABILITIES], ["logits"]).SerializeToString(deterministic=True)
+        to_onnx(LinearClassifier(), [IMAGES], [PROBABILITIES], ["logits"]).SerializeToString(
+            deterministic=True
+        )
         for _ in range(2)
     )
     assert first == second
@@ -57,7 +40,7 @@ def test_graph_is_reproducible_and_free_of_machine_paths() -> None:
 
 
 def test_batch_axis_is_free(tmp_path: Path, splits: Splits) -> None:
-    graph = to_onnx(Tiny(), [IMAGES], [PROBABILITIES], ["logits"])
+    graph = to_onnx(LinearClassifier(), [IMAGES], [PROBABILITIES], ["logits"])
     assert [output.name for output in graph.graph.output] == ["probabilities"]
     onnx.save(graph, tmp_path / MODEL_FILE)
     session = open_session(tmp_path / MODEL_FILE, ["logits"])
