@@ -21,7 +21,7 @@ from service.models.manifest import TensorSpec
 from training.cards.card import Card, make_card
 from training.datasets.splits import CLASSES, SIDE, Splits
 from training.evaluation.generation import draw, generation
-from training.evaluation.judge import latest_judge
+from training.evaluation.judge import Judge, latest_judge
 from training.evaluation.likelihood import bound, encoder_of, encoding
 from training.export.publish import Model, publish
 from training.families.grids import grid_labels, save_grid
@@ -41,6 +41,9 @@ RECONSTRUCTIONS_FILE = "reconstructions.png"
 LEVEL_TOLERANCE = 1.0
 ENCODING_TOLERANCE = 1e-4
 PARITY_SEED = 0
+
+IMAGES = TensorSpec(name="images", datatype="UINT8", shape=(-1, SIDE, SIDE))
+LABEL = TensorSpec(name="label", datatype="INT64", shape=(-1,))
 
 
 @dataclass(frozen=True)
@@ -333,45 +336,57 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
     vae = ConditionalVae(config)
     load_weights(vae, run_dir)
     history = read_history(run_dir)
-    label = TensorSpec(name="label", datatype="INT64", shape=(-1,))
-    images = TensorSpec(name="images", datatype="UINT8", shape=(-1, SIDE, SIDE))
-    labels = splits.test.labels
+    encoder = _encoder_model(
+        f"{name}-encoder",
+        vae.encoder,
+        config,
+        splits,
+        _card("vae-encoder", name, config, vae.encoder, history),
+    )
+    decoder = _decoder_model(
+        name, vae.decoder, config, splits, _card("vae", name, config, vae.decoder, history), judge
+    )
+    _, folder = publish([encoder, decoder], splits=splits, run_dir=run_dir, target=target)
+    return folder
 
-    def reconstruct(path: Path, picture: Path) -> None:
-        _draw_reconstructions(path, splits, picture)
 
-    encoder = Model(
-        name=f"{name}-encoder",
+def _encoder_model(name: str, encoder: Encoder, config: Config, splits: Splits, card: Card) -> Model:
+    return Model(
+        name=name,
         task="encoding",
-        network=Encoding(vae.encoder).eval(),
-        inputs=[images, label],
+        network=Encoding(encoder).eval(),
+        inputs=[IMAGES, LABEL],
         outputs=[
             TensorSpec(name="mean", datatype="FP32", shape=(-1, config.latent)),
             TensorSpec(name="log_variance", datatype="FP32", shape=(-1, config.latent)),
         ],
-        parity_inputs={"images": splits.test.images, "label": labels},
+        parity_inputs={"images": splits.test.images, "label": splits.test.labels},
         tolerance=ENCODING_TOLERANCE,
         measure=lambda path: encoding(path, splits.test),
-        card=_card("vae-encoder", name, config, vae.encoder, history),
+        card=card,
     )
-    decoder = Model(
+
+
+def _decoder_model(
+    name: str, decoder: Decoder, config: Config, splits: Splits, card: Card, judge: Judge
+) -> Model:
+    labels = splits.test.labels
+    return Model(
         name=name,
         task="generation",
-        network=Decoding(vae.decoder).eval(),
-        inputs=[TensorSpec(name="z", datatype="FP32", shape=(-1, config.latent)), label],
-        outputs=[images],
+        network=Decoding(decoder).eval(),
+        inputs=[TensorSpec(name="z", datatype="FP32", shape=(-1, config.latent)), LABEL],
+        outputs=[IMAGES],
         keep=["logits"],
         parity_inputs={"z": draw_latents(PARITY_SEED, len(labels), config.latent), "label": labels},
         tolerance=LEVEL_TOLERANCE,
         measure=lambda path: generation(path, splits, judge) | bound(path, splits.test),
-        card=_card("vae", name, config, vae.decoder, history),
+        card=card,
         pictures={
             SAMPLES_FILE: lambda path, picture: save_grid(draw(path, grid_labels()), picture),
-            RECONSTRUCTIONS_FILE: reconstruct,
+            RECONSTRUCTIONS_FILE: lambda path, picture: _draw_reconstructions(path, splits, picture),
         },
     )
-    _, folder = publish([encoder, decoder], splits=splits, run_dir=run_dir, target=target)
-    return folder
 
 
 def _draw_reconstructions(decoder: Path, splits: Splits, picture: Path) -> None:
