@@ -1,4 +1,4 @@
-"""Bytes and JSON <-> arrays, for any tensor that a manifest describes. Knows nothing of HTTP.
+"""Bytes and JSON to arrays and back, for any tensor that a manifest describes. Knows nothing of HTTP.
 
 Sizes are bounded before anything is allocated: a picture by its header, rows by the byte count.
 """

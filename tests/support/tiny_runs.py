@@ -14,7 +14,7 @@ from training.families import classifier, gan, vae
 from training.runs.run import CHECKPOINT_FILE, Run
 from training.versions import Target
 
-# 220 training images are 11 steps of 20 an epoch; the widths are 4 to 8.
+# 220 training images are 11 steps of 20 per epoch; the widths are 4 to 8.
 CNN = dataclasses.replace(classifier.CNN, epochs=4, batch_size=20)
 GAN = dataclasses.replace(
     gan.CONFIG,
@@ -46,7 +46,7 @@ VAE = dataclasses.replace(
 
 @dataclass(frozen=True)
 class Workshop:
-    """A data set, a run of each family, and their published models; not to be changed by a test."""
+    """A data set, a run of each family, and their published models; which no test may change."""
 
     data_dir: Path
     splits: Splits

@@ -1,4 +1,4 @@
-"""The judge: the CNN, which says what generated images show and gives the features that compare them."""
+"""The judge of generated images: a CNN that labels them and computes the features that compare them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Pictures of real digits, made into MNIST's form: nearly what MNIST has for them."""
+"""Pictures of real digits, normalised like MNIST's: the result is close to MNIST's own."""
 
 from pathlib import Path
 
@@ -39,13 +39,13 @@ def transparent(strokes: np.ndarray, colour: int) -> Image.Image:
 
 
 def yellow(strokes: np.ndarray) -> Image.Image:
-    """Dark blue strokes on a yellow ground."""
+    """Dark blue strokes on a yellow background."""
     return Image.fromarray(np.stack([255 - strokes, 255 - strokes, np.full_like(strokes, 90)], axis=-1))
 
 
 FORMS = {
-    "dark ground": lambda digit: Image.fromarray(large(digit)),
-    "light ground": lambda digit: Image.fromarray(255 - large(digit)),
+    "dark background": lambda digit: Image.fromarray(large(digit)),
+    "light background": lambda digit: Image.fromarray(255 - large(digit)),
     "grey on grey": lambda digit: Image.fromarray((150 - large(digit) * 0.3).astype(np.uint8)),
     "colour": lambda digit: Image.fromarray(
         np.stack([255 - large(digit)] * 2 + [large(digit) * 0 + 200], -1)

@@ -34,7 +34,7 @@ def test_values_are_standard_normal() -> None:
 
 
 def test_the_stream_never_changes() -> None:
-    """Callers keep seeds; these values were written down when the function was."""
+    """Callers keep seeds; these values are from the day the function was written."""
     assert draw_latents(1, 1, 4)[0] == pytest.approx([0.8587950, 0.5618760, 1.2832655, 0.1112373], abs=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""manifest.json: what is accepted and how the rest is refused."""
+"""manifest.json: what is accepted, and the reason given for rejecting the rest."""
 
 import json
 from collections.abc import Callable

@@ -18,7 +18,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def square(count: int = 1) -> torch.Tensor:
-    """A bright square of 12 pixels a side in the middle."""
+    """A bright square of 12 pixels per side in the middle."""
     images = torch.zeros(count, 1, 28, 28)
     images[:, :, 8:20, 8:20] = 1
     return images

@@ -35,7 +35,7 @@ def test_differences_name_metrics_beyond_the_tolerance() -> None:
 
 @pytest.fixture
 def models(tmp_path: Path, workshop: Workshop) -> Path:
-    """A copy of the workshop's models, to be changed."""
+    """A copy of the workshop's models that a test may change."""
     return Path(shutil.copytree(workshop.models, tmp_path / "models"))
 
 

@@ -41,7 +41,7 @@ def mirror_of(folder: Path, tmp_path: Path) -> str:
 
 
 def npm_that_packs(files: dict[str, bytes], folder: Path) -> str:
-    """A program that does what `npm pack` does: leaves a tarball in --pack-destination."""
+    """A program that stands in for `npm pack`: it leaves a tarball in --pack-destination."""
     packed = folder / "package.tgz"
     with tarfile.open(packed, "w:gz") as archive:
         for name, content in files.items():

@@ -25,7 +25,7 @@ def splits(data_dir: Path) -> Splits:
 
 
 def test_hidden_layers_are_integer_from_the_raw_bytes_on(splits: Splits, tmp_path: Path) -> None:
-    """Looks at what onnxruntime really runs."""
+    """Read from the graph that onnxruntime optimised."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     graph = to_int8(hidden_layer_classifier(splits), splits.train.images)

@@ -15,7 +15,7 @@ from training.evaluation.likelihood import bound, encoder_of, encoding
 
 
 def write_pair(models_dir: Path, mean: float, log_variance: float, logit: float) -> Path:
-    """A VAE whose encoder sees nothing and whose decoder says the same of every z; the decoder's path."""
+    """A VAE whose encoder sees nothing and whose decoder ignores z; returns the decoder's path."""
 
     def constant(name: str, value: float) -> Any:
         return numpy_helper.from_array(np.array(value, np.float32), name)
@@ -77,7 +77,7 @@ def test_importance_weights_make_up_for_a_poor_posterior(tmp_path: Path) -> None
 
 
 def test_pixels_of_the_bound_are_drawn_by_their_levels(tmp_path: Path) -> None:
-    """With logit l the mean log-likelihood is 784 (p l - ln(1 + e^l)): linear in the share p of ink."""
+    """With logit l the mean log-likelihood is 784 (p l - ln(1 + e^l)): linear in the fraction p of ink."""
     metrics = bound(write_pair(tmp_path, 0.0, 0.0, 3.0), grey(50, 51))
     share = (float(metrics["test_reconstruction"]) / 784 + math.log1p(math.exp(3.0))) / 3.0
     assert share == pytest.approx(0.2, abs=0.012)  # six standard errors of 39,200 pixels

@@ -1,4 +1,4 @@
-"""What evaluates and quantises an ONNX file loads no torch: seen in processes of their own."""
+"""Evaluating and quantising an ONNX file loads no torch: shown in processes of their own."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ SHIPPED = ROOT / "models"
 
 TORCH_FREE = (
     *("training.datasets.fetch", "training.datasets.splits", "training.onnx_files", "training.versions"),
-    *("training.evaluation.evaluate", "training.quantization.quantize"),
+    *("training.cards.card", "training.evaluation.evaluate", "training.quantization.quantize"),
 )
 RUN = """
 import sys
@@ -51,7 +51,7 @@ def test_loading_torch_would_be_seen() -> None:
     ],
 )
 def test_command_refuses_other_data_without_torch(command: list[str], message: str, tmp_path: Path) -> None:
-    """Both run up to the comparison of the data with the manifest's; the shipped models are of MNIST."""
+    """Both run until they compare the data with the manifest's, which is MNIST."""
     data_dir = write_folder(tmp_path / "images")
     done = run(RUN, *command, "--data-dir", str(data_dir), "--models-dir", str(SHIPPED))
     assert done.returncode == 2
@@ -72,7 +72,7 @@ def test_quantize_and_evaluate_run_to_their_end_without_torch(tmp_path: Path) ->
         assert done.stdout.splitlines()[-1] == "[]"
 
 
-# Makes the CNN's manifest tell what the small data measures.
+# Gives the CNN's manifest the metrics that the small data measures.
 ADOPT = """
 import json, sys
 from pathlib import Path

@@ -30,7 +30,7 @@ def splits(data_dir: Path) -> Splits:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory, splits: Splits) -> Path:
-    """A model repository with mlp/2; not to be changed by a test."""
+    """A models folder with mlp/2, which no test may change."""
     models = tmp_path_factory.mktemp("models")
     folder = models / "mlp" / "2"
     folder.mkdir(parents=True)
