@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from service.errors import RepositoryError
-from training.arguments import parser
+from training.arguments import build_parser
 from training.datasets.fetch import fetch
 from training.datasets.splits import load
 from training.errors import ArgumentError, TrainingError
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "quantize": _quantize,
         "evaluate": _evaluate,
     }
-    options = parser((__doc__ or "").splitlines()[0], commands, list(MODELS)).parse_args(arguments)
+    options = build_parser((__doc__ or "").splitlines()[0], commands, list(MODELS)).parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         status: int = options.run(options)

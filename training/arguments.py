@@ -8,32 +8,34 @@ from typing import Any
 Command = Callable[[argparse.Namespace], int]
 
 
-def parser(about: str, commands: Mapping[str, Command], models: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser; `run` of what it parses is the chosen command.
+def build_parser(
+    about: str, commands: Mapping[str, Command], models: Sequence[str]
+) -> argparse.ArgumentParser:
+    """The parser of the command line; `run` of the parsed options is the chosen command.
 
     about: the description. models: the names that `train` and `export` accept.
     """
-    whole = argparse.ArgumentParser(prog="python -m training", description=about)
-    actions = whole.add_subparsers(required=True, metavar="COMMAND")
+    parser = argparse.ArgumentParser(prog="python -m training", description=about)
+    actions = parser.add_subparsers(required=True, metavar="COMMAND")
     add = {"data": _add_data, "train": _add_train, "export": _add_export}
     add |= {"quantize": _add_quantize, "evaluate": _add_evaluate}
-    for name, command in commands.items():
-        one = add[name](actions)
-        one.set_defaults(run=command)
-        one.add_argument(
+    for name, run in commands.items():
+        command = add[name](actions)
+        command.set_defaults(run=run)
+        command.add_argument(
             "--data-dir",
             type=Path,
             default=Path("data/mnist"),
             help="folder of the four IDX files (default: %(default)s)",
         )
         if name in ("train", "export"):
-            one.add_argument("model", choices=sorted(models), help=f"model to {name}")
-    return whole
+            command.add_argument("model", choices=sorted(models), help=f"model to {name}")
+    return parser
 
 
 def _add(actions: Any, name: str, about: str) -> argparse.ArgumentParser:
-    one: argparse.ArgumentParser = actions.add_parser(name, help=about, description=about)
-    return one
+    command: argparse.ArgumentParser = actions.add_parser(name, help=about, description=about)
+    return command
 
 
 def _add_data(actions: Any) -> argparse.ArgumentParser:
@@ -42,46 +44,46 @@ def _add_data(actions: Any) -> argparse.ArgumentParser:
 
 def _add_train(actions: Any) -> argparse.ArgumentParser:
     about = "Train a model. Run it under torchrun --nproc-per-node N -m training train ... for N processes."
-    one = _add(actions, "train", about)
-    one.add_argument(
+    command = _add(actions, "train", about)
+    command.add_argument(
         "--run-dir", type=Path, help="folder for checkpoints, metrics and curves (default: runs/MODEL)"
     )
-    one.add_argument("--epochs", type=_positive, help="number of epochs (default: the model's own)")
-    one.add_argument(
+    command.add_argument("--epochs", type=_positive, help="number of epochs (default: the model's own)")
+    command.add_argument(
         "--precision",
         choices=["32-true", "bf16-mixed", "16-mixed"],
         help="arithmetic of training (default: the model's own). Exported models are always 32-bit",
     )
-    one.add_argument(
+    command.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto (the default) prefers cuda"
     )
-    one.add_argument(
+    command.add_argument(
         "--seed", type=int, default=0, help="seed of weights, order and augmentation (default: 0)"
     )
-    one.add_argument(
+    command.add_argument(
         "--threads",
         type=_positive,
         help="number of CPU threads (default: torch's choice). It changes the last bits",
     )
-    one.add_argument(
+    command.add_argument(
         "--resume",
         action="store_true",
         help="continue the run in --run-dir after its last finished epoch, or start it if there is none",
     )
-    one.add_argument(
+    command.add_argument(
         "--set", action="append", metavar="NAME=VALUE", help="change a hyperparameter; may be repeated"
     )
-    return one
+    return command
 
 
 def _add_export(actions: Any) -> argparse.ArgumentParser:
     about = "Publish a run's best weights as models/MODEL/VERSION, after the graph is checked and measured."
-    one = _add(actions, "export", about)
-    one.add_argument("--run-dir", type=Path, help="folder of the run (default: runs/MODEL)")
-    _add_models_dir(one)
-    one.add_argument("--version", type=_positive, help="version to publish (default: the next free one)")
-    one.add_argument("--force", action="store_true", help="replace the version if it exists")
-    return one
+    command = _add(actions, "export", about)
+    command.add_argument("--run-dir", type=Path, help="folder of the run (default: runs/MODEL)")
+    _add_models_dir(command)
+    command.add_argument("--version", type=_positive, help="version to publish (default: the next free one)")
+    command.add_argument("--force", action="store_true", help="replace the version if it exists")
+    return command
 
 
 def _add_quantize(actions: Any) -> argparse.ArgumentParser:
@@ -89,40 +91,40 @@ def _add_quantize(actions: Any) -> argparse.ArgumentParser:
         "Publish a classifier's int8 version as models/MODEL-int8/VERSION, calibrated on training images, "
         "after its loss of accuracy is measured."
     )
-    one = _add(actions, "quantize", about)
-    one.add_argument("model", help="a published classifier, such as mlp")
-    _add_models_dir(one)
-    one.add_argument("--version", type=_positive, help="version to quantise (default: the latest)")
-    one.add_argument(
+    command = _add(actions, "quantize", about)
+    command.add_argument("model", help="a published classifier, such as mlp")
+    _add_models_dir(command)
+    command.add_argument("--version", type=_positive, help="version to quantise (default: the latest)")
+    command.add_argument(
         "--calibration-images",
         type=_positive,
         default=500,
         help="number of training images that set the scales (default: %(default)s)",
     )
-    one.add_argument(
+    command.add_argument(
         "--allow-loss",
         type=float,
         default=0.10,
         metavar="POINTS",
         help="largest accepted accuracy loss on the test set, in percentage points (default: %(default)s)",
     )
-    one.add_argument("--force", action="store_true", help="replace the int8 version if it exists")
-    return one
+    command.add_argument("--force", action="store_true", help="replace the int8 version if it exists")
+    return command
 
 
 def _add_evaluate(actions: Any) -> argparse.ArgumentParser:
     about = (
         "Measure every metric of the manifests again, from the ONNX files alone, on the test set; "
-        "exit status 1 if one differs by more than the tolerance."
+        "exit status 1 if command differs by more than the tolerance."
     )
-    one = _add(actions, "evaluate", about)
-    one.add_argument("models", nargs="*", help="names of models (default: all)")
-    _add_models_dir(one)
-    return one
+    command = _add(actions, "evaluate", about)
+    command.add_argument("models", nargs="*", help="names of models (default: all)")
+    _add_models_dir(command)
+    return command
 
 
-def _add_models_dir(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
+def _add_models_dir(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "--models-dir", type=Path, default=Path("models"), help="the models folder (default: %(default)s)"
     )
 
