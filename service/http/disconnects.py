@@ -10,15 +10,15 @@ from service.http.types import Receive
 T = TypeVar("T")
 
 DISCONNECT_TICK_SECONDS = 0.05
-"""A request that takes less is not watched for its client's leaving."""
+"""Shorter requests are not watched for a client disconnect."""
 
 
 class ClientDisconnected(Exception):
-    """Nobody waits for the answer any more."""
+    """Nobody waits for the response any more."""
 
 
 class DisconnectWatch:
-    """Cancels the work of clients that have left, looking only at what takes longer than a tick.
+    """Cancels the work of clients that have disconnected, watching only what takes longer than a tick.
 
     A timer and a task for each request would cost more than the rest of a small one.
     """
@@ -30,9 +30,9 @@ class DisconnectWatch:
         self._timer: asyncio.TimerHandle | None = None
 
     async def guard(self, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-        """Await the work, but cancel it when the client leaves; then raises ClientDisconnected.
+        """Await the work, but cancel it when the client disconnects; then raises ClientDisconnected.
 
-        The body must have been read: what `receive` says next is that the client has left.
+        The body must have been read: the next message from `receive` is then the disconnect.
         """
         guarded = _Guarded(receive, asyncio.current_task())
         self._new.add(guarded)
@@ -41,7 +41,7 @@ class DisconnectWatch:
         try:
             return await work
         except asyncio.CancelledError:
-            if guarded.left and guarded.task is not None and not guarded.task.uncancel():
+            if guarded.disconnected and guarded.task is not None and not guarded.task.uncancel():
                 raise ClientDisconnected from None
             raise
         finally:
@@ -62,17 +62,17 @@ class DisconnectWatch:
 
 @dataclass(slots=True, eq=False)
 class _Guarded:
-    """A request that is being worked on. left: whether its client has."""
+    """A request in progress. disconnected: whether its client has disconnected."""
 
     receive: Receive
     task: "asyncio.Task[Any] | None"
     watcher: "asyncio.Task[None] | None" = None
-    left: bool = False
+    disconnected: bool = False
 
     async def watch(self) -> None:
-        """Cancel the request's task when its client leaves."""
+        """Cancel the request's task when its client disconnects."""
         while (await self.receive())["type"] != "http.disconnect":
             pass
-        self.left = True
+        self.disconnected = True
         if self.task is not None:
             self.task.cancel()

@@ -1,4 +1,4 @@
-"""The ids that tell requests apart."""
+"""The ids that tell requests apart in logs: the client's own, or one of ours."""
 
 import itertools
 import re
@@ -8,15 +8,15 @@ from collections.abc import Iterable
 REQUEST_ID = b"x-request-id"
 
 _RUN = secrets.token_hex(10).encode("ascii")
-
 _NUMBERS = itertools.count(1)
-"""A number in this process, after what no other process has: under overload uuid4 is a tenth of a 503."""
+"""Ids are a random prefix per process plus a counter; under overload uuid4 would be a tenth of a 503's
+cost."""
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 
 
 def sent_request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-    """The id that a request came with; another one where that is not fit for a log line or a header."""
+    """Return the id that a request came with, or a new one if that is unfit for a log line or a header."""
     for name, value in headers:
         if name == REQUEST_ID:
             return value if _SANE_ID.fullmatch(value) else new_request_id()
@@ -24,5 +24,5 @@ def sent_request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
 
 
 def new_request_id() -> bytes:
-    """An id that no other request has."""
+    """Return an id that no other request has."""
     return b"%b%012x" % (_RUN, next(_NUMBERS))

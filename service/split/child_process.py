@@ -1,4 +1,4 @@
-"""A child process that is kept running. Knows nothing of what the process does."""
+"""A child process that is restarted when it exits. Knows nothing of what the process does."""
 
 import asyncio
 import contextlib
@@ -12,14 +12,14 @@ logger = logging.getLogger("inkserve")
 FIRST_DELAY_SECONDS = 0.1
 LAST_DELAY_SECONDS = 5.0
 LASTING_SECONDS = 10.0
-"""A process that lived so long has not failed at its start: the next is started without delay's growth."""
+"""A process that ran this long did not fail at startup: reset the restart backoff."""
 
 
 class Child:
-    """A process that is started again, ever later, whenever it ends.
+    """A process that is restarted whenever it exits, with a growing delay.
 
-    spawn: starts it; ended: called each time that it ended.
-    settled: once true, its end is not the end. Before, a process that cannot start is not tried again.
+    spawn: starts it. ended: called each time that it has exited.
+    settled: restart the process when it exits; while false, an exit is final.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Child:
                     return code
                 if time.monotonic() - began > LASTING_SECONDS:
                     delay = FIRST_DELAY_SECONDS
-                logger.error("%s ended with %s, starting it again in %g s", self._name, _cause(code), delay)
+                logger.error("%s exited with %s; restarting it in %g s", self._name, _cause(code), delay)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), delay)
                     return code
@@ -53,34 +53,34 @@ class Child:
             self._over.set()
 
     def signal(self, sig: signal.Signals) -> None:
-        """Send the process a signal, if it runs."""
+        """Send the process a signal, if it is running."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(sig)
 
     def kill(self) -> None:
-        """End the process at once; it is not started again."""
+        """Kill the process; it is not restarted."""
         self._stopping.set()
         self.signal(signal.SIGKILL)
 
     async def stop(self, timeout_seconds: float) -> None:
-        """End the process with SIGTERM, or, if that takes too long, at once; it is not started again."""
+        """Stop the process with SIGTERM, or with SIGKILL if that takes too long; it is not restarted."""
         self._stopping.set()
         self.signal(signal.SIGTERM)
         try:
             await asyncio.wait_for(self._over.wait(), timeout_seconds)
         except TimeoutError:
-            logger.error("%s did not end in %g s and gets killed", self._name, timeout_seconds)
+            logger.error("%s did not exit within %g s; killing it", self._name, timeout_seconds)
             self.kill()
             await self._over.wait()
 
     async def _run(self) -> int:
         try:
             self._process = await self._spawn()
-        except OSError as error:  # the system has no process or descriptor left
+        except OSError as error:  # the system has no processes or descriptors left
             logger.error("%s cannot be started: %s", self._name, error)
             return 1
-        if self._stopping.is_set():  # it came too late to see the signal
+        if self._stopping.is_set():  # it started too late to receive the signal
             self.signal(signal.SIGTERM)
         code = await self._process.wait()
         self._process = None

@@ -1,6 +1,6 @@
-"""Frames between two processes: a JSON header and raw bytes, each behind its length.
+"""Frames between two processes: a JSON header and raw bytes, each preceded by its length.
 
-Knows nothing of what a frame means; `service.split.messages` does.
+Knows nothing of what a frame means; `messages` does.
 """
 
 import asyncio
@@ -21,10 +21,10 @@ PREFIX = struct.Struct("<III")
 """Before each frame: its kind, the bytes of its header, the bytes of its body."""
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
-"""Room for the cards of a large models folder; a request's header has some 100 bytes."""
+"""Enough for the cards of a large models folder; a request's header has some 100 bytes."""
 
 JOIN_BYTES = 64 * 1024
-"""Up to this bytes are copied into one piece: cheaper than the system's gathering of several."""
+"""Frames up to this size are joined: cheaper than a gathering write."""
 
 HIGH_WATER_BYTES = 1024 * 1024
 
@@ -38,7 +38,7 @@ class Frame(NamedTuple):
 
 
 def frame_pieces(kind: int, header: object, arrays: Sequence[NDArray[Any]] = ()) -> list[bytes | memoryview]:
-    """A frame's bytes, in pieces. The arrays must not change until they are written."""
+    """Return a frame's bytes, in pieces. The arrays must not change until they are written."""
     head = orjson.dumps(header)
     arrays = [np.ascontiguousarray(array) for array in arrays]
     body_bytes = sum(array.nbytes for array in arrays)
@@ -51,7 +51,7 @@ def frame_pieces(kind: int, header: object, arrays: Sequence[NDArray[Any]] = ())
 class FrameReader:
     """Cuts a stream of bytes into frames. Never holds more than one frame and one read.
 
-    max_body_bytes: a frame with more is refused before its body is held; it may grow at any time.
+    max_body_bytes: a frame with more is rejected before its body is held; it may grow at any time.
     """
 
     def __init__(self, max_body_bytes: int) -> None:
@@ -63,7 +63,7 @@ class FrameReader:
     def feed(self, data: bytes) -> Iterator[Frame]:
         """The frames that these bytes complete.
 
-        Raises FrameError where the peer breaks a limit or the header is not JSON.
+        Raises FrameError if the peer exceeds a limit or the header is not JSON.
         """
         self._chunks.append(data)
         self._held += len(data)
@@ -101,26 +101,26 @@ def _frame(whole: memoryview) -> Frame:
 
 
 class Owner(Protocol):
-    """Whose link it is."""
+    """What a link belongs to."""
 
     def link_opened(self, link: "Link", /) -> None:
         """Frames can be sent now."""
         ...
 
     def link_lost(self, link: "Link", /) -> None:
-        """The link has ended, for whatever reason."""
+        """The link is closed, for whatever reason."""
         ...
 
     def frame_received(self, link: "Link", frame: Frame, /) -> None:
-        """A frame has come. Raises FrameError where it makes no sense, which ends the link."""
+        """A frame has come. Raises FrameError if it makes no sense, which closes the link."""
         ...
 
 
 class Link(asyncio.Protocol):
     """One end of a connection that carries frames.
 
-    hold_back: read nothing while the peer does not take what is written. For one end only: were both
-        to do it, each could wait for the other.
+    hold_back: stop reading while the peer does not read our writes. Only on one end; on both it could
+        deadlock.
     """
 
     def __init__(self, owner: Owner, hold_back: bool = False) -> None:
@@ -136,10 +136,10 @@ class Link(asyncio.Protocol):
         self._reader.max_body_bytes = max(self._reader.max_body_bytes, max_body_bytes)
 
     def send(self, kind: int, header: object, arrays: Sequence[NDArray[Any]] = ()) -> None:
-        """Send a frame, or drop it if the link has ended.
+        """Send a frame, or drop it if the link is closed.
 
-        The frames of one turn of the event loop, which are many when a batch is answered, are
-        written in one call, and so read in one: that halves what a frame costs.
+        The frames of one iteration of the event loop, which are many when a batch has run, are written in one
+        call, and so read in one: that halves the cost of a frame.
         """
         if self._transport is None or self._transport.is_closing():
             return
@@ -149,28 +149,28 @@ class Link(asyncio.Protocol):
 
     @property
     def is_writable(self) -> bool:
-        """Whether the peer has taken most of what was sent; true, too, when the link has ended."""
+        """Whether the peer has read most of what was sent; also true when the link is closed."""
         return self._writable.is_set()
 
     async def writable(self) -> None:
-        """Wait while the peer takes less than is sent; returns at once when the link has ended."""
+        """Wait until the peer has read most of what was sent; returns at once when the link is closed."""
         if not self._writable.is_set():
             await self._writable.wait()
 
     def close(self) -> None:
-        """End the link once everything is written."""
+        """Close the link once everything is written."""
         self._flush()
         if self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
-        """End the link now."""
+        """Close the link now."""
         if self._transport is not None:
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its classes
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's class does not derive from it
         self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         self._writable.set()
         self._owner.link_opened(self)

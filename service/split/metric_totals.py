@@ -1,4 +1,4 @@
-"""One service's metrics out of several processes': what counts adds up, and outlives who counted it."""
+"""Merges the metrics of several processes: counters are summed and outlive their process."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Metric
 
 COUNTING = ("counter", "histogram")
 OLDEST = ("process_start_time_seconds", "process_max_fds")
-"""Gauges of which the service's is its processes' least: started then, limited to that."""
+"""Gauges merged by minimum: the oldest start, the lowest limit."""
 READY = "inkserve_ready"
 """A service is ready when each process that says so is."""
 
@@ -22,17 +22,17 @@ class _Source:
 
 
 class Totals:
-    """The metrics of a service's processes, of those that live and of those that lived."""
+    """The metrics of a service's processes, running and past."""
 
     def __init__(self) -> None:
         self._sources: dict[str, _Source] = {}
         self._retired: list[Metric] = []
 
     def update(self, role: str, run: str, families: Iterable[Metric]) -> None:
-        """Take the metrics that a process has now.
+        """Replace a process's metrics by those that it has now.
 
-        role: which process of the service; run: which of those that had the role one after the
-        other. A new run starts at zero, so that what the one before it counted is added to it.
+        role: which process of the service. run: which of the successive processes in that role. A new run
+        starts at zero, so what the previous one counted is added to it.
         """
         before = self._sources.get(role)
         if before is not None and before.run != run:
@@ -40,7 +40,7 @@ class Totals:
         self._sources[role] = _Source(run, list(families))
 
     def lose(self, role: str) -> None:
-        """Forget the gauges of a process that has ended, and keep its counts."""
+        """Forget the gauges of a process that has exited, and keep its counts."""
         if role in self._sources:
             self._sources[role].alive = False
 

@@ -64,7 +64,7 @@ async def test_a_process_that_does_not_heed_sigterm_is_killed(caplog: pytest.Log
     await spawner.pids.get()
     await child.stop(0.1)
     assert await keeping == -signal.SIGKILL
-    assert "the child did not end in 0.1 s and gets killed" in caplog.text
+    assert "the child did not exit within 0.1 s; killing it" in caplog.text
     assert spawner.pids.empty()
 
 
