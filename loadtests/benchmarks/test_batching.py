@@ -13,7 +13,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from service.batching.batcher import Batcher
 from service.batching.device import Device
-from service.batching.queue import Batch, BatchQueue, Item, Outcome
+from service.batching.queue import Batch, BatchQueue, Item
+from service.batching.request import InferenceRequest, Outcome
 
 Outputs = tuple[NDArray[Any], ...]
 
@@ -61,6 +62,7 @@ def test_form_a_batch(benchmark: BenchmarkFixture, rows: int) -> None:
 def test_submit_together(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, requests: int) -> None:
     """So many one-row requests at once: through the queue, the device's thread and back."""
     image = np.zeros((1, 28, 28), np.uint8)
+    request = InferenceRequest("any", None, {}, 1, math.inf)
 
     async def start() -> tuple[Device, Batcher]:
         device = Device("benchmark")
@@ -78,7 +80,7 @@ def test_submit_together(benchmark: BenchmarkFixture, loop: asyncio.AbstractEven
                 all_told.set()
 
         for _ in range(requests):
-            batcher.submit((image,), 1, math.inf, done)
+            batcher.submit(request, (image,), done)
         await all_told.wait()
         return outcomes
 

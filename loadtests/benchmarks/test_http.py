@@ -15,9 +15,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from uvicorn.server import ServerState
 
 from service.http.app import create_app
-from service.http.fast.protocol import HotProtocol
+from service.http.fast.protocol import FastPathProtocol
 from service.observability.metrics import Metrics
-from service.serving.local import Repository
+from service.serving.local import LocalPredictor
 from service.settings import Settings
 
 CONNECTIONS = 64
@@ -62,22 +62,23 @@ def test_64_requests(
     settings = Settings(models_dir=mlp.parent.parent, default_classifier="mlp")
     metrics = Metrics()
 
-    async def start() -> tuple[Repository, list[HotProtocol]]:
-        repository = Repository(settings, metrics)
-        await repository.start()
-        front = create_app(repository, settings, metrics)
-        config = uvicorn.Config(front, lifespan="off", log_config=None)
+    async def start() -> tuple[LocalPredictor, list[FastPathProtocol]]:
+        predictor = LocalPredictor(settings, metrics)
+        await predictor.start()
+        dispatch = create_app(predictor, settings, metrics)
+        config = uvicorn.Config(dispatch, lifespan="off", log_config=None)
         config.load()
-        direct = front.direct if way == "direct" else None
+        direct = dispatch.fast_path if way == "direct" else None
         state = ServerState()
         protocols = [
-            HotProtocol(direct, config=config, server_state=state, app_state={}) for _ in range(CONNECTIONS)
+            FastPathProtocol(direct, config=config, server_state=state, app_state={})
+            for _ in range(CONNECTIONS)
         ]
         for protocol in protocols:
             protocol.connection_made(Socket())
-        return repository, protocols
+        return predictor, protocols
 
-    repository, protocols = loop.run_until_complete(start())
+    predictor, protocols = loop.run_until_complete(start())
     head = HEAD + (RAW_ANSWER if answer == "raw" else "") + "Content-Length: 784\r\n\r\n"
     request = head.encode("ascii") + bytes(784)
 
@@ -89,4 +90,4 @@ def test_64_requests(
             await asyncio.sleep(0)
 
     benchmark(lambda: loop.run_until_complete(ask()))
-    loop.run_until_complete(repository.close())
+    loop.run_until_complete(predictor.close())

@@ -1,4 +1,4 @@
-"""One model's requests: queues each, runs its rows in whatever batches they fall into, reports its outcome.
+"""One model's requests: queues each, runs its rows in whatever batches they fall into, delivers its outcome.
 
 `queue` decides which rows go next, `device` when they run, and the runner what a batch computes. Lives on the
 event loop.
@@ -13,16 +13,20 @@ from collections.abc import Callable
 import numpy as np
 
 from service.batching.device import Device, Runner
-from service.batching.on_loop import inline_rows
-from service.batching.queue import Answer, Array, Batch, BatchQueue, BatchRecord, Item, Outcome
+from service.batching.on_loop import on_loop_rows
+from service.batching.queue import Batch, BatchQueue, BatchRecord, Item
+from service.batching.request import Array, Done, InferenceRequest, InferenceResult, Outcome, Priority
 from service.errors import DeadlineExceeded, EngineError, ShuttingDown
-from service.observability.trace_context import current_traceparent
 
 logger = logging.getLogger(__name__)
 
 
 class Batcher:
-    """One model's queue on a device: submit rows, await their answer. Lives on the event loop."""
+    """One model version's queue on a device. Lives on the event loop.
+
+    version: of the model, for the results.
+    record: receives what happened to each batch.
+    """
 
     def __init__(
         self,
@@ -30,81 +34,90 @@ class Batcher:
         runner: Runner,
         queue: BatchQueue,
         record: Callable[[BatchRecord], None] = lambda _: None,
+        version: int = 1,
     ) -> None:
         self.runner = runner
         self._device = device
         self._queue = queue
         self._record = record
+        self._version = version
         self._loop = asyncio.get_running_loop()
         self._entered = False
         self._release: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._expiry_at = math.inf
-        self.inline = inline_rows(
-            runner.seconds_for, queue.max_batch_size, device.inline_seconds, device.brief_seconds
+        self.on_loop = on_loop_rows(
+            runner.seconds_for, queue.max_batch_size, device.on_loop_seconds, device.brief_seconds
         )
+        # What the next batch on the loop is cut to, by whether a request was rejected since the last one.
+        self._cut = self.on_loop.most(rejecting=False), self.on_loop.most(rejecting=True)
         self._closed = False
         self._unanswered = 0
         self._all_answered = asyncio.Event()
 
     @property
     def rows_waiting(self) -> int:
-        """Rows in the queue, those of batches that have begun not counted."""
+        """Rows in the queue; those of batches in flight are not counted."""
         return self._queue.rows
 
     @property
     def requests_waiting(self) -> int:
-        """Requests of which rows are in the queue."""
+        """Requests that have rows in the queue."""
         return self._queue.requests
 
-    def refusal(self, rows: int, seconds: float) -> str | None:
-        """Why a request of so many rows would not be queued, if so. seconds: until its deadline."""
-        return self._queue.refusal(rows, seconds)
+    def check_admission(self, rows: int, seconds: float, priority: Priority = "normal") -> str | None:
+        """Return the reason to reject `rows` more rows, or None. seconds: until their deadline."""
+        return self._queue.check_admission(rows, seconds, priority)
+
+    def note_rejection(self) -> None:
+        """A request was rejected on what `check_admission` said: keep the next batch on the loop short."""
+        self._queue.refused_since_batch = True
 
     def submit(
-        self, inputs: tuple[Array, ...], rows: int, deadline: float, done: Callable[[Outcome], None]
+        self, request: InferenceRequest, inputs: tuple[Array, ...], done: Done, *, admitted: bool = False
     ) -> Item:
-        """Run rows as part of whatever batches they fall into.
+        """Queue a request's rows, to run as part of whatever batches they fall into.
 
-        inputs: one array per graph input, each (rows, ...), already checked against the model, and
-            not changed by the caller before the answer.
-        deadline: on the clock of `time.monotonic`.
-        done: called once, later, on the event loop, with the answer; or with DeadlineExceeded at the
-            deadline if rows still wait, or EngineError if a batch failed.
-        Returns what `cancel` takes. Raises QueueFull, also where the deadline would pass while the
-        rows that wait now are run; and ShuttingDown after `close`.
+        inputs: the request's, in the order of the graph's, already validated against the model.
+        done: called once, in a later iteration of the event loop, with the result; or with DeadlineExceeded
+            if rows are still queued at the deadline, or EngineError if a batch failed.
+        admitted: `check_admission` accepted it in this iteration of the event loop.
+        Returns what `cancel` accepts. Raises QueueFull if `check_admission` gives a reason, and ShuttingDown
+        after `close`.
         """
         if self._closed:
-            raise ShuttingDown("the model is being unloaded and takes no new requests")
-        item = Item(inputs, rows, time.monotonic(), deadline, done, traceparent=current_traceparent.get())
+            raise ShuttingDown("the model is being unloaded and accepts no new requests")
+        _, _, _, rows, deadline, priority, traceparent = request
+        item = Item(inputs, rows, time.monotonic(), deadline, done, priority, traceparent)
         with self._device.lock:
-            self._queue.push(item)
-            self._enter_when_due()
+            self._queue.push(item, admitted=admitted)
+            if not self._entered:
+                self._enter_when_due()
             next_deadline = self._queue.next_deadline
         self._unanswered += 1
-        self._watch_deadlines(next_deadline)
+        if next_deadline < self._expiry_at:
+            self._watch_deadlines(next_deadline)
         return item
 
     def cancel(self, item: Item) -> None:
-        """Nobody waits for this answer any more: take the rows that wait out of the queue."""
+        """Nobody waits for this result any more: take the queued rows out of the queue."""
         if not item.settled:
             with self._device.lock:
                 self._queue.remove(item)
             item.settled = True
             self._count_answered()
 
-    def has_whole_batch(self) -> bool:
+    def has_full_batch(self) -> bool:
         """See `service.batching.device.Source`."""
-        return self._queue.holds_whole_batch()
+        return self._queue.holds_full_batch()
 
-    def take(self, *, inline: bool) -> Batch:
-        """The device's turn has come: hand it the next batch; see `service.batching.device.Source`.
+    def take(self, *, on_loop: bool) -> Batch:
+        """Hand the device the next batch; see `service.batching.device.Source`.
 
-        Rows that are left for a later time are asked after when this batch is finished, for timers belong to
+        Rows that are due at a later time are looked at when this batch is finished, because timers belong to
         the event loop.
         """
-        most = self.inline.most(refusing=self._queue.refusing) if inline else None
-        batch = self._queue.take(most)
+        batch = self._queue.take(self._cut[self._queue.refused_since_batch] if on_loop else None)
         self._entered = self._queue.release_at() == -math.inf
         if self._entered:
             self._device.enter(self)
@@ -113,33 +126,40 @@ class Batcher:
     def finish(
         self, batch: Batch, outcome: tuple[Array, ...] | Exception, started: float, ended: float
     ) -> None:
-        """Answer a batch's requests with their rows of the outcome, or with its error."""
+        """Deliver to a batch's requests their rows of the outputs, or its error."""
+        queue_seconds, traceparents = [], []
+        for item, start, _ in batch.parts:
+            if start == 0:
+                item.queue_seconds = started - item.enqueued
+                queue_seconds.append(item.queue_seconds)
+            if item.traceparent is not None:
+                traceparents.append(item.traceparent)
         failed = isinstance(outcome, Exception)
-        queue_seconds = [started - part.item.enqueued for part in batch.parts if part.start == 0]
         if isinstance(outcome, Exception):
             self._fail(batch, outcome)
         else:
-            self._answer(batch, outcome, started, ended)
-        traceparents = [part.item.traceparent for part in batch.parts if part.item.traceparent]
-        record = BatchRecord(
-            batch.rows, batch.reason, started, ended - started, queue_seconds, failed, traceparents
-        )
+            self._deliver(batch, outcome, ended - started)
         try:
-            self._record(record)
-        except Exception:  # what waits must not be lost with it
+            self._record(
+                BatchRecord(
+                    batch.rows, batch.reason, started, ended - started, queue_seconds, failed, traceparents
+                )
+            )
+        except Exception:  # the queued requests must not be lost with it
             logger.exception("a batch could not be recorded")
         with self._device.lock:
-            self._queue.note_pace(batch.rows, started, ended)
-            self._enter_when_due()
+            self._queue.pace.note_batch(batch.rows, started, ended, self._queue.rows)
+            if not self._entered:
+                self._enter_when_due()
 
     async def close(self) -> None:
-        """Refuse new requests, then wait until every accepted one is answered."""
+        """Refuse new requests, then wait until every accepted one has its outcome."""
         self._closed = True
         if self._unanswered:
             await self._all_answered.wait()
         for timer in (self._release, self._expiry):
             if timer is not None:
-                timer.cancel()  # it would keep the model for the sake of a request that is answered
+                timer.cancel()  # it would keep the model alive for a request that has its outcome
 
     def _settle(self, item: Item, outcome: Outcome) -> None:
         if not item.settled:
@@ -147,26 +167,28 @@ class Batcher:
             self._count_answered()
             try:
                 item.done(outcome)
-            except Exception:  # its batch mates' answers must not be lost with it
-                logger.exception("a request could not be told its outcome")
+            except Exception:  # the rest of the batch must not be lost with it
+                logger.exception("a request's outcome could not be delivered")
 
     def _count_answered(self) -> None:
         self._unanswered -= 1
         if self._closed and not self._unanswered:
             self._all_answered.set()
 
-    def _answer(self, batch: Batch, outputs: tuple[Array, ...], started: float, ended: float) -> None:
+    def _deliver(self, batch: Batch, outputs: tuple[Array, ...], compute_seconds: float) -> None:
         offset = 0
-        for part in batch.parts:
-            item, end = part.item, offset + part.stop - part.start
+        for item, start, stop in batch.parts:
+            end = offset + stop - start
             item.outputs.append(tuple([output[offset:end] for output in outputs]))
             offset = end
-            if part.start == 0:
-                item.queue_seconds = started - item.enqueued
-            item.compute_seconds += ended - started
-            if part.stop == item.rows:
-                answer = Answer(_joined(item.outputs), item.queue_seconds, item.compute_seconds, batch.rows)
-                self._settle(item, answer)
+            item.compute_seconds += compute_seconds
+            if stop == item.rows:
+                pieces = item.outputs
+                whole = pieces[0] if len(pieces) == 1 else _joined(pieces)
+                result = InferenceResult(
+                    self._version, whole, item.queue_seconds, item.compute_seconds, batch.rows
+                )
+                self._settle(item, result)
 
     def _fail(self, batch: Batch, error: Exception) -> None:
         logger.error("a batch of %d rows failed", batch.rows, exc_info=error)
@@ -176,25 +198,24 @@ class Batcher:
             self._settle(part.item, EngineError(f"the batch failed: {error}"))
 
     def _enter_when_due(self) -> None:
-        """Ask for a turn now, or set a timer. The lock must be held."""
-        if self._entered:
-            return
+        """Ask the device to take a batch now, or set a timer. The lock must be held."""
         at = self._queue.release_at()
+        if at == math.inf:
+            return
         wait = at - time.monotonic()
         if wait <= 0:
             self._entered = True
             self._device.enter(self)
-        elif self._release is None and at < math.inf:
+        elif self._release is None:
             self._release = self._loop.call_later(wait, self._release_now)
 
     def _release_now(self) -> None:
         self._release = None
         with self._device.lock:
-            self._enter_when_due()
+            if not self._entered:
+                self._enter_when_due()
 
     def _watch_deadlines(self, next_deadline: float) -> None:
-        if next_deadline >= self._expiry_at:
-            return
         if self._expiry is not None:
             self._expiry.cancel()
         self._expiry_at = next_deadline
@@ -207,14 +228,16 @@ class Batcher:
             expired = self._queue.expire(now)
             next_deadline = self._queue.next_deadline
         for item in expired:
-            waited = now - item.enqueued
+            queued = now - item.enqueued
             self._settle(
-                item, DeadlineExceeded(f"{item.rows} rows waited {waited:.3f} s, their deadline has passed")
+                item,
+                DeadlineExceeded(
+                    f"{item.rows} rows were queued for {queued:.3f} s, their deadline has passed"
+                ),
             )
-        self._watch_deadlines(next_deadline)
+        if next_deadline < math.inf:
+            self._watch_deadlines(next_deadline)
 
 
 def _joined(outputs: list[tuple[Array, ...]]) -> tuple[Array, ...]:
-    if len(outputs) == 1:
-        return outputs[0]
     return tuple(np.concatenate(arrays) for arrays in zip(*outputs, strict=True))

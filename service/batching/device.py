@@ -1,6 +1,6 @@
-"""Runs batches one after another: a device's thread, or turns of the event loop.
+"""Runs batches one after another: on a device's thread, or on the event loop.
 
-Which rows form a batch and whom its answers are for is `service.batching.batcher`'s affair.
+`batcher` decides which rows form a batch, and delivers what it computed.
 """
 
 import asyncio
@@ -12,8 +12,9 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import NamedTuple, Protocol
 
-from service.batching.on_loop import InlineRows
-from service.batching.queue import Array, Batch, Part
+from service.batching.on_loop import OnLoopRows
+from service.batching.queue import Batch
+from service.batching.request import Array
 
 Work = Callable[[], None]
 
@@ -21,7 +22,7 @@ Work = Callable[[], None]
 class Runner(Protocol):
     """What runs batches; `service.onnx.engine.Engine` is the real one.
 
-    depth: how many batches may be under way, 1 or 2.
+    depth: how many batches may be in flight, 1 or 2.
     """
 
     depth: int
@@ -29,33 +30,33 @@ class Runner(Protocol):
     def begin(self, parts: Sequence[tuple[Array, ...]], rows: int) -> Callable[[], tuple[Array, ...]]:
         """Begin to run the parts as one batch; with depth 1 it may run to its end.
 
-        Returns what blocks until it has run and returns its outputs. Neither is ever called from two threads
-        at a time, and a batch that began earlier is ended earlier.
+        Returns a function that waits for the batch and returns its outputs. Neither is ever called from two
+        threads at a time, and a batch that began earlier is ended earlier.
         """
         ...
 
     def seconds_for(self, rows: int) -> float:
-        """How long a batch of so many rows is expected to take."""
+        """How long a batch of `rows` rows is expected to take."""
         ...
 
 
 class Source(Protocol):
-    """What a device takes batches from: a `service.batching.batcher.Batcher`, which knows its device in turn.
+    """What a device takes batches from: a `service.batching.batcher.Batcher`.
 
-    inline: which of its batches run on the event loop.
+    on_loop: which of its batches run on the event loop.
     """
 
     runner: Runner
-    inline: InlineRows
+    on_loop: OnLoopRows
 
-    def take(self, *, inline: bool) -> Batch:
-        """The next batch, empty if there is none any more. inline: the event loop would run it.
+    def take(self, *, on_loop: bool) -> Batch:
+        """The next batch, empty if there is none any more. on_loop: the event loop would run it.
 
         Called with the device's lock held, from its thread or the event loop.
         """
         ...
 
-    def has_whole_batch(self) -> bool:
+    def has_full_batch(self) -> bool:
         """Whether `take` would give a batch that cannot grow. Called as `take` is."""
         ...
 
@@ -67,7 +68,7 @@ class Source(Protocol):
 
 
 class _Errand:
-    """Work other than a batch. done: told how it ended."""
+    """Work other than a batch. done: resolved when it has run."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -81,49 +82,50 @@ class _Errand:
             self._work()
         except Exception as error:  # the caller's to judge
             self.done.set_exception(error)
-            del self  # its traceback leads to this frame: in a circle it would keep, say, a model that failed
+            del self  # the traceback refers to this frame: a reference cycle would keep, say, a failed model
         else:
             self.done.set_result(None)
 
 
 class _Job(NamedTuple):
-    """A batch, and whose it is."""
+    """A batch and the source that it came from."""
 
     source: Source
     batch: Batch
 
 
 class Device:
-    """A thread that runs one batch after another, for all of its sources in turn.
+    """A thread that runs one batch after another, for all of its sources alternately.
 
-    A batch is formed at the moment that the device is free to run it, and no earlier if it could grow: while
-    it is busy the queues fill, and an idle device starts at once. Where the runner has a depth of 2, a batch
-    that is whole when the one before it has begun begins too. The thread forms its next batch itself, so that
-    it need not wait for an event loop that is busy with the answers of the last one; `lock` guards the turns
-    and every queue. All else is called from the event loop.
+    A batch that can still grow is formed only when the device is free: while it is busy the queues fill, and
+    an idle device starts at once. If the runner has a depth of 2, a batch that is full when the previous one
+    has begun begins too. The thread forms its next batch itself, so it need not wait for an event loop that
+    is busy with the last one's responses; `lock` guards the order of the sources and every queue. Everything
+    else is called from the event loop.
 
-    inline_seconds: batches run on the event loop, and not on the thread, where INLINE_ROWS are expected to
-        take no longer. They are made to fit, and run in turns, between which the loop reads and answers. If
-        that takes longer than a batch, several run in the next turn: reading and refusing leave half of the
-        loop to what was taken.
-    brief_seconds: of models that are slower, only batches that take no longer; as the former if None.
+    on_loop_seconds: a source's batches run on the event loop instead of the thread if ON_LOOP_ROWS are
+        expected to take no longer than this. They are cut to fit, and between two of them the loop reads and
+        responds. If
+        that takes longer than a batch, several run in the next iteration: reading and rejecting leave half of
+        the loop to the accepted requests.
+    brief_seconds: of slower models, only batches that take no longer than this; on_loop_seconds if None.
     """
 
-    def __init__(self, name: str, inline_seconds: float = 0.0, brief_seconds: float | None = None) -> None:
+    def __init__(self, name: str, on_loop_seconds: float = 0.0, brief_seconds: float | None = None) -> None:
         self.lock = threading.Lock()
-        self.inline_seconds = inline_seconds
-        self.brief_seconds = inline_seconds if brief_seconds is None else brief_seconds
+        self.on_loop_seconds = on_loop_seconds
+        self.brief_seconds = on_loop_seconds if brief_seconds is None else brief_seconds
         self._loop = asyncio.get_running_loop()
-        self._turns: deque[Source | _Errand] = deque()
+        self._entered: deque[Source | _Errand] = deque()
         self._busy = False
-        self._turn_ended = 0.0
+        self._batch_ended = 0.0
         self._ended = 0.0
         self._jobs: SimpleQueue[_Job | _Errand | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"device-{name}", daemon=True)
         self._thread.start()
 
     async def call(self, work: Work) -> None:
-        """Let the thread do other work, in its turn between two batches. Raises what it raises."""
+        """Let the thread do other work, between two batches. Raises what it raises."""
         errand = _Errand(work)
         with self.lock:
             self.enter(errand)
@@ -132,111 +134,110 @@ class Device:
         finally:
             del errand  # as in its `run`
 
-    def enter(self, turn: Source | _Errand) -> None:
-        """Ask for a turn. The lock must be held."""
-        self._turns.append(turn)
+    def enter(self, entry: Source | _Errand) -> None:
+        """Ask to run next after those that asked before. The lock must be held."""
+        self._entered.append(entry)
         if not self._busy:
             self._busy = True
-            self._turn_ended = time.monotonic()
-            # Not now but after this turn of the event loop: requests that arrived together batch together.
+            self._batch_ended = time.monotonic()
+            # In the next iteration of the event loop: requests that arrived together run as one batch.
             self._loop.call_soon(self._begin)
 
     def close(self) -> None:
-        """End the thread after the batches that wait."""
+        """End the thread after the batches that it was given."""
         self._jobs.put(None)
         self._thread.join()
 
     def _begin(self) -> None:
-        """Run short batches here for a turn, or else have the thread run all that follow."""
+        """Run short batches here for one iteration, or hand all that follow to the thread."""
         began = time.monotonic()
-        elsewhere = began - self._turn_ended
+        elsewhere = began - self._batch_ended
         while True:
-            job = self._next(inline=True)
+            job = self._next(on_loop=True)
             if job is None:
                 return
-            if isinstance(job, _Errand) or job.batch.rows > job.source.inline.rows:
+            if isinstance(job, _Errand) or job.batch.rows > job.source.on_loop.rows:
                 self._jobs.put(job)
                 return
             running = _Running(job)
             outcome = running.end()
-            self._turn_ended = time.monotonic()
-            job.source.finish(job.batch, outcome, running.began, self._turn_ended)
-            if self._turn_ended - began >= min(elsewhere, self.inline_seconds):
+            self._batch_ended = time.monotonic()
+            job.source.finish(job.batch, outcome, running.began, self._batch_ended)
+            if self._batch_ended - began >= min(elsewhere, self.on_loop_seconds):
                 break
         self._loop.call_soon(self._begin)
 
     def _work(self) -> None:
-        while (turn := self._jobs.get()) is not None:
-            while turn is not None:
-                if isinstance(turn, _Errand):
-                    turn.run()
+        while (job := self._jobs.get()) is not None:
+            while job is not None:
+                if isinstance(job, _Errand):
+                    job.run()
                 else:
-                    self._run(turn)
-                turn = self._next(inline=False)
+                    self._run(job)
+                job = self._next(on_loop=False)
 
     def _run(self, job: _Job) -> None:
-        """Run a batch, and with it, one after another, those that may begin before the last one has ended."""
+        """Run a batch, and after it those that may begin before the previous one has ended."""
         running = _Running(job)
-        while running.job.source.runner.depth > 1 and (following := self._next_whole()) is not None:
+        while running.job.source.runner.depth > 1 and (following := self._next_full()) is not None:
             ahead, running = running, _Running(following)
             self._end(ahead)
         self._end(running)
 
     def _end(self, running: "_Running") -> None:
         outcome = running.end()
-        # What it waited for the batch before it to end was not its own time.
+        # The time that it waited for the previous batch to end was not its own.
         started, self._ended = max(running.began, self._ended), time.monotonic()
         source, batch = running.job
         self._loop.call_soon_threadsafe(source.finish, batch, outcome, started, self._ended)
 
-    def _next(self, *, inline: bool) -> _Job | _Errand | None:
+    def _next(self, *, on_loop: bool) -> _Job | _Errand | None:
         with self.lock:
-            while self._turns:
-                turn = self._turns.popleft()
-                if isinstance(turn, _Errand):
-                    return turn
-                batch = turn.take(inline=inline)
+            while self._entered:
+                entry = self._entered.popleft()
+                if isinstance(entry, _Errand):
+                    return entry
+                batch = entry.take(on_loop=on_loop)
                 if batch.parts:
-                    return _Job(turn, batch)
+                    return _Job(entry, batch)
             self._busy = False
         return None
 
-    def _next_whole(self) -> _Job | None:
-        """The batch whose turn it is, if it is whole."""
+    def _next_full(self) -> _Job | None:
+        """The next batch, if it is full."""
         with self.lock:
-            turn = self._turns[0] if self._turns else None
-            if turn is None or isinstance(turn, _Errand) or not turn.has_whole_batch():
+            entry = self._entered[0] if self._entered else None
+            if entry is None or isinstance(entry, _Errand) or not entry.has_full_batch():
                 return None
-            self._turns.popleft()
-            return _Job(turn, turn.take(inline=False))
+            self._entered.popleft()
+            return _Job(entry, entry.take(on_loop=False))
 
 
 class _Running:
     """A batch that its runner has begun. began: on the clock of `time.monotonic`."""
+
+    __slots__ = ("_error", "_wait", "began", "job")
 
     def __init__(self, job: _Job) -> None:
         self.job = job
         self.began = time.monotonic()
         self._error: Exception | None = None
         try:
-            parts = [_rows(part) for part in job.batch.parts]
+            parts = []
+            for item, start, stop in job.batch.parts:
+                whole = stop - start == item.rows
+                parts.append(item.inputs if whole else tuple([array[start:stop] for array in item.inputs]))
             self._wait = job.source.runner.begin(parts, job.batch.rows)
-        except Exception as error:  # the batch's edge: whatever failed, each of its requests is answered
+        except Exception as error:  # the batch's edge: whatever failed, each of its requests gets an outcome
             self._error = error
 
     def end(self) -> tuple[Array, ...] | Exception:
         """Wait for the batch; its outputs, or its error."""
-        failed, self._error = self._error, None  # its traceback leads here: a circle would keep the model
+        # The traceback refers to this object: a reference cycle would keep the model.
+        failed, self._error = self._error, None
         if failed is not None:
             return failed
         try:
             return self._wait()
         except Exception as error:  # as above
             return error
-
-
-def _rows(part: Part) -> tuple[Array, ...]:
-    inputs = part.item.inputs
-    if part.stop - part.start == part.item.rows:
-        return inputs
-    return tuple(array[part.start : part.stop] for array in inputs)

@@ -1,85 +1,60 @@
 """Which rows form the next batch: pure decisions, with the time as an argument.
 
-Knows nothing of threads, timers or models; `service.batching.batcher` acts on what is decided here.
+Knows nothing of threads, timers or models; `batcher` acts on what is decided here.
 """
 
 import math
 import sys
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from numpy.typing import NDArray
-
+from service.batching.pace import Pace
+from service.batching.request import Array, Done, Priority
 from service.errors import QueueFull
 
-Array = NDArray[Any]
 Reason = Literal["full", "idle", "delay"]
 
-ROW_SECONDS_GAIN = 0.1
-"""The latest batch's part in what a row is thought to take."""
-
-DEADLINE_SHARE = 0.8
-"""A request is taken where its answer is expected in this part of the time that it has. The rest is for what
-the queue does not see: the time before the request was read, the way of the answer, and a pace that changes.
-Without it, of 16-image requests at 1.2 and 2 times the capacity 17 and 31 % of the answers came late."""
-
-SMALL_SHARE = 8
-"""A request of at most 1/8 of a batch is small: half of each batch is kept for those while any wait."""
-
-
-class Answer(NamedTuple):
-    """One request's outputs and what it took to get them.
-
-    outputs: one array per graph output, each (rows, ...), owned by the caller.
-    queue_seconds: from submission until its first batch started.
-    compute_seconds: summed over the batches that held its rows.
-    batch_rows: rows in the last of these batches, other requests' included.
-    """
-
-    outputs: tuple[Array, ...]
-    queue_seconds: float
-    compute_seconds: float
-    batch_rows: int
-
-
-Outcome = Answer | Exception
+SMALL_FRACTION = 8
+"""A request of at most 1/8 of a batch is small: half of each batch is kept for small ones while any are
+queued."""
 
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One request's rows, from submission to answer.
+    """One request's rows, from submission to outcome.
 
     inputs: one array per graph input, each (rows, ...).
-    done: told the outcome, once. settled: whether it was told, or does not want to be told any more.
-    taken: rows handed out in batches. left: whether it is out of the queue.
-    traceparent: the span that asks, where it is traced.
+    done: receives the outcome, once.
+    settled: the outcome was delivered or the request cancelled.
+    taken: rows handed out in batches. dequeued: no row is in the queue any more.
+    traceparent: the span that asks, if it is traced.
     """
 
     inputs: tuple[Array, ...]
     rows: int
     enqueued: float
     deadline: float
-    done: Callable[[Outcome], None]
+    done: Done
+    priority: Priority = "normal"
+    traceparent: str | None = None
     settled: bool = False
     taken: int = 0
-    left: bool = False
+    dequeued: bool = False
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
     outputs: list[tuple[Array, ...]] = field(default_factory=list)
-    traceparent: str | None = None
 
 
 class Part(NamedTuple):
-    """Rows start..stop of an item, which lie next to each other in a batch."""
+    """Rows start..stop of an item, which are adjacent in a batch."""
 
     item: Item
     start: int
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
     """What runs next, in the order of its rows."""
 
@@ -88,17 +63,36 @@ class Batch:
     reason: Reason
 
 
+class BatchRecord(NamedTuple):
+    """What happened to one batch, for metrics and traces.
+
+    started: on the clock of `time.monotonic`. queue_seconds: one figure per request that started in this
+        batch.
+    traceparents: of those of its requests that are traced.
+    """
+
+    rows: int
+    reason: Reason
+    started: float
+    compute_seconds: float
+    queue_seconds: list[float]
+    failed: bool
+    traceparents: list[str]
+
+
 class BatchQueue:
-    """Decides which rows form the next batch. First come first served in each lane.
+    """Decides which rows form the next batch. First come, first served in each lane.
 
-    Bounded in rows, which is memory, and in requests, which is time: as many small requests as there may be
-    rows would wait for seconds, and most of them in vain.
+    Bounded in rows, which is memory, and in requests, which is time: bounded by rows alone, small requests
+    would queue for seconds and mostly time out.
 
-    Small requests have a lane of their own and the first half of every batch, so that they never
-    wait for a large one to finish; a large request is split over as many batches as it needs, and
-    goes to the end of its lane after each one while it still has a whole batch to go.
+    Small requests have a lane of their own and the first half of every batch, so they never wait for a large
+    one to finish. A large request is split over as many batches as it needs, and goes to the end of its lane
+    after each one while it still has a full batch to go. Requests of low priority have a third lane, which
+    gets the space that the other two leave.
 
-    refusing: whether a request was refused since the last batch was formed.
+    pace: how long a row takes, learned by whoever runs the batches.
+    refused_since_batch: whether a request was rejected since the last batch was formed.
     """
 
     def __init__(
@@ -112,165 +106,150 @@ class BatchQueue:
         self.max_queue_rows = max_queue_rows
         self.max_batch_delay_seconds = max_batch_delay_seconds
         self.max_queue_requests = max_queue_requests
+        self.pace = Pace(max_batch_size)
         self.rows = 0
         self.requests = 0
-        self.refusing = False
-        self._small_waiting = 0
-        self._running_rows = 0
-        self._row_seconds = 0.0
-        self._ended_with_more: float | None = None
+        self.refused_since_batch = False
         self.next_deadline = math.inf
-        self._small_rows = max(1, max_batch_size // SMALL_SHARE)
-        self._small: deque[Item] = deque()
-        self._large: deque[Item] = deque()
+        self._small_rows = max(1, max_batch_size // SMALL_FRACTION)
+        self._small = _Lane()
+        self._large = _Lane()
+        self._low = _Lane()
 
-    def refusal(self, rows: int, seconds: float = math.inf) -> str | None:
-        """Why so many rows more are not taken, if they are not. seconds: until their deadline."""
-        why = self._refusal(rows, seconds)
-        self.refusing = self.refusing or why is not None
-        return why
-
-    def _refusal(self, rows: int, seconds: float) -> str | None:
+    def check_admission(
+        self, rows: int, seconds: float = math.inf, priority: Priority = "normal"
+    ) -> str | None:
+        """Return the reason to reject `rows` more rows, or None. seconds: until their deadline."""
         if self.rows + rows > self.max_queue_rows:
             return (
-                f"{self.rows} rows wait and {rows} more were sent, expected at most "
-                f"{self.max_queue_rows} waiting"
+                f"{self.rows} rows are queued and {rows} more were sent, expected at most "
+                f"{self.max_queue_rows} in the queue"
             )
         if self.requests >= self.max_queue_requests:
-            return f"{self.requests} requests wait, expected fewer than {self.max_queue_requests}"
-        before = self._running_rows + self.rows_before(rows)
-        own = max(rows, self.max_batch_size) if before >= self.max_batch_size else rows
-        wait = (before + own) * self._row_seconds if before else 0.0
-        if 0 < seconds * DEADLINE_SHARE < wait:
-            most = seconds * DEADLINE_SHARE
-            return (
-                f"an answer would take {wait:.3f} s, expected at most {most:.3f} s, "
-                f"as the deadline is in {seconds:.3f} s"
-            )
-        return None
+            return f"{self.requests} requests are queued, expected fewer than {self.max_queue_requests}"
+        return self.pace.check_deadline(self.rows_ahead(rows, priority), rows, seconds)
 
-    def note_pace(self, rows: int, started: float, ended: float) -> None:
-        """Learn from a batch what a row takes.
+    def rows_ahead(self, rows: int, priority: Priority = "normal") -> int:
+        """Return a lower bound on the queued rows that run before a new request of `rows` rows completes."""
+        if priority == "low":
+            return self.rows
+        return self._small.rows if rows <= self._small_rows else self.rows - self._low.rows
 
-        While rows wait, that is all that passes from the end of a batch to that of the next, be it the event
-        loop's work or other models' batches.
+    def push(self, item: Item, *, admitted: bool = False) -> None:
+        """Add a request's rows.
+
+        admitted: `check_admission` accepted it in this iteration of the event loop.
+        Raises QueueFull, and keeps nothing, if `check_admission` gives a reason now.
         """
-        self._running_rows -= rows
-        since = started if self._ended_with_more is None else self._ended_with_more
-        self._row_seconds += ROW_SECONDS_GAIN * ((ended - since) / rows - self._row_seconds)
-        self._ended_with_more = ended if self.rows or self._running_rows else None
-
-    def push(self, item: Item) -> None:
-        """Add a request's rows. Raises QueueFull, and keeps nothing, where `refusal` says why."""
-        refusal = self.refusal(item.rows, item.deadline - item.enqueued)
-        if refusal is not None:
-            raise QueueFull(refusal)
+        if not admitted:
+            reason = self.check_admission(item.rows, item.deadline - item.enqueued, item.priority)
+            if reason is not None:
+                self.refused_since_batch = True
+                raise QueueFull(reason)
         self.rows += item.rows
         self.requests += 1
         if item.deadline < self.next_deadline:
             self.next_deadline = item.deadline
-        if item.rows <= self._small_rows:
-            self._small_waiting += item.rows
-            self._small.append(item)
-        else:
-            self._large.append(item)
-
-    def rows_before(self, rows: int) -> int:
-        """How many of the rows that wait now run, at the least, before a new request of so many rows ends."""
-        return self.rows if rows > self._small_rows else self._small_waiting
+        lane = self._lane(item)
+        lane.rows += item.rows
+        lane.items.append(item)
 
     def remove(self, item: Item) -> None:
         """Forget the rows of an item that were not handed out yet."""
-        if not item.left:
-            item.left = True
-            self._leave(item, item.rows - item.taken)
+        if not item.dequeued:
+            item.dequeued = True
+            rows = item.rows - item.taken
+            self.rows -= rows
+            self._lane(item).rows -= rows
             self.requests -= 1
-
-    def _leave(self, item: Item, rows: int) -> None:
-        self.rows -= rows
-        if item.rows <= self._small_rows:
-            self._small_waiting -= rows
 
     def expire(self, now: float) -> list[Item]:
         """Remove and return the items whose deadline has passed."""
         expired = []
         self.next_deadline = math.inf
-        for lane in (self._small, self._large):
-            waiting = [item for item in lane if not item.left]
-            for item in waiting:
+        for lane in (self._small, self._large, self._low):
+            queued = [item for item in lane.items if not item.dequeued]
+            for item in queued:
                 if item.deadline <= now:
                     self.remove(item)
                     expired.append(item)
                 else:
                     self.next_deadline = min(self.next_deadline, item.deadline)
-            lane.clear()
-            lane.extend(item for item in waiting if not item.left)
+            lane.items.clear()
+            lane.items.extend(item for item in queued if not item.dequeued)
         return expired
 
-    def holds_whole_batch(self) -> bool:
+    def holds_full_batch(self) -> bool:
         """Whether the next batch cannot grow."""
         return self.rows >= self.max_batch_size
 
     def release_at(self) -> float:
-        """When the rows that wait should run: at once (-inf), at a time, or, with none, never (inf)."""
+        """When the queued rows are due: -inf for now, a time, or inf if none is queued."""
         if not self.rows:
             return math.inf
-        if not self.max_batch_delay_seconds or self.holds_whole_batch():
+        if not self.max_batch_delay_seconds or self.rows >= self.max_batch_size:
             return -math.inf
-        heads = [item.enqueued for item in (self._head(self._small), self._head(self._large)) if item]
-        return min(heads) + self.max_batch_delay_seconds
+        heads = [lane.head() for lane in (self._small, self._large, self._low) if lane.rows]
+        return min(item.enqueued for item in heads if item) + self.max_batch_delay_seconds
 
     def take(self, max_rows: int | None = None) -> Batch:
-        """Hand out the next batch, of at most `max_rows` rows if that is given; empty when nothing waits."""
+        """Hand out the next batch, of at most `max_rows` rows if given; empty if nothing is queued."""
         parts: list[Part] = []
-        large_waits = self._head(self._large) is not None
         most = self.max_batch_size if max_rows is None else min(max_rows, self.max_batch_size)
         space = most
-        first = space - space // 2 if large_waits else space
-        space -= first - self._fill(self._small, first, parts)
-        space = self._fill(self._large, space, parts)
-        space = self._fill(self._small, space, parts)
+        if self._large.rows:
+            first = space - space // 2
+            space -= first - self._fill(self._small, first, parts)
+            space = self._fill(self._large, space, parts)
+        for lane in (self._small, self._low):
+            if space and lane.rows:
+                space = self._fill(lane, space, parts)
         rows = most - space
-        self._running_rows += rows
-        self.refusing = False
+        self.rows -= rows
+        self.pace.rows_in_flight += rows
+        self.refused_since_batch = False
         reason: Reason = "delay" if self.max_batch_delay_seconds else "idle"
         return Batch(parts, rows, reason if space else "full")
 
-    def _fill(self, lane: deque[Item], space: int, parts: list[Part]) -> int:
+    def _fill(self, lane: "_Lane", space: int, parts: list[Part]) -> int:
         """Move rows from the lane into the parts; returns the space that is left."""
-        while space and (item := self._head(lane)) is not None:
+        before = space
+        items = lane.items
+        while space and items:
+            item = items[0]
+            if item.dequeued:
+                items.popleft()
+                continue
             start = item.taken
-            stop = min(item.rows, start + space)
+            stop = item.taken = min(item.rows, start + space)
             parts.append(Part(item, start, stop))
             space -= stop - start
-            item.taken = stop
-            self._leave(item, stop - start)
             if stop == item.rows:
-                item.left = True
+                item.dequeued = True
                 self.requests -= 1
-                lane.popleft()
+                items.popleft()
             elif item.rows - stop >= self.max_batch_size:
-                lane.rotate(-1)
+                items.rotate(-1)
+        lane.rows -= before - space
         return space
 
-    def _head(self, lane: deque[Item]) -> Item | None:
-        while lane and lane[0].left:
-            lane.popleft()
-        return lane[0] if lane else None
+    def _lane(self, item: Item) -> "_Lane":
+        if item.priority == "low":
+            return self._low
+        return self._small if item.rows <= self._small_rows else self._large
 
 
-@dataclass(frozen=True, slots=True)
-class BatchRecord:
-    """What happened to one batch, for metrics and traces.
+class _Lane:
+    """Items in their order; dequeued ones are dropped when they reach the head. rows: not handed out yet."""
 
-    started: on the clock of `time.monotonic`. queue_seconds: one figure per request that started.
-    traceparents: of its requests that are traced.
-    """
+    __slots__ = ("items", "rows")
 
-    rows: int
-    reason: Reason
-    started: float
-    compute_seconds: float
-    queue_seconds: list[float]
-    failed: bool
-    traceparents: list[str]
+    def __init__(self) -> None:
+        self.items: deque[Item] = deque()
+        self.rows = 0
+
+    def head(self) -> Item | None:
+        """The first item that has rows to hand out, or None."""
+        while self.items and self.items[0].dequeued:
+            self.items.popleft()
+        return self.items[0] if self.items else None

@@ -1,7 +1,7 @@
-"""API keys: which requests may pass. Knows headers, and nothing else of HTTP.
+"""API keys: which requests may pass. Knows paths and headers, and nothing else of HTTP.
 
-Of the file's keys only digests are kept, so that no traceback shows one. What a client sent stays in memory
-for as long as its head is remembered (`service.http.fast.endpoint`).
+Only digests of the file's keys are kept, so that no traceback shows one. What a client sent stays in memory
+for as long as its head is cached (`service.http.fast.endpoint`).
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import logging
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -24,6 +24,10 @@ MIN_LENGTH = 16
 LOOK_SECONDS = 5.0
 """How often to look whether the file has changed: the kubelet itself takes up to a minute."""
 
+OPEN = ("/", "/docs", "/openapi.json", "/metrics")
+OPEN_BELOW = ("/v2/health/", "/docs/")
+"""What needs no API key: probes, scrapes and documentation."""
+
 _SENDABLE = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """What RFC 6750 lets stand behind `Bearer`."""
 
@@ -31,27 +35,28 @@ _SCHEME = b"bearer"
 
 
 class ApiKeys:
-    """The keys of a file, one a line; blank lines and those that begin with # are none.
-
-    generation: another number whenever the keys are others.
-    """
+    """The keys of a file, one per line; blank lines and lines starting with # are ignored."""
 
     def __init__(self, path: Path, digests: tuple[bytes, ...]) -> None:
         self._path = path
         self._digests = digests
         self._seen = _stamp(path)
-        self.generation = 0
+        self._on_change: list[Callable[[], None]] = []
 
     @classmethod
     def read(cls, path: Path) -> "ApiKeys":
-        """The keys in a file. Raises SettingsError for a file that cannot be read or holds no good keys."""
+        """Read the keys in a file. Raises SettingsError if it cannot be read or holds no valid keys."""
         return cls(path, _read_digests(path))
 
-    def permits(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Whether a request brings one of the keys, as `Authorization: Bearer <key>`.
+    def on_change(self, call: Callable[[], None]) -> None:
+        """Have `call` called whenever the keys have changed."""
+        self._on_change.append(call)
 
-        headers: as in ASGI, their names in lower case. With two such headers a request is refused: what
-        stands in front may have judged the other one.
+    def permits(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether a request sends one of the keys, as `Authorization: Bearer <key>`.
+
+        headers: as in ASGI, their names in lower case. Two such headers are rejected: a proxy in front may
+        have checked the other one.
         """
         sent = [value for name, value in headers if name == b"authorization"]
         if len(sent) != 1:
@@ -60,13 +65,13 @@ class ApiKeys:
         if scheme.lower() != _SCHEME:
             return False
         digest = _digest(key.strip())
-        # Every key is looked at, so that the time tells neither which one it was nor how near it came.
+        # Compare with every key, so that timing reveals neither which one matched nor how close a guess came.
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
 
     def reread(self) -> None:
-        """Take the keys that the file has now, all at once; on the event loop or elsewhere.
+        """Replace the keys by those that the file has now, all at once; on the event loop.
 
-        Where the file is bad the log says why, and the keys stay as they are.
+        If the file is bad, the log says why and the keys stay as they are.
         """
         try:
             digests = _read_digests(self._path)
@@ -74,11 +79,12 @@ class ApiKeys:
             logger.error("the API keys were not read again: %s", error)
             return
         self._digests = digests
-        self.generation += 1
+        for call in self._on_change:
+            call()
         logger.info("read %d API keys", len(self._digests))
 
     async def keep_current(self, every_seconds: float = LOOK_SECONDS) -> NoReturn:
-        """Read the file again whenever it is another one, for ever: a mounted Secret changes unannounced."""
+        """Read the file again whenever it has changed, for ever: a mounted Secret changes unannounced."""
         while True:
             await asyncio.sleep(every_seconds)
             stamp = _stamp(self._path)
@@ -87,14 +93,25 @@ class ApiKeys:
                 self.reread()
 
 
+def permits(keys: ApiKeys | None, path: str, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a request to a path may pass. keys: None if no key is required. headers: as for
+    `ApiKeys.permits`."""
+    return keys is None or is_open(path) or keys.permits(headers)
+
+
+def is_open(path: str) -> bool:
+    """Whether requests to this path need no API key."""
+    return path in OPEN or path.startswith(OPEN_BELOW)
+
+
 def read_keys(path: Path | None) -> ApiKeys | None:
-    """The keys in a file, if there is one. Raises SettingsError."""
+    """Read the keys in a file, if one is set. Raises SettingsError."""
     return None if path is None else ApiKeys.read(path)
 
 
 @asynccontextmanager
 async def kept_current(keys: ApiKeys | None) -> AsyncIterator[None]:
-    """While in here, look whether the keys have changed."""
+    """Watch the file for changes while the context is open."""
     looking = None if keys is None else asyncio.ensure_future(keys.keep_current())
     try:
         yield
@@ -120,7 +137,7 @@ def _read_digests(path: Path) -> tuple[bytes, ...]:
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
     keys = [(number, line) for number, line in lines if line and not line.startswith("#")]
     if not keys:
-        raise SettingsError(f"{path} holds no API key, expected one a line")
+        raise SettingsError(f"{path} holds no API key, expected one per line")
     for number, key in keys:
         _check(key, f"{path}, line {number}")
     return tuple({_digest(key.encode("ascii")): None for _, key in keys})

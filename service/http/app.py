@@ -1,8 +1,10 @@
 """The HTTP application, put together from its routes."""
 
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request
+from fastapi import Response as FastApiResponse
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse
 from prometheus_client import CollectorRegistry
@@ -10,20 +12,25 @@ from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 
 from service.errors import InkserveError
-from service.http.api_keys import ApiKeys
+from service.http.api_keys import ApiKeys, is_open
 from service.http.disconnects import DisconnectWatch
-from service.http.dispatch import ID, Endpoint, Front, is_open
-from service.http.error_responses import error_answer, plain_error
-from service.http.fast.endpoint import Direct
-from service.http.responses import Answer
+from service.http.dispatch import CALL, AsgiEndpoint, Dispatch
+from service.http.error_responses import error_response, plain_error
+from service.http.fast.endpoint import FastPath
+from service.http.lifecycle import Call, Lifecycle
+from service.http.responses import Response
 from service.http.routes import docs, health, models
 from service.http.routes.classify import Classify
 from service.http.routes.generate import Generate
 from service.http.routes.openapi import Description
 from service.http.routes.openapi_objects import describe_errors
+from service.observability.access_log import open_access_log
 from service.observability.metrics import Metrics, package_version
 from service.serving.predictor import Predictor
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.observability.tracing import Tracing
 
 Gather = Callable[[], Awaitable[CollectorRegistry]]
 
@@ -41,12 +48,14 @@ def create_app(
     metrics: Metrics,
     gather: Gather | None = None,
     keys: ApiKeys | None = None,
-) -> Front:
-    """The ASGI application over a predictor.
+    tracing: "Tracing | None" = None,
+) -> Dispatch:
+    """Build the ASGI application over a predictor.
 
     metrics: this process's own; it counts requests there.
     gather: collects the metrics of the whole service, if it has several processes.
-    keys: every request must send one of them, except to paths that `service.http.dispatch` leaves open.
+    keys: every request must send one of them, except to paths that `service.http.api_keys` leaves open.
+    tracing: the spans of this process, if requests are traced.
     """
     app = _bare_app()
     app.include_router(docs.routes())
@@ -59,14 +68,14 @@ def create_app(
     app.openapi = Description(app, predictor, settings, needs_key).document  # type: ignore[method-assign]
     watch = DisconnectWatch()
     classify, generate = Classify(predictor, settings, watch), Generate(predictor, settings, watch)
-    hot: dict[str, dict[str, Endpoint]] = {
+    endpoints: dict[str, dict[str, AsgiEndpoint]] = {
         "/classify": {"POST": classify},
         "/generate": {"GET": generate, "POST": generate},
     }
-    front = Front(app, hot, metrics, settings.access_log, keys)
-    if not settings.access_log:
-        front.direct = Direct({b"/classify": classify}, front, keys)
-    return front
+    access_log = open_access_log(settings.log_format) if settings.access_log else None
+    lifecycle = Lifecycle(metrics, access_log, tracing)
+    fast_path = FastPath({b"/classify": classify}, lifecycle, keys)
+    return Dispatch(app, endpoints, lifecycle, keys, fast_path)
 
 
 def _bare_app() -> FastAPI:
@@ -96,28 +105,35 @@ def _add_operations(app: FastAPI, metrics: Metrics, gather: Gather | None) -> No
 
     described = describe_errors(InkserveError) | {200: {"content": dict.fromkeys(METRICS_OFFERED, _TEXT)}}
 
-    @app.get("/metrics", tags=["operations"], summary="Metrics", response_class=Response, responses=described)
-    async def prometheus_metrics(request: Request) -> Response:
+    @app.get(
+        "/metrics",
+        tags=["operations"],
+        summary="Metrics",
+        response_class=FastApiResponse,
+        responses=described,
+    )
+    async def prometheus_metrics(request: Request) -> FastApiResponse:
         """Return all metrics in the text format of Prometheus or OpenMetrics."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         registry = metrics.registry if gather is None else await gather()
-        return Response(encode(registry), media_type=content_type)
+        return FastApiResponse(encode(registry), media_type=content_type)
 
 
-def _as_response(answer: Answer) -> Response:
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in answer.headers}
-    return Response(answer.body, answer.status, headers, answer.content_type)
+def _as_response(response: Response) -> FastApiResponse:
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
+    return FastApiResponse(response.body, response.status, headers, response.content_type)
 
 
-async def _on_error(request: Request, error: Exception) -> Response:
-    return _as_response(error_answer(error, request.scope[ID]))
+async def _on_error(request: Request, error: Exception) -> FastApiResponse:
+    call: Call = request.scope[CALL]
+    return _as_response(error_response(error, call.request_id or b"", call.traceparent))
 
 
-async def _on_bug(_: Request, __: Exception) -> Response:
+async def _on_bug(_: Request, __: Exception) -> FastApiResponse:
     return _as_response(plain_error(500, "internal error"))
 
 
-async def _on_http_error(request: Request, error: Exception) -> Response:
+async def _on_http_error(request: Request, error: Exception) -> FastApiResponse:
     assert isinstance(error, HTTPException)
     detail = error.detail
     if error.status_code == 404:
@@ -125,7 +141,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     return _as_response(plain_error(error.status_code, detail, error.headers))
 
 
-async def _on_validation_error(_: Request, error: Exception) -> Response:
+async def _on_validation_error(_: Request, error: Exception) -> FastApiResponse:
     assert isinstance(error, RequestValidationError)
     problem = error.errors()[0]
     name = ".".join(str(part) for part in problem["loc"][1:])

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import NamedTuple
 
 from service.errors import (
@@ -20,7 +21,7 @@ from service.errors import (
 )
 from service.http.disconnects import ClientDisconnected
 from service.http.headers import ALLOW, RETRY_AFTER, WWW_AUTHENTICATE, Header
-from service.http.responses import Answer, to_json
+from service.http.responses import Response, to_json
 from service.observability.logs import FIELDS, request_fields
 from service.observability.metrics import Rejection
 
@@ -68,21 +69,27 @@ REJECTIONS: dict[type[Exception], Rejection] = {
 }
 
 
-def error_answer(error: Exception, request_id: bytes = b"") -> Answer:
-    """The response to a request that failed. Our own faults are logged; details of bugs are not sent."""
-    fields = {FIELDS: request_fields(request_id)}
+def error_response(error: Exception, request_id: bytes = b"", traceparent: bytes | None = None) -> Response:
+    """Return the response to a request that failed.
+
+    Our own faults are logged; details of bugs are not sent.
+    """
+    fields = {FIELDS: request_fields(request_id, traceparent)}
     if not isinstance(error, InkserveError):
         logger.error("a request failed", exc_info=error, extra=fields)
         return plain_error(500, "internal error")
-    status = row_of(type(error)).status
+    status = _row_of(type(error)).status  # type: ignore[arg-type]  # mypy takes a class for unhashable
     if status == 500:
         logger.error("a request failed: %s", error, extra=fields)
     return plain_error(status, str(error))
 
 
 def row_of(kind: type[InkserveError]) -> ErrorRow:
-    """The row for errors of this class."""
+    """Return the row for errors of this class."""
     return next(row for base, row in ERRORS.items() if issubclass(kind, base))
+
+
+_row_of = cache(row_of)
 
 
 _FIXED = {
@@ -92,8 +99,8 @@ _FIXED = {
 """The headers of each status whose values are always the same."""
 
 
-def plain_error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Answer:
-    """A response whose JSON body is `{"error": message}`."""
+def plain_error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a response whose JSON body is `{"error": message}`."""
     pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()]
     pairs += _FIXED.get(status, ())
-    return Answer(to_json({"error": message}), status=status, headers=tuple(pairs))
+    return Response(to_json({"error": message}), status=status, headers=tuple(pairs))

@@ -28,6 +28,11 @@ TIMEOUT = Header(
     "Seconds until the deadline; at most, and if absent, the service's own limit.",
     {"type": "number", "exclusiveMinimum": 0},
 )
+PRIORITY = Header(
+    "Inkserve-Priority",
+    "`low` runs only in the space that other requests leave in a batch; `normal` if absent.",
+    {"type": "string", "enum": ["normal", "low"]},
+)
 REQUEST_ID = Header(
     "X-Request-Id",
     "The request's id in the log: the one that the client sent, otherwise a new one. An id has at most 128 "

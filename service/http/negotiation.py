@@ -8,45 +8,44 @@ from service.errors import NotAcceptable
 from service.http.types import Headers
 
 T = TypeVar("T")
-
 P = ParamSpec("P")
 
-REMEMBERED = 256
-"""How many headers or queries a parser remembers, and the longest in bytes: clients send the same few."""
+CACHE_SIZE = 256
+"""A parser's cache size, and the longest header or query cached, in bytes: clients send the same few."""
 
 
-def remembered(parse: Callable[P, T]) -> Callable[P, T]:
-    """Parse the same short header or query, the first argument, only once. Errors are not remembered."""
-    cached = lru_cache(REMEMBERED)(parse)
+def cached(parse: Callable[P, T]) -> Callable[P, T]:
+    """Parse the same short header or query, the first argument, only once. Errors are not cached."""
+    parse_once = lru_cache(CACHE_SIZE)(parse)
 
     @wraps(parse)
-    def remember(*arguments: P.args, **options: P.kwargs) -> T:
+    def look_up(*arguments: P.args, **options: P.kwargs) -> T:
         text = arguments[0]
         assert isinstance(text, bytes)
-        return cached(*arguments) if len(text) <= REMEMBERED else parse(*arguments, **options)
+        return parse_once(*arguments) if len(text) <= CACHE_SIZE else parse(*arguments, **options)
 
-    return remember
+    return look_up
 
 
 def media_type(headers: Headers) -> str:
-    """The Content-Type without its parameters, in lower case; empty if there is none."""
+    """Return the Content-Type without its parameters, in lower case; empty if there is none."""
     return _media_type(headers.get(b"content-type", b""))
 
 
-@remembered
+@cached
 def _media_type(header: bytes) -> str:
     return header.partition(b";")[0].strip().lower().decode("latin-1")
 
 
 def negotiate(headers: Headers, offered: tuple[str, ...]) -> str:
-    """The offered media type that the Accept header likes best; the first offered one if all are alike.
+    """Return the offered media type that the Accept header prefers; the first one if it prefers none.
 
     Raises NotAcceptable (RFC 9110, section 12.5.1).
     """
     return _negotiate(headers.get(b"accept", b"*/*"), offered)
 
 
-@remembered
+@cached
 def _negotiate(accept: bytes, offered: tuple[str, ...]) -> str:
     ranges = [_media_range(part) for part in accept.decode("latin-1").lower().split(",") if part.strip()]
     best, best_quality = "", 0.0
@@ -71,7 +70,7 @@ def _media_range(text: str) -> tuple[str, float]:
 
 
 def _quality(candidate: str, ranges: Sequence[tuple[str, float]]) -> float:
-    """Of the ranges that cover the candidate, the most specific one's quality."""
+    """Return the quality of the most specific range that covers the candidate."""
     for pattern in (candidate, candidate.partition("/")[0] + "/*", "*/*"):
         for name, quality in ranges:
             if name == pattern:

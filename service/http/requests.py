@@ -1,7 +1,7 @@
-"""The little HTTP that the hot routes need, straight on ASGI: bodies, queries, Accept, answers.
+"""Request bodies and queries, read straight from ASGI.
 
-FastAPI's routing and validation cost more than the rest of a small request together, so
-`/classify` and `/generate` do without. Knows nothing of models.
+FastAPI's routing and validation cost more than the rest of a small request together, so `/classify` and
+`/generate` do without. Knows nothing of models.
 """
 
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from urllib.parse import parse_qsl
 
 from service.errors import InvalidInput, PayloadTooLarge
 from service.http.disconnects import ClientDisconnected
-from service.http.negotiation import remembered
+from service.http.negotiation import cached
 from service.http.types import Headers, Message, Receive
 
 
 async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
-    """The request's body. Raises PayloadTooLarge before it holds more than `max_bytes`."""
+    """Read the request's body. Raises PayloadTooLarge before it holds more than `max_bytes`."""
     declared = headers.get(b"content-length")
     if declared is not None and int(declared) > max_bytes:
         raise PayloadTooLarge(f"body has {int(declared)} bytes, expected at most {max_bytes}")
@@ -42,9 +42,9 @@ async def _read_chunks(message: Message, receive: Receive, max_bytes: int) -> by
         message = await receive()
 
 
-@remembered
+@cached
 def read_query(query: bytes, known: tuple[str, ...]) -> Mapping[str, str]:
-    """The query's parameters. Raises InvalidInput for one that is unknown or given twice."""
+    """Parse the query's parameters. Raises InvalidInput for one that is unknown or given twice."""
     try:
         pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, max_num_fields=32)
     except ValueError as error:
@@ -60,7 +60,7 @@ def read_query(query: bytes, known: tuple[str, ...]) -> Mapping[str, str]:
 
 
 def parse_int(name: str, text: str, low: int, high: int) -> int:
-    """A whole number from a query. Raises InvalidInput outside low..high."""
+    """Parse a whole number from a query. Raises InvalidInput outside low..high."""
     digits = text.removeprefix("-")
     value = int(text) if digits.isascii() and digits.isdigit() and len(digits) <= 20 else None
     if value is None or not low <= value <= high:

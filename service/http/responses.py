@@ -1,17 +1,17 @@
 """Whole responses, and the JSON in them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import orjson
 
 from service.http.types import JSON, Send
-from service.observability.request_ids import REQUEST_ID
 
 
-class Answer(NamedTuple):
-    """A whole answer.
+class Response(NamedTuple):
+    """A whole response.
 
-    timing: the value of its Server-Timing header, which is another for each request.
+    timing: the value of its Server-Timing header, which differs for each request.
     model: the name of the model it came from, for the metrics, or empty.
     """
 
@@ -22,21 +22,20 @@ class Answer(NamedTuple):
     timing: bytes | None = None
     model: str = ""
 
-    async def send(self, send: Send, request_id: bytes | None = None) -> None:
-        """Send it, with its length and the request's id, if it has one."""
+    async def send(self, send: Send, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        """Send it through ASGI. more: headers that are this request's own."""
         start = [
             (b"content-type", self.content_type.encode("latin-1")),
             (b"content-length", str(len(self.body)).encode("ascii")),
             *self.headers,
+            *more,
         ]
         if self.timing is not None:
             start.append((b"server-timing", self.timing))
-        if request_id is not None:
-            start.append((REQUEST_ID, request_id))
         await send({"type": "http.response.start", "status": self.status, "headers": start})
         await send({"type": "http.response.body", "body": self.body})
 
 
 def to_json(value: object) -> bytes:
-    """JSON, numpy arrays and numbers included."""
+    """Encode as JSON, numpy arrays and numbers included."""
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -1,4 +1,4 @@
-"""The HTTP server: uvicorn, with an end that loses nothing. Knows nothing of models."""
+"""The HTTP server: uvicorn, with a shutdown that loses nothing. Knows nothing of models."""
 
 import asyncio
 import logging
@@ -12,26 +12,26 @@ from types import FrameType
 
 import uvicorn
 
-from service.http.fast.endpoint import Direct
-from service.http.fast.protocol import HotProtocol
+from service.http.fast.endpoint import FastPath
+from service.http.fast.protocol import FastPathProtocol
 from service.http.types import App
 from service.settings import Settings
 
 logger = logging.getLogger("inkserve")
 
-ACCEPTED_A_TURN = 128
-"""uvloop accepts one connection in a turn of the event loop, and a turn may hold a batch: of 1,000 that came
-at once, the last waited 3 s. So many more, for 16 us each, are taken in a turn."""
+ACCEPTED_PER_ITERATION = 128
+"""uvloop accepts one connection per iteration of the event loop, and an iteration may hold a batch: of 1,000
+that came at once, the last waited 3 s. This many more, at 16 us each, are accepted per iteration."""
 
 KEEP_ALIVE_SECONDS = 75
-"""Longer than the 60 s that common proxies keep idle connections, so that it is they who close them."""
+"""Longer than the 60 s that common proxies keep idle connections, so that the proxies close them."""
 
 
 class Server(uvicorn.Server):
     """uvicorn, but SIGTERM first makes the service unready and then, after `drain_seconds`, stops it.
 
     unready: called at the first signal.
-    started: called with the listener's socket once it listens.
+    listening: called with the listener's socket once it listens.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Server(uvicorn.Server):
         unready: Callable[[], None],
         listening: Callable[[socket.socket], None],
     ) -> None:
-        super().__init__(_config(app, settings, getattr(app, "direct", None)))
+        super().__init__(_config(app, settings, getattr(app, "fast_path", None)))
         self._unready = unready
         self._listening = listening
         self._drain_seconds = settings.drain_seconds
@@ -61,24 +61,24 @@ class Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._loop.call_later, self._drain_seconds, self._stop)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say where."""
+        """Listen, and report the socket."""
         await super().startup(sockets)
         if self.started:
             listener = self.servers[0].sockets[0]
-            if sockets is None:  # or else others share it, and should have their part of the connections
+            if sockets is None:  # a shared listener must leave connections to the other workers
                 self._acceptor = self._accept_more(listener)
             self._listening(listener)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop; connections that were only just accepted are among those that are ended in order."""
+        """Stop; connections that were only just accepted are closed in order too."""
         if self._acceptor is not None:
             await self._acceptor.close()
         await super().shutdown(sockets)
 
     def _accept_more(self, listener: socket.socket) -> "_Acceptor":
-        """Take more than one connection in a turn of the event loop."""
+        """Accept more than one connection per iteration of the event loop."""
         make: Callable[[], asyncio.Protocol] = partial(
-            self.config.http_protocol_class,  # type: ignore[call-arg]  # its class does not say what it takes
+            self.config.http_protocol_class,  # type: ignore[call-arg]  # its class does not declare its parameters
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,
@@ -90,7 +90,7 @@ class Server(uvicorn.Server):
 
 
 class _Acceptor:
-    """Accepts, beside uvloop's own server, all connections that wait on its socket."""
+    """Accepts all connections pending on the listener, in addition to uvloop's own server."""
 
     def __init__(self, listener: socket.socket, make: Callable[[], asyncio.Protocol]) -> None:
         self._listener = socket.socket(fileno=os.dup(listener.fileno()))
@@ -101,17 +101,17 @@ class _Acceptor:
         self._loop.add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:
-        for _ in range(ACCEPTED_A_TURN):
+        for _ in range(ACCEPTED_PER_ITERATION):
             try:
                 connection, _ = self._listener.accept()
-            except OSError:  # none waits any more; anything else befalls uvloop's server too, which says so
+            except OSError:  # none left; uvloop's own server hits any other error too, and reports it
                 return
             task = self._loop.create_task(self._loop.connect_accepted_socket(self._make, connection))
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
 
     async def close(self) -> None:
-        """Accept no more, and wait until all that were accepted are set up."""
+        """Accept no more, and wait until every accepted connection is set up."""
         self._loop.remove_reader(self._listener)
         self._listener.close()
         if self._connecting:
@@ -119,23 +119,23 @@ class _Acceptor:
 
 
 def log_ready(listener: socket.socket) -> None:
-    """Say where the service is."""
+    """Log where the service is."""
     host, port = listener.getsockname()[:2]
     logger.info("ready at http://%s:%d, documentation at /docs", host, port)
 
 
-def _config(app: App, settings: Settings, direct: Direct | None) -> uvicorn.Config:
+def _config(app: App, settings: Settings, fast_path: FastPath | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=partial(HotProtocol, direct),  # type: ignore[arg-type]  # it is only ever called
+        http=partial(FastPathProtocol, fast_path),  # type: ignore[arg-type]  # it is only ever called
         proxy_headers=False,
         lifespan="off",
         log_config=None,
         log_level="warning",
-        access_log=False,  # `service.http.dispatch` writes its own, with the request's id
+        access_log=False,  # `service.http.lifecycle` writes its own, with the request's id
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout_seconds),  # uvicorn wants whole ones
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout_seconds),  # uvicorn wants whole seconds
     )

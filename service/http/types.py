@@ -1,4 +1,4 @@
-"""ASGI's types, media types, and the scope's keys of our own."""
+"""The types of ASGI, and the media types that several routes offer."""
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
@@ -15,6 +15,3 @@ OCTETS = "application/octet-stream"
 PNG = "image/png"
 JPEG = "image/jpeg"
 FORM = "multipart/form-data"
-
-MODEL = "inkserve.model"
-"""The scope's key for the name of the model that was found: whoever counts a failure wants to know it."""

@@ -1,4 +1,4 @@
-"""Seconds counted by the thousand: what each request adds is one append, the buckets are filled when asked.
+"""Histograms of seconds: each observation is one list append; bucketing is deferred.
 
 prometheus_client's Counter and Histogram take 4 us of a request that takes 25 in all.
 """
@@ -12,57 +12,60 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.utils import floatToGoString
 
 FOLD_AT = 4096
-"""So many seconds are kept before they are put into their buckets, which takes 0.1 ms."""
+"""Observations kept before they are put into their buckets, which takes 0.1 ms."""
 
 
 class Tally:
     """Seconds, and how many of them fall into which bucket. For one thread.
 
-    bounds: the buckets' upper bounds, ascending; a last one without bound comes on top.
+    bounds: the buckets' upper bounds, ascending; a last bucket without bound comes on top.
+    pending: observations that are not in their buckets yet. Whoever appends here directly calls `fold` when
+        it holds FOLD_AT of them.
     """
 
-    __slots__ = ("_bounds", "_counts", "_pending", "_sum")
+    __slots__ = ("_bounds", "_counts", "_sum", "pending")
 
     def __init__(self, bounds: NDArray[np.float64]) -> None:
         self._bounds = bounds
         self._counts = np.zeros(len(bounds) + 1, np.int64)
         self._sum = 0.0
-        self._pending: list[float] = []
+        self.pending: list[float] = []
 
     def add(self, seconds: float) -> None:
-        """Count one."""
-        self._pending.append(seconds)
-        if len(self._pending) >= FOLD_AT:
-            self._fold()
+        """Count one observation."""
+        self.pending.append(seconds)
+        if len(self.pending) >= FOLD_AT:
+            self.fold()
 
     def extend(self, seconds: Sequence[float]) -> None:
-        """Count some."""
-        self._pending.extend(seconds)
-        if len(self._pending) >= FOLD_AT:
-            self._fold()
+        """Count several observations."""
+        self.pending.extend(seconds)
+        if len(self.pending) >= FOLD_AT:
+            self.fold()
 
     def counts(self) -> NDArray[np.int64]:
-        """How many are in each bucket and no lower one."""
-        self._fold()
+        """The count of each bucket, not cumulative."""
+        self.fold()
         return self._counts.copy()
 
     def sum(self) -> float:
-        """All the seconds."""
-        self._fold()
+        """The sum of all observations."""
+        self.fold()
         return self._sum
 
-    def _fold(self) -> None:
-        if self._pending:
-            buckets = np.searchsorted(self._bounds, self._pending)  # a bound belongs to its own bucket
+    def fold(self) -> None:
+        """Put what is pending into its buckets."""
+        if self.pending:
+            buckets = np.searchsorted(self._bounds, self.pending)  # a bound belongs to its own bucket
             self._counts += np.bincount(buckets, minlength=len(self._counts))
-            self._sum += sum(self._pending)
-            self._pending.clear()
+            self._sum += sum(self.pending)
+            self.pending.clear()
 
 
 def add_histogram(
     family: HistogramMetricFamily, labels: Sequence[str], bounds: Sequence[float], tallies: Sequence[Tally]
 ) -> None:
-    """Add one series, of several tallies with these bounds together."""
+    """Add one series: the sum of several tallies with these bounds."""
     counts = np.sum([tally.counts() for tally in tallies], axis=0).cumsum().tolist()
     names = [floatToGoString(bound) for bound in (*bounds, float("inf"))]  # type: ignore[no-untyped-call]
     buckets = [(name, float(count)) for name, count in zip(names, counts, strict=True)]
@@ -79,7 +82,7 @@ class SecondsByModel:
         self._tallies: dict[str, Tally] = {}
 
     def of(self, model: str) -> Tally:
-        """A model's seconds."""
+        """One model's observations."""
         return self._tallies.setdefault(model, Tally(np.asarray(self._bounds)))
 
     def collect(self) -> Iterator[Metric]:
@@ -90,11 +93,11 @@ class SecondsByModel:
         yield family
 
 
-class Requests:
-    """Requests by route, model and status, and their seconds; see prometheus_client's Collector.
+class RequestMetrics:
+    """Requests by route, model and status, and their seconds; see `prometheus_client.registry.Collector`.
 
     prefix: of the metrics' names.
-    objective: one of the bounds; an answer with 2xx that took no longer is good.
+    objective: one of the bounds; a response with 2xx that took no longer is good.
     """
 
     def __init__(self, prefix: str, bounds: Sequence[float], objective: float) -> None:
@@ -103,13 +106,12 @@ class Requests:
         self._objective = objective
         self._tallies: dict[tuple[str, str, int], Tally] = {}
 
-    def count(self, route: str, model: str, status: int, seconds: float) -> None:
-        """Count an answered request. model: empty where none was found."""
-        key = (route, model, status)
-        tally = self._tallies.get(key)
+    def of(self, route: str, model: str, status: int) -> Tally:
+        """The seconds of the requests with these labels. model: empty if none was found."""
+        tally = self._tallies.get((route, model, status))
         if tally is None:
-            tally = self._tallies[key] = Tally(np.asarray(self._bounds))
-        tally.add(seconds)
+            tally = self._tallies[route, model, status] = Tally(np.asarray(self._bounds))
+        return tally
 
     def collect(self) -> Iterator[Metric]:
         """The three metrics now."""
@@ -122,7 +124,7 @@ class Requests:
             labels=["route", "model"],
         )
         seconds = HistogramMetricFamily(
-            f"{self._prefix}_request_seconds", "From a request's arrival to its answer.", labels=["route"]
+            f"{self._prefix}_request_seconds", "From a request's arrival to its response.", labels=["route"]
         )
         in_time: dict[tuple[str, str], int] = {}
         by_route: dict[str, list[Tally]] = {}

@@ -1,4 +1,4 @@
-"""Log lines on stderr, as text for people or as JSON for collectors; the ids that tell requests apart.
+"""Log lines on stderr, as text for people or as JSON for collectors.
 
 A line's own fields are given as `extra={FIELDS: {...}}`.
 """
@@ -6,22 +6,17 @@ A line's own fields are given as `extra={FIELDS: {...}}`.
 import logging
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
-from urllib.parse import quote
 
 import orjson
 
-from service.observability.trace_context import current_traceparent
 from service.settings import Settings
-
-access = logging.getLogger("inkserve.access")
 
 FIELDS = "fields"
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC, RFC 3339), level, logger, message, its own fields, the exception."""
+    """One JSON object per line: time (UTC, RFC 3339), level, logger, message, its own fields, the
+    exception."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Render one record."""
@@ -50,32 +45,16 @@ class TextFormatter(logging.Formatter):
         return " ".join([super().formatMessage(record), *(f"{name}={fields[name]}" for name in fields)])
 
 
-def request_fields(request_id: bytes) -> dict[str, str]:
-    """What tells a line's request apart: its id, and its trace where it is traced."""
+def request_fields(request_id: bytes, traceparent: bytes | None = None) -> dict[str, str]:
+    """Return the fields that identify a request in a line: its id, and its trace if it is traced."""
     fields = {"request_id": request_id.decode("ascii")}
-    traceparent = current_traceparent.get()
     if traceparent is not None:
-        fields["trace_id"] = traceparent.split("-")[1]
+        fields["trace_id"] = traceparent[3:35].decode("ascii")
     return fields
 
 
-def log_access(scope: Mapping[str, Any], model: str, status: int, seconds: float, request_id: bytes) -> None:
-    """One line for a request that was answered. Its query is the caller's affair and left out."""
-    client = scope.get("client")
-    fields = {
-        "method": scope["method"],
-        "path": quote(scope["path"]),
-        "status": status,
-        "seconds": round(seconds, 6),
-        "model": model,
-        "client": client[0] if client else "",
-        **request_fields(request_id),
-    }
-    access.info("answered", extra={FIELDS: fields})
-
-
 def configure_logging(settings: Settings) -> None:
-    """Send every logger's lines to stderr in the format and from the level that the settings name."""
+    """Send every logger's lines to stderr, in the format and from the level that the settings name."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=settings.log_level.upper(), force=True)

@@ -1,7 +1,7 @@
-"""Every metric, declared once. Knows the names and the buckets, not where the figures come from."""
+"""Every metric, declared once: its name and its buckets, not where its values come from."""
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, get_args
 
@@ -12,14 +12,15 @@ from prometheus_client import (
     GCCollector,
     Histogram,
     Info,
+    Metric,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
 )
 
-from service.observability.histograms import Requests, SecondsByModel
+from service.observability.histograms import RequestMetrics, SecondsByModel
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter, that nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series per counter, which nobody reads
 
 PREFIX = "inkserve"
 SECONDS = (
@@ -42,7 +43,7 @@ SECONDS = (
     30.0,
 )
 LATENCY_OBJECTIVE_SECONDS = 0.5
-"""An answer that took no longer is good; the latency objective of helm/rules/inkserve.yaml."""
+"""A response that took no longer is good: the latency objective of helm/rules/inkserve.yaml."""
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 BatchReason = Literal["full", "idle", "delay"]
@@ -52,6 +53,24 @@ Rejection = Literal["queue_full", "deadline", "not_ready", "shutting_down", "cli
 """Why a valid request was not served: shed, expired, too early, too late, or abandoned by its client."""
 
 
+class Registry(CollectorRegistry):
+    """A registry that has what was put off counted before it is collected."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: list[Callable[[], None]] = []
+
+    def before_collect(self, count: Callable[[], None]) -> None:
+        """Have `count` called whenever the metrics are collected."""
+        self._before.append(count)
+
+    def collect(self) -> Iterable[Metric]:
+        """See prometheus_client."""
+        for count in self._before:
+            count()
+        return super().collect()
+
+
 class Metrics:
     """The service's metrics in one registry of their own.
 
@@ -59,8 +78,8 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Requests(PREFIX, SECONDS, LATENCY_OBJECTIVE_SECONDS)
+        self.registry = Registry()
+        self.requests = RequestMetrics(PREFIX, SECONDS, LATENCY_OBJECTIVE_SECONDS)
         self.registry.register(self.requests)
         self.queue_seconds = SecondsByModel(
             f"{PREFIX}_queue_seconds", "From submission to the first batch.", SECONDS
@@ -77,16 +96,20 @@ class Metrics:
         self.batches = self._counter("batches", "Batches run.", "model", "reason")
         self.batch_failures = self._counter("batch_failures", "Batches that failed.", "model")
         self.rows = self._counter("rows", "Rows run.", "model")
-        self.padding_rows = self._counter("padding_rows", "Rows of padding run beside them.", "model")
+        self.padding_rows = self._counter(
+            "padding_rows", "Padding rows run, on top of the real rows.", "model"
+        )
         self.rejected = self._counter("rejected_requests", "Requests not served.", "model", "reason")
-        self.model_loads = self._counter("model_loads", "Model versions loaded or not.", "model", "result")
+        self.model_loads = self._counter(
+            "model_loads", "Attempts to load a model version, by result.", "model", "result"
+        )
         self.rows_waiting = self._gauge("rows_waiting", "Rows in a model's queue.", "model")
         self.requests_waiting = self._gauge("requests_waiting", "Requests in a model's queue.", "model")
         self._of_rejected: dict[tuple[str, Rejection], Counter] = {}
-        self.build = Info(f"{PREFIX}_build", "Versions of what runs.", registry=self.registry)
+        self.build = Info(f"{PREFIX}_build", "Versions of inkserve and Python.", registry=self.registry)
 
     def count_rejected(self, model: str, reason: Rejection) -> None:
-        """Count a request that was not served. model: empty where none was found."""
+        """Count a request that was not served. model: empty if none was found."""
         counter = self._of_rejected.get((model, reason))
         if counter is None:  # looking labels up costs more than counting
             counter = self._of_rejected[model, reason] = self.rejected.labels(model, reason)
@@ -99,7 +122,7 @@ class Metrics:
     def watch_model(
         self, model: str, rows_waiting: Callable[[], float], requests_waiting: Callable[[], float]
     ) -> None:
-        """Read a model's queue whenever the metrics are collected, and show what has not happened yet as 0.
+        """Read a model's queue whenever the metrics are collected, and export what has not happened yet as 0.
 
         A counter that first appears with its first event hides that event from `rate`.
         """
@@ -110,11 +133,11 @@ class Metrics:
         self.model_loads.labels(model, "failed")
 
     def watch_ready(self, ready: Callable[[], bool]) -> None:
-        """Add whether new requests are welcome, asked whenever the metrics are collected."""
-        self._gauge("ready", "Whether new requests are welcome.").set_function(ready)
+        """Add whether new requests are accepted, read whenever the metrics are collected."""
+        self._gauge("ready", "1 if new requests are accepted, else 0.").set_function(ready)
 
     def watch_process(self) -> None:
-        """Add what the process itself is and uses: versions, memory, processor time, collections."""
+        """Add what the process is and uses: versions, memory, CPU time, garbage collections."""
         self.build.info({"version": package_version(), "python": platform.python_version()})
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
@@ -130,7 +153,7 @@ class Metrics:
 
 
 class BatchMetrics:
-    """One model's batch metrics, their labels looked up once."""
+    """One model's batch metrics, with their labels looked up once."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._reasons = {reason: metrics.batches.labels(model, reason) for reason in get_args(BatchReason)}

@@ -1,67 +1,52 @@
-"""The models folder: find, verify, load, warm, swap, drain. Serves what it loaded in this process.
+"""The predictor of one process: the versions of the models folder on one device.
 
-A version that cannot be loaded stops the start; on a reload it changes nothing.
+Opens, verifies, warms, swaps and drains them. A version that cannot be loaded makes startup fail; on a
+reload it changes nothing.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 from service.batching.batcher import Batcher
 from service.batching.device import Device
-from service.batching.queue import BatchQueue, BatchRecord, Outcome
+from service.batching.request import Array, Done, InferenceRequest, Priority
 from service.errors import InkserveError, RepositoryError
 from service.memory import give_back_free_memory
-from service.models.catalogue import Catalogue, ModelInfo
+from service.models.catalogue import Catalogue
 from service.models.folder import Key, find_versions, read_info
-from service.models.manifest import MODEL_FILE, Manifest, sha256_of
-from service.models.tensors import Array
+from service.models.manifest import Manifest
 from service.observability.metrics import Metrics
 from service.onnx.engine import Engine
 from service.serving.checks import check_inputs
-from service.serving.predictor import Cancel, Done, Inference
-from service.serving.tuning import (
-    BRIEF_SECONDS,
-    INLINE_SECONDS,
-    engine_options,
-)
+from service.serving.loaded_model import RECORDS, LoadedModel, TraceBatch, assemble, open_engine
+from service.serving.predictor import Cancel
+from service.serving.tuning import BRIEF_SECONDS, ON_LOOP_SECONDS
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-TraceBatch = Callable[[str, BatchRecord], None]
 
-
-@dataclass(frozen=True)
-class _Loaded:
-    """A model version that is ready to run."""
-
-    info: ModelInfo
-    engine: Engine
-    batcher: Batcher
-
-
-class Repository:
+class LocalPredictor:
     """The predictor of a single process: every model of the folder on one device.
 
-    trace_batch: told of each batch that has run, and of its model.
+    trace_batch: receives each batch that has run with traced requests, and its model.
     """
 
-    def __init__(
-        self, settings: Settings, metrics: Metrics, trace_batch: TraceBatch = lambda _, __: None
-    ) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, trace_batch: TraceBatch | None = None) -> None:
         self._settings = settings
         self._metrics = metrics
         self._trace_batch = trace_batch
-        inline_seconds = INLINE_SECONDS if settings.provider == "cpu" else 0.0
-        self._device = Device(settings.provider, inline_seconds, BRIEF_SECONDS)
-        self._loaded: dict[Key, _Loaded] = {}
+        on_loop_seconds = ON_LOOP_SECONDS if settings.provider == "cpu" else 0.0
+        self._device = Device(settings.provider, on_loop_seconds, BRIEF_SECONDS)
+        self._loaded: dict[Key, LoadedModel] = {}
+        self._serving: dict[tuple[str, int | None], LoadedModel] = {}
         self._catalogue = Catalogue([])
         self._ready = False
         self._reloading = asyncio.Lock()
+        metrics.registry.before_collect(self._count_batches)
 
     async def start(self) -> None:
         """Load every model. Raises RepositoryError or EngineError for the first that cannot be served."""
@@ -71,21 +56,48 @@ class Repository:
         self._swap([await self._load(folder) for folder in found.values()])
         self._ready = True
 
-    def begin(
-        self, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float, done: Done
-    ) -> Cancel:
-        """Begin to run a request's rows; see `Predictor.begin`."""
-        manifest = self._catalogue.find(model, version).manifest
-        rows = check_inputs(manifest, inputs, self._settings.max_request_rows)
-        arrays = tuple([inputs[spec.name] for spec in manifest.inputs])
-        batcher = self._loaded[model, manifest.version].batcher
-        item = batcher.submit(arrays, rows, deadline, partial(_tell, done, manifest))
-        return partial(batcher.cancel, item)
+    def submit(self, request: InferenceRequest, done: Done, *, admitted: bool = False) -> Cancel:
+        """Run a request's rows; see `Predictor.submit`."""
+        loaded = self._serving.get((request.model, request.version)) or self._find_version(
+            request.model, request.version
+        )
+        inputs, rows = request.inputs, request.rows
+        arrays = []
+        for name, dtype, shape in loaded.tensors:
+            array = inputs.get(name)
+            if array is None or array.dtype != dtype or array.shape != (rows, *shape):
+                break
+            arrays.append(array)
+        fits = len(arrays) == len(inputs) == len(loaded.tensors)
+        if not (fits and loaded.plain and 0 < rows <= self._settings.max_request_rows):
+            arrays = self._checked(loaded.info.manifest, request)
+        if len(loaded.records) >= RECORDS:
+            loaded.count_batches()
+        item = loaded.batcher.submit(request, tuple(arrays), done, admitted=admitted)
+        return partial(loaded.batcher.cancel, item)
 
-    def refusal(self, model: str, version: int | None, rows: int, seconds: float) -> str | None:
-        """Why so many rows would not be queued now; see `Predictor.refusal`."""
+    def _checked(self, manifest: Manifest, request: InferenceRequest) -> list[Array]:
+        """The request's inputs in the graph's order. Raises InvalidInput, PayloadTooLarge."""
+        rows = check_inputs(manifest, request.inputs, self._settings.max_request_rows)
+        if rows != request.rows:
+            raise ValueError(f"request says {request.rows} rows, its inputs have {rows}")
+        return [request.inputs[spec.name] for spec in manifest.inputs]
+
+    def check_admission(
+        self, model: str, version: int | None, rows: int, seconds: float, priority: Priority = "normal"
+    ) -> str | None:
+        """Return the reason to reject this many rows now, or None; see `Predictor.check_admission`."""
+        loaded = self._serving.get((model, version)) or self._find_version(model, version)
+        return loaded.batcher.check_admission(rows, seconds, priority)
+
+    def note_rejection(self, model: str, version: int | None) -> None:
+        """See `Predictor.note_rejection`."""
+        self._find_version(model, version).batcher.note_rejection()
+
+    def _find_version(self, model: str, version: int | None) -> LoadedModel:
+        """Raises ModelNotFound."""
         manifest = self._catalogue.find(model, version).manifest
-        return self._loaded[model, manifest.version].batcher.refusal(rows, seconds)
+        return self._loaded[model, manifest.version]
 
     def models(self) -> Catalogue:
         """The models that are being served now."""
@@ -98,15 +110,17 @@ class Repository:
     async def reload(self) -> list[str]:
         """Load what is new or changed, swap it in, drain and free what it replaces.
 
-        Returns a line for each version that could not be loaded; whatever was served instead of it
-        still is. The next reload waits for this one to its end: there are never more than two generations in
-        memory, and no CUDA graph is captured while device memory is freed.
+        Returns a line for each version that could not be loaded; whatever was served instead of it still is.
+        The next reload waits for this one to end: there are never more than two generations in memory, and no
+        CUDA graph is captured while device memory is freed.
         """
         async with self._reloading:
             try:
                 found = find_versions(self._settings.models_dir, self._settings.serve_versions)
             except RepositoryError as error:
+                logger.error("nothing was reloaded: %s", error)
                 return [str(error)]
+            before = dict(self._loaded)
             kept, problems = [], []
             for key, folder in found.items():
                 try:
@@ -116,27 +130,31 @@ class Repository:
                     logger.error("a model version was not loaded: %s", error)
                     kept.extend(loaded for other, loaded in self._loaded.items() if other[0] == key[0])
             replaced = self._swap(kept)
+            _log_changes(before, self._loaded)
             await asyncio.gather(*(loaded.batcher.close() for loaded in replaced))
-            del replaced
+            _count_batches(replaced)
+            del before, replaced
             await asyncio.to_thread(give_back_free_memory)
         return problems
 
     async def close(self) -> None:
-        """Stop taking work, answer what was accepted, end the device's thread."""
+        """Accept no more work, finish what was accepted, end the device's thread."""
         self._ready = False
         await asyncio.gather(*(loaded.batcher.close() for loaded in self._loaded.values()))
         self._device.close()
 
     def stop_being_ready(self) -> None:
-        """Tell load balancers to send no more, while what they send is still answered."""
+        """Have load balancers send no more, while what they send is still answered."""
         self._ready = False
 
-    def _swap(self, models: Iterable[_Loaded]) -> list[_Loaded]:
+    def _swap(self, models: Iterable[LoadedModel]) -> list[LoadedModel]:
         """Serve exactly these; returns those that were served before and no longer are."""
         before = list(self._loaded.values())
         self._loaded = {(m.info.manifest.name, m.info.manifest.version): m for m in models}
         self._catalogue = Catalogue(loaded.info for loaded in self._loaded.values())
+        self._serving = dict(self._loaded.items())
         for name in {key[0] for key in self._loaded}:
+            self._serving[name, None] = self._find_version(name, None)
             self._metrics.watch_model(
                 name, partial(self._rows_waiting, name), partial(self._requests_waiting, name)
             )
@@ -151,58 +169,26 @@ class Repository:
     def _batchers(self, name: str) -> Iterator[Batcher]:
         return (loaded.batcher for key, loaded in self._loaded.items() if key[0] == name)
 
-    async def _load_if_changed(self, key: Key, folder: Path) -> _Loaded:
+    async def _load_if_changed(self, key: Key, folder: Path) -> LoadedModel:
         current = self._loaded.get(key)
         if current is not None and current.info == await asyncio.to_thread(read_info, folder):
             return current
         return await self._load(folder)
 
-    async def _load(self, folder: Path) -> _Loaded:
+    async def _load(self, folder: Path) -> LoadedModel:
         name = folder.parent.name
         try:
-            info, engine = await asyncio.to_thread(self._open, folder)
+            info, engine = await asyncio.to_thread(open_engine, folder, self._settings)
             await self._warm_up(engine)
         except InkserveError:
             self._metrics.model_loads.labels(name, "failed").inc()
             raise
         self._metrics.model_loads.labels(name, "loaded").inc()
-        settings = self._settings
-        queue = BatchQueue(
-            engine.buckets[-1],
-            settings.max_queue_rows,
-            settings.max_batch_delay_seconds,
-            settings.max_queue_requests,
-        )
-        metrics = self._metrics.of_batches(name)
-
-        def record(batch: BatchRecord) -> None:
-            metrics.observe(
-                reason=batch.reason,
-                rows=batch.rows,
-                padded_rows=engine.bucket_for(batch.rows),
-                compute_seconds=batch.compute_seconds,
-                queue_seconds=batch.queue_seconds,
-                failed=batch.failed,
-            )
-            self._trace_batch(name, batch)
-
-        batcher = Batcher(self._device, engine, queue, record)
         logger.info("loaded %s version %d", name, info.manifest.version)
-        return _Loaded(info, engine, batcher)
+        return assemble(info, engine, self._device, self._settings, self._metrics, self._trace_batch)
 
-    def _open(self, folder: Path) -> tuple[ModelInfo, Engine]:
-        info = read_info(folder)
-        graph = folder / MODEL_FILE
-        if not graph.is_file():
-            raise RepositoryError(f"{graph} is missing")
-        digest = sha256_of(graph)
-        if digest != info.manifest.sha256:
-            raise RepositoryError(f"{graph} has sha256 {digest}, its manifest expects {info.manifest.sha256}")
-        try:
-            engine = Engine(graph, info.manifest, engine_options(self._settings, info.manifest))
-        except RepositoryError as error:
-            raise type(error)(f"{folder}: {error}") from error
-        return info, engine
+    def _count_batches(self) -> None:
+        _count_batches(self._loaded.values())
 
     async def _warm_up(self, engine: Engine) -> None:
         """On CUDA in the thread that runs the batches, between two of them.
@@ -216,14 +202,23 @@ class Repository:
             await asyncio.to_thread(engine.warm_up)
 
 
-def _tell(done: Done, manifest: Manifest, outcome: Outcome) -> None:
-    """Give the arrays of an answer their names."""
-    if isinstance(outcome, Exception):
-        done(outcome)
+def _count_batches(models: Iterable[LoadedModel]) -> None:
+    for loaded in models:
+        loaded.count_batches()
+
+
+def _log_changes(before: dict[Key, LoadedModel], now: dict[Key, LoadedModel]) -> None:
+    """Log what a reload changed, also if that is nothing: whoever sent SIGHUP looks for a line."""
+    loaded = [
+        f"{name}/{version}" for name, version in now if before.get((name, version)) is not now[name, version]
+    ]
+    unloaded = [f"{name}/{version}" for name, version in before.keys() - now.keys()]
+    if not loaded and not unloaded:
+        logger.info("reloaded: nothing has changed, %d model versions are served", len(now))
         return
-    outputs = {spec.name: array for spec, array in zip(manifest.outputs, outcome.outputs, strict=True)}
-    done(
-        Inference(
-            manifest.version, outputs, outcome.queue_seconds, outcome.compute_seconds, outcome.batch_rows
-        )
+    logger.info(
+        "reloaded: %s loaded, %s unloaded, %d model versions are served",
+        ", ".join(loaded) or "none",
+        ", ".join(sorted(unloaded)) or "none",
+        len(now),
     )

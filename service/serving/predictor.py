@@ -1,63 +1,52 @@
-"""The seam between HTTP and inference: what a route may ask, and the answer within one process.
+"""The seam between the protocols and inference: what a route may ask of the models.
 
 A route sees models only as manifests; it knows nothing of engines, queues or devices.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
+from service.batching.request import Done, InferenceRequest, InferenceResult, Priority
 from service.models.catalogue import Catalogue
-from service.models.tensors import Array
 
 T = TypeVar("T")
 
-
-class Inference(NamedTuple):
-    """What a model version made of a request's rows, and the seconds that it took.
-
-    outputs: by tensor name, each (rows, ...).
-    """
-
-    version: int
-    outputs: dict[str, Array]
-    queue_seconds: float
-    compute_seconds: float
-    batch_rows: int
-
-
-Done = Callable[[Inference | Exception], None]
 Cancel = Callable[[], None]
 
 
 class Predictor(Protocol):
     """What serves the models, in this process or in another."""
 
-    def begin(
-        self, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float, done: Done
-    ) -> Cancel:
-        """Begin to run a request's rows.
+    def submit(self, request: InferenceRequest, done: Done, *, admitted: bool = False) -> Cancel:
+        """Run a request's rows.
 
-        version: None takes the latest at this moment.
-        inputs: every input of the model by name, each (rows, ...), as its manifest says.
-        deadline: on the clock of `time.monotonic`.
-        done: called once, on the event loop after this turn of it, with the inference or with one of
-            Unavailable's kinds or EngineError.
-        Returns what to call where nobody waits for the answer any more; `done` is not called then.
+        done: called once, in a later iteration of the event loop, with the result, one of Unavailable's
+            kinds or EngineError.
+        admitted: `check_admission` accepted the request in this iteration of the event loop.
+        Returns a function that cancels the request; `done` is then never called.
         Raises InvalidInput, PayloadTooLarge, ModelNotFound, Unavailable's kinds.
         """
         ...
 
-    def refusal(self, model: str, version: int | None, rows: int, seconds: float) -> str | None:
-        """Why `begin` would raise QueueFull for so many rows with a deadline in `seconds`, if it is known.
+    def check_admission(
+        self, model: str, version: int | None, rows: int, seconds: float, priority: Priority = "normal"
+    ) -> str | None:
+        """Return the reason `submit` would raise QueueFull for this many rows, or None, which promises
+        nothing.
 
-        A quick look before anything is decoded; None promises nothing. Raises ModelNotFound.
+        A quick look before anything is read or decoded; it changes nothing. seconds: until the deadline.
+        Raises ModelNotFound.
         """
         ...
 
+    def note_rejection(self, model: str, version: int | None) -> None:
+        """A request was rejected on what `check_admission` said, and was not submitted."""
+        ...
+
     def models(self) -> Catalogue:
-        """The models that are being served now."""
+        """The models that are served now; the same object until they change."""
         ...
 
     def ready(self) -> bool:
@@ -79,12 +68,11 @@ def resolve(future: "asyncio.Future[T]", outcome: T | Exception) -> None:
         future.set_result(outcome)
 
 
-async def infer(
-    predictor: Predictor, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float
-) -> Inference:
-    """Run a request's rows and wait for them; see `Predictor.begin`. Raises what `done` would be told."""
-    future: asyncio.Future[Inference] = asyncio.get_running_loop().create_future()
-    cancel = predictor.begin(model, version, inputs, deadline, partial(resolve, future))
+async def infer(predictor: Predictor, request: InferenceRequest) -> InferenceResult:
+    """Run a request's rows and wait for them; see `Predictor.submit`. Raises the error that is its
+    outcome."""
+    future: asyncio.Future[InferenceResult] = asyncio.get_running_loop().create_future()
+    cancel = predictor.submit(request, partial(resolve, future))
     try:
         return await future
     except asyncio.CancelledError:

@@ -7,26 +7,29 @@ from service.onnx.session import EngineOptions
 from service.settings import Provider, Settings
 
 BUCKETS_PER_OCTAVE: dict[Provider, int] = {"cpu": 4, "cuda": 1, "tensorrt": 1}
-"""A CPU computes padding as dearly as rows: 28 % of all rows were padding with one bucket an octave, 2 to
-8 % with four. A GPU does not feel it, and each of its buckets takes memory for a captured graph."""
+"""Bucket sizes per power of two. On a CPU a padding row costs as much as any other: 28 % of all rows were
+padding with one size, 2 to 8 % with four. On a GPU padding is free, and each bucket needs memory for its
+captured graph."""
 
 CONVOLUTION_ROWS = 32
 CONVOLUTION_ROWS_PER_THREAD = 16
-"""On a CPU a graph with convolutions gains nothing from larger batches, as it uses its weights in hundreds of
-places of each image. CPU time a row in batches of 32 and of 256, in us on one AVX-512 core: cnn 128 and 134,
-cnn-int8 46 and 48, vae-encoder 31 and 32, gan 129 and 138, vae 108 and 112. And what cnn holds between layers
-takes 45 MB for 256 rows, 5 MB for 32, which the arena keeps. Threads share a batch: each gets 16 rows."""
+"""On a CPU a graph with convolutions gains nothing from larger batches, because it uses its weights in
+hundreds of places of each image. CPU time per row in batches of 32 and of 256, in us on one AVX-512 core:
+cnn 128 and 134, cnn-int8 46 and 48, vae-encoder 31 and 32, gan 129 and 138, vae 108 and 112. The activations
+of cnn take 45 MB for 256 rows and 5 MB for 32, which the arena keeps. Threads share a batch: each gets 16
+rows."""
 
-INLINE_SECONDS = 0.010
+ON_LOOP_SECONDS = 0.010
 BRIEF_SECONDS = 0.001
-"""On a CPU batches that take no longer run on the event loop itself: with a thread beside it, the
-interpreter's lock goes to and fro at each of the loop's callbacks. mlp, 64 connections: 20,000 requests/s,
-and 15,000 on the thread (2 AVX-512 cores, wrk and other work beside it). A model too slow for 64 rows in
-10 ms gains less, and gets 1 ms."""
+"""On a CPU, batches that take no longer run on the event loop itself: with a device thread, the GIL would
+change hands at every callback of the loop. mlp, 64 connections: 20,000 requests/s on the loop, 15,000 on the
+thread (2 AVX-512 cores, shared with wrk and other work). A model too slow for 64 rows in 10 ms gains less,
+and gets 1 ms."""
 
 
 def default_threads(cores: int) -> int:
-    """onnxruntime's threads for one batch: all of one or two cores, else one is left to the event loop.
+    """Return onnxruntime's threads for one batch: every core of one or two, else all but one for the event
+    loop.
 
     On two cores the MLP served 6,100 requests/s with two threads and 5,600 with one.
     """
@@ -34,7 +37,7 @@ def default_threads(cores: int) -> int:
 
 
 def engine_options(settings: Settings, manifest: Manifest) -> EngineOptions:
-    """How a model is opened: its bucket sizes, its threads and the provider's options."""
+    """Return how a model is opened: its bucket sizes, its threads and the provider's options."""
     fixed = settings.determinism == "all" or settings.determinism == manifest.task
     threads = settings.intra_op_threads or default_threads(available_cores())
     convolution_rows = max(CONVOLUTION_ROWS, CONVOLUTION_ROWS_PER_THREAD * threads)

@@ -1,24 +1,23 @@
-"""The predictor that lives in another process, seen from HTTP: one socket, calls told apart by an id.
+"""The predictor in another process, as an HTTP worker sees it: one socket, calls identified by an id.
 
-Answers of models and readiness come from memory: the engine sends its state on connecting and at
-every change. The other end is `service.split.engine_server`.
+The models and readiness are answered from memory: the engine sends its state on connecting and at every
+change. `engine_server` is the other end.
 """
 
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from prometheus_client import Metric
 
+from service.batching.request import Array, Done, InferenceRequest, Priority
 from service.errors import FrameError, ModelNotReady, ShuttingDown, Unavailable
 from service.models.catalogue import Catalogue
-from service.models.tensors import Array
-from service.observability.trace_context import current_traceparent
 from service.serving.checks import check_inputs
-from service.serving.predictor import Cancel, Done, resolve
+from service.serving.predictor import Cancel, resolve
 from service.split import messages
 from service.split.frames import Frame, Link
 from service.split.messages import Kind, State
@@ -28,14 +27,15 @@ logger = logging.getLogger(__name__)
 RECONNECT_SECONDS = 0.1
 PING_SECONDS = 1.0
 MISSED_PINGS = 10
-"""So many pings in a row without any frame in between, and the engine counts as hung."""
+"""The engine counts as hung after this many pings without a frame in return."""
 
 
-class RemotePredictor:
-    """The predictor behind a Unix socket. Connects by itself, and again whenever the engine went away.
+class EngineClient:
+    """The predictor behind a Unix socket. Connects by itself, and again whenever the engine exits.
 
-    While it is not connected, calls raise ModelNotReady at once; those that wait when the connection
-    is lost, too. on_lost: called each time that happens.
+    While it is not connected, calls raise ModelNotReady at once; so do pending calls when the connection is
+    lost.
+    on_lost: called each time that happens.
     """
 
     def __init__(
@@ -52,45 +52,49 @@ class RemotePredictor:
         self._connected = asyncio.Event()
         self._lost = asyncio.Event()
         self._missed_pings = 0
-        self._welcome = True
+        self._accepting = True
         self._keeping = asyncio.ensure_future(self._keep_connected())
 
-    def begin(
-        self, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float, done: Done
-    ) -> Cancel:
-        """Begin to run a request's rows; see `Predictor.begin`. The outputs are read-only."""
-        manifest = self.models().find(model, version).manifest
+    def submit(self, request: InferenceRequest, done: Done, *, admitted: bool = False) -> Cancel:
+        """Run a request's rows; see `Predictor.submit`. The outputs are read-only."""
+        del admitted
+        manifest = self.models().find(request.model, request.version).manifest
         assert self._state is not None
-        # The engine checks again, against what it serves by then; but a request that no model takes
-        # must not cross, for a frame beyond the limit would cost all the others their connection.
-        check_inputs(manifest, inputs, self._state.max_request_rows)
+        # The engine checks again, against what it serves by then; but do not send an invalid request: an
+        # oversized frame makes the engine drop the connection for all.
+        check_inputs(manifest, request.inputs, self._state.max_request_rows)
         number = next(self._numbers)
-        header = messages.request_header(number, model, version, inputs, deadline, current_traceparent.get())
-        self._send(Kind.INFER, number, header, tuple(inputs.values()), partial(_tell, done))
+        header = messages.request_header(number, request)
+        self._send(Kind.INFER, number, header, tuple(request.inputs.values()), partial(_deliver, done))
         return partial(self._cancel, number)
 
-    def refusal(self, model: str, version: int | None, rows: int, seconds: float) -> str | None:
-        """Nothing: the queue is in the engine; see `Predictor.refusal`."""
-        del model, version, rows, seconds
+    def check_admission(
+        self, model: str, version: int | None, rows: int, seconds: float, priority: Priority = "normal"
+    ) -> str | None:
+        """Nothing is known here: the queue is in the engine; see `Predictor.check_admission`."""
+        del model, version, rows, seconds, priority
         return None
 
+    def note_rejection(self, model: str, version: int | None) -> None:
+        """Never called, as nothing is rejected here; see `Predictor.note_rejection`."""
+
     def models(self) -> Catalogue:
-        """The models that are being served now. Raises ModelNotReady if that was never known."""
+        """The models that are served now. Raises ModelNotReady if that was never known."""
         if self._state is None:
             raise ModelNotReady("the engine is not connected yet")
         return self._state.models
 
     def ready(self) -> bool:
         """Whether the engine is connected and ready, and new work is accepted."""
-        return self._welcome and self._link is not None and self._state is not None and self._state.ready
+        return self._accepting and self._link is not None and self._state is not None and self._state.ready
 
     async def reload(self) -> list[str]:
-        """Have the engine bring its models in line with the folder; see `Predictor.reload`."""
+        """Have the engine reload its models; see `Predictor.reload`."""
         number = next(self._numbers)
         return messages.read_lines(await self._ask(Kind.RELOAD, number, [number]))
 
     async def metrics(self) -> tuple[str, list[Metric]]:
-        """The engine's own metrics now, and the run of it that counted them."""
+        """Return the engine's run and that run's metrics now."""
         number = next(self._numbers)
         return messages.read_metrics(await self._ask(Kind.METRICS, number, [number]))
 
@@ -99,19 +103,19 @@ class RemotePredictor:
         await self._connected.wait()
 
     def stop_being_ready(self) -> None:
-        """Tell load balancers to send no more, while what they send is still answered."""
-        self._welcome = False
+        """Have load balancers send no more, while what they send is still answered."""
+        self._accepting = False
 
     async def close(self) -> None:
-        """Disconnect; what still waits raises ShuttingDown."""
+        """Disconnect; pending calls raise ShuttingDown."""
         self._keeping.cancel()
-        self._fail_all(ShuttingDown, "the service has ended")
+        self._fail_all(ShuttingDown, "the service has stopped")
         if self._link is not None:
             self._link.close()
         await asyncio.gather(self._keeping, return_exceptions=True)
 
     async def _ask(self, kind: Kind, number: int, header: object) -> Frame:
-        """Send, and wait for the answer. Raises the error that it may be."""
+        """Send, and wait for the reply. Raises the error if the reply is one."""
         future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self._send(kind, number, header, (), partial(resolve, future))
         try:
@@ -128,10 +132,10 @@ class RemotePredictor:
         arrays: Sequence[Array],
         settle: Callable[[Frame | Exception], None],
     ) -> None:
-        """Send now, or once the engine takes what was sent before. Raises ModelNotReady."""
+        """Send now, or once the engine has read what was sent before. Raises ModelNotReady."""
         link = self._link
         if link is None:
-            raise ModelNotReady("the engine is not connected, it is being started again")
+            raise ModelNotReady("the engine is not connected, it is being restarted")
         self._waiting[number] = settle
         if link.is_writable:
             link.send(kind, header, arrays)
@@ -164,13 +168,13 @@ class RemotePredictor:
             await self._watch(link)
 
     async def _watch(self, link: Link) -> None:
-        """Ping until the link is lost; a peer that never says anything more is hung."""
+        """Ping until the link is lost; a peer that sends nothing any more is hung."""
         self._missed_pings = 0
         while not self._lost.is_set():
             if self._missed_pings >= MISSED_PINGS:
-                logger.error("the engine is silent, its connection is closed")
+                logger.error("the engine stopped responding; closing its connection")
                 link.abort()
-            # Counted, not timed: after a pause of the whole container nobody is late.
+            # Counted, not timed: a pause of the whole container makes nobody late.
             self._missed_pings += 1
             link.send(Kind.PING, [0])
             try:
@@ -183,7 +187,7 @@ class RemotePredictor:
         self._missed_pings = 0
         if frame.kind == Kind.REPLY or frame.kind == Kind.ERROR:
             settle = self._waiting.pop(messages.read_id(frame), None)
-            if settle is not None:  # not cancelled meanwhile
+            if settle is not None:  # it was not cancelled
                 settle(frame if frame.kind == Kind.REPLY else messages.read_error(frame))
         elif frame.kind == Kind.STATE:
             self._state = messages.read_state(frame)
@@ -194,7 +198,7 @@ class RemotePredictor:
             raise FrameError(f"frame is of kind {frame.kind}, expected a reply, an error or a state")
 
     def link_opened(self, link: Link) -> None:
-        """See `service.split.frames.Owner`; the link is of use once the engine has told its state."""
+        """See `service.split.frames.Owner`; the link is used once the engine has sent its state."""
 
     def link_lost(self, link: Link) -> None:
         """See `service.split.frames.Owner`."""
@@ -202,7 +206,7 @@ class RemotePredictor:
         if self._link is link:
             self._link = None
             self._connected.clear()
-            self._fail_all(ModelNotReady, "the engine has gone, it is being started again")
+            self._fail_all(ModelNotReady, "the engine has exited, it is being restarted")
             self._on_lost()
 
     def _fail_all(self, kind: type[Unavailable], message: str) -> None:
@@ -211,5 +215,5 @@ class RemotePredictor:
             settle(kind(message))
 
 
-def _tell(done: Done, reply: Frame | Exception) -> None:
-    done(reply if isinstance(reply, Exception) else messages.read_inference(reply))
+def _deliver(done: Done, reply: Frame | Exception) -> None:
+    done(reply if isinstance(reply, Exception) else messages.read_result(reply))

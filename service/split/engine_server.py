@@ -1,6 +1,6 @@
-"""Serves a predictor to other processes over a Unix socket; the other end of `service.split.engine_client`.
+"""Serves a predictor to other processes over a Unix socket; `engine_client` is the other end.
 
-All the clients' requests go to the one predictor, so that its batches form across them.
+All the clients' requests go to the one predictor, so its batches form across them.
 """
 
 import asyncio
@@ -16,12 +16,12 @@ from pathlib import Path
 
 from prometheus_client import Metric
 
+from service.batching.request import InferenceRequest, Outcome
 from service.errors import FrameError, InkserveError
-from service.observability.trace_context import current_traceparent
-from service.serving.predictor import Cancel, Inference, Predictor
+from service.serving.predictor import Cancel, Predictor
 from service.split import messages
 from service.split.frames import Frame, Link
-from service.split.messages import Kind, Request, State
+from service.split.messages import Kind, State
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ BACKLOG = 128
 FLUSH_SECONDS = 5.0
 
 
-class Host:
-    """A predictor's server. collect: the metrics of this process. Lives on the event loop."""
+class EngineServer:
+    """A predictor's server. collect: returns the metrics of this process. Lives on the event loop."""
 
     def __init__(
         self, predictor: Predictor, max_request_rows: int, collect: Callable[[], Iterable[Metric]]
@@ -43,11 +43,11 @@ class Host:
         self._reloads: set[asyncio.Task[None]] = set()
         self._path: Path | None = None
         self._server: asyncio.Server | None = None
-        self._nobody = asyncio.Event()
-        self._nobody.set()
+        self._no_clients = asyncio.Event()
+        self._no_clients.set()
 
     async def start(self, path: Path) -> None:
-        """Listen on a socket that only this user can open. Raises InkserveError where it is taken."""
+        """Listen on a socket that only this user can open. Raises InkserveError if it is in use."""
         listener = bind_unix(path)
         self._path = path
         loop = asyncio.get_running_loop()
@@ -56,43 +56,43 @@ class Host:
         )
 
     async def reload(self) -> list[str]:
-        """Reload the predictor, and tell every client what it serves now."""
+        """Reload the predictor, and send every client what it serves now."""
         problems = await self._predictor.reload()
-        self.tell_state()
+        self.send_state()
         return problems
 
-    def tell_state(self) -> None:
-        """Send every client what is being served, and whether new work is welcome."""
+    def send_state(self) -> None:
+        """Send every client what is served, and whether new work is accepted."""
         for link in self._links:
             self._send_state(link)
 
-    async def clients_left(self) -> None:
+    async def wait_until_no_clients(self) -> None:
         """Wait until no client is connected."""
-        await self._nobody.wait()
+        await self._no_clients.wait()
 
     async def close(self) -> None:
-        """Answer what was asked, which a closed predictor does at once; then end every connection."""
+        """Finish pending calls (a closed predictor answers them at once), then close every connection."""
         if self._server is not None and self._path is not None:
-            _unlink(self._path)  # while it is surely ours: another engine may take it once we do not listen
+            _unlink(self._path)  # while it is ours: another engine may take it once we do not listen
             self._server.close()
         await asyncio.gather(*self._reloads, return_exceptions=True)
         for link in list(self._links):
             link.close()
-        with contextlib.suppress(TimeoutError):  # a client may be too stuck to take its answers
-            await asyncio.wait_for(self._nobody.wait(), FLUSH_SECONDS)
+        with contextlib.suppress(TimeoutError):  # a client may be stuck and not read its results
+            await asyncio.wait_for(self._no_clients.wait(), FLUSH_SECONDS)
 
     def link_opened(self, link: Link) -> None:
         """See `service.split.frames.Owner`."""
         self._links[link] = {}
-        self._nobody.clear()
+        self._no_clients.clear()
         self._send_state(link)
 
     def link_lost(self, link: Link) -> None:
-        """See `service.split.frames.Owner`: nobody waits for these answers any more."""
+        """See `service.split.frames.Owner`: nobody waits for these results any more."""
         for cancel in self._links.pop(link).values():
             cancel()
         if not self._links:
-            self._nobody.set()
+            self._no_clients.set()
 
     def _send_state(self, link: Link) -> None:
         predictor = self._predictor
@@ -103,7 +103,7 @@ class Host:
     def frame_received(self, link: Link, frame: Frame) -> None:
         """See `service.split.frames.Owner`."""
         if frame.kind == Kind.INFER:
-            self._infer(link, messages.read_request(frame))
+            self._infer(link, *messages.read_request(frame))
             return
         number = messages.read_id(frame)
         if frame.kind == Kind.CANCEL:
@@ -122,28 +122,21 @@ class Host:
         else:
             raise FrameError(f"frame is of kind {frame.kind}, expected one that a client sends")
 
-    def _infer(self, link: Link, request: Request) -> None:
+    def _infer(self, link: Link, number: int, request: InferenceRequest) -> None:
         calls = self._links[link]
-        if request.id in calls:
-            raise FrameError(f"two calls have the id {request.id}, expected another")
-        done = partial(self._answer, link, request.id)
-        token = current_traceparent.set(request.traceparent)
+        if number in calls:
+            raise FrameError(f"two calls have the id {number}, expected another")
         try:
-            calls[request.id] = self._predictor.begin(
-                request.model, request.version, request.inputs, request.deadline, done
-            )
-        except Exception as error:  # the request's edge, as in `service.http.dispatch`
-            _send_error(link, request.id, error)
-        finally:
-            current_traceparent.reset(token)
+            calls[number] = self._predictor.submit(request, partial(self._answer, link, number))
+        except Exception as error:  # the request's edge
+            _send_error(link, number, error)
 
-    def _answer(self, link: Link, number: int, outcome: Inference | Exception) -> None:
+    def _answer(self, link: Link, number: int, outcome: Outcome) -> None:
         self._links[link].pop(number)
         if isinstance(outcome, Exception):
             _send_error(link, number, outcome)
         else:
-            header = messages.inference_header(number, outcome)
-            link.send(Kind.REPLY, header, tuple(outcome.outputs.values()))
+            link.send(Kind.REPLY, messages.result_header(number, outcome), outcome.outputs)
 
     async def _reload(self, link: Link, number: int) -> None:
         try:
@@ -155,9 +148,9 @@ class Host:
 
 
 def bind_unix(path: Path) -> socket.socket:
-    """A listener's socket that only this user can open; takes the place of a dead engine's.
+    """Bind a socket that only this user can open; replaces a dead engine's.
 
-    Raises InkserveError if the path cannot be had, or if an engine answers there.
+    Raises InkserveError if the path is unavailable, or if an engine answers there.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)

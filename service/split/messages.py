@@ -1,25 +1,25 @@
-"""What the frames between HTTP and the engine say, in the words of the predictor.
+"""What the frames between HTTP workers, engine and supervisor say.
 
 Whatever a peer sends that is not one of these raises FrameError. Nothing is ever unpickled.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from types import TracebackType
-from typing import NamedTuple
+from typing import get_args
 
 import numpy as np
 from prometheus_client import Metric
 from pydantic import ValidationError
 
 from service import errors
+from service.batching.request import InferenceRequest, InferenceResult, Priority
 from service.errors import EngineError, FrameError, InkserveError
 from service.models.catalogue import Catalogue, ModelInfo
 from service.models.manifest import Manifest, TensorSpec
 from service.models.tensors import DTYPES, Array, dtype_of
-from service.serving.predictor import Inference
 from service.split.frames import Frame
 
 ERRORS = {
@@ -48,26 +48,11 @@ class Kind(IntEnum):
     READY = 9
 
 
-class Request(NamedTuple):
-    """A call of `Predictor.infer`.
-
-    deadline: on the clock of `time.monotonic`, which on Linux is one for all of a host's processes.
-    traceparent: the span that asks, where it is traced.
-    """
-
-    id: int
-    model: str
-    version: int | None
-    inputs: dict[str, Array]
-    deadline: float
-    traceparent: str | None = None
-
-
 @dataclass(frozen=True)
 class State:
-    """What the engine tells every client when it connects and whenever it changes.
+    """What the engine sends every client when it connects and whenever it changes.
 
-    instance: tells one run of the engine from the next.
+    instance: identifies one run of the engine.
     """
 
     instance: str
@@ -76,11 +61,11 @@ class State:
     models: Catalogue
 
     def input_bytes(self) -> int:
-        """Bytes of the largest request that a model takes."""
+        """Bytes of the largest request that a model accepts."""
         return self._largest(spec for info in self.models for spec in info.manifest.inputs)
 
     def output_bytes(self) -> int:
-        """Bytes of the largest answer that a model gives."""
+        """Bytes of the largest result that a model returns."""
         return self._largest(spec for info in self.models for spec in info.manifest.outputs)
 
     def _largest(self, specs: Iterable[TensorSpec]) -> int:
@@ -90,51 +75,51 @@ class State:
         )
 
 
-def request_header(
-    number: int,
-    model: str,
-    version: int | None,
-    inputs: Mapping[str, Array],
-    deadline: float,
-    traceparent: str | None = None,
-) -> list[object]:
+def request_header(number: int, request: InferenceRequest) -> list[object]:
     """The header of an INFER frame, whose body is the inputs in their order."""
-    header = [number, model, version, deadline if deadline < math.inf else None, _describe(inputs)]
-    return header if traceparent is None else [*header, traceparent]
+    deadline = request.deadline if request.deadline < math.inf else None
+    tensors = [(name, array.dtype.str, array.shape) for name, array in request.inputs.items()]
+    header = [number, request.model, request.version, deadline, tensors, request.priority]
+    return header if request.traceparent is None else [*header, request.traceparent]
 
 
-def read_request(frame: Frame) -> Request:
-    """An INFER frame's request; its arrays are read-only views of the frame."""
+def read_request(frame: Frame) -> tuple[int, InferenceRequest]:
+    """The id of the call and the request in an INFER frame; its arrays are read-only views of the frame."""
     with _refusing("request"):
-        number, model, version, deadline, tensors, *traceparent = frame.header
-        inputs = _views(tensors, frame.body)
-        return Request(
-            number, model, version, inputs, math.inf if deadline is None else deadline, *traceparent
+        number, model, version, deadline, tensors, priority, *traceparent = frame.header
+        views = _views([(dtype, shape) for _, dtype, shape in tensors], frame.body)
+        inputs = dict(zip([name for name, _, _ in tensors], views, strict=True))
+        rows = max(map(len, views), default=0)
+        if priority not in get_args(Priority):
+            raise ValueError(f"priority is {priority!r}")
+        return number, InferenceRequest(
+            model,
+            version,
+            inputs,
+            rows,
+            math.inf if deadline is None else deadline,
+            priority,
+            *traceparent,
         )
 
 
-def inference_header(number: int, inference: Inference) -> list[object]:
+def result_header(number: int, result: InferenceResult) -> list[object]:
     """The header of the REPLY to an INFER, whose body is the outputs in their order."""
-    return [
-        number,
-        inference.version,
-        inference.queue_seconds,
-        inference.compute_seconds,
-        inference.batch_rows,
-        _describe(inference.outputs),
-    ]
+    tensors = [(array.dtype.str, array.shape) for array in result.outputs]
+    version, _, queue_seconds, compute_seconds, batch_rows = result
+    return [number, version, queue_seconds, compute_seconds, batch_rows, tensors]
 
 
-def read_inference(frame: Frame) -> Inference:
-    """The inference in a REPLY; its arrays are read-only views of the frame."""
-    with _refusing("answer"):
+def read_result(frame: Frame) -> InferenceResult:
+    """The result in a REPLY; its arrays are read-only views of the frame."""
+    with _refusing("result"):
         _, version, queue_seconds, compute_seconds, batch_rows, tensors = frame.header
-        outputs = _views(tensors, frame.body)
-        return Inference(version, outputs, queue_seconds, compute_seconds, batch_rows)
+        outputs = tuple(_views(tensors, frame.body))
+        return InferenceResult(version, outputs, queue_seconds, compute_seconds, batch_rows)
 
 
 def error_header(number: int, error: Exception) -> list[object]:
-    """The header of an ERROR frame; of an error that is not our own nothing is told."""
+    """The header of an ERROR frame; details of unexpected exceptions are not sent."""
     if isinstance(error, InkserveError):
         return [number, type(error).__name__, str(error)]
     return [number, EngineError.__name__, "internal error"]
@@ -207,18 +192,15 @@ def read_metrics(frame: Frame) -> tuple[str, list[Metric]]:
         return source, families
 
 
-def _describe(arrays: Mapping[str, Array]) -> list[tuple[str, str, tuple[int, ...]]]:
-    return [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
-
-
-def _views(tensors: Iterable[tuple[str, str, list[int]]], body: memoryview) -> dict[str, Array]:
-    arrays, offset = {}, 0
-    for name, dtype, shape in tensors:
+def _views(tensors: Iterable[tuple[str, Sequence[int]]], body: memoryview) -> list[Array]:
+    """Arrays of these dtypes and shapes, one after another in the body."""
+    arrays, offset = [], 0
+    for dtype, shape in tensors:
         array: Array = np.ndarray(shape, _DTYPES[dtype], body, offset)
-        arrays[name] = array
+        arrays.append(array)
         offset += array.nbytes
     if offset != len(body):
-        raise ValueError(f"body has {len(body)} bytes, its tensors take {offset}")
+        raise ValueError(f"body has {len(body)} bytes, its tensors need {offset}")
     return arrays
 
 

@@ -1,8 +1,7 @@
-"""The command `python -m service.split.ping SOCKET`: whether the engine behind a Unix socket answers.
+"""The command `python -m service ping SOCKET`: whether the engine behind a Unix socket responds.
 
-For a container's exec probes, which start it again and again: it loads little of the standard library and
-nothing else, and so takes 19 ms where a command of `service.__main__` takes 140. The other end is
-`service.split.engine_server`.
+For a container's exec probes, which run it again and again: it loads little of the standard library and
+nothing else. `engine_server` is the other end.
 """
 
 import socket
@@ -11,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 TIMEOUT_SECONDS = 60.0
-"""Not what decides: whoever asks has a timeout of its own, but nobody must be left behind for ever."""
+"""Only a backstop: the probe has its own timeout, but a ping must not hang for ever."""
 
 _PREFIX = struct.Struct("<III")
 """As `service.split.frames.PREFIX`."""
@@ -21,11 +20,15 @@ _PING, _REPLY = 5, 7
 
 _HEADER = b"[0]"
 
+USAGE = """usage: python -m service ping SOCKET
+
+Exits with 0 if the engine behind the Unix socket SOCKET responds, otherwise with 1 and a line on stderr."""
+
 
 def ping(path: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-    """Return once the engine's event loop has answered. Raises OSError where nobody does.
+    """Return once the engine's event loop has replied. Raises OSError if nothing does.
 
-    The engine first says what it serves, so other frames come before the answer.
+    The engine first sends what it serves, so other frames come before the reply.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
         link.settimeout(timeout_seconds)
@@ -48,8 +51,13 @@ def _read(link: socket.socket, size: int) -> bytes:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, or 1 with a line on what happened instead of an answer."""
-    (path,) = sys.argv[1:] if arguments is None else arguments
+    """Run the command; returns 0, 1 with a line on what happened instead of a reply, or 2 for wrong usage."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        asked = list(arguments) in (["-h"], ["--help"])
+        print(USAGE, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    (path,) = arguments
     try:
         ping(path)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""The parent of a split service: starts its processes, starts again what ends, adds up their metrics.
+"""The parent of a split service: starts its processes, restarts those that exit, sums their metrics.
 
-Holds the listening socket, so that the workers share it and connections outlast any of them. Knows
+Holds the listening socket, so that the workers share it and pending connections outlive any of them. Knows
 nothing of HTTP or onnxruntime.
 """
 
@@ -22,7 +22,7 @@ from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.split import messages
 from service.split.child_process import Child
-from service.split.engine_client import RemotePredictor
+from service.split.engine_client import EngineClient
 from service.split.frames import Frame, Link
 from service.split.messages import Kind
 from service.split.metric_totals import Totals
@@ -30,24 +30,24 @@ from service.split.metric_totals import Totals
 logger = logging.getLogger("inkserve")
 
 TICK_SECONDS = 0.5
-SILENT_TICKS = 20
-"""A worker that serves but says nothing for so many ticks is hung. Counted, not timed: after a pause of
-the whole container nobody is late."""
+UNRESPONSIVE_TICKS = 20
+"""A worker that serves but sends nothing for this many ticks is hung. Counted, not timed: a pause of the
+whole container makes nobody late."""
 
 SCRAPE_SECONDS = 1.0
-"""How long a scrape waits for the other processes; of one that is late, the last figures are used."""
+"""How long a scrape waits for the other processes; if one is late, its last values are used."""
 
 GRACE_SECONDS = 10.0
-"""How much longer than it may take a process is given to end."""
+"""Extra time a process gets to exit, beyond its own timeouts."""
 
 
 class Worker:
-    """One of the HTTP workers: its process, its line to us."""
+    """One of the HTTP workers: its process and the link to it."""
 
     def __init__(self, number: int, supervisor: "Supervisor") -> None:
         self.role = f"worker {number}"
         self.ready = asyncio.Event()
-        self.silent_ticks = 0
+        self.unresponsive_ticks = 0
         self.child = Child(self.role, self._spawn, self._ended)
         self._supervisor = supervisor
         self._link: Link | None = None
@@ -55,7 +55,7 @@ class Worker:
         self._pushed = asyncio.Event()
 
     async def pushed(self) -> None:
-        """Have the worker push its metrics now; returns when they are there, or the worker has gone."""
+        """Have the worker push its metrics now; returns when they are there, or the worker has exited."""
         if self._link is not None:
             self._pushed.clear()
             self._link.send(Kind.METRICS, [0])
@@ -63,10 +63,10 @@ class Worker:
 
     def tick(self) -> None:
         """Kill the process if it is hung."""
-        self.silent_ticks += 1
-        if self.ready.is_set() and self.silent_ticks > SILENT_TICKS:
-            logger.error("%s is silent and gets killed", self.role)
-            self.silent_ticks = 0
+        self.unresponsive_ticks += 1
+        if self.ready.is_set() and self.unresponsive_ticks > UNRESPONSIVE_TICKS:
+            logger.error("%s stopped responding; killing it", self.role)
+            self.unresponsive_ticks = 0
             self.child.signal(signal.SIGKILL)
 
     def link_opened(self, link: Link) -> None:
@@ -80,7 +80,7 @@ class Worker:
 
     def frame_received(self, link: Link, frame: Frame) -> None:
         """See `service.split.frames.Owner`."""
-        self.silent_ticks = 0
+        self.unresponsive_ticks = 0
         if frame.kind == Kind.READY:
             self.ready.set()
         elif frame.kind == Kind.METRICS:
@@ -95,7 +95,7 @@ class Worker:
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         self._run += 1
-        self.silent_ticks = 0
+        self.unresponsive_ticks = 0
         ours, theirs = socket.socketpair()
         with theirs:
             fds = (self._supervisor.listener.fileno(), theirs.fileno())
@@ -112,7 +112,7 @@ class Supervisor:
     """A split service's processes.
 
     arguments: the flags that `settings` came from, for the other processes to read again.
-    with_engine: whether the engine is ours too, or another's, who listens on `path`.
+    with_engine: start the engine too, or use one that listens on `path`.
     """
 
     def __init__(self, settings: Settings, arguments: Sequence[str], path: Path, with_engine: bool) -> None:
@@ -125,7 +125,7 @@ class Supervisor:
         self._metrics = Metrics()
         self._metrics.watch_process()
         self._lifeline = os.pipe()
-        self._predictor = RemotePredictor(path, self._engine_lost)
+        self._predictor = EngineClient(path, self._engine_lost)
         self._workers = [Worker(number, self) for number in range(1, max(1, settings.workers) + 1)]
         self._engine = Child("the engine", self._spawn_engine, lambda: None) if with_engine else None
         engines = [self._engine] if self._engine is not None else []

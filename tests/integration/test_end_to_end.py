@@ -187,7 +187,7 @@ async def test_a_full_queue_answers_503_at_once_and_loses_nobody_else(add_slow: 
     assert set(statuses) == {200, 503}
     refused = next(answer for answer in answers if answer.status == 503)
     assert refused.headers["retry-after"] == "1"
-    assert b"expected at most 8 waiting" in refused.body
+    assert b"expected at most 8 in the queue" in refused.body
 
 
 async def test_sigterm_answers_what_was_accepted_and_exits_0(add_slow: Callable[[], Path]) -> None:

@@ -212,7 +212,7 @@ async def test_a_killed_engine_fails_what_waits_at_once_and_comes_back(patient: 
     for answer in await asyncio.wait_for(asyncio.gather(*waiting), timeout=9):
         assert answer.status == 503
         assert answer.headers["retry-after"] == "1"
-        assert b"the engine has gone" in answer.body
+        assert b"the engine has exited" in answer.body
     async with asyncio.timeout(60):  # the other worker may hear of it a little later
         while (await ask(patient.port, "GET", "/v2/health/ready")).status != 503:
             pass

@@ -121,7 +121,7 @@ async def test_the_console_needs_no_collector(models_dir: Path) -> None:
 def test_without_the_sdk_the_start_is_refused(
     monkeypatch: pytest.MonkeyPatch, models_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "service.http.tracing", None)
+    monkeypatch.setitem(sys.modules, "service.observability.tracing", None)
     monkeypatch.setenv("INKSERVE_MODELS_DIR", str(models_dir))
     assert main(["--port", "0", "--tracing", "otlp"]) == 1
     assert "the extra `tracing` is missing" in capsys.readouterr().err

@@ -66,7 +66,7 @@ def test_only_the_engine_knows_onnxruntime(name: str, file: Path) -> None:
 
 @pytest.mark.parametrize(("name", "file"), modules("service").items())
 def test_only_tracing_knows_opentelemetry(name: str, file: Path) -> None:
-    assert name == "service.http.tracing" or not any(
+    assert name == "service.observability.tracing" or not any(
         within(each, ("opentelemetry",)) for each in imported(file)
     )
 
@@ -75,7 +75,7 @@ def test_without_tracing_opentelemetrys_sdk_is_not_loaded() -> None:
     script = (
         "import sys, service.http.app, service.split.worker, service.split.engine_server\n"
         "import service.serving.local, service.__main__\n"
-        "unwanted = ('opentelemetry.sdk', 'service.http.tracing')\n"
+        "unwanted = ('opentelemetry.sdk', 'service.observability.tracing')\n"
         "print([name for name in sys.modules if name.startswith(unwanted)])"
     )
     command = [sys.executable, "-c", script]

@@ -1,11 +1,9 @@
-"""Request heads parsed, and responses encoded, without ASGI."""
+"""Request heads, parsed without ASGI."""
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import httptools
 
-from service.http.responses import Answer
 from service.http.types import Headers
 from service.observability.request_ids import REQUEST_ID, sent_request_id
 
@@ -36,7 +34,7 @@ class _Reader:
 
 
 def parse_head(head: bytes) -> Head | None:
-    """A head, up to and with its empty line; None where anything about it is unusual."""
+    """Parse a head, up to and with its empty line; None if anything about it is unusual."""
     reader = _Reader()
     parser = httptools.HttpRequestParser(reader)
     try:
@@ -56,35 +54,7 @@ def parse_head(head: bytes) -> Head | None:
     headers = dict(reader.headers)
     request_id = sent_request_id(reader.headers)
     if request_id != headers.get(REQUEST_ID):
-        return None  # another one in place of one that is not fit: new for each request, so not remembered
-    content_length = int(headers.get(b"content-length", b"0"))  # the parser takes nothing but digits
+        return None  # an unfit id is replaced by a new one for each request, so it is not cached
+    content_length = int(headers.get(b"content-length", b"0"))  # the parser accepts nothing but digits
     method = parser.get_method().decode("ascii")
     return Head(method, url.path, url.query or b"", headers, content_length, request_id)
-
-
-def encode(
-    answer: Answer, request_id: bytes | None, status_line: bytes, default_headers: bytes, close: bool
-) -> bytes:
-    """An answer's bytes on the wire. default_headers: whole lines."""
-    more = b""
-    if request_id is not None:
-        more = b"%b: %b\r\n" % (REQUEST_ID, request_id)
-    if close:
-        more += b"connection: close\r\n"
-    timing = b"server-timing: %b\r\n" % answer.timing if answer.timing else b""
-    return b"%b%b%b%b%bcontent-length: %d\r\n\r\n%b" % (
-        status_line,
-        default_headers,
-        _header_lines(answer.content_type, answer.headers),
-        timing,
-        more,
-        len(answer.body),
-        answer.body,
-    )
-
-
-@lru_cache(256)
-def _header_lines(content_type: str, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    """What most answers of one kind have in common."""
-    pairs = ((b"content-type", content_type.encode("latin-1")), *headers)
-    return b"".join(b"%b: %b\r\n" % pair for pair in pairs)

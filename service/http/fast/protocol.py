@@ -1,23 +1,28 @@
-"""uvicorn's HTTP/1.1 protocol, with a short way for hot requests and one write a response instead of two.
+"""uvicorn's HTTP/1.1 protocol, with a fast path for known heads and one write per response instead of two.
 
-uvicorn writes head and body of a response one after another, and uvloop makes a system call of each,
-which wakes the client twice. Here what is written in one turn of the event loop goes out together.
+uvicorn writes head and body of a response one after another, and uvloop makes a system call of each, which
+wakes the client twice. Here everything written in one iteration of the event loop goes out together.
 """
 
 import asyncio
+from functools import lru_cache
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.http.fast.endpoint import Body, Call, Direct
-from service.http.fast.head import encode
-from service.http.responses import Answer
+from service.batching.request import Outcome
+from service.http.fast.bodies import PartialBody, RejectedBody
+from service.http.fast.endpoint import Body, FastPath, KnownHead, Plan
+from service.http.lifecycle import TRACE_RESPONSE, Call
+from service.http.responses import Response
+from service.observability.request_ids import REQUEST_ID
+from service.serving.predictor import Cancel
 
 END_OF_HEAD = b"\r\n\r\n"
 
 
 class CorkedTransport:
-    """A transport that holds what is written until the turn of the event loop ends.
+    """A transport that holds what is written until the iteration of the event loop ends.
 
     All else is the inner transport's. Closing it writes what was held first; aborting drops it.
     """
@@ -35,7 +40,8 @@ class CorkedTransport:
 
     def write_whole(self, data: bytes) -> None:
         """Write a whole response, after what is held."""
-        self._flush()
+        if self._held:
+            self._flush()
         if not self._inner.is_closing():
             self._inner.write(data)
 
@@ -55,18 +61,18 @@ class CorkedTransport:
         return getattr(self._inner, name)
 
 
-class HotProtocol(HttpToolsProtocol):
-    """uvicorn's protocol on a corked transport, with a short way for the requests that `direct` takes.
+class FastPathProtocol(HttpToolsProtocol):
+    """uvicorn's protocol on a corked transport, with a fast path for the requests that `fast_path` handles.
 
-    A connection has one request at a time on the short way; bytes that come meanwhile wait. What is on
-    uvicorn's way stays there until it is answered, and nothing is on both.
+    A connection has one request at a time on the fast path; bytes that come meanwhile are kept. A request on
+    uvicorn's path stays there until it is answered; none is on both.
     """
 
-    def __init__(self, direct: Direct | None = None, **options: Any) -> None:
+    def __init__(self, fast_path: FastPath | None = None, **options: Any) -> None:
         super().__init__(**options)
-        self._direct = direct
-        self._call: Call | None = None
-        self._body: _PartialBody | _RefusedBody | None = None
+        self._fast_path = fast_path
+        self._call: FastCall | None = None
+        self._body: PartialBody | RejectedBody | None = None
         self._early: list[bytes] = []
         self._parsing = False
         self._closing = False
@@ -81,29 +87,28 @@ class HotProtocol(HttpToolsProtocol):
         super().connection_made(self._corked)  # type: ignore[arg-type]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End a connection; a request that it was waiting for is cancelled."""
+        """End a connection; the request that it was waiting for is cancelled."""
         if self._idle_timer is not None:
             self._idle_timer.cancel()
-        if self._body is not None:
-            self._call, self._body = self._body.call, None
+        self._body = None
         if self._call is not None:
-            self._call.client_left()
+            self._call.abandon()
             self._call = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes on the short way if they begin a request that `direct` takes, else on uvicorn's."""
-        if self._call is not None:
+        """Take the fast path if the bytes begin a request that `fast_path` handles, else uvicorn's."""
+        if self._body is not None:
+            self._receive_body(self._body, data)
+        elif self._call is not None:
             self._early.append(data)
             self.flow.pause_reading()
-        elif self._body is not None:
-            self._take_body(self._body, data)
-        elif self._direct is None or not self._is_idle() or not self._take_head(self._direct, data):
+        elif self._fast_path is None or not self._is_idle() or not self._receive_head(self._fast_path, data):
             super().data_received(data)
 
     def shutdown(self) -> None:
         """Close, once the request that is in flight is answered."""
-        if self._call is not None or self._body is not None:
+        if self._call is not None:
             self._closing = True
         else:
             super().shutdown()
@@ -127,59 +132,71 @@ class HotProtocol(HttpToolsProtocol):
             and not self.flow.write_paused
         )
 
-    def _take_head(self, direct: Direct, data: bytes) -> bool:
+    def _receive_head(self, fast_path: FastPath, data: bytes) -> bool:
+        """Handle a request from its first bytes on; False if it is one for uvicorn."""
         body_at = data.find(END_OF_HEAD) + len(END_OF_HEAD)
         if body_at < len(END_OF_HEAD):
             return False
-        route = direct.route(data[:body_at])
-        if route is None or route.plan is None:
+        head = data[:body_at]
+        known = fast_path.known.get(head)
+        if known is None or known.plan is None or not known.plan.is_valid():
+            known = fast_path.learn(head)
+        if known is None or (plan := known.plan) is None:
             return False
-        missing = body_at + route.content_length - len(data)
+        missing = body_at + known.content_length - len(data)
         if missing < 0:
             return False  # pipelined
+        reason = plan.check_admission()
+        body = memoryview(data)[body_at:]
+        if reason is None and not missing and not plan.any_body and not plan.accepts(body):
+            return False
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
-        if not missing and route.refuse(self._reply):
-            return True
-        body = memoryview(data)[body_at:]
-        call = Call(route, route.plan, self._reply)
-        if missing:
-            why = route.plan.refusal()
-            if why is None:
-                self._body = _PartialBody(call, data[:body_at], route.content_length, body)
+        call = self._call = FastCall(self, fast_path, known, plan)
+        if reason is not None:
+            plan.note_rejection()
+            if missing:
+                self._body = RejectedBody(reason, missing)
             else:
-                self._body = _RefusedBody(call, why, missing)
-            return True
-        if not route.plan.takes(body):
-            return False
-        self._call = call
-        call.begin(body)
+                self._reply(call, call.rejected(reason))
+        elif missing:
+            self._body = PartialBody(head, known.content_length, body)
+        else:
+            call.submit(body, admitted=True)
         return True
 
-    def _take_body(self, partial: "_PartialBody | _RefusedBody", data: bytes) -> None:
-        rest = partial.add(data)
-        if partial.missing:
+    def _receive_body(self, body: PartialBody | RejectedBody, data: bytes) -> None:
+        """Handle what comes after a head whose body was not whole."""
+        remainder = body.add(data)
+        if body.missing:
             return
-        self._body = None
-        if isinstance(partial, _PartialBody) and not partial.call.plan.takes(partial.whole):
-            super().data_received(b"".join((partial.head, partial.whole, rest)))
+        self._body, call = None, self._call
+        assert call is not None
+        if isinstance(body, PartialBody) and not call.plan.any_body and not call.plan.accepts(body.whole):
+            self._call = None
+            super().data_received(b"".join((body.head, body.whole, remainder)))
             return
-        if rest:
-            self._early.append(rest)
+        if remainder:
+            self._early.append(remainder)
             self.flow.pause_reading()
-        self._call = partial.call
-        partial.finish()
+        if isinstance(body, RejectedBody):
+            self._reply(call, call.rejected(body.reason))
+        else:
+            call.submit(body.whole, admitted=False)
 
-    def _reply(self, answer: Answer, request_id: bytes | None) -> None:
+    def _reply(self, call: "FastCall", response: Response) -> None:
         self._call = None
         self.server_state.total_requests += 1
         defaults = self.server_state.default_headers
         if self._default_headers[0] is not defaults:
             lines = b"".join(b"%b: %b\r\n" % pair for pair in defaults)
             self._default_headers = (defaults, lines)
-        status_line = STATUS_LINE[answer.status]
-        data = encode(answer, request_id, status_line, self._default_headers[1], self._closing)
-        self._corked.write_whole(data)
+        own = b"" if call.request_id is None and call.span is None else _own_lines(call)
+        if self._closing:
+            own += b"connection: close\r\n"
+        self._corked.write_whole(
+            encode(response, STATUS_LINE[response.status], self._default_headers[1], own)
+        )
         if self._closing:
             self._corked.close()
             return
@@ -193,10 +210,10 @@ class HotProtocol(HttpToolsProtocol):
             self.data_received(data)
 
     def _close_if_idle(self) -> None:
-        """One timer a connection, not one a request: looks again when the last answer has aged."""
+        """One keep-alive timer per connection, not per request; re-armed if a later response was sent."""
         self._idle_timer = None
-        if self._call is not None or self._body is not None or not self._is_idle():
-            return  # the next answer sets the timer again, uvicorn its own
+        if self._call is not None or not self._is_idle():
+            return  # the next response sets the timer again, uvicorn its own
         if self.timeout_keep_alive_task is not None:
             return
         idle_until = self._replied_at + self.timeout_keep_alive
@@ -206,46 +223,84 @@ class HotProtocol(HttpToolsProtocol):
             self._idle_timer = self.loop.call_at(idle_until, self._close_if_idle)
 
 
-class _PartialBody:
-    """A body of which some has come, and the head before it."""
+class FastCall(Call):
+    """A request on the fast path."""
 
-    def __init__(self, call: Call, head: bytes, size: int, begun: Body) -> None:
-        self.call = call
-        self.head = head
-        self.whole = memoryview(bytearray(size))
-        self.missing = size
-        self.add(begun)
+    __slots__ = ("_cancel", "_protocol", "plan")
 
-    def add(self, data: Body) -> bytes:
-        """Take what belongs to the body; returns the rest."""
-        filled = len(self.whole) - self.missing
-        taken = min(len(data), self.missing)
-        self.whole[filled : filled + taken] = data[:taken]
-        self.missing -= taken
-        return bytes(data[taken:])
+    def __init__(self, protocol: FastPathProtocol, fast_path: FastPath, known: KnownHead, plan: Plan) -> None:
+        client = protocol.client
+        super().__init__(
+            fast_path.lifecycle,
+            known.method,
+            known.path,
+            known.path,
+            client[0] if client else "",
+            known.head.headers,
+            known.request_id,
+            plan.model,
+        )
+        self.plan = plan
+        self._protocol = protocol
+        # Refers back to this call: clear it when done, or the reference cycle keeps the body until the next
+        # collection.
+        self._cancel: Cancel | None = None
 
-    def finish(self) -> None:
-        """All of it has come."""
-        self.call.begin(self.whole)
+    def submit(self, body: Body, *, admitted: bool) -> None:
+        """Submit the body's rows; the reply may come at once."""
+        try:
+            traceparent = None if self.span is None else self.submitted()
+            self._cancel = self.plan.submit(body, traceparent, self._done, admitted=admitted)
+        except Exception as error:  # the request's edge
+            self._protocol._reply(self, self.failed(error))
+
+    def abandon(self) -> None:
+        """The client has disconnected."""
+        if self._cancel is not None:
+            self._cancel()
+            self._cancel = None
+        self.client_disconnected()
+
+    def _done(self, outcome: Outcome) -> None:
+        self._cancel = None
+        self._protocol._reply(self, self._response(outcome))
+
+    def _response(self, outcome: Outcome) -> Response:
+        if isinstance(outcome, Exception):
+            return self.failed(outcome)
+        try:
+            if self.span is not None:
+                self.note_inference(outcome)
+            response = self.plan.respond(outcome)
+        except Exception as error:  # the request's edge
+            return self.failed(error)
+        self.ended(response.status)
+        return response
 
 
-class _RefusedBody:
-    """A body for which there was no room when its head came. It is not kept, only awaited.
+def encode(response: Response, status_line: bytes, default_lines: bytes, own_lines: bytes) -> bytes:
+    """Return a response's bytes on the wire. default_lines, own_lines: further headers, as whole lines."""
+    timing = b"server-timing: %b\r\n" % response.timing if response.timing else b""
+    return b"%b%b%b%b%bcontent-length: %d\r\n\r\n%b" % (
+        status_line,
+        default_lines,
+        _header_lines(response.content_type, response.headers),
+        timing,
+        own_lines,
+        len(response.body),
+        response.body,
+    )
 
-    Many clients look for an answer only once they have sent all.
-    """
 
-    def __init__(self, call: Call, why: str, missing: int) -> None:
-        self.call = call
-        self.missing = missing
-        self._why = why
+@lru_cache(256)
+def _header_lines(content_type: str, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """Encode what most responses of one kind have in common."""
+    pairs = ((b"content-type", content_type.encode("latin-1")), *headers)
+    return b"".join(b"%b: %b\r\n" % pair for pair in pairs)
 
-    def add(self, data: bytes) -> bytes:
-        """Drop what belongs to the body; returns the rest."""
-        taken = min(len(data), self.missing)
-        self.missing -= taken
-        return data[taken:]
 
-    def finish(self) -> None:
-        """All of it has come."""
-        self.call.refuse(self._why)
+def _own_lines(call: Call) -> bytes:
+    lines = b"" if call.request_id is None else b"%b: %b\r\n" % (REQUEST_ID, call.request_id)
+    if call.span is not None:
+        lines += b"%b: %b\r\n" % (TRACE_RESPONSE, call.span.header())
+    return lines

@@ -10,14 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from service.batching.request import InferenceRequest, InferenceResult
 from service.content import codecs
 from service.content.latents import draw_latents, random_seed
 from service.errors import InvalidInput, PayloadTooLarge, UnsupportedMedia
 from service.http.disconnects import DisconnectWatch
 from service.http.headers import SEED
+from service.http.lifecycle import Call
 from service.http.negotiation import media_type, negotiate
 from service.http.requests import read_body, read_query
-from service.http.responses import Answer, to_json
+from service.http.responses import Response, to_json
 from service.http.routes.schemas import GenerateRequest, invalid_input
 from service.http.routes.shared import (
     Target,
@@ -26,14 +28,15 @@ from service.http.routes.shared import (
     load_json,
     model_headers,
     off_loop,
-    raw_answer,
+    raw_response,
+    read_priority,
     read_timeout,
     server_timing,
 )
-from service.http.types import JSON, MODEL, OCTETS, PNG, Headers, Receive, Scope
+from service.http.types import JSON, OCTETS, PNG, Headers, Receive, Scope
 from service.models.manifest import Manifest, TensorSpec
 from service.models.tensors import Array
-from service.serving.predictor import Inference, Predictor, infer
+from service.serving.predictor import Predictor, infer
 from service.settings import Settings
 
 QUERY = tuple(name for name in GenerateRequest.model_fields if name != "z")
@@ -43,7 +46,7 @@ ACCEPTED = (JSON, OCTETS)
 OFFERED = (PNG, JSON, OCTETS)
 """Media types of responses, the default one first."""
 MIXED = "mixed"
-INLINE_IMAGES = 16
+ENCODE_ON_LOOP_IMAGES = 16
 """At most this many images are encoded on the event loop: a thread would take longer."""
 
 
@@ -55,25 +58,25 @@ class Generated:
     """
 
     manifest: Manifest
-    inference: Inference
+    result: InferenceResult
     seed: int | None
     labels: NDArray[np.int64] | None
 
-    async def answer(self, accepted: str) -> Answer:
-        """The answer in the accepted media type, one of OFFERED."""
-        images = self.inference.outputs[self.manifest.outputs[0].name]
+    async def respond(self, accepted: str) -> Response:
+        """Return the response in the accepted media type, one of OFFERED."""
+        images = self.result.outputs[0]
         seed = () if self.seed is None else ((SEED.wire, str(self.seed).encode("ascii")),)
         if accepted == OCTETS:
-            return raw_answer(Target(self.manifest, None), self.inference, images, seed)
-        timing, name = server_timing(self.inference), self.manifest.name
-        many = len(images) > INLINE_IMAGES
+            return raw_response(Target(self.manifest, None), self.result, images, seed)
+        timing, name = server_timing(self.result), self.manifest.name
+        many = len(images) > ENCODE_ON_LOOP_IMAGES
         if accepted == PNG:
             body = await off_loop(many, _sprite_png, images)
-            headers = (*model_headers(name, self.inference.version), *seed)
-            return Answer(body, PNG, headers=headers, timing=timing, model=name)
+            headers = (*model_headers(name, self.result.version), *seed)
+            return Response(body, PNG, headers=headers, timing=timing, model=name)
         pictures = await off_loop(many, _pictures, images, self._label_names(len(images)))
-        answer = {"model": name, "version": self.inference.version, "seed": self.seed, "images": pictures}
-        return Answer(to_json(answer), headers=seed, timing=timing, model=name)
+        body_json = {"model": name, "version": self.result.version, "seed": self.seed, "images": pictures}
+        return Response(to_json(body_json), headers=seed, timing=timing, model=name)
 
     def _label_names(self, rows: int) -> Sequence[str | None]:
         if self.labels is None:
@@ -89,24 +92,26 @@ class Generate:
         self._settings = settings
         self._watch = watch
 
-    async def __call__(self, scope: Scope, receive: Receive) -> Answer:
-        """From a request's bytes to its answer."""
+    async def __call__(self, scope: Scope, receive: Receive, call: Call) -> Response:
+        """Answer a request."""
         arrived = time.monotonic()
         headers: Headers = dict(scope["headers"])
         deadline = arrived + read_timeout(headers, self._settings.request_timeout_seconds)
+        priority = read_priority(headers)
         accepted = negotiate(headers, OFFERED)
         wanted, raw_z = await self._read(scope, headers, receive)
         target = find_target(
             self._predictor, "generation", wanted.model, wanted.version, self._settings.default_generator
         )
-        name = scope[MODEL] = target.manifest.name
+        name = call.model = target.manifest.name
         z, seed = self._latents(wanted, raw_z, target.manifest)
         labels = _label_indexes(wanted, len(z), target.manifest)
         inputs = {"z": z} if labels is None else {"z": z, "label": labels}
-        work = infer(self._predictor, name, target.version, inputs, deadline)
-        inference = await self._watch.guard(receive, work)
-        manifest = answered_by(self._predictor, target.manifest, inference)
-        return await Generated(manifest, inference, seed, labels).answer(accepted)
+        request = InferenceRequest(name, target.version, inputs, len(z), deadline, priority, call.submitted())
+        result = await self._watch.guard(receive, infer(self._predictor, request))
+        call.note_inference(result)
+        manifest = answered_by(self._predictor, target.manifest, result)
+        return await Generated(manifest, result, seed, labels).respond(accepted)
 
     async def _read(
         self, scope: Scope, headers: Headers, receive: Receive

@@ -83,6 +83,7 @@ def _classify() -> Json:
         "parameters": [
             *query_parameters(ClassifyQuery, classify.QUERY, {}),
             header_parameter(headers.TIMEOUT),
+            header_parameter(headers.PRIORITY),
         ],
         "requestBody": {
             "required": True,
@@ -102,6 +103,7 @@ def _generate_get(fields: Mapping[str, object]) -> Json:
         "parameters": [
             *query_parameters(GenerateRequest, generate.QUERY, fields),
             header_parameter(headers.TIMEOUT),
+            header_parameter(headers.PRIORITY),
         ],
         "responses": _inference_responses(generate.OFFERED, GenerateResponse, (headers.SEED,)),
     }

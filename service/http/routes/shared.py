@@ -1,4 +1,4 @@
-"""What `/classify` and `/generate` share: finding the model, raw answers."""
+"""What `/classify` and `/generate` share: finding the model, deadlines, raw responses."""
 
 import asyncio
 import math
@@ -9,22 +9,24 @@ from typing import Any, TypeVar
 
 import orjson
 
+from service.batching.request import InferenceResult, Priority
 from service.errors import InvalidInput
-from service.http.headers import MODEL, SHAPE, VERSION
+from service.http.headers import MODEL, PRIORITY, SHAPE, VERSION
 from service.http.headers import TIMEOUT as TIMEOUT_HEADER
 from service.http.requests import parse_int
-from service.http.responses import Answer
+from service.http.responses import Response
 from service.http.types import OCTETS, Headers
 from service.models.manifest import Manifest, Task
 from service.models.tensors import Array
-from service.serving.predictor import Inference, Predictor
+from service.serving.predictor import Predictor
 
 T = TypeVar("T")
 
 TIMEOUT = TIMEOUT_HEADER.wire
 MAX_VERSION = 2**31
-INLINE_BYTES = 16 * 1024
-"""Bodies up to this are decoded on the event loop: handing them to a thread would take longer."""
+
+DECODE_ON_LOOP_BYTES = 16 * 1024
+"""Bodies up to this size are decoded on the event loop: handing them to a thread would take longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Target:
 def find_target(
     predictor: Predictor, task: Task, name: str | None, version: int | None, default: str | None
 ) -> Target:
-    """The model that is named, or the default one for the task. Raises ModelNotFound, InvalidInput."""
+    """Return the named model, or the default one for the task. Raises ModelNotFound, InvalidInput."""
     models = predictor.models()
     name = name or default or models.first(task).manifest.name
     manifest = models.find(name, version).manifest
@@ -47,22 +49,22 @@ def find_target(
     return Target(manifest, version)
 
 
-def answered_by(predictor: Predictor, asked: Manifest, inference: Inference) -> Manifest:
-    """The manifest of the version that answered: a newer one than was asked if a reload came between."""
-    if inference.version == asked.version:
+def answered_by(predictor: Predictor, asked: Manifest, result: InferenceResult) -> Manifest:
+    """Return the manifest of the version that answered: a newer one than asked if a reload came between."""
+    if result.version == asked.version:
         return asked
-    return predictor.models().find(asked.name, inference.version).manifest
+    return predictor.models().find(asked.name, result.version).manifest
 
 
 def parse_version(query: Mapping[str, str]) -> int | None:
-    """The version that the query pins, if it does. Raises InvalidInput."""
+    """Return the version that the query pins, or None. Raises InvalidInput."""
     return parse_int("version", query["version"], 1, MAX_VERSION) if "version" in query else None
 
 
 def read_timeout(headers: Headers, longest: float) -> float:
-    """How many seconds the answer may take, by the request's own header or, without one, `longest`.
+    """Return how many seconds the response may take: what the request's header says, or else `longest`.
 
-    Raises InvalidInput for what is no number in 0..longest, 0 excluded.
+    Raises InvalidInput unless it is a number above 0 and at most `longest`.
     """
     text = headers.get(TIMEOUT)
     if text is None:
@@ -79,38 +81,49 @@ def read_timeout(headers: Headers, longest: float) -> float:
     return seconds
 
 
-def raw_answer(
-    target: Target, inference: Inference, array: Array, headers: tuple[tuple[bytes, bytes], ...] = ()
-) -> Answer:
-    """The rows as they lie in memory, little-endian; the shape is in a header."""
+def read_priority(headers: Headers) -> Priority:
+    """Return the priority that the request's header names; normal without one. Raises InvalidInput."""
+    text = headers.get(PRIORITY.wire, b"normal")
+    if text == b"normal":
+        return "normal"
+    if text == b"low":
+        return "low"
+    raise InvalidInput(f"{PRIORITY.wire.decode()} is {text[:40].decode('latin-1')!r}, expected normal or low")
+
+
+def raw_response(
+    target: Target, result: InferenceResult, array: Array, headers: tuple[tuple[bytes, bytes], ...] = ()
+) -> Response:
+    """Return the rows as they lie in memory, little-endian; the shape is in a header."""
     name = target.manifest.name
-    every = _raw_headers(name, inference.version, array.shape) + headers
-    return Answer(array.tobytes(), OCTETS, headers=every, timing=server_timing(inference), model=name)
+    every = raw_headers(name, result.version, array.shape) + headers
+    return Response(array.tobytes(), OCTETS, headers=every, timing=server_timing(result), model=name)
 
 
 @lru_cache
-def _raw_headers(name: str, version: int, shape: tuple[int, ...]) -> tuple[tuple[bytes, bytes], ...]:
+def raw_headers(name: str, version: int, shape: tuple[int, ...]) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers of a raw response: its model, and the shape of its rows."""
     sizes = b",".join(b"%d" % size for size in shape)
     return (*model_headers(name, version), (SHAPE.wire, sizes))
 
 
 @lru_cache
 def model_headers(name: str, version: int) -> tuple[tuple[bytes, bytes], ...]:
-    """Which model answered, for answers that are not JSON."""
+    """Return the headers that say which model answered, for responses that are not JSON."""
     return (MODEL.wire, name.encode("ascii")), (VERSION.wire, b"%d" % version)
 
 
-def server_timing(inference: Inference) -> bytes:
-    """Where the time went, in milliseconds, and the rows of the batch (W3C Server Timing)."""
-    return b'queue;dur=%.3f, compute;dur=%.3f, batch;desc="%d"' % (
-        inference.queue_seconds * 1e3,
-        inference.compute_seconds * 1e3,
-        inference.batch_rows,
-    )
+SERVER_TIMING = b'queue;dur=%.3f, compute;dur=%.3f, batch;desc="%d"'
+"""Where the time went, in milliseconds, and the rows of the batch (W3C Server Timing)."""
+
+
+def server_timing(result: InferenceResult) -> bytes:
+    """Return the value of the Server-Timing header."""
+    return SERVER_TIMING % (result.queue_seconds * 1e3, result.compute_seconds * 1e3, result.batch_rows)
 
 
 def load_json(body: bytes) -> Any:
-    """A JSON body. Raises InvalidInput."""
+    """Parse a JSON body. Raises InvalidInput."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -118,5 +131,5 @@ def load_json(body: bytes) -> Any:
 
 
 async def off_loop(large: bool, function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function here, or on a thread if it would hold the event loop up."""
+    """Call a function here, or on a thread if it would block the event loop for long."""
     return await asyncio.to_thread(function, *arguments) if large else function(*arguments)

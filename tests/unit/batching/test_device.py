@@ -15,7 +15,8 @@ import pytest
 
 from service.batching.batcher import Batcher
 from service.batching.device import Array, Device
-from service.batching.queue import Answer, BatchQueue, BatchRecord, Outcome
+from service.batching.queue import BatchQueue, BatchRecord
+from service.batching.request import InferenceRequest, InferenceResult, Outcome
 from service.errors import DeadlineExceeded, EngineError, QueueFull, ShuttingDown
 from service.serving.predictor import resolve
 
@@ -73,10 +74,14 @@ def rows(*values: float) -> tuple[Array, ...]:
     return (np.array([[value] for value in values]),)
 
 
+def request(count: int, deadline: float = FAR) -> InferenceRequest:
+    return InferenceRequest("any", None, {}, count, deadline)
+
+
 def submit(batcher: Batcher, *values: float, deadline: float = FAR) -> "asyncio.Task[list[float]]":
     async def run() -> list[float]:
-        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        item = batcher.submit(rows(*values), len(values), deadline, partial(resolve, answered))
+        answered: asyncio.Future[InferenceResult] = asyncio.get_running_loop().create_future()
+        item = batcher.submit(request(len(values), deadline), rows(*values), partial(resolve, answered))
         try:
             answer = await answered
         except asyncio.CancelledError:
@@ -261,7 +266,7 @@ async def test_what_failed_is_freed_at_once(device: Device, monkeypatch: pytest.
         batcher = Batcher(device, running, BatchQueue(2, 100, max_batch_delay_seconds=5))
         outcomes: list[Outcome] = []
         for value in (1, 2):  # the first sets both timers, the second fills the batch
-            batcher.submit(rows(value), 1, FAR, outcomes.append)
+            batcher.submit(request(1), rows(value), outcomes.append)
         await batcher.close()
         assert "no such kernel" in str(outcomes)
         await device.call(lambda: None)  # the thread has let go of the batch
@@ -273,14 +278,14 @@ async def test_what_failed_is_freed_at_once(device: Device, monkeypatch: pytest.
         gc.enable()
 
 
-@pytest.mark.parametrize("inline_seconds", [0.0, 9.0])
+@pytest.mark.parametrize("on_loop_seconds", [0.0, 9.0])
 async def test_a_batch_that_cannot_be_recorded_holds_up_nothing(
-    inline_seconds: float, caplog: pytest.LogCaptureFixture
+    on_loop_seconds: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(_: BatchRecord) -> None:
         raise RuntimeError("no room for metrics")
 
-    device = Device("test", inline_seconds)
+    device = Device("test", on_loop_seconds)
     batcher = Batcher(device, Doubler(), BatchQueue(2, 100, max_batch_delay_seconds=0.01), fail)
     for first in range(3):
         async with asyncio.timeout(5):
@@ -320,7 +325,7 @@ async def test_other_work_takes_its_turn_between_two_batches(device: Device) -> 
 
 
 async def test_other_work_is_done_by_the_thread_where_batches_run_on_the_event_loop() -> None:
-    device = Device("test", inline_seconds=2.0)
+    device = Device("test", on_loop_seconds=2.0)
     runner = Doubler()
     batcher = Batcher(device, runner, BatchQueue(4, 100))
     work = device.call(lambda: runner.threads.append(threading.current_thread().name))
@@ -385,7 +390,7 @@ async def test_deadline_passes_without_waiting_for_the_running_batch(device: Dev
     running = submit(batcher, 0.0)
     await runner.running()
     late = submit(batcher, 1.0, deadline=time.monotonic() + 0.01)
-    with pytest.raises(DeadlineExceeded, match=r"1 rows waited 0\.\d+ s, their deadline has passed"):
+    with pytest.raises(DeadlineExceeded, match=r"1 rows were queued for 0\.\d+ s, their deadline has passed"):
         await late
     assert batcher.rows_waiting == batcher.requests_waiting == 0
     runner.go.release(10)
@@ -509,7 +514,7 @@ async def test_records_say_what_each_batch_held(device: Device) -> None:
 
 
 async def test_short_batches_run_on_the_event_loop_and_long_ones_on_the_thread() -> None:
-    device = Device("test", inline_seconds=2.0)
+    device = Device("test", on_loop_seconds=2.0)
     runner = Doubler()
     batcher = Batcher(device, runner, BatchQueue(4, 100))
     assert await submit(batcher, 1, 2) == [2, 4]
@@ -520,7 +525,7 @@ async def test_short_batches_run_on_the_event_loop_and_long_ones_on_the_thread()
 
 
 async def test_batches_are_made_to_fit_the_loop_where_it_can_run_large_ones() -> None:
-    device = Device("test", inline_seconds=70.5)
+    device = Device("test", on_loop_seconds=70.5)
     runner = Doubler()
     batcher = Batcher(device, runner, BatchQueue(256, 1000))
     await asyncio.gather(*(submit(batcher, value) for value in range(200)))
@@ -530,7 +535,7 @@ async def test_batches_are_made_to_fit_the_loop_where_it_can_run_large_ones() ->
 
 
 async def test_batches_stay_whole_where_the_loop_can_run_small_ones_alone() -> None:
-    device = Device("test", inline_seconds=63.5)
+    device = Device("test", on_loop_seconds=63.5)
     runner = Doubler()
     batcher = Batcher(device, runner, BatchQueue(256, 1000))
     await asyncio.gather(*(submit(batcher, value) for value in range(200)))
@@ -540,7 +545,7 @@ async def test_batches_stay_whole_where_the_loop_can_run_small_ones_alone() -> N
 
 
 async def test_the_loop_turns_between_two_batches_that_run_on_it() -> None:
-    device = Device("test", inline_seconds=4.0)
+    device = Device("test", on_loop_seconds=4.0)
     runner = Doubler(lasting=0.02)
     batcher = Batcher(device, runner, BatchQueue(2, 100))
     both = asyncio.gather(submit(batcher, 1, 2), submit(batcher, 3, 4))
@@ -553,9 +558,9 @@ async def test_the_loop_turns_between_two_batches_that_run_on_it() -> None:
     device.close()
 
 
-@pytest.mark.parametrize(("inline_seconds", "several"), [(5.0, True), (0.001, False)])
-async def test_batches_on_the_loop_make_up_for_its_other_work(inline_seconds: float, several: bool) -> None:
-    device = Device("test", inline_seconds)
+@pytest.mark.parametrize(("on_loop_seconds", "several"), [(5.0, True), (0.001, False)])
+async def test_batches_on_the_loop_make_up_for_its_other_work(on_loop_seconds: float, several: bool) -> None:
+    device = Device("test", on_loop_seconds)
     runner = Doubler(lasting=0.02)
     runner.seconds_a_row = 0.0001
     batcher = Batcher(device, runner, BatchQueue(2, 100))
@@ -576,7 +581,7 @@ async def test_batches_on_the_loop_make_up_for_its_other_work(inline_seconds: fl
 
 
 async def test_batches_on_the_loop_are_short_while_it_refuses() -> None:
-    device = Device("test", inline_seconds=0.010)
+    device = Device("test", on_loop_seconds=0.010)
     runner = Doubler()
     runner.seconds_a_row = 0.00003
     batcher = Batcher(device, runner, BatchQueue(256, 512))
@@ -590,7 +595,7 @@ async def test_batches_on_the_loop_are_short_while_it_refuses() -> None:
 
 
 async def test_a_short_batch_that_fails_answers_its_requests() -> None:
-    device = Device("test", inline_seconds=2.0)
+    device = Device("test", on_loop_seconds=2.0)
     runner = Doubler()
     runner.error = RuntimeError("broken")
     batcher = Batcher(device, runner, BatchQueue(4, 100))

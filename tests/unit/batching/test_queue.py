@@ -7,12 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching.queue import DEADLINE_SHARE, SMALL_SHARE, BatchQueue, Item
+from service.batching.pace import DEADLINE_SHARE
+from service.batching.queue import SMALL_FRACTION, BatchQueue, Item
+from service.batching.request import Priority
 from service.errors import QueueFull
 
 
-def item(rows: int, enqueued: float = 0.0, deadline: float = math.inf) -> Item:
-    return Item((np.zeros((rows, 1)),), rows, enqueued, deadline, lambda _: None)
+def item(rows: int, enqueued: float = 0.0, deadline: float = math.inf, priority: Priority = "normal") -> Item:
+    return Item((np.zeros((rows, 1)),), rows, enqueued, deadline, lambda _: None, priority)
+
+
+def note(queue: BatchQueue, rows: int, started: float, ended: float) -> None:
+    queue.pace.note_batch(rows, started, ended, queue.rows)
 
 
 def taken(queue: BatchQueue) -> list[tuple[Item, int, int]]:
@@ -38,55 +44,55 @@ def test_a_batch_may_be_asked_to_be_smaller() -> None:
     assert queue.rows == 0
 
 
-def test_two_batches_under_way_both_count_as_rows_that_run() -> None:
+def test_rows_of_two_batches_in_flight_both_count() -> None:
     queue = BatchQueue(max_batch_size=4, max_queue_rows=10_000)
     for _ in range(100):  # a row takes 0.25 s, learnt in tenths
         queue.push(item(4))
         queue.take()
-        queue.note_pace(4, 0.0, 1.0)
+        note(queue, 4, 0.0, 1.0)
     queue.push(item(8))
     assert [queue.take().rows, queue.take().rows] == [4, 4]
-    assert queue.refusal(1, seconds=2.9 / DEADLINE_SHARE) is not None  # behind 8 rows, and not 4
-    assert queue.refusal(1, seconds=3.1 / DEADLINE_SHARE) is None
-    queue.note_pace(4, 3.0, 4.0)
-    assert queue.refusal(1, seconds=1.9 / DEADLINE_SHARE) is not None
-    assert queue.refusal(1, seconds=2.1 / DEADLINE_SHARE) is None
-    queue.note_pace(4, 4.0, 5.0)
-    assert queue.refusal(1, seconds=0.001) is None
+    assert queue.check_admission(1, seconds=2.9 / DEADLINE_SHARE) is not None  # behind 8 rows, and not 4
+    assert queue.check_admission(1, seconds=3.1 / DEADLINE_SHARE) is None
+    note(queue, 4, 3.0, 4.0)
+    assert queue.check_admission(1, seconds=1.9 / DEADLINE_SHARE) is not None
+    assert queue.check_admission(1, seconds=2.1 / DEADLINE_SHARE) is None
+    note(queue, 4, 4.0, 5.0)
+    assert queue.check_admission(1, seconds=0.001) is None
 
 
-def test_the_pace_counts_from_the_end_of_the_batch_before_that_still_ran_when_this_one_began() -> None:
+def test_overlapping_batches_are_timed_from_the_previous_end() -> None:
     queue = BatchQueue(max_batch_size=4, max_queue_rows=10_000)
     for turn in range(100):  # two under way: each takes 2 s from its beginning, one ends each second
         queue.push(item(4))
         queue.take()
         if turn:
-            queue.note_pace(4, turn - 1.0, turn + 1.0)
-    assert queue.refusal(1, seconds=1.9 / DEADLINE_SHARE) is not None  # (4 + 4) rows of 0.25 s
-    assert queue.refusal(1, seconds=2.1 / DEADLINE_SHARE) is None
+            note(queue, 4, turn - 1.0, turn + 1.0)
+    assert queue.check_admission(1, seconds=1.9 / DEADLINE_SHARE) is not None  # (4 + 4) rows of 0.25 s
+    assert queue.check_admission(1, seconds=2.1 / DEADLINE_SHARE) is None
 
 
-def test_the_pace_is_learnt_from_batches_and_while_rows_wait_from_what_lies_between_them() -> None:
+def test_the_time_between_batches_counts_while_rows_are_queued() -> None:
     queue = BatchQueue(max_batch_size=4, max_queue_rows=10_000)
     for _ in range(100):
         queue.push(item(1))
         queue.take()
-        queue.note_pace(1, started=0.0, ended=0.001)  # nothing waits: what passes in between is nobody's
-    assert queue.refusal(1, seconds=0.0001) is None  # nothing waits or runs: it is tried
+        note(queue, 1, started=0.0, ended=0.001)  # nothing waits: what passes in between is nobody's
+    assert queue.check_admission(1, seconds=0.0001) is None  # nothing waits or runs: it is tried
     queue.push(item(1))
-    assert queue.refusal(1, seconds=0.0019 / DEADLINE_SHARE) is not None
-    assert queue.refusal(1, seconds=0.0021 / DEADLINE_SHARE) is None
+    assert queue.check_admission(1, seconds=0.0019 / DEADLINE_SHARE) is not None
+    assert queue.check_admission(1, seconds=0.0021 / DEADLINE_SHARE) is None
     queue.take()
-    assert queue.refusal(1, seconds=0.0019 / DEADLINE_SHARE) is not None  # behind the batch that runs
-    queue.note_pace(1, started=0.0, ended=0.001)
+    assert queue.check_admission(1, seconds=0.0019 / DEADLINE_SHARE) is not None  # behind the batch that runs
+    note(queue, 1, started=0.0, ended=0.001)
     for _ in range(1000):
         queue.push(item(1))
     for index in range(200):
         queue.take()
-        queue.note_pace(4, started=index * 0.4 + 0.3, ended=index * 0.4 + 0.304)
+        note(queue, 4, started=index * 0.4 + 0.3, ended=index * 0.4 + 0.304)
     assert queue.rows == 200
-    assert queue.refusal(1, seconds=25.6) is None
-    assert queue.refusal(1, seconds=25.4) == (
+    assert queue.check_admission(1, seconds=25.6) is None
+    assert queue.check_admission(1, seconds=25.4) == (
         "an answer would take 20.400 s, expected at most 20.320 s, as the deadline is in 25.400 s"
     )
     with pytest.raises(QueueFull):
@@ -94,19 +100,54 @@ def test_the_pace_is_learnt_from_batches_and_while_rows_wait_from_what_lies_betw
     queue.push(item(1, enqueued=100.0, deadline=125.6))
 
 
-def test_a_queue_refuses_until_a_batch_is_formed_after_which_it_refused_nothing() -> None:
+def test_a_rejection_is_noted_until_a_batch_is_formed() -> None:
     queue = BatchQueue(max_batch_size=2, max_queue_rows=4)
     for _ in range(2):
         queue.push(item(2))
-    assert not queue.refusing
+    assert not queue.refused_since_batch
     with pytest.raises(QueueFull):
         queue.push(item(1))
-    assert queue.refusing
+    assert queue.refused_since_batch
     assert queue.take().rows == 2
-    assert not queue.refusing
-    assert queue.refusal(3) is not None
-    assert queue.refusal(2) is None
-    assert queue.refusing
+    assert not queue.refused_since_batch
+
+
+@given(st.lists(st.integers(1, 12), max_size=12), st.integers(1, 30), st.floats(0, 10))
+def test_asking_for_admission_changes_nothing(pushed: list[int], rows: int, seconds: float) -> None:
+    queue = BatchQueue(max_batch_size=4, max_queue_rows=40, max_queue_requests=8)
+    for each in pushed:
+        if queue.check_admission(each) is None:
+            queue.push(item(each))
+    queue.take()
+    before = vars(queue).copy(), vars(queue.pace).copy()
+    answers = {queue.check_admission(rows, seconds) for _ in range(3)}
+    assert len(answers) == 1
+    assert (vars(queue), vars(queue.pace)) == before
+
+
+def test_what_was_admitted_is_not_asked_again() -> None:
+    queue = BatchQueue(max_batch_size=2, max_queue_rows=2)
+    queue.push(item(2))
+    assert queue.check_admission(1) is not None
+    queue.push(item(1), admitted=True)
+    assert queue.rows == 3
+
+
+def test_low_priority_gets_the_space_that_the_others_leave() -> None:
+    queue = BatchQueue(max_batch_size=4, max_queue_rows=100)
+    low, first, second = item(6, priority="low"), item(1), item(5)
+    for each in (low, first, second):
+        queue.push(each)
+    assert taken(queue) == [(first, 0, 1), (second, 0, 3)]
+    assert taken(queue) == [(second, 3, 5), (low, 0, 2)]
+    assert taken(queue) == [(low, 2, 6)]
+
+
+def test_rows_of_low_priority_delay_only_their_like() -> None:
+    queue = BatchQueue(max_batch_size=8, max_queue_rows=100)
+    queue.push(item(20, priority="low"))
+    queue.push(item(3))
+    assert (queue.rows_ahead(1), queue.rows_ahead(5), queue.rows_ahead(5, "low")) == (0, 3, 23)
 
 
 def test_requests_are_bounded_as_rows_are() -> None:
@@ -114,7 +155,7 @@ def test_requests_are_bounded_as_rows_are() -> None:
     first, second = item(1), item(9)
     queue.push(first)
     queue.push(second)
-    with pytest.raises(QueueFull, match="2 requests wait, expected fewer than 2"):
+    with pytest.raises(QueueFull, match="2 requests are queued, expected fewer than 2"):
         queue.push(item(1))
     queue.take()  # the small one, and some of the large one's rows
     queue.push(item(1))
@@ -129,13 +170,13 @@ def test_a_small_request_waits_for_small_ones_and_a_large_one_for_all() -> None:
     queue = BatchQueue(max_batch_size=16, max_queue_rows=100)
     for each in (item(2), item(1), item(10)):
         queue.push(each)
-    assert (queue.rows_before(1), queue.rows_before(10)) == (3, 13)
+    assert (queue.rows_ahead(1), queue.rows_ahead(10)) == (3, 13)
     queue.take()
-    assert (queue.rows_before(1), queue.rows_before(10)) == (0, 0)
+    assert (queue.rows_ahead(1), queue.rows_ahead(10)) == (0, 0)
     leaving = item(2)
     queue.push(leaving)
     queue.remove(leaving)
-    assert (queue.rows_before(1), queue.rows) == (0, 0)
+    assert (queue.rows_ahead(1), queue.rows) == (0, 0)
 
 
 def test_an_oversized_request_is_split_over_batches() -> None:
@@ -184,7 +225,7 @@ def test_the_rest_of_a_request_that_fits_in_one_batch_comes_next() -> None:
 def test_rows_beyond_the_bound_are_refused_and_the_queue_is_unchanged() -> None:
     queue = BatchQueue(max_batch_size=4, max_queue_rows=10)
     queue.push(item(8))
-    with pytest.raises(QueueFull, match="8 rows wait and 3 more were sent, expected at most 10 waiting"):
+    with pytest.raises(QueueFull, match="8 rows are queued and 3 more were sent, expected at most 10"):
         queue.push(item(3))
     queue.push(item(2))
     assert queue.rows == 10
@@ -246,9 +287,12 @@ def test_with_a_delay_rows_wait_for_it_or_for_a_full_batch() -> None:
 
 @given(
     st.integers(1, 16),
-    st.lists(st.one_of(st.integers(1, 40), st.just("take"), st.just("remove")), max_size=60),
+    st.lists(
+        st.one_of(st.integers(1, 40), st.integers(-40, -1), st.just("take"), st.just("remove")), max_size=60
+    ),
 )
 def test_every_row_is_handed_out_once_and_in_order(max_batch_size: int, steps: list[int | str]) -> None:
+    """A positive number adds a request of so many rows, a negative one a request of low priority."""
     queue = BatchQueue(max_batch_size, max_queue_rows=10_000)
     items: list[Item] = []
     seen: dict[int, int] = {}
@@ -265,7 +309,7 @@ def test_every_row_is_handed_out_once_and_in_order(max_batch_size: int, steps: l
 
     for step in steps:
         if isinstance(step, int):
-            items.append(item(step))
+            items.append(item(abs(step), priority="normal" if step > 0 else "low"))
             queue.push(items[-1])
         elif step == "take":
             assert take() == 0 or items
@@ -276,8 +320,9 @@ def test_every_row_is_handed_out_once_and_in_order(max_batch_size: int, steps: l
         left = [each for each in waiting if each.rows > seen.get(id(each), 0)]
         assert queue.rows == sum(each.rows - seen.get(id(each), 0) for each in left)
         assert queue.requests == len(left)
-        small = [each for each in left if each.rows <= max(1, max_batch_size // SMALL_SHARE)]
-        assert queue.rows_before(1) == sum(each.rows - seen.get(id(each), 0) for each in small)
+        most = max(1, max_batch_size // SMALL_FRACTION)
+        small = [each for each in left if each.rows <= most and each.priority == "normal"]
+        assert queue.rows_ahead(1) == sum(each.rows - seen.get(id(each), 0) for each in small)
     while queue.rows:
         assert take() > 0
     assert all(seen[id(each)] == each.rows for each in items if id(each) not in removed)

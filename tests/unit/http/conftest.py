@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 
 from service.observability.metrics import Metrics
-from service.serving.local import Repository
+from service.serving.local import LocalPredictor
 from tests.support.http import settings
 
 
 @pytest.fixture
-async def repository(
+async def predictor(
     add_classifier: Callable[..., Path], add_generator: Callable[..., Path], tmp_path: Path
-) -> AsyncIterator[Repository]:
+) -> AsyncIterator[LocalPredictor]:
     add_classifier()
     add_classifier("another", 3, labels=tuple("abcdefghij"))
     (add_generator() / "README.md").write_text("# A card\n")
-    repository = Repository(settings(tmp_path), Metrics())
-    await repository.start()
-    yield repository
-    await repository.close()
+    predictor = LocalPredictor(settings(tmp_path), Metrics())
+    await predictor.start()
+    yield predictor
+    await predictor.close()

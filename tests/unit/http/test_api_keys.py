@@ -79,8 +79,8 @@ def test_anything_but_one_right_key_is_refused(write: Write, headers: list[tuple
 
 
 BAD_FILES = [
-    ("", "holds no API key, expected one a line"),
-    ("\n  \n# nothing yet\n", "holds no API key, expected one a line"),
+    ("", "holds no API key, expected one per line"),
+    ("\n  \n# nothing yet\n", "holds no API key, expected one per line"),
     (f"{FIRST}\n\nshort-key-15-ch\n", "line 3: API key has 15 characters, expected at least 16"),
     (f"{FIRST} two words\n", "line 1: API key has other characters than letters, digits"),
     ("schlüssel-0123456789\n", "line 1: API key has other characters"),

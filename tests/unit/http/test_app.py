@@ -18,9 +18,9 @@ from PIL import Image
 from service.content.latents import draw_latents
 from service.errors import InkserveError
 from service.http.app import create_app
-from service.http.error_responses import error_answer, row_of
+from service.http.error_responses import error_response, row_of
 from service.observability.metrics import Metrics
-from service.serving.local import Repository
+from service.serving.local import LocalPredictor
 from service.serving.predictor import Cancel
 from tests.support.http import image, png, settings
 from tests.support.models import LATENT
@@ -31,9 +31,9 @@ JSON_BODY = {"content-type": "application/json"}
 
 
 @pytest.fixture
-async def client(repository: Repository, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+async def client(predictor: LocalPredictor, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application; every response that it gets must be a documented one."""
-    app = create_app(repository, settings(tmp_path), Metrics())
+    app = create_app(predictor, settings(tmp_path), Metrics())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         documented = Documented((await client.get("/openapi.json")).json())
 
@@ -89,7 +89,7 @@ async def test_a_form_of_files_is_classified_in_its_order(client: httpx.AsyncCli
 
 
 async def test_a_large_form_needs_no_disk(
-    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: LocalPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     noise = np.random.default_rng(0).integers(0, 256, (1200, 1200), np.uint8)
@@ -97,7 +97,7 @@ async def test_a_large_form_needs_no_disk(
     Image.fromarray(noise).save(file, "PNG", compress_level=0)
     assert file.tell() > 2**20  # what the form parser would otherwise hold in memory
     large = settings(tmp_path).model_copy(update={"max_body_bytes": 2**21})
-    app = create_app(repository, large, Metrics())
+    app = create_app(predictor, large, Metrics())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         assert len(labels(await client.post("/classify", files={"image": file.getvalue()}))) == 1
 
@@ -121,21 +121,21 @@ async def test_json_is_classified(client: httpx.AsyncClient, body: object, expec
 
 
 async def test_a_version_that_comes_between_answers_with_its_own_labels(
-    client: httpx.AsyncClient, repository: Repository, add_classifier: Callable[..., Path]
+    client: httpx.AsyncClient, predictor: LocalPredictor, add_classifier: Callable[..., Path]
 ) -> None:
-    begin = repository.begin
+    submit = predictor.submit
     reloads: list[asyncio.Task[None]] = []
 
     async def reload(*arguments: Any) -> None:
         add_classifier(version=2, labels=tuple("ABCDEFGHIJ"))
-        assert await repository.reload() == []
-        begin(*arguments)
+        assert await predictor.reload() == []
+        submit(*arguments)
 
     def reload_first(*arguments: Any) -> Cancel:
         reloads.append(asyncio.ensure_future(reload(*arguments)))
         return reloads[0].cancel  # type: ignore[return-value]
 
-    repository.begin = reload_first  # type: ignore[assignment,method-assign]
+    predictor.submit = reload_first  # type: ignore[assignment,method-assign]
     response = await client.post("/classify", content=image(2).tobytes(), headers=OCTETS)
     assert labels(response) == ["C"]
     assert response.json()["version"] == 2
@@ -337,10 +337,10 @@ async def test_models_are_listed_and_described(client: httpx.AsyncClient) -> Non
     assert (await client.get("/models/ramp?version=0")).status_code == 400
 
 
-async def test_health_follows_the_predictor(client: httpx.AsyncClient, repository: Repository) -> None:
+async def test_health_follows_the_predictor(client: httpx.AsyncClient, predictor: LocalPredictor) -> None:
     assert (await client.get("/v2/health/live")).status_code == 200
     assert (await client.get("/v2/health/ready")).status_code == 200
-    repository.stop_being_ready()
+    predictor.stop_being_ready()
     assert (await client.get("/v2/health/live")).status_code == 200
     unready = await client.get("/v2/health/ready")
     assert (unready.status_code, unready.headers["retry-after"]) == (503, "1")
@@ -409,20 +409,20 @@ def all_errors(kind: type[InkserveError] = InkserveError) -> list[type[InkserveE
 
 @pytest.mark.parametrize("kind", all_errors())
 def test_every_error_has_a_status(kind: type[InkserveError]) -> None:
-    answer = error_answer(kind("why"))
+    response = error_response(kind("why"))
     row = row_of(kind)
-    assert answer.status == row.status
-    assert {name.wire for name, _ in row.headers} == dict(answer.headers).keys()
-    assert (b"retry-after" in dict(answer.headers)) == (answer.status == 503)
+    assert response.status == row.status
+    assert {name.wire for name, _ in row.headers} == dict(response.headers).keys()
+    assert (b"retry-after" in dict(response.headers)) == (response.status == 503)
 
 
 async def test_an_unforeseen_error_is_logged_and_told_to_nobody(
-    client: httpx.AsyncClient, repository: Repository, caplog: pytest.LogCaptureFixture
+    client: httpx.AsyncClient, predictor: LocalPredictor, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> Cancel:
         raise RuntimeError("a secret")
 
-    repository.begin = fail  # type: ignore[assignment,method-assign]
+    predictor.submit = fail  # type: ignore[assignment,method-assign]
     with caplog.at_level(logging.ERROR):
         response = await client.post("/classify", content=RAW, headers=OCTETS)
     assert (response.status_code, response.json()) == (500, {"error": "internal error"})

@@ -11,13 +11,13 @@ from service.http.api_keys import ApiKeys
 from service.http.app import create_app
 from service.http.routes import docs
 from service.observability.metrics import Metrics
-from service.serving.local import Repository
+from service.serving.local import LocalPredictor
 from tests.support.http import settings
 
 
 @pytest.fixture
-async def client(repository: Repository, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(repository, settings(tmp_path), Metrics())
+async def client(predictor: LocalPredictor, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(predictor, settings(tmp_path), Metrics())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         yield client
 
@@ -50,10 +50,10 @@ async def test_swagger_ui_is_of_a_version_that_reads_openapi_3_1(client: httpx.A
     assert (int(found[1]), int(found[2])) >= (5, 34)
 
 
-async def test_the_page_needs_no_api_key(repository: Repository, tmp_path: Path) -> None:
+async def test_the_page_needs_no_api_key(predictor: LocalPredictor, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("a-key-of-the-tests-0123")
     keys = ApiKeys.read(tmp_path / "keys")
-    app = create_app(repository, settings(tmp_path), Metrics(), keys=keys)
+    app = create_app(predictor, settings(tmp_path), Metrics(), keys=keys)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         for path in ("/docs", "/docs/start.js", *(f"/docs/{name}" for name in docs.FILES)):
             assert (await client.get(path)).status_code == 200, path

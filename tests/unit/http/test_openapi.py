@@ -14,7 +14,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from prometheus_client import CollectorRegistry
 
 from service.errors import DeadlineExceeded, EngineError, ModelNotReady, QueueFull, ShuttingDown
-from service.http import headers, tracing
+from service.http import headers
 from service.http.api_keys import ApiKeys
 from service.http.app import create_app
 from service.http.routes import classify, examples, generate
@@ -22,7 +22,7 @@ from service.http.server import Server
 from service.http.types import App, Receive, Scope, Send
 from service.observability.metrics import Metrics
 from service.observability.request_ids import REQUEST_ID
-from service.serving.local import Repository
+from service.serving.local import LocalPredictor
 from service.settings import Settings
 from tests.support.http import OCTETS, RAW, png, settings
 from tests.support.live import Response, connected
@@ -39,7 +39,7 @@ class Faulty:
         self.faults: dict[str, Exception] = {}
 
     def __getattr__(self, name: str) -> Any:
-        def fail(*_: object) -> None:
+        def fail(*_: object, **__: object) -> None:
             raise self.faults[name]
 
         return fail if name in self.faults else getattr(self._inner, name)
@@ -72,9 +72,9 @@ def failing(**request: Any) -> dict[int, list[Ask]]:
         404: [Ask(**request, query="model=none"), Ask(**request, query="version=9")],
         405: [Ask(**request, method="DELETE"), Ask(**request, method="PUT")],
         406: [Ask(**request, accept="text/html")],
-        500: [Ask(**request, faults={"begin": fault}) for fault in (EngineError("it failed"), BUG)],
-        503: [Ask(**request, faults={"begin": fault}) for fault in UNAVAILABLE],
-        504: [Ask(**request, faults={"begin": DeadlineExceeded("too late")})],
+        500: [Ask(**request, faults={"submit": fault}) for fault in (EngineError("it failed"), BUG)],
+        503: [Ask(**request, faults={"submit": fault}) for fault in UNAVAILABLE],
+        504: [Ask(**request, faults={"submit": DeadlineExceeded("too late")})],
     }
 
 
@@ -194,19 +194,19 @@ class Gatherer:
 
 
 @asynccontextmanager
-async def running(repository: Repository, tmp_path: Path) -> AsyncIterator[Running]:
+async def running(predictor: LocalPredictor, tmp_path: Path) -> AsyncIterator[Running]:
     (tmp_path / "keys").write_text(KEY)
     limits = settings(tmp_path).model_copy(update={"port": 0})
-    metrics, predictor = Metrics(), Faulty(repository)
+    metrics, faulty = Metrics(), Faulty(predictor)
     gatherer = Faulty(Gatherer(metrics))
     keys = ApiKeys.read(tmp_path / "keys")
-    app = create_app(predictor, limits, metrics, lambda: gatherer.gather(), keys)
+    app = create_app(faulty, limits, metrics, lambda: gatherer.gather(), keys)
     spy = Spy(app)
     ports: asyncio.Queue[int] = asyncio.Queue()
     server = Server(spy, limits, lambda: None, lambda bound: ports.put_nowait(bound.getsockname()[1]))
     serving = asyncio.ensure_future(server.serve())
     try:
-        yield Running(await ports.get(), predictor, gatherer, spy)
+        yield Running(await ports.get(), faulty, gatherer, spy)
     finally:
         server.should_exit = True
         await serving
@@ -214,25 +214,25 @@ async def running(repository: Repository, tmp_path: Path) -> AsyncIterator[Runni
 
 @asynccontextmanager
 async def asking(
-    repository: Repository, limits: Settings, keys: ApiKeys | None = None
+    predictor: LocalPredictor, limits: Settings, keys: ApiKeys | None = None
 ) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(repository, limits, Metrics(), keys=keys)
+    app = create_app(predictor, limits, Metrics(), keys=keys)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         yield client
 
 
 @pytest.fixture
-async def documented(repository: Repository, tmp_path: Path) -> Documented:
-    async with asking(repository, settings(tmp_path)) as client:
+async def documented(predictor: LocalPredictor, tmp_path: Path) -> Documented:
+    async with asking(predictor, settings(tmp_path)) as client:
         return Documented((await client.get("/openapi.json")).json())
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "chunked"])
 @pytest.mark.parametrize(("method", "path"), ASKED)
 async def test_every_documented_status_is_answered_as_documented(
-    repository: Repository, tmp_path: Path, method: str, path: str, chunked: bool
+    predictor: LocalPredictor, tmp_path: Path, method: str, path: str, chunked: bool
 ) -> None:
-    async with running(repository, tmp_path) as service:
+    async with running(predictor, tmp_path) as service:
         document = await service.ask("GET", "/openapi.json", Ask(), chunked=False)
         documented = Documented(json.loads(document.body))
         operation = documented.document["paths"][path][method.lower()]
@@ -248,8 +248,8 @@ async def test_every_documented_status_is_answered_as_documented(
             assert kinds == operation["responses"][str(status)]["content"].keys()
 
 
-async def test_the_fast_path_is_among_what_is_asked(repository: Repository, tmp_path: Path) -> None:
-    async with running(repository, tmp_path) as service:
+async def test_the_fast_path_is_among_what_is_asked(predictor: LocalPredictor, tmp_path: Path) -> None:
+    async with running(predictor, tmp_path) as service:
         for chunked, expected in ((False, []), (True, ["/classify"])):
             service.spy.paths.clear()
             await service.ask("POST", "/classify", Ask(RAW, OCTETS), chunked=chunked)
@@ -257,9 +257,9 @@ async def test_the_fast_path_is_among_what_is_asked(repository: Repository, tmp_
 
 
 async def test_the_document_is_served_before_the_engine_is_connected(
-    repository: Repository, tmp_path: Path
+    predictor: LocalPredictor, tmp_path: Path
 ) -> None:
-    async with running(repository, tmp_path) as service:
+    async with running(predictor, tmp_path) as service:
         ask = Ask(faults={"models": NO_ENGINE})
         before = await service.ask("GET", "/openapi.json", ask, chunked=False)
         after = await service.ask("GET", "/openapi.json", Ask(), chunked=False)
@@ -275,12 +275,12 @@ def test_every_operation_is_asked(documented: Documented) -> None:
 @pytest.mark.parametrize("exporter", ["off", "console"])
 @pytest.mark.parametrize("with_keys", [False, True])
 async def test_the_document_is_valid_openapi(
-    repository: Repository, tmp_path: Path, exporter: str, with_keys: bool
+    predictor: LocalPredictor, tmp_path: Path, exporter: str, with_keys: bool
 ) -> None:
     (tmp_path / "keys").write_text(KEY)
     keys = ApiKeys.read(tmp_path / "keys") if with_keys else None
     limits = settings(tmp_path).model_copy(update={"tracing": exporter})
-    async with asking(repository, limits, keys) as client:
+    async with asking(predictor, limits, keys) as client:
         document = (await client.get("/openapi.json")).json()
     assert document["openapi"].startswith("3.1")
     OpenAPIV31SpecValidator(document).validate()
@@ -293,9 +293,9 @@ async def test_the_document_is_valid_openapi(
     assert len({*ids}) == len(ids)
 
 
-async def test_only_paths_that_need_a_key_document_401(repository: Repository, tmp_path: Path) -> None:
+async def test_only_paths_that_need_a_key_document_401(predictor: LocalPredictor, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(KEY)
-    async with asking(repository, settings(tmp_path), ApiKeys.read(tmp_path / "keys")) as client:
+    async with asking(predictor, settings(tmp_path), ApiKeys.read(tmp_path / "keys")) as client:
         document = (await client.get("/openapi.json")).json()
         for method, path, operation in Documented(document).operations():
             seen = await client.request(method, path)
@@ -336,9 +336,9 @@ def filled_in(operation: dict[str, Any], kind: str | None) -> dict[str, Any]:
 
 
 async def test_what_the_page_fills_in_gets_200(
-    repository: Repository, tmp_path: Path, documented: Documented
+    predictor: LocalPredictor, tmp_path: Path, documented: Documented
 ) -> None:
-    async with asking(repository, settings(tmp_path)) as client:
+    async with asking(predictor, settings(tmp_path)) as client:
         for method, path, operation in documented.operations():
             kinds = operation.get("requestBody", {"content": [None]})["content"]
             for kind in kinds:
@@ -353,16 +353,16 @@ async def test_the_examples_fit_the_models_and_the_limits(
     """A service without any model has none to name; with few rows per request it asks for fewer images."""
     limits = settings(tmp_path).model_copy(update={"max_request_rows": 4, "default_classifier": None})
     add_classifier(labels=tuple("abcdefghij"))
-    repository = Repository(limits, Metrics())
-    await repository.start()
-    async with asking(repository, limits) as client:
+    predictor = LocalPredictor(limits, Metrics())
+    await predictor.start()
+    async with asking(predictor, limits) as client:
         before = Documented((await client.get("/openapi.json")).json())
-        fields = examples.generate_fields(repository.models(), limits)
+        fields = examples.generate_fields(predictor.models(), limits)
         assert fields == {"count": 4, "label": "mixed", "seed": 1}
         add_generator()
-        await repository.reload()
+        await predictor.reload()
         after = Documented((await client.get("/openapi.json")).json())
-    await repository.close()
+    await predictor.close()
     assert before.document != after.document
     get = after.document["paths"]["/generate"]["get"]
     assert {each["name"]: each["example"] for each in get["parameters"] if "example" in each} == {
@@ -416,4 +416,3 @@ def test_the_example_is_a_png() -> None:
 
 def test_headers_are_sent_under_their_documented_names() -> None:
     assert headers.REQUEST_ID.wire == REQUEST_ID
-    assert headers.TRACERESPONSE.wire == tracing.RESPONSE

@@ -14,7 +14,7 @@ from PIL import Image
 from service.http.app import create_app
 from service.models.manifest import MANIFEST_FILE
 from service.observability.metrics import Metrics
-from service.serving.local import Repository
+from service.serving.local import LocalPredictor
 from tests.support.http import settings
 
 
@@ -39,12 +39,12 @@ async def client(add_classifier: Callable[..., Path], tmp_path: Path) -> AsyncIt
     ):
         path = add_classifier(name) / MANIFEST_FILE
         path.write_text(json.dumps(json.loads(path.read_text()) | {"preprocess": preprocess}))
-    repository = Repository(settings(tmp_path), Metrics())
-    await repository.start()
-    app = create_app(repository, settings(tmp_path), Metrics())
+    predictor = LocalPredictor(settings(tmp_path), Metrics())
+    await predictor.start()
+    app = create_app(predictor, settings(tmp_path), Metrics())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         yield client
-    await repository.close()
+    await predictor.close()
 
 
 async def post(client: httpx.AsyncClient, form: str, model: str, content: bytes) -> httpx.Response:

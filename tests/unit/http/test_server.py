@@ -9,9 +9,9 @@ import pytest
 import uvloop
 
 from service.http.app import create_app
-from service.http.server import ACCEPTED_A_TURN, Server
+from service.http.server import ACCEPTED_PER_ITERATION, Server
 from service.observability.metrics import Metrics
-from service.serving.local import Repository
+from service.serving.local import LocalPredictor
 from service.settings import Settings
 
 TURNS = 10
@@ -20,7 +20,7 @@ TURNS = 10
 async def _accepted(settings: Settings, listener: socket.socket | None) -> list[int]:
     """How many of 100 connections that came at once were accepted, after each of TURNS turns."""
     metrics = Metrics()
-    app = create_app(Repository(settings, metrics), settings, metrics)
+    app = create_app(LocalPredictor(settings, metrics), settings, metrics)
     ports: asyncio.Queue[int] = asyncio.Queue()
     server = Server(app, settings, lambda: None, lambda bound: ports.put_nowait(bound.getsockname()[1]))
     running = asyncio.ensure_future(server.serve(None if listener is None else [listener]))
@@ -41,7 +41,7 @@ async def _accepted(settings: Settings, listener: socket.socket | None) -> list[
 
 
 def test_connections_that_come_at_once_are_accepted_at_once(tmp_path: Path) -> None:
-    assert ACCEPTED_A_TURN >= 100
+    assert ACCEPTED_PER_ITERATION >= 100
     accepted = uvloop.run(_accepted(Settings(models_dir=tmp_path, port=0), None))
     assert accepted[-1] == 100
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 
-from service.observability.histograms import FOLD_AT, Requests, SecondsByModel, Tally
+from service.observability.histograms import FOLD_AT, RequestMetrics, SecondsByModel, Tally
 from service.observability.metrics import SECONDS
 
 durations = st.lists(st.one_of(st.floats(0, 40), st.sampled_from(SECONDS)), max_size=50)
@@ -36,12 +36,12 @@ def test_many_are_folded_as_they_come_and_none_is_lost() -> None:
     tally.extend([2.0] * FOLD_AT)
     third = (FOLD_AT + 10) // 3
     assert tally.counts().tolist() == [third + 1, third + 1 + FOLD_AT, third]
-    assert len(tally._pending) == 0
+    assert len(tally.pending) == 0
 
 
 def test_requests_are_told_apart_and_good_ones_counted() -> None:
     registry = CollectorRegistry()
-    requests = Requests("x", (0.1, 0.5, 1.0), 0.5)
+    requests = RequestMetrics("x", (0.1, 0.5, 1.0), 0.5)
     registry.register(requests)
     for model, status, seconds in [
         ("a", 200, 0.5),
@@ -50,7 +50,7 @@ def test_requests_are_told_apart_and_good_ones_counted() -> None:
         ("b", 200, 0.01),
         ("", 404, 0.01),
     ]:
-        requests.count("/r", model, status, seconds)
+        requests.of("/r", model, status).add(seconds)
 
     def value(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(name, {"route": "/r", **labels})

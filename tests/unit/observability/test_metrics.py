@@ -12,11 +12,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.http.app import create_app
-from service.http.dispatch import Front
+from service.http.dispatch import Dispatch
 from service.observability.metrics import LATENCY_OBJECTIVE_SECONDS, Metrics, Rejection
-from service.serving.local import Repository
+from service.serving.local import LocalPredictor
 from service.settings import Settings
-from service.split.engine_client import RemotePredictor
+from service.split.engine_client import EngineClient
 
 RAW = bytes(784)
 MODEL = "first-pixel"
@@ -30,18 +30,18 @@ def models_dir(add_classifier: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def service(models_dir: Path, **values: Any) -> AsyncIterator[tuple[Front, Repository, Metrics]]:
+async def service(models_dir: Path, **values: Any) -> AsyncIterator[tuple[Dispatch, LocalPredictor, Metrics]]:
     settings = Settings(models_dir=models_dir, max_batch_size=8, **values)
     metrics = Metrics()
-    repository = Repository(settings, metrics)
-    await repository.start()
+    predictor = LocalPredictor(settings, metrics)
+    await predictor.start()
     try:
-        yield create_app(repository, settings, metrics), repository, metrics
+        yield create_app(predictor, settings, metrics), predictor, metrics
     finally:
-        await repository.close()
+        await predictor.close()
 
 
-def post(app: Front, path: str = "/classify") -> "asyncio.Task[httpx.Response]":
+def post(app: Dispatch, path: str = "/classify") -> "asyncio.Task[httpx.Response]":
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
     return asyncio.ensure_future(client.post(path, content=RAW))
 
@@ -77,8 +77,8 @@ async def test_a_request_that_finds_the_queue_full_is_counted_as_such(models_dir
 
 
 async def test_a_request_after_the_end_is_counted_as_such(models_dir: Path) -> None:
-    async with service(models_dir) as (app, repository, metrics):
-        await repository.close()
+    async with service(models_dir) as (app, predictor, metrics):
+        await predictor.close()
         assert (await post(app)).status_code == 503
         assert rejected(metrics, "shutting_down") == 1
 
@@ -100,7 +100,7 @@ async def test_a_request_whose_client_leaves_is_counted_as_such(models_dir: Path
 
 async def test_without_an_engine_no_model_is_named(tmp_path: Path) -> None:
     metrics = Metrics()
-    predictor = RemotePredictor(tmp_path / "nobody.sock")
+    predictor = EngineClient(tmp_path / "nobody.sock")
     app = create_app(predictor, Settings(), metrics)
     assert (await post(app, "/classify?model=users-words")).status_code == 503
     assert rejected(metrics, "not_ready", model="") == 1
@@ -121,19 +121,19 @@ def total(registry: CollectorRegistry, name: str) -> float:
 
 def test_good_is_an_answer_of_a_model_with_2xx_within_the_objective() -> None:
     metrics = Metrics()
-    metrics.requests.count("/classify", MODEL, 200, LATENCY_OBJECTIVE_SECONDS)
-    metrics.requests.count("/classify", MODEL, 200, LATENCY_OBJECTIVE_SECONDS + 0.001)
-    metrics.requests.count("/classify", MODEL, 503, 0.001)
-    metrics.requests.count("/metrics", "", 200, 0.001)
+    metrics.requests.of("/classify", MODEL, 200).add(LATENCY_OBJECTIVE_SECONDS)
+    metrics.requests.of("/classify", MODEL, 200).add(LATENCY_OBJECTIVE_SECONDS + 0.001)
+    metrics.requests.of("/classify", MODEL, 503).add(0.001)
+    metrics.requests.of("/metrics", "", 200).add(0.001)
     labels = {"route": "/classify", "model": MODEL}
     assert metrics.registry.get_sample_value("inkserve_good_requests_total", labels) == 1
     assert total(metrics.registry, "inkserve_good_requests_total") == 1
 
 
 async def test_ready_follows_the_predictor(models_dir: Path) -> None:
-    async with service(models_dir) as (_, repository, metrics):
+    async with service(models_dir) as (_, predictor, metrics):
         assert metrics.registry.get_sample_value("inkserve_ready") == 1
-        repository.stop_being_ready()
+        predictor.stop_being_ready()
         assert metrics.registry.get_sample_value("inkserve_ready") == 0
 
 

@@ -20,7 +20,8 @@ import pytest
 
 from service.batching.batcher import Batcher
 from service.batching.device import Device
-from service.batching.queue import Answer, BatchQueue
+from service.batching.queue import BatchQueue
+from service.batching.request import InferenceRequest, InferenceResult
 from service.errors import EngineError
 from service.models.manifest import MODEL_FILE, read_manifest
 from service.onnx import buffers, cuda, engine
@@ -106,10 +107,11 @@ async def test_overlapping_batches_return_each_request_its_own_rows(
     batcher = Batcher(device, engine, BatchQueue(8, 10_000))
     rng = np.random.default_rng(4)
     asked = [rng.integers(0, 10, rng.integers(1, 21)) for _ in range(40)]
-    answers: list[asyncio.Future[Answer]] = []
+    answers: list[asyncio.Future[InferenceResult]] = []
     for labels in asked:
         answers.append(asyncio.get_running_loop().create_future())
-        batcher.submit((images(*labels),), len(labels), 1e12, partial(resolve, answers[-1]))
+        request = InferenceRequest("any", None, {}, len(labels), 1e12)
+        batcher.submit(request, (images(*labels),), partial(resolve, answers[-1]))
     for labels, answer in zip(asked, await asyncio.gather(*answers), strict=True):
         assert answer.outputs[0].argmax(axis=1).tolist() == labels.tolist()
     in_flight = accumulate({"copy in": 1, "compute": 0, "copy out": -1}[step] for step in runtime.done)

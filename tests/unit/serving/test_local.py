@@ -23,28 +23,29 @@ from service.errors import (
 from service.models.folder import find_versions
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE
 from service.observability.metrics import Metrics
-from service.serving.local import Repository
+from service.serving.local import LocalPredictor
 from service.serving.predictor import infer
 from service.settings import Settings
 from tests.support.models import LATENT, mean_classifier
+from tests.support.requests import request_for
 
-Open = Callable[..., Awaitable[Repository]]
+Open = Callable[..., Awaitable[LocalPredictor]]
 
 
 @pytest.fixture
 async def open_repository(tmp_path: Path) -> AsyncIterator[Open]:
-    """Starts a repository over `tmp_path`."""
-    opened: list[Repository] = []
+    """Starts a predictor over `tmp_path`."""
+    opened: list[LocalPredictor] = []
 
-    async def start(**settings: object) -> Repository:
-        repository = Repository(Settings(models_dir=tmp_path, max_batch_size=8, **settings), Metrics())
-        opened.append(repository)
-        await repository.start()
-        return repository
+    async def start(**settings: object) -> LocalPredictor:
+        predictor = LocalPredictor(Settings(models_dir=tmp_path, max_batch_size=8, **settings), Metrics())
+        opened.append(predictor)
+        await predictor.start()
+        return predictor
 
     yield start
-    for repository in opened:
-        await repository.close()
+    for predictor in opened:
+        await predictor.close()
 
 
 def images(*first_pixels: int) -> np.ndarray:
@@ -53,10 +54,10 @@ def images(*first_pixels: int) -> np.ndarray:
     return batch
 
 
-async def classify(repository: Repository, *first_pixels: int, version: int | None = None) -> list[int]:
+async def classify(predictor: LocalPredictor, *first_pixels: int, version: int | None = None) -> list[int]:
     inputs = {"images": images(*first_pixels)}
-    inference = await infer(repository, "first-pixel", version, inputs, time.monotonic() + 30)
-    return [int(label) for label in inference.outputs["probabilities"].argmax(axis=1)]
+    result = await infer(predictor, request_for("first-pixel", version, inputs, time.monotonic() + 30))
+    return [int(label) for label in result.outputs[0].argmax(axis=1)]
 
 
 async def test_every_model_is_served(
@@ -64,20 +65,20 @@ async def test_every_model_is_served(
 ) -> None:
     add_classifier()
     add_generator()
-    repository = await open_repository()
-    assert repository.ready()
-    assert [info.manifest.name for info in repository.models()] == ["first-pixel", "ramp"]
-    assert await classify(repository, *range(10)) == list(range(10))
+    predictor = await open_repository()
+    assert predictor.ready()
+    assert [info.manifest.name for info in predictor.models()] == ["first-pixel", "ramp"]
+    assert await classify(predictor, *range(10)) == list(range(10))
 
 
 async def test_answers_never_mix_between_callers(
     add_classifier: Callable[..., Path], open_repository: Open
 ) -> None:
     add_classifier()
-    repository = await open_repository()
+    predictor = await open_repository()
     rng = np.random.default_rng(0)
     requests = [rng.integers(0, 10, size).tolist() for size in rng.integers(1, 20, 300)]
-    assert await asyncio.gather(*(classify(repository, *pixels) for pixels in requests)) == requests
+    assert await asyncio.gather(*(classify(predictor, *pixels) for pixels in requests)) == requests
 
 
 async def test_on_a_cpu_a_graph_with_convolutions_runs_in_small_batches(
@@ -85,16 +86,17 @@ async def test_on_a_cpu_a_graph_with_convolutions_runs_in_small_batches(
 ) -> None:
     add_classifier()
     mean_classifier(tmp_path)
-    repository = Repository(Settings(models_dir=tmp_path, intra_op_threads=3), Metrics())
-    await repository.start()
+    predictor = LocalPredictor(Settings(models_dir=tmp_path, intra_op_threads=3), Metrics())
+    await predictor.start()
     rows = {"images": np.repeat(np.arange(100, dtype=np.uint8), 784).reshape(100, 28, 28)}
     plain, convolved = [
-        await infer(repository, name, None, rows, time.monotonic() + 30) for name in ("first-pixel", "mean")
+        await infer(predictor, request_for(name, None, rows, time.monotonic() + 30))
+        for name in ("first-pixel", "mean")
     ]
     assert plain.batch_rows == 100
     assert convolved.batch_rows == 100 - 2 * 3 * 16  # of the last of three batches
-    assert np.allclose(convolved.outputs["probabilities"][:, 0], np.arange(100), atol=1e-3)
-    await repository.close()
+    assert np.allclose(convolved.outputs[0][:, 0], np.arange(100), atol=1e-3)
+    await predictor.close()
 
 
 @pytest.mark.parametrize(("which", "versions"), [("latest", [10]), ("all", [2, 10])])
@@ -103,9 +105,9 @@ async def test_the_latest_version_is_the_highest_number(
 ) -> None:
     add_classifier(version=2)
     add_classifier(version=10)
-    repository = await open_repository(serve_versions=which)
-    assert repository.models().versions("first-pixel") == versions
-    assert repository.models().find("first-pixel").manifest.version == 10
+    predictor = await open_repository(serve_versions=which)
+    assert predictor.models().versions("first-pixel") == versions
+    assert predictor.models().find("first-pixel").manifest.version == 10
 
 
 def test_folders_that_are_not_models_are_passed_over(
@@ -194,20 +196,22 @@ async def test_a_request_that_does_not_fit_the_model_is_refused_before_it_is_que
     message: str,
 ) -> None:
     add_generator()
-    repository = await open_repository(max_request_rows=4)
+    predictor = await open_repository(max_request_rows=4)
     arrays = {
         name: np.zeros(value, np.float32) if isinstance(value, tuple) else np.array(value, np.int64)
         for name, value in inputs.items()
     }
     with pytest.raises(error, match=message):
-        await infer(repository, "ramp", None, arrays, time.monotonic() + 30)
+        await infer(predictor, request_for("ramp", None, arrays, time.monotonic() + 30))
 
 
 async def test_a_wrong_dtype_is_refused(add_classifier: Callable[..., Path], open_repository: Open) -> None:
     add_classifier()
-    repository = await open_repository()
+    predictor = await open_repository()
     with pytest.raises(InvalidInput, match="images has dtype int64, expected uint8"):
-        await infer(repository, "first-pixel", None, {"images": np.zeros((1, 28, 28), np.int64)}, 1e12)
+        await infer(
+            predictor, request_for("first-pixel", None, {"images": np.zeros((1, 28, 28), np.int64)}, 1e12)
+        )
 
 
 async def test_unknown_models_and_versions_are_told_what_there_is(
@@ -227,12 +231,12 @@ async def test_the_same_latents_give_the_same_bytes_in_any_company(
     add_generator: Callable[..., Path], open_repository: Open
 ) -> None:
     add_generator()
-    repository = await open_repository(fixed_batch_size=8)
+    predictor = await open_repository(fixed_batch_size=8)
     rng = np.random.default_rng(0)
 
     async def generate(z: np.ndarray) -> np.ndarray:
         inputs = {"z": z, "label": np.arange(len(z)) % 10}
-        return (await infer(repository, "ramp", None, inputs, 1e12)).outputs["images"]
+        return (await infer(predictor, request_for("ramp", None, inputs, 1e12))).outputs[0]
 
     z = rng.normal(size=(5, LATENT)).astype(np.float32)
     alone = await generate(z)
@@ -249,67 +253,67 @@ async def test_reload_serves_a_new_version_and_drops_a_removed_model(
 ) -> None:
     add_classifier()
     generator = add_generator()
-    repository = await open_repository()
+    predictor = await open_repository()
     add_classifier(version=2)
     shutil.rmtree(generator.parent)
-    assert await repository.reload() == []
-    assert [(i.manifest.name, i.manifest.version) for i in repository.models()] == [("first-pixel", 2)]
-    assert await classify(repository, 4) == [4]
+    assert await predictor.reload() == []
+    assert [(i.manifest.name, i.manifest.version) for i in predictor.models()] == [("first-pixel", 2)]
+    assert await classify(predictor, 4) == [4]
 
 
 async def test_a_bad_version_never_replaces_a_good_one(
     add_classifier: Callable[..., Path], open_repository: Open
 ) -> None:
     add_classifier()
-    repository = await open_repository()
+    predictor = await open_repository()
     damage_graph(add_classifier(version=2))
-    (problem,) = await repository.reload()
+    (problem,) = await predictor.reload()
     assert "2/model.onnx has sha256" in problem
-    assert repository.models().find("first-pixel").manifest.version == 1
-    assert await classify(repository, 4) == [4]
+    assert predictor.models().find("first-pixel").manifest.version == 1
+    assert await classify(predictor, 4) == [4]
 
 
 async def test_no_request_is_lost_while_versions_are_swapped(
     add_classifier: Callable[..., Path], open_repository: Open
 ) -> None:
     add_classifier()
-    repository = await open_repository()
+    predictor = await open_repository()
     answered = 0
     reloading = True
 
     async def ask() -> None:
         nonlocal answered
         while reloading:
-            assert await classify(repository, 1, 2, 3) == [1, 2, 3]
+            assert await classify(predictor, 1, 2, 3) == [1, 2, 3]
             answered += 1
 
     asking = [asyncio.ensure_future(ask()) for _ in range(8)]
     for version in (2, 3, 4):
         add_classifier(version=version)
-        assert await repository.reload() == []
+        assert await predictor.reload() == []
     reloading = False
     await asyncio.gather(*asking)
     assert answered > 0
-    assert repository.models().find("first-pixel").manifest.version == 4
+    assert predictor.models().find("first-pixel").manifest.version == 4
 
 
 async def test_a_reload_waits_until_the_last_one_has_freed_what_it_replaced(
     add_classifier: Callable[..., Path], tmp_path: Path
 ) -> None:
     add_classifier(version=1)
-    repository = Repository(Settings(models_dir=tmp_path, max_batch_delay_seconds=0.5), Metrics())
-    await repository.start()
-    waiting = asyncio.ensure_future(classify(repository, 7))  # in the first version's queue
+    predictor = LocalPredictor(Settings(models_dir=tmp_path, max_batch_delay_seconds=0.5), Metrics())
+    await predictor.start()
+    waiting = asyncio.ensure_future(classify(predictor, 7))  # in the first version's queue
     await asyncio.sleep(0)
     add_classifier(version=2)
-    reloads = [asyncio.ensure_future(repository.reload()) for _ in range(2)]
-    while repository.models().versions("first-pixel") != [2]:
+    reloads = [asyncio.ensure_future(predictor.reload()) for _ in range(2)]
+    while predictor.models().versions("first-pixel") != [2]:
         await asyncio.sleep(0.01)
     done, _ = await asyncio.wait([waiting, *reloads], return_when=asyncio.FIRST_COMPLETED)
     assert waiting in done
     assert await waiting == [7]
     assert await asyncio.gather(*reloads) == [[], []]
-    await repository.close()
+    await predictor.close()
 
 
 async def test_an_unchanged_model_is_not_loaded_again(
@@ -317,31 +321,31 @@ async def test_an_unchanged_model_is_not_loaded_again(
 ) -> None:
     add_classifier()
     metrics = Metrics()
-    repository = Repository(Settings(models_dir=tmp_path, max_batch_size=8), metrics)
-    await repository.start()
-    await repository.reload()
+    predictor = LocalPredictor(Settings(models_dir=tmp_path, max_batch_size=8), metrics)
+    await predictor.start()
+    await predictor.reload()
     labels = {"model": "first-pixel", "result": "loaded"}
     assert metrics.registry.get_sample_value("inkserve_model_loads_total", labels) == 1
-    await repository.close()
+    await predictor.close()
 
 
 async def test_after_close_nothing_is_accepted(
     add_classifier: Callable[..., Path], open_repository: Open
 ) -> None:
     add_classifier()
-    repository = await open_repository()
-    await repository.close()
-    assert not repository.ready()
+    predictor = await open_repository()
+    await predictor.close()
+    assert not predictor.ready()
     with pytest.raises(ShuttingDown):
-        await classify(repository, 1)
+        await classify(predictor, 1)
 
 
 async def test_batches_are_counted(add_classifier: Callable[..., Path], tmp_path: Path) -> None:
     add_classifier()
     metrics = Metrics()
-    repository = Repository(Settings(models_dir=tmp_path, max_batch_size=16), metrics)
-    await repository.start()
-    await classify(repository, *range(9))
+    predictor = LocalPredictor(Settings(models_dir=tmp_path, max_batch_size=16), metrics)
+    await predictor.start()
+    await classify(predictor, *range(9))
     await asyncio.sleep(0)
     sample = metrics.registry.get_sample_value
     assert sample("inkserve_rows_total", {"model": "first-pixel"}) == 9
@@ -349,7 +353,7 @@ async def test_batches_are_counted(add_classifier: Callable[..., Path], tmp_path
     assert sample("inkserve_batches_total", {"model": "first-pixel", "reason": "idle"}) == 1
     assert sample("inkserve_queue_seconds_count", {"model": "first-pixel"}) == 1
     assert sample("inkserve_rows_waiting", {"model": "first-pixel"}) == 0
-    await repository.close()
+    await predictor.close()
 
 
 async def test_what_waits_is_shown_for_all_versions_of_a_model(
@@ -361,8 +365,8 @@ async def test_what_waits_is_shown_for_all_versions_of_a_model(
     settings = Settings(
         models_dir=tmp_path, serve_versions="all", max_batch_size=4, max_batch_delay_seconds=10
     )
-    repository = Repository(settings, metrics)
-    await repository.start()
+    predictor = LocalPredictor(settings, metrics)
+    await predictor.start()
 
     def waiting() -> tuple[float | None, float | None]:
         sample, labels = metrics.registry.get_sample_value, {"model": "first-pixel"}
@@ -370,11 +374,11 @@ async def test_what_waits_is_shown_for_all_versions_of_a_model(
 
     assert waiting() == (0, 0)
     sent = ((1, 1), (2, 1), (3, 2))  # rows, version
-    calls = [classify(repository, *range(rows), version=version) for rows, version in sent]
+    calls = [classify(predictor, *range(rows), version=version) for rows, version in sent]
     tasks = [asyncio.ensure_future(call) for call in calls]
     await asyncio.sleep(0)
     assert waiting() == (6, 3)
-    assert await classify(repository, 5, version=1) == await classify(repository, 5, version=2) == [5]
+    assert await classify(predictor, 5, version=1) == await classify(predictor, 5, version=2) == [5]
     assert await asyncio.gather(*tasks) == [[0], [0, 1], [0, 1, 2]]
     assert waiting() == (0, 0)
-    await repository.close()
+    await predictor.close()

@@ -3,13 +3,14 @@
 import asyncio
 import stat
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from service.batching.request import Done, InferenceRequest, InferenceResult, Priority
 from service.errors import (
     DeadlineExceeded,
     EngineError,
@@ -23,18 +24,19 @@ from service.errors import (
 from service.models.catalogue import Catalogue
 from service.models.tensors import Array
 from service.observability.metrics import Metrics
-from service.serving.local import Repository
-from service.serving.predictor import Cancel, Done, Inference, Predictor, infer
+from service.serving.local import LocalPredictor
+from service.serving.predictor import Cancel, Predictor, infer
 from service.settings import Settings
-from service.split.engine_client import MISSED_PINGS, RemotePredictor
-from service.split.engine_server import Host, bind_unix
+from service.split.engine_client import MISSED_PINGS, EngineClient
+from service.split.engine_server import EngineServer, bind_unix
 from service.split.frames import PREFIX
 from service.split.messages import ERRORS
 from service.split.metric_totals import registry_of
 from tests.support.models import LATENT
+from tests.support.requests import request_for
 
 Start = Callable[..., Awaitable["Engine"]]
-Connect = Callable[..., Awaitable[RemotePredictor]]
+Connect = Callable[..., Awaitable[EngineClient]]
 
 MAX_ROWS = 40
 
@@ -42,8 +44,8 @@ MAX_ROWS = 40
 class Engine:
     """What the engine's process holds, in this one."""
 
-    def __init__(self, repository: Repository, host: Host, metrics: Metrics) -> None:
-        self.repository = repository
+    def __init__(self, predictor: LocalPredictor, host: EngineServer, metrics: Metrics) -> None:
+        self.predictor = predictor
         self.host = host
         self.metrics = metrics
 
@@ -52,7 +54,7 @@ class Engine:
         return self.metrics.registry.get_sample_value("inkserve_rows_waiting", labels)
 
     async def close(self) -> None:
-        await self.repository.close()
+        await self.predictor.close()
         await self.host.close()
 
 
@@ -76,9 +78,9 @@ async def start_engine(
     async def start(**settings: object) -> Engine:
         settings = {"max_batch_size": 8, "max_request_rows": MAX_ROWS} | settings
         metrics = Metrics()
-        repository = Repository(Settings(models_dir=tmp_path, **settings), metrics)
-        await repository.start()
-        engine = Engine(repository, Host(repository, MAX_ROWS, metrics.registry.collect), metrics)
+        predictor = LocalPredictor(Settings(models_dir=tmp_path, **settings), metrics)
+        await predictor.start()
+        engine = Engine(predictor, EngineServer(predictor, MAX_ROWS, metrics.registry.collect), metrics)
         engines.append(engine)
         await engine.host.start(path)
         return engine
@@ -91,10 +93,10 @@ async def start_engine(
 @pytest.fixture
 async def connect(start_engine: Start, path: Path) -> AsyncIterator[Connect]:  # noqa: ARG001, closes before it
     """Connects a predictor to the engine."""
-    predictors: list[RemotePredictor] = []
+    predictors: list[EngineClient] = []
 
-    async def connect(wait: bool = True, **options: float) -> RemotePredictor:
-        predictor = RemotePredictor(path, **options)
+    async def connect(wait: bool = True, **options: float) -> EngineClient:
+        predictor = EngineClient(path, **options)
         predictors.append(predictor)
         if wait:
             await asyncio.wait_for(predictor.connected(), 60)
@@ -122,23 +124,25 @@ def latents(rows: int, label: int = 7) -> dict[str, Array]:
     return {"z": z, "label": np.full(rows, label, np.int64)}
 
 
-async def classify(predictor: Predictor, *first_pixels: int, seconds: float = 60) -> Inference:
-    return await infer(predictor, "first-pixel", None, images(*first_pixels), time.monotonic() + seconds)
+async def classify(predictor: Predictor, *first_pixels: int, seconds: float = 60) -> InferenceResult:
+    return await infer(
+        predictor, request_for("first-pixel", None, images(*first_pixels), time.monotonic() + seconds)
+    )
 
 
 async def test_answers_are_those_of_the_engine(start_engine: Start, connect: Connect) -> None:
     engine = await start_engine()
     predictor = await connect()
     for model, inputs in [("first-pixel", images(3, 1, 4)), ("ramp", latents(MAX_ROWS))]:
-        there = await infer(predictor, model, 1, inputs, time.monotonic() + 60)
-        here = await infer(engine.repository, model, 1, inputs, time.monotonic() + 60)
+        there = await infer(predictor, request_for(model, 1, inputs, time.monotonic() + 60))
+        here = await infer(engine.predictor, request_for(model, 1, inputs, time.monotonic() + 60))
         assert there.version == here.version
-        assert there.outputs.keys() == here.outputs.keys()
-        for name, output in here.outputs.items():
-            assert there.outputs[name].dtype == output.dtype
-            assert np.array_equal(there.outputs[name], output)
+        assert len(there.outputs) == len(here.outputs)
+        for far, near in zip(there.outputs, here.outputs, strict=True):
+            assert far.dtype == near.dtype
+            assert np.array_equal(far, near)
         assert there.compute_seconds > 0
-    assert list(predictor.models()) == list(engine.repository.models())
+    assert list(predictor.models()) == list(engine.predictor.models())
     assert predictor.models().find("first-pixel").card == "# A card\n"
     assert predictor.ready()
 
@@ -151,7 +155,7 @@ async def test_many_calls_at_once_never_get_each_others_answers(
     numbers = list(range(200))
     answers = await asyncio.gather(*(classify(predictors[n % 2], *[n % 10] * (1 + n % 11)) for n in numbers))
     for number, answer in zip(numbers, answers, strict=True):
-        labels = answer.outputs["probabilities"].argmax(axis=1).tolist()
+        labels = answer.outputs[0].argmax(axis=1).tolist()
         assert labels == [number % 10] * (1 + number % 11)
 
 
@@ -159,7 +163,7 @@ async def test_a_batch_holds_several_clients_rows(start_engine: Start, connect: 
     await start_engine(max_batch_size=2, max_batch_delay_seconds=10)
     answers = await asyncio.gather(classify(await connect(), 3), classify(await connect(), 5))
     assert [answer.batch_rows for answer in answers] == [2, 2]
-    assert [int(answer.outputs["probabilities"].argmax()) for answer in answers] == [3, 5]
+    assert [int(answer.outputs[0].argmax()) for answer in answers] == [3, 5]
 
 
 @pytest.mark.parametrize(
@@ -186,9 +190,9 @@ async def test_a_bad_call_gets_the_error_that_it_would_get_here(
     predictor = await connect()
     deadline = time.monotonic() + 60
     with pytest.raises(kind) as there:
-        await infer(predictor, model, version, inputs, deadline)
+        await infer(predictor, request_for(model, version, inputs, deadline))
     with pytest.raises(kind) as here:
-        await infer(engine.repository, model, version, inputs, deadline)
+        await infer(engine.predictor, request_for(model, version, inputs, deadline))
     assert str(there.value) == str(here.value)
     assert predictor.ready()
 
@@ -200,12 +204,18 @@ class Failing:
         self._models = models
         self._error = error
 
-    def begin(
-        self, model: str, version: int | None, inputs: Mapping[str, Array], deadline: float, done: Done
-    ) -> Cancel:
-        del model, version, inputs, deadline
+    def submit(self, request: InferenceRequest, done: Done, *, admitted: bool = False) -> Cancel:
+        del request, admitted
         waiting = asyncio.get_running_loop().call_soon(done, self._error)
         return waiting.cancel
+
+    def check_admission(
+        self, model: str, version: int | None, rows: int, seconds: float, priority: Priority = "normal"
+    ) -> str | None:
+        raise NotImplementedError
+
+    def note_rejection(self, model: str, version: int | None) -> None:
+        raise NotImplementedError
 
     def models(self) -> Catalogue:
         return self._models
@@ -233,9 +243,9 @@ async def test_every_error_of_the_engine_keeps_its_class_and_message(start_engin
     ]
     assert len(errors) > 15
     for number, (error, kind, message) in enumerate(errors):
-        failing = Host(Failing(engine.repository.models(), error), MAX_ROWS, list)
+        failing = EngineServer(Failing(engine.predictor.models(), error), MAX_ROWS, list)
         await failing.start(path.with_suffix(f".{number}"))
-        predictor = RemotePredictor(path.with_suffix(f".{number}"))
+        predictor = EngineClient(path.with_suffix(f".{number}"))
         await predictor.connected()
         with raises(kind, message):
             await classify(predictor, 1)
@@ -270,7 +280,7 @@ async def test_the_calls_of_a_client_that_is_gone_leave_the_queue(
 
 async def test_a_deadline_holds_over_there(start_engine: Start, connect: Connect) -> None:
     await start_engine(max_batch_delay_seconds=10)
-    with pytest.raises(DeadlineExceeded, match="1 rows waited"):
+    with pytest.raises(DeadlineExceeded, match="1 rows were queued"):
         await classify(await connect(), 1, seconds=0.05)
 
 
@@ -279,19 +289,19 @@ async def test_when_the_engine_goes_its_calls_fail_at_once_and_the_next_one_is_f
 ) -> None:
     engine = await start_engine(max_batch_delay_seconds=10)
     lost = []
-    predictor = RemotePredictor(path, lambda: lost.append(True))
+    predictor = EngineClient(path, lambda: lost.append(True))
     await predictor.connected()
     calls = [asyncio.ensure_future(classify(predictor, 1)) for _ in range(3)]
     await until(lambda: engine.rows_waiting() == 3)
     for link in list(engine.host._links):
         link.abort()  # as the system does for a process that is killed
     for call in calls:
-        with pytest.raises(ModelNotReady, match="the engine has gone"):
+        with pytest.raises(ModelNotReady, match="the engine has exited"):
             await asyncio.wait_for(call, 5)
     assert lost == [True]
     await predictor.connected()
     answer = classify(predictor, *[6] * 8)
-    assert int((await answer).outputs["probabilities"][0].argmax()) == 6
+    assert int((await answer).outputs[0][0].argmax()) == 6
     await engine.close()
     await until(lambda: not predictor.ready())
     with pytest.raises(ModelNotReady, match="not connected"):
@@ -317,9 +327,9 @@ async def test_an_engine_that_falls_silent_is_left(path: Path, caplog: pytest.Lo
         connections.append(writer)
 
     server = await asyncio.start_unix_server(accept, path)
-    predictor = RemotePredictor(path, ping_seconds=0.001)
+    predictor = EngineClient(path, ping_seconds=0.001)
     await until(lambda: len(connections) > 1)
-    assert "the engine is silent" in caplog.text
+    assert "the engine stopped responding" in caplog.text
     await predictor.close()
     for writer in connections:
         writer.close()
@@ -354,12 +364,12 @@ async def test_every_client_hears_of_a_reload(
 async def test_clients_hear_that_the_engine_is_about_to_stop(start_engine: Start, connect: Connect) -> None:
     engine = await start_engine()
     predictor = await connect()
-    engine.repository.stop_being_ready()
-    engine.host.tell_state()
+    engine.predictor.stop_being_ready()
+    engine.host.send_state()
     await until(lambda: not predictor.ready())
     assert (await classify(predictor, 4)).version == 1
     await predictor.close()
-    await asyncio.wait_for(engine.host.clients_left(), 60)
+    await asyncio.wait_for(engine.host.wait_until_no_clients(), 60)
 
 
 async def test_the_engines_metrics_are_told(start_engine: Start, connect: Connect) -> None:

@@ -1,4 +1,4 @@
-"""The short way for hot requests: what it takes, and that its answers are those of the usual way.
+"""The fast path: what it accepts, and that its responses are those of the ASGI path.
 
 A real listener and real connections, in this process, over tiny models.
 """
@@ -6,78 +6,36 @@ A real listener and real connections, in this process, over tiny models.
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
-import uvicorn
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from uvicorn.server import ServerState
 
 from service.batching.queue import Item
-from service.http.app import create_app
-from service.http.dispatch import Front
-from service.http.fast.endpoint import Call
+from service.batching.request import InferenceRequest
 from service.http.fast.head import Head, parse_head
-from service.http.fast.protocol import HotProtocol
-from service.http.types import Receive, Scope, Send
-from service.observability.metrics import Metrics
-from service.serving.local import Repository
+from service.http.fast.protocol import FastCall
+from service.observability.tracing import Tracing
+from service.serving.local import LocalPredictor
 from service.serving.predictor import Cancel
-from tests.support.http import exchange, image, png, request, settings
+from tests.support.collector import collecting
+from tests.support.http import exchange, image, png, request
+from tests.support.listener import KEEP_ALIVE_SECONDS, Listener, listening
 from tests.support.live import connected
+from tests.support.log_stream import logging_to_memory
 
 OCTETS = "application/octet-stream"
 RAW = image(7).tobytes()
-KEEP_ALIVE_SECONDS = 0.4
-"""Whole seconds are uvicorn's own; the protocol reads what is set on it."""
-
-
-@dataclass
-class Listener:
-    """A server in this process. through_asgi: paths of the requests that came the usual way."""
-
-    port: int
-    front: Front
-    state: ServerState
-    metrics: Metrics
-    through_asgi: list[str]
-
-    def counted(self, status: int, model: str = "first-pixel") -> float | None:
-        labels = {"route": "/classify", "model": model, "status": str(status)}
-        return self.metrics.registry.get_sample_value("inkserve_requests_total", labels)
-
-
-@asynccontextmanager
-async def listening(repository: Repository, tmp_path: Path) -> AsyncIterator[Listener]:
-    metrics = Metrics()
-    front = create_app(repository, settings(tmp_path), metrics)
-    seen: list[str] = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.append(scope["path"])
-        await front(scope, receive, send)
-
-    config = uvicorn.Config(app, lifespan="off", log_config=None, server_header=False)
-    state = ServerState()
-    config.load()
-    config.timeout_keep_alive = KEEP_ALIVE_SECONDS  # type: ignore[assignment]
-    make = partial(HotProtocol, front.direct, config=config, server_state=state, app_state={})
-    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
-    try:
-        yield Listener(server.sockets[0].getsockname()[1], front, state, metrics, seen)
-    finally:
-        server.close()
 
 
 @pytest.fixture
-async def listener(repository: Repository, tmp_path: Path) -> AsyncIterator[Listener]:
-    async with listening(repository, tmp_path) as listener:
+async def listener(predictor: LocalPredictor, tmp_path: Path) -> AsyncIterator[Listener]:
+    async with listening(predictor, tmp_path) as listener:
         yield listener
 
 
@@ -104,23 +62,23 @@ SAME = {
 
 
 @pytest.mark.parametrize("case", SAME)
-async def test_both_ways_answer_alike(listener: Listener, case: str) -> None:
+async def test_both_paths_answer_alike(listener: Listener, case: str) -> None:
     wish, status = SAME[case]
     async with connected(listener.port) as connection:
         for _ in range(2):  # the second time the head is known
-            short = await exchange(connection, request(**wish))  # type: ignore[arg-type]
+            fast = await exchange(connection, request(**wish))  # type: ignore[arg-type]
     async with connected(listener.port) as connection:
-        usual = await exchange(connection, request(**wish, chunked=True))  # type: ignore[arg-type]
-    assert short.status == usual.status == status
-    assert short.body == usual.body
+        asgi = await exchange(connection, request(**wish, chunked=True))  # type: ignore[arg-type]
+    assert fast.status == asgi.status == status
+    assert fast.body == asgi.body
     changing = {"server-timing", "date", "x-request-id"}
-    assert {n: v for n, v in short.headers.items() if n not in changing} == {
-        n: v for n, v in usual.headers.items() if n not in changing
+    assert {n: v for n, v in fast.headers.items() if n not in changing} == {
+        n: v for n, v in asgi.headers.items() if n not in changing
     }
-    assert short.headers.keys() - {"date"} == usual.headers.keys() - {"date"}
+    assert fast.headers.keys() - {"date"} == asgi.headers.keys() - {"date"}
 
 
-async def test_the_short_way_is_taken(listener: Listener) -> None:
+async def test_the_fast_path_is_taken(listener: Listener) -> None:
     async with connected(listener.port) as connection:
         for wish in ({}, {"kind": None}, {"accept": OCTETS}, {"body": RAW[:392]}):
             await exchange(connection, request(**wish))  # type: ignore[arg-type]
@@ -132,6 +90,53 @@ async def test_the_short_way_is_taken(listener: Listener) -> None:
     assert listener.through_asgi == ["/classify"] * 2
     assert listener.counted(200) == 6
     assert listener.counted(400) == 1
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+async def test_the_fast_path_stays_on_under_the_access_log(
+    predictor: LocalPredictor, tmp_path: Path, log_format: str
+) -> None:
+    changes = {"access_log": True, "log_format": log_format}
+    with logging_to_memory() as lines:
+        async with listening(predictor, tmp_path, **changes) as listener:
+            async with connected(listener.port) as connection:
+                first = await exchange(connection, request())
+                second = await exchange(connection, request(extra="X-Request-Id: mine"))
+            assert listener.through_asgi == []
+    ids = [response.headers["x-request-id"] for response in (first, second)]
+    assert ids[1] == "mine"
+    assert [line for line in lines.getvalue().splitlines() if all(each not in line for each in ids)] == []
+    assert lines.getvalue().count("answered") == 2
+
+
+@pytest.mark.parametrize("sampler", ["always_off", "always_on"])
+async def test_the_fast_path_stays_on_under_tracing(
+    predictor: LocalPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
+        tracing = Tracing("otlp")
+        async with (
+            listening(predictor, tmp_path, tracing) as listener,
+            connected(listener.port) as connection,
+        ):
+            responses = [await exchange(connection, request()) for _ in range(3)]
+            failed = await exchange(connection, request(RAW[:9]))
+            assert listener.through_asgi == []
+        await asyncio.to_thread(tracing.close)
+        contexts = [response.headers["traceresponse"].split("-") for response in (*responses, failed)]
+        assert len({trace for _, trace, _, _ in contexts}) == 4
+        spans = {span.trace: span for span in collector.named("POST /classify")}
+        if sampler == "always_off":
+            assert {flags for _, _, _, flags in contexts} == {"00"}
+            assert collector.spans == []
+            return
+        assert {flags for _, _, _, flags in contexts} == {"01"}
+        assert spans.keys() == {trace for _, trace, _, _ in contexts}
+        codes = [spans[trace].attributes["http.response.status_code"] for _, trace, _, _ in contexts]
+        assert codes == [200, 200, 200, 400]
+        assert len(collector.named("queue")) == len(collector.named("compute")) == 3
 
 
 async def test_an_id_that_is_not_fit_is_replaced_by_another_each_time(listener: Listener) -> None:
@@ -161,7 +166,7 @@ async def test_a_request_may_come_in_any_two_pieces(listener: Listener, wish: di
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 async def test_answers_come_in_the_order_of_the_requests_however_these_are_cut(
-    repository: Repository, tmp_path: Path, digits: list[int], kinds: list[str], cuts: list[int]
+    predictor: LocalPredictor, tmp_path: Path, digits: list[int], kinds: list[str], cuts: list[int]
 ) -> None:
     forms = {
         "raw": lambda digit: request(image(digit).tobytes()),
@@ -171,7 +176,7 @@ async def test_answers_come_in_the_order_of_the_requests_however_these_are_cut(
     }
     stream = b"".join(forms[kind](digit) for kind, digit in zip(kinds, digits, strict=False))
     edges = sorted({0, *(cut for cut in cuts if cut < len(stream)), len(stream)})
-    async with listening(repository, tmp_path) as listener, connected(listener.port) as connection:
+    async with listening(predictor, tmp_path) as listener, connected(listener.port) as connection:
         for start, stop in pairwise(edges):
             connection.writer.write(stream[start:stop])
             await asyncio.sleep(0.001)
@@ -183,16 +188,16 @@ async def test_answers_come_in_the_order_of_the_requests_however_these_are_cut(
 
 
 class Held:
-    """A predictor's `begin` that waits until it is let go."""
+    """A predictor's `submit` that waits until it is let go."""
 
-    def __init__(self, repository: Repository) -> None:
-        self._begin = repository.begin
+    def __init__(self, predictor: LocalPredictor) -> None:
+        self._submit = predictor.submit
         self._waiting: list[Callable[[], object]] = []
         self.cancelled = 0
-        repository.begin = self.begin  # type: ignore[method-assign]
+        predictor.submit = self.submit  # type: ignore[method-assign]
 
-    def begin(self, *arguments: object) -> Cancel:
-        self._waiting.append(partial(self._begin, *arguments))  # type: ignore[arg-type]
+    def submit(self, *arguments: object, admitted: bool) -> Cancel:
+        self._waiting.append(partial(self._submit, *arguments, admitted=admitted))  # type: ignore[arg-type]
 
         def cancel() -> None:
             self.cancelled += 1
@@ -204,13 +209,13 @@ class Held:
             await asyncio.sleep(0.005)
 
     def let_go(self) -> None:
-        for begin in self._waiting:
-            begin()
+        for submit in self._waiting:
+            submit()
         self._waiting.clear()
 
 
-async def test_a_client_that_leaves_cancels_its_request(listener: Listener, repository: Repository) -> None:
-    held = Held(repository)
+async def test_a_disconnect_cancels_the_request(listener: Listener, predictor: LocalPredictor) -> None:
+    held = Held(predictor)
     async with connected(listener.port) as connection:
         connection.writer.write(request())
         await held.holds(1)
@@ -221,10 +226,10 @@ async def test_a_client_that_leaves_cancels_its_request(listener: Listener, repo
     assert listener.metrics.registry.get_sample_value("inkserve_rejected_requests_total", labels) == 1
 
 
-async def test_an_answered_request_is_not_left_to_the_garbage_collector(listener: Listener) -> None:
+async def test_an_answered_request_is_freed_at_once(listener: Listener) -> None:
     def requests() -> list[object]:
         # By type: isinstance asks each object, and some of torch's warn when they are asked.
-        return [each for each in gc.get_objects() if type(each) in (Call, Item)]
+        return [each for each in gc.get_objects() if type(each) in (FastCall, Item)]
 
     gc.disable()
     try:
@@ -238,7 +243,7 @@ async def test_an_answered_request_is_not_left_to_the_garbage_collector(listener
         gc.enable()
 
 
-async def test_a_client_that_leaves_amid_its_body_is_counted(listener: Listener) -> None:
+async def test_a_disconnect_amid_the_body_is_counted(listener: Listener) -> None:
     async with connected(listener.port) as connection:
         connection.writer.write(request()[:-100])
         await asyncio.sleep(0.05)
@@ -248,9 +253,9 @@ async def test_a_client_that_leaves_amid_its_body_is_counted(listener: Listener)
 
 
 async def test_a_server_that_ends_answers_what_is_in_flight_and_closes(
-    listener: Listener, repository: Repository
+    listener: Listener, predictor: LocalPredictor
 ) -> None:
-    held = Held(repository)
+    held = Held(predictor)
     async with (
         connected(listener.port) as whole,
         connected(listener.port) as partial_body,
@@ -282,10 +287,10 @@ async def test_a_connection_is_closed_when_it_has_been_idle_and_not_before(liste
         assert asyncio.get_running_loop().time() - started < KEEP_ALIVE_SECONDS
 
 
-async def test_a_request_that_takes_long_is_not_idle(listener: Listener, repository: Repository) -> None:
+async def test_a_request_that_takes_long_is_not_idle(listener: Listener, predictor: LocalPredictor) -> None:
     async with connected(listener.port) as connection:
         await exchange(connection, request())
-        held = Held(repository)
+        held = Held(predictor)
         connection.writer.write(request())
         await held.holds(1)
         await asyncio.sleep(2 * KEEP_ALIVE_SECONDS)
@@ -294,21 +299,23 @@ async def test_a_request_that_takes_long_is_not_idle(listener: Listener, reposit
         assert await asyncio.wait_for(connection.reader.read(), 5) == b""
 
 
-async def test_a_head_that_is_known_follows_a_reload(
-    listener: Listener, repository: Repository, add_classifier: Callable[..., Path]
+async def test_a_known_head_follows_a_reload(
+    listener: Listener, predictor: LocalPredictor, add_classifier: Callable[..., Path]
 ) -> None:
     async with connected(listener.port) as connection:
         assert b'"version":1' in (await exchange(connection, request())).body
         add_classifier(version=2, labels=tuple("ABCDEFGHIJ"))
-        assert await repository.reload() == []
+        assert await predictor.reload() == []
         response = await exchange(connection, request())
     assert b'"version":2' in response.body
     assert b'"label":"H"' in response.body
 
 
-async def test_a_full_queue_is_said_before_a_body_is_read(listener: Listener, repository: Repository) -> None:
+async def test_a_full_queue_rejects_before_the_body_is_read(
+    listener: Listener, predictor: LocalPredictor
+) -> None:
     why = "512 requests wait, expected fewer than 512"
-    repository.refusal = lambda *_: why  # type: ignore[method-assign]
+    predictor.check_admission = lambda *_: why  # type: ignore[method-assign]
     async with connected(listener.port) as connection:
         seen = [await exchange(connection, request()) for _ in range(2)]
         seen.append(await exchange(connection, request(extra="X-Request-Id: mine")))
@@ -318,28 +325,28 @@ async def test_a_full_queue_is_said_before_a_body_is_read(listener: Listener, re
         ids = [response.headers["x-request-id"] for response in seen]
         assert len({*ids}) == 3
         assert ids[2] == "mine"
-        repository.refusal = lambda *_: None  # type: ignore[method-assign]
+        predictor.check_admission = lambda *_: None  # type: ignore[method-assign]
         assert (await exchange(connection, request())).status == 200
     assert listener.counted(503) == 3
     labels = {"model": "first-pixel", "reason": "queue_full"}
     assert listener.metrics.registry.get_sample_value("inkserve_rejected_requests_total", labels) == 3
 
 
-async def test_a_body_for_which_there_was_no_room_is_only_awaited(
-    listener: Listener, repository: Repository
+async def test_the_body_of_a_rejected_request_is_discarded(
+    listener: Listener, predictor: LocalPredictor
 ) -> None:
-    repository.refusal = lambda *_: "512 requests wait"  # type: ignore[method-assign]
+    predictor.check_admission = lambda *_: "512 requests wait"  # type: ignore[method-assign]
     whole = request(RAW * 9)
     async with connected(listener.port) as connection:
         connection.writer.write(whole[:-1000])
         with pytest.raises(TimeoutError):  # not before all has come: a client may look only then
             await asyncio.wait_for(connection.receive(), 0.05)
-        repository.refusal = lambda *_: None  # type: ignore[method-assign]
+        predictor.check_admission = lambda *_: None  # type: ignore[method-assign]
         response = await exchange(connection, whole[-1000:-10], whole[-10:] + whole[:400])
         assert (response.status, response.body) == (503, b'{"error":"512 requests wait"}')
         assert (await exchange(connection, whole[400:])).status == 200
     assert listener.counted(503) == listener.counted(200) == 1
-    repository.refusal = lambda *_: "512 requests wait"  # type: ignore[method-assign]
+    predictor.check_admission = lambda *_: "512 requests wait"  # type: ignore[method-assign]
     async with connected(listener.port) as connection:
         connection.writer.write(whole[:-1000])
         await connection.writer.drain()
@@ -349,34 +356,68 @@ async def test_a_body_for_which_there_was_no_room_is_only_awaited(
     assert listener.through_asgi == []
 
 
-async def test_what_is_asked_of_the_queue_is_what_will_be_sent(
-    listener: Listener, repository: Repository
+async def test_admission_is_asked_once_with_what_will_be_sent(
+    listener: Listener, predictor: LocalPredictor
 ) -> None:
     asked: list[tuple[object, ...]] = []
 
-    def refusal(*arguments: object) -> str | None:
+    def check_admission(*arguments: object) -> str | None:
         asked.append(arguments)
         return None
 
-    repository.refusal = refusal  # type: ignore[method-assign]
+    predictor.check_admission = check_admission  # type: ignore[method-assign]
     async with connected(listener.port) as connection:
         await exchange(connection, request(RAW * 3, path="/classify?version=1", extra="inkserve-timeout: 2"))
         await exchange(connection, request(RAW * 3, kind=None))  # might be a picture
         await exchange(connection, request(bytes(784 * 41)))  # is answered 413
         await exchange(connection, request(RAW * 3)[:-9], RAW[-9:])  # in pieces
     assert asked == [
-        ("first-pixel", 1, 3, 2.0),
-        ("first-pixel", None, 1, 30.0),
-        ("first-pixel", None, 1, 30.0),
-        ("first-pixel", None, 3, 30.0),
+        ("first-pixel", 1, 3, 2.0, "normal"),
+        ("first-pixel", None, 1, 30.0, "normal"),
+        ("first-pixel", None, 1, 30.0, "normal"),
+        ("first-pixel", None, 3, 30.0, "normal"),
     ]
 
 
-async def test_an_unforeseen_error_is_a_500(listener: Listener, repository: Repository) -> None:
-    def fail(*_: object) -> Cancel:
+async def test_a_rejection_is_noted_for_the_next_batch(listener: Listener, predictor: LocalPredictor) -> None:
+    noted: list[tuple[str, int | None]] = []
+    predictor.check_admission = lambda *_: "512 requests are queued"  # type: ignore[method-assign]
+    predictor.note_rejection = lambda *which: noted.append(which)  # type: ignore[method-assign]
+    async with connected(listener.port) as connection:
+        assert (await exchange(connection, request())).status == 503
+        assert (await exchange(connection, request(RAW * 3)[:-9], RAW[-9:])).status == 503
+    assert noted == [("first-pixel", None)] * 2
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "expected"),
+    [("low", 200, "low"), ("normal", 200, "normal"), ("", 400, None), ("urgent", 400, None)],
+)
+async def test_a_request_may_name_its_priority(
+    listener: Listener, predictor: LocalPredictor, sent: str, status: int, expected: str | None
+) -> None:
+    seen: list[str] = []
+    submit = predictor.submit
+
+    def note(asked: InferenceRequest, *arguments: Any, **options: Any) -> Cancel:
+        seen.append(asked.priority)
+        return submit(asked, *arguments, **options)
+
+    predictor.submit = note  # type: ignore[method-assign]
+    async with connected(listener.port) as connection:
+        for chunked in (False, True):
+            response = await exchange(
+                connection, request(extra=f"Inkserve-Priority: {sent}", chunked=chunked)
+            )
+            assert response.status == status
+    assert seen == ([] if expected is None else [expected] * 2)
+
+
+async def test_an_unforeseen_error_is_a_500(listener: Listener, predictor: LocalPredictor) -> None:
+    def fail(*_: object, **__: object) -> Cancel:
         raise RuntimeError("a secret")
 
-    repository.begin = fail  # type: ignore[method-assign]
+    predictor.submit = fail  # type: ignore[method-assign]
     async with connected(listener.port) as connection:
         response = await exchange(connection, request())
     assert (response.status, response.body) == (500, b'{"error":"internal error"}')

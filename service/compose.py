@@ -1,0 +1,218 @@
+"""The composition root: builds the parts of a service once, and runs them in each of its forms.
+
+Only what a form needs is imported: an HTTP worker loads no onnxruntime, the engine process no HTTP.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.errors import SettingsError
+from service.memory import freeze_and_enable_gc, give_back_free_memory
+from service.observability.metrics import Metrics
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from service.batching.queue import BatchRecord
+    from service.http.api_keys import ApiKeys
+    from service.http.dispatch import Dispatch
+    from service.observability.tracing import Tracing
+    from service.serving.local import LocalPredictor
+    from service.serving.predictor import Predictor
+
+logger = logging.getLogger("inkserve")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What every process of a service has.
+
+    tracing: None if it is off.
+    """
+
+    settings: Settings
+    metrics: Metrics
+    tracing: "Tracing | None"
+
+    @classmethod
+    def open(cls, settings: Settings) -> "Parts":
+        """Raises SettingsError if tracing is on and OpenTelemetry's SDK is missing."""
+        return cls(settings, Metrics(), _open_tracing(settings))
+
+    def keys(self) -> "ApiKeys | None":
+        """Read the API keys, if a file of them is set. Raises SettingsError."""
+        from service.http.api_keys import read_keys
+
+        return read_keys(self.settings.api_keys_file)
+
+    def predictor(self) -> "LocalPredictor":
+        """Build the predictor of this process, with no model loaded yet."""
+        from service.serving.local import LocalPredictor
+
+        _watch_gpu(self.settings, self.metrics)
+        trace_batch = None if self.tracing is None else _batch_tracer(self.tracing)
+        return LocalPredictor(self.settings, self.metrics, trace_batch)
+
+    def app(
+        self,
+        predictor: "Predictor",
+        keys: "ApiKeys | None",
+        gather: "Callable[[], Awaitable[CollectorRegistry]] | None" = None,
+    ) -> "Dispatch":
+        """Build the HTTP application over a predictor. gather: the metrics of all processes, if several."""
+        from service.http.app import create_app
+
+        return create_app(predictor, self.settings, self.metrics, gather, keys, self.tracing)
+
+    async def close(self) -> None:
+        """Send the spans that are left."""
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
+
+
+async def serve(settings: Settings) -> int:
+    """Load the models, serve until a signal, answer what was accepted; all in this process.
+
+    Raises RepositoryError or EngineError if a model cannot be served.
+    """
+    parts = Parts.open(settings)
+    keys = parts.keys()
+    predictor = parts.predictor()
+    loading = asyncio.ensure_future(predictor.start())
+    await asyncio.to_thread(_import_http)
+    from service.http.api_keys import kept_current
+    from service.http.server import Server, log_ready
+
+    server = Server(parts.app(predictor, keys), settings, predictor.stop_being_ready, log_ready)
+    await loading
+    _on_hangup(predictor.reload)
+    freeze_and_enable_gc()
+    give_back_free_memory()
+    async with kept_current(keys):
+        await server.serve()
+    await predictor.close()
+    await parts.close()
+    logger.info("stopped")
+    return 0
+
+
+def _import_http() -> None:
+    """Import FastAPI and uvicorn, which takes 0.2 s, while onnxruntime opens the models."""
+    import service.http.app
+    import service.http.server  # noqa: F401
+
+
+async def supervise(settings: Settings, arguments: Sequence[str], with_engine: bool) -> int:
+    """Run the processes of a split service, or only its HTTP half."""
+    from service.http.api_keys import read_keys
+    from service.split.supervisor import Supervisor, private_socket
+
+    read_keys(
+        settings.api_keys_file
+    )  # the workers need the keys; fail early, and only once, if the file is bad
+    freeze_and_enable_gc()
+    if settings.socket is not None:
+        return await Supervisor(settings, arguments, settings.socket, with_engine).run()
+    with private_socket() as path:
+        return await Supervisor(settings, arguments, path, with_engine).run()
+
+
+async def run_engine(settings: Settings, path: Path, lifeline: int | None) -> int:
+    """Serve the models on a Unix socket until a signal.
+
+    lifeline: the reading end of a pipe; end-of-file means the supervisor has died, and this process exits
+        too.
+    """
+    from service.split.engine_server import EngineServer
+
+    loop = asyncio.get_running_loop()
+    if lifeline is not None:
+        loop.add_reader(lifeline, _stop_without_supervisor, lifeline)
+    parts = Parts.open(settings)
+    parts.metrics.watch_process()
+    predictor = parts.predictor()
+    await predictor.start()
+    server = EngineServer(predictor, settings.max_request_rows, parts.metrics.registry.collect)
+    stopping = asyncio.Event()
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(sig, stopping.set)
+    _on_hangup(server.reload)
+    freeze_and_enable_gc()
+    give_back_free_memory()
+    await server.start(path)
+    logger.info("the engine is ready at %s", path)
+    await stopping.wait()
+    predictor.stop_being_ready()
+    server.send_state()
+    with contextlib.suppress(TimeoutError):
+        longest = settings.drain_seconds + settings.shutdown_timeout_seconds
+        await asyncio.wait_for(server.wait_until_no_clients(), longest)
+    await predictor.close()
+    await server.close()
+    await parts.close()
+    return 0
+
+
+async def run_worker(settings: Settings, path: Path, listener_fd: int, link_fd: int) -> int:
+    """Serve HTTP for a supervisor, with the engine behind `path`."""
+    from service.split.worker import run
+
+    parts = Parts.open(settings)
+    await run(settings, path, listener_fd, link_fd, parts.metrics, parts.keys(), parts.app)
+    await parts.close()
+    return 0
+
+
+def _open_tracing(settings: Settings) -> "Tracing | None":
+    if settings.tracing == "off":
+        return None
+    try:
+        from service.observability.tracing import Tracing
+    except ImportError as error:
+        raise SettingsError(
+            f"tracing is {settings.tracing}, but the extra `tracing` is missing: {error}"
+        ) from error
+    return Tracing(settings.tracing)
+
+
+def _batch_tracer(tracing: "Tracing") -> "Callable[[str, BatchRecord], None]":
+    def trace_batch(model: str, batch: "BatchRecord") -> None:
+        tracing.trace_batch(
+            model,
+            rows=batch.rows,
+            reason=batch.reason,
+            started=batch.started,
+            compute_seconds=batch.compute_seconds,
+            failed=batch.failed,
+            traceparents=batch.traceparents,
+        )
+
+    return trace_batch
+
+
+def _watch_gpu(settings: Settings, metrics: Metrics) -> None:
+    if settings.provider == "cpu":
+        return
+    from service.observability.gpu import open_gpu
+
+    gpu = open_gpu(settings.device_id)
+    if gpu is not None:
+        metrics.registry.register(gpu)
+
+
+def _on_hangup(reload: Callable[[], Coroutine[None, None, list[str]]]) -> None:
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(reload()))
+
+
+def _stop_without_supervisor(lifeline: int) -> None:
+    asyncio.get_running_loop().remove_reader(lifeline)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,154 @@
+"""The life cycle of every request: started, then answered, failed, rejected or abandoned; counted and logged.
+
+The same for the fast path and for ASGI. Knows nothing of sockets, ASGI messages or models.
+"""
+
+import time
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from service.batching.request import InferenceResult
+from service.errors import QueueFull
+from service.http.disconnects import ClientDisconnected
+from service.http.error_responses import REJECTIONS, error_response
+from service.http.headers import TRACERESPONSE
+from service.http.responses import Response
+from service.http.types import Headers
+from service.observability.access_log import AccessLog
+from service.observability.histograms import FOLD_AT, Tally
+from service.observability.metrics import Metrics
+from service.observability.request_ids import REQUEST_ID, new_request_id
+
+if TYPE_CHECKING:
+    from service.observability.tracing import RequestSpan, Tracing
+
+CLIENT_CLOSED_REQUEST = 499
+"""Never sent: counts requests whose client disconnected, as in nginx."""
+
+TRACE_RESPONSE = TRACERESPONSE.wire
+
+
+class Lifecycle:
+    """What happens to each request, wherever it is answered.
+
+    metrics: of this process. access_log, tracing: None if they are off.
+    """
+
+    def __init__(
+        self, metrics: Metrics, access_log: AccessLog | None = None, tracing: "Tracing | None" = None
+    ) -> None:
+        self.metrics = metrics
+        self.access_log = access_log
+        self.tracing = tracing
+        self.tallies: dict[tuple[str, str, int], Tally] = {}
+
+
+class Call:
+    """One request, from its arrival to its response.
+
+    route: one of a closed set; `other` for unknown paths.
+    model: the name of the model that it is for, once that is known, or empty.
+    request_id: as the client sent it; otherwise one of ours, if a log line or the client needs it.
+    """
+
+    __slots__ = ("_lifecycle", "client", "method", "model", "path", "request_id", "route", "span", "started")
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        method: str,
+        path: str,
+        route: str,
+        client: str,
+        headers: Headers,
+        request_id: bytes | None,
+        model: str = "",
+    ) -> None:
+        self.started = time.perf_counter()
+        self._lifecycle = lifecycle
+        self.method = method
+        self.path = path
+        self.route = route
+        self.client = client
+        self.request_id = request_id
+        self.model = model
+        tracing = lifecycle.tracing
+        self.span: RequestSpan | None = None if tracing is None else tracing.start_request(method, headers)
+
+    @property
+    def traceparent(self) -> bytes | None:
+        """The trace context of the request's span, if tracing is on."""
+        return None if self.span is None else self.span.header()
+
+    def submitted(self) -> str | None:
+        """The request's rows are submitted now. Returns the trace context to send with them, if sampled."""
+        return None if self.span is None else self.span.submitted()
+
+    def note_inference(self, result: InferenceResult) -> None:
+        """The model has answered."""
+        if self.span is not None:
+            self.span.note_inference(result.queue_seconds, result.compute_seconds, result.batch_rows)
+
+    def answered(self, response: Response) -> Response:
+        """The response that is going to be sent."""
+        self.ended(response.status)
+        return response
+
+    def rejected(self, why: str) -> Response:
+        """Return the response to a request that the queue has no room for."""
+        self._lifecycle.metrics.count_rejected(self.model, "queue_full")
+        return self.answered(_no_room(why))
+
+    def failed(self, error: Exception) -> Response:
+        """Return the response to a request that failed, which is counted as rejected if it was."""
+        reason = REJECTIONS.get(type(error))
+        if reason is not None:
+            self._lifecycle.metrics.count_rejected(self.model, reason)
+        self.request_id = self.request_id or new_request_id()
+        return self.answered(error_response(error, self.request_id, self.traceparent))
+
+    def client_disconnected(self) -> None:
+        """Nobody waits for the response any more."""
+        self._lifecycle.metrics.count_rejected(self.model, REJECTIONS[ClientDisconnected])
+        self.ended(CLIENT_CLOSED_REQUEST)
+
+    def ended(self, status: int) -> None:
+        """Count and log a request that has its response."""
+        seconds = time.perf_counter() - self.started
+        lifecycle = self._lifecycle
+        key = self.route, self.model, status
+        tally = lifecycle.tallies.get(key)
+        if tally is None:
+            tally = lifecycle.tallies[key] = lifecycle.metrics.requests.of(*key)
+        tally.pending.append(seconds)
+        if len(tally.pending) >= FOLD_AT:
+            tally.fold()
+        if self.request_id is None and (status >= 400 or lifecycle.access_log is not None):
+            self.request_id = new_request_id()
+        if self.span is not None:
+            self.span.end(self.route, status)
+        if lifecycle.access_log is not None and self.request_id is not None:
+            lifecycle.access_log.log(
+                self.method,
+                self.path,
+                status,
+                seconds,
+                self.model,
+                self.client,
+                self.request_id,
+                self.traceparent,
+            )
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the response headers that are this request's own; once it is answered."""
+        pairs = []
+        if self.request_id is not None:
+            pairs.append((REQUEST_ID, self.request_id))
+        if self.span is not None:
+            pairs.append((TRACE_RESPONSE, self.span.header()))
+        return pairs
+
+
+@lru_cache(64)
+def _no_room(why: str) -> Response:
+    return error_response(QueueFull(why))

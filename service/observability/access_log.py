@@ -1,0 +1,131 @@
+"""The access log: one line per request, in the format of the other lines.
+
+It does without `logging`, which takes 25 us per line, half of what a small request takes in all. The lines
+of one iteration of the event loop are written together.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal, TextIO
+from urllib.parse import quote
+
+import orjson
+
+LOGGER = "inkserve.access"
+
+
+class AccessLog:
+    """Writes a line for each request to a text stream. Lives on the event loop.
+
+    log_format: `json`, one object per line, or `text`.
+    """
+
+    def __init__(self, stream: TextIO, log_format: Literal["json", "text"]) -> None:
+        self._stream = stream
+        self._render: Callable[..., str] = _json_line if log_format == "json" else _text_line
+        self._lines: list[str] = []
+
+    def log(
+        self,
+        method: str,
+        path: str,
+        status: int,
+        seconds: float,
+        model: str,
+        client: str,
+        request_id: bytes,
+        traceparent: bytes | None,
+    ) -> None:
+        """Log a request that was answered. Its query is the caller's affair and left out.
+
+        seconds: from its arrival to its response. model, client: empty if not known.
+        """
+        if not self._lines:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._lines.append(
+            self._render(
+                time.time(), method, _quoted(path), status, seconds, model, client, request_id, traceparent
+            )
+        )
+
+    def flush(self) -> None:
+        """Write the lines of this iteration of the event loop."""
+        if self._lines:
+            text = "".join(self._lines)
+            self._lines.clear()
+            self._stream.write(text)
+            self._stream.flush()
+
+
+def open_access_log(log_format: Literal["json", "text"]) -> AccessLog | None:
+    """Return the access log, to where the other log lines go; None if the log's level leaves it out."""
+    if not logging.getLogger(LOGGER).isEnabledFor(logging.INFO):
+        return None
+    streams = [
+        each.stream for each in logging.getLogger().handlers if isinstance(each, logging.StreamHandler)
+    ]
+    return AccessLog(streams[0], log_format) if streams else None
+
+
+_quoted = lru_cache(256)(quote)
+
+
+@lru_cache(2)
+def _utc(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+@lru_cache(2)
+def _local(second: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+
+
+def _json_line(
+    now: float,
+    method: str,
+    path: str,
+    status: int,
+    seconds: float,
+    model: str,
+    client: str,
+    request_id: bytes,
+    traceparent: bytes | None,
+) -> str:
+    fields: dict[str, object] = {
+        "time": f"{_utc(int(now))}.{int(now % 1 * 1000):03d}Z",
+        "level": "info",
+        "logger": LOGGER,
+        "message": "answered",
+        "method": method,
+        "path": path,
+        "status": status,
+        "seconds": round(seconds, 6),
+        "model": model,
+        "client": client,
+        "request_id": request_id.decode("ascii"),
+    }
+    if traceparent is not None:
+        fields["trace_id"] = traceparent[3:35].decode("ascii")
+    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE).decode()
+
+
+def _text_line(
+    now: float,
+    method: str,
+    path: str,
+    status: int,
+    seconds: float,
+    model: str,
+    client: str,
+    request_id: bytes,
+    traceparent: bytes | None,
+) -> str:
+    trace = "" if traceparent is None else f" trace_id={traceparent[3:35].decode('ascii')}"
+    return (
+        f"{_local(int(now))},{int(now % 1 * 1000):03d} INFO    answered method={method} path={path} "
+        f"status={status} seconds={round(seconds, 6)} model={model} client={client} "
+        f"request_id={request_id.decode('ascii')}{trace}\n"
+    )

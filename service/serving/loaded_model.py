@@ -1,0 +1,107 @@
+"""A model version that is ready to run: its engine, its batcher, and the batches that are to be counted."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from service.batching.batcher import Batcher
+from service.batching.device import Device
+from service.batching.queue import BatchQueue, BatchRecord
+from service.errors import RepositoryError
+from service.models.catalogue import ModelInfo
+from service.models.folder import read_info
+from service.models.manifest import MODEL_FILE, sha256_of
+from service.models.tensors import dtype_of
+from service.observability.metrics import BatchMetrics, Metrics
+from service.onnx.engine import Engine
+from service.serving.tuning import engine_options
+from service.settings import Settings
+
+TraceBatch = Callable[[str, BatchRecord], None]
+
+RECORDS = 256
+"""Batches whose records are kept before they are counted, unless the metrics are collected earlier: counting
+each at once would take longer than the rest of a small batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model version that is ready to run.
+
+    tensors: the name, dtype and row shape of each input, in the graph's order.
+    plain: whether no input holds labels, whose values would have to be checked.
+    records: of the batches that are not counted yet.
+    """
+
+    info: ModelInfo
+    engine: Engine
+    batcher: Batcher
+    metrics: BatchMetrics
+    tensors: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
+    plain: bool
+    records: list[BatchRecord] = field(default_factory=list)
+
+    def count_batches(self) -> None:
+        """Count the batches that have run since the last call."""
+        for batch in self.records:
+            self.metrics.observe(
+                reason=batch.reason,
+                rows=batch.rows,
+                padded_rows=self.engine.bucket_for(batch.rows),
+                compute_seconds=batch.compute_seconds,
+                queue_seconds=batch.queue_seconds,
+                failed=batch.failed,
+            )
+        self.records.clear()
+
+
+def open_engine(folder: Path, settings: Settings) -> tuple[ModelInfo, Engine]:
+    """Verify and open the version in a folder; blocks. Raises RepositoryError, EngineError."""
+    info = read_info(folder)
+    graph = folder / MODEL_FILE
+    if not graph.is_file():
+        raise RepositoryError(f"{graph} is missing")
+    digest = sha256_of(graph)
+    if digest != info.manifest.sha256:
+        raise RepositoryError(f"{graph} has sha256 {digest}, its manifest expects {info.manifest.sha256}")
+    try:
+        engine = Engine(graph, info.manifest, engine_options(settings, info.manifest))
+    except RepositoryError as error:
+        raise type(error)(f"{folder}: {error}") from error
+    return info, engine
+
+
+def assemble(
+    info: ModelInfo,
+    engine: Engine,
+    device: Device,
+    settings: Settings,
+    metrics: Metrics,
+    trace_batch: TraceBatch | None,
+) -> LoadedModel:
+    """Put a queue in front of a warm engine. Called on the event loop.
+
+    trace_batch: receives each batch that has run with traced requests, and its model.
+    """
+    manifest = info.manifest
+    queue = BatchQueue(
+        engine.buckets[-1],
+        settings.max_queue_rows,
+        settings.max_batch_delay_seconds,
+        settings.max_queue_requests,
+    )
+    records: list[BatchRecord] = []
+
+    def record_and_trace(batch: BatchRecord) -> None:
+        records.append(batch)
+        if trace_batch is not None and batch.traceparents:
+            trace_batch(manifest.name, batch)
+
+    record = records.append if trace_batch is None else record_and_trace
+    batcher = Batcher(device, engine, queue, record, manifest.version)
+    tensors = tuple((spec.name, dtype_of(spec), spec.shape[1:]) for spec in manifest.inputs)
+    plain = manifest.input("label") is None
+    return LoadedModel(info, engine, batcher, metrics.of_batches(manifest.name), tensors, plain, records)

@@ -1,0 +1,66 @@
+"""A real listener in this process, over whatever predictor a test has."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from service.http.app import create_app
+from service.http.dispatch import Dispatch
+from service.http.fast.protocol import FastPathProtocol
+from service.http.types import Receive, Scope, Send
+from service.observability.metrics import Metrics
+from service.serving.local import LocalPredictor
+from tests.support.http import settings
+
+if TYPE_CHECKING:
+    from service.observability.tracing import Tracing
+
+KEEP_ALIVE_SECONDS = 0.4
+"""Whole seconds are uvicorn's own; the protocol reads what is set on it."""
+
+
+@dataclass
+class Listener:
+    """A server in this process. through_asgi: paths of the requests that took the ASGI path."""
+
+    port: int
+    dispatch: Dispatch
+    state: ServerState
+    metrics: Metrics
+    through_asgi: list[str]
+
+    def counted(self, status: int, model: str = "first-pixel") -> float | None:
+        labels = {"route": "/classify", "model": model, "status": str(status)}
+        return self.metrics.registry.get_sample_value("inkserve_requests_total", labels)
+
+
+@asynccontextmanager
+async def listening(
+    predictor: LocalPredictor, tmp_path: Path, tracing: "Tracing | None" = None, **changes: Any
+) -> AsyncIterator[Listener]:
+    metrics = Metrics()
+    configured = settings(tmp_path).model_copy(update=changes)
+    dispatch = create_app(predictor, configured, metrics, tracing=tracing)
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["path"])
+        await dispatch(scope, receive, send)
+
+    config = uvicorn.Config(app, lifespan="off", log_config=None, server_header=False)
+    state = ServerState()
+    config.load()
+    config.timeout_keep_alive = KEEP_ALIVE_SECONDS  # type: ignore[assignment]
+    make = partial(FastPathProtocol, dispatch.fast_path, config=config, server_state=state, app_state={})
+    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+    try:
+        yield Listener(server.sockets[0].getsockname()[1], dispatch, state, metrics, seen)
+    finally:
+        server.close()
