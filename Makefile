@@ -63,6 +63,10 @@ image-check: ## Build the images without a Docker engine, run and load them; nee
 bench: $(VENV)/.develop ## Run the micro-benchmarks
 	$(BIN)/python -m pytest loadtests/benchmarks $(ARGS)
 
+.PHONY: fast-path
+fast-path: $(VENV)/.develop ## Compare CPU time per request: default, access log, tracing, API keys; needs wrk; 2 min
+	$(BIN)/python -m loadtests.fast_path $(ARGS)
+
 .PHONY: gpu-check
 gpu-check: $(VENV)/.serve ## Check the engine on a GPU against the CPU; with ENGINE=gpu VENV=.venv-gpu
 	$(BIN)/python -m loadtests.gpu $(ARGS)
