@@ -101,8 +101,8 @@ load: $(VENV)/.develop ## Load the service with real digits: HOST= STAGES=ramp|s
 .PHONY: capacity
 capacity: $(VENV)/.develop ## Measure one pod, check the simulation against it, simulate to a million requests/s
 	$(BIN)/python -m loadtests.capacity measure
-	-$(BIN)/python -m loadtests.check_simulation
-	$(BIN)/python -m loadtests.scaling
+	-$(BIN)/python -m loadtests.simulation.check
+	$(BIN)/python -m loadtests.simulation.scaling
 
 .PHONY: tables
 tables: $(VENV)/.develop ## Write the tables of settings: docs/settings.md and helm/values.schema.json

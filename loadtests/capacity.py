@@ -13,10 +13,10 @@ from typing import Any
 import psutil
 
 from loadtests import machine
-from loadtests.calibration import CALLERS, calibrate
 from loadtests.measured_pod import MeasuredPod, Step
 from loadtests.placement import on_cores, place
 from loadtests.service_process import ROOT, serving
+from loadtests.simulation.calibration import CALLERS, calibrate
 
 STARTS = 3
 RESULT = ROOT / "loadtests" / "results" / "capacity.json"

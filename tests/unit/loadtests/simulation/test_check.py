@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from loadtests import check_simulation
-from loadtests.check_simulation import LOADS, at_speed
-from loadtests.pod import PodCosts
+from loadtests.simulation import check
+from loadtests.simulation.check import LOADS, at_speed
+from loadtests.simulation.pod import PodCosts
 
 COSTS = PodCosts(0.001, 0.0001, 0.0005, 0.0002, 0.0001, 0.0003, 1.0)
 
@@ -31,7 +31,7 @@ def test_both_are_offered_each_load_and_the_model_is_as_fast_as_the_machine(
     add_classifier("mlp")
     output = tmp_path_factory.mktemp("results") / "check.json"
     flags = ["--models-dir", str(tmp_path), "--seconds", "0.3", "--calibrate-seconds", "0.3"]
-    code = check_simulation.main([*flags, "--output", str(output)])
+    code = check.main([*flags, "--output", str(output)])
     result = json.loads(output.read_text())
     comparisons, saturation = result["comparisons"], PodCosts(**result["costs"]).saturation_rate
     assert [each["load"] for each in comparisons] == sorted(LOADS)

@@ -1,4 +1,4 @@
-"""The command `python -m loadtests.scaling`: scenarios up to a rate, their table and their pictures."""
+"""The command `python -m loadtests.simulation.scaling`: scenarios, their table, their pictures."""
 
 import argparse
 import json
@@ -13,12 +13,12 @@ import matplotlib
 import numpy as np
 
 from loadtests import machine
-from loadtests.autoscaler import Spec
 from loadtests.capacity import RESULT
-from loadtests.cluster import ClusterOptions
-from loadtests.pod import PodCosts, Stationary, load_costs, stationary
 from loadtests.service_process import ROOT
-from loadtests.simulation import Outcome, Rollout, Scenario, simulate
+from loadtests.simulation.autoscaler import Spec
+from loadtests.simulation.cluster import ClusterOptions
+from loadtests.simulation.pod import PodCosts, Stationary, load_costs, stationary
+from loadtests.simulation.scenario import Outcome, Rollout, Scenario, simulate
 
 matplotlib.use("Agg")  # no display is needed
 
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m loadtests.scaling", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loadtests.simulation.scaling", description=__doc__)
     add = parser.add_argument
     add("--measured", type=Path, default=RESULT, help="what `capacity measure` wrote")
     add("--rates", type=float, nargs="+", default=RATES, help="peaks in requests per second")

@@ -1,4 +1,4 @@
-"""The command `python -m loadtests.check_simulation`: the simulated pod beside the real one.
+"""The command `python -m loadtests.simulation.check`: the simulated pod beside the real one.
 
 The same rates against both; what differs by more than the stated tolerance fails the command. The costs are
 measured on the same process right before. The machine is not always as fast, and the latency of a pod that is
@@ -18,13 +18,13 @@ from typing import Any
 import simpy
 
 from loadtests import machine
-from loadtests.calibration import CALLERS, Calibration, calibrate, calibration_of
 from loadtests.capacity import RESULT
 from loadtests.generator import arrivals
 from loadtests.measured_pod import OPENING_SECONDS, MeasuredPod, Spent, Step
 from loadtests.placement import on_cores, place
-from loadtests.pod import PodCosts, RequestPod, Tally
 from loadtests.service_process import ROOT, serving
+from loadtests.simulation.calibration import CALLERS, Calibration, calibrate, calibration_of
+from loadtests.simulation.pod import PodCosts, RequestPod, Tally
 
 LOADS = (0.6, 0.2, 0.8, 0.4)
 """Parts of the model's saturation, in the order in which they are offered: neither the low nor the high ones
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m loadtests.check_simulation", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loadtests.simulation.check", description=__doc__)
     add = parser.add_argument
     add(
         "--measured",

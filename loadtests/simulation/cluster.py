@@ -10,7 +10,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 import numpy as np
 import simpy
 
-from loadtests.autoscaler import SYNC_SECONDS, Autoscaler
+from loadtests.simulation.autoscaler import SYNC_SECONDS, Autoscaler
 
 State = Literal["starting", "ready", "draining", "closed"]
 Metric = Literal["cpu", "requests"]

@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from loadtests.autoscaler import Spec
-from loadtests.check_simulation import simulate_pod
-from loadtests.cluster import ClusterOptions
 from loadtests.generator import arrivals
 from loadtests.measured_pod import OPENING_SECONDS
-from loadtests.pod import LEVELS, PodCosts, Stationary, stationary, steady_latencies
-from loadtests.simulation import Outcome, Rollout, Scenario, simulate
+from loadtests.simulation.autoscaler import Spec
+from loadtests.simulation.check import simulate_pod
+from loadtests.simulation.cluster import ClusterOptions
+from loadtests.simulation.pod import LEVELS, PodCosts, Stationary, stationary, steady_latencies
+from loadtests.simulation.scenario import Outcome, Rollout, Scenario, simulate
 
 BESIDE = PodCosts(0.004, 0.0005, 0.0, 0.0001, 0.00005, 0.0002, 3.0, cores=4, max_batch_size=32)
 """A batch of 32 takes 20 ms on the thread, 1600 rows/s; 10,000 requests/s through the event loop."""

@@ -1,4 +1,4 @@
-"""Traffic against a cluster of pods that an autoscaler sizes: `python -m loadtests.simulation`.
+"""Traffic against a cluster of pods that an autoscaler sizes.
 
 Discrete events (simpy) for pods, probes, syncs and rollouts; requests one by one, or as a fluid.
 """
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import simpy
 
-from loadtests.autoscaler import SYNC_SECONDS, Autoscaler, Spec
-from loadtests.cluster import Cluster, ClusterOptions, Metric
-from loadtests.fluid_pod import FluidPod, FluidTally
-from loadtests.pod import (
+from loadtests.simulation.autoscaler import SYNC_SECONDS, Autoscaler, Spec
+from loadtests.simulation.cluster import Cluster, ClusterOptions, Metric
+from loadtests.simulation.fluid_pod import FluidPod, FluidTally
+from loadtests.simulation.pod import (
     Floats,
     Latencies,
     PodCosts,

@@ -5,7 +5,7 @@ from collections import deque
 
 import numpy as np
 
-from loadtests.pod import SHARES, PodCosts, Stationary, Tally
+from loadtests.simulation.pod import SHARES, PodCosts, Stationary, Tally
 
 
 class FluidTally(Tally):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtests.autoscaler import SCALE_UP, Autoscaler, Policy, Rules, Spec, recommend
+from loadtests.simulation.autoscaler import SCALE_UP, Autoscaler, Policy, Rules, Spec, recommend
 
 
 def scaled(autoscaler: Autoscaler, replicas: int, ratios: list[float], seconds: float = 15) -> list[int]:

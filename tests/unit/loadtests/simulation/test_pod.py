@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import simpy
 
-from loadtests.pod import PodCosts, RequestPod, Tally
+from loadtests.simulation.pod import PodCosts, RequestPod, Tally
 from service.settings import Settings
 
 COSTS = PodCosts(

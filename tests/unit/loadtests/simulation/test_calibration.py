@@ -4,8 +4,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from loadtests.calibration import Calibration, calibration_of
 from loadtests.measured_pod import Spent, Step
+from loadtests.simulation.calibration import Calibration, calibration_of
 
 STEP = Step(0, 0, 0, 0, 0.0, 0.0, 0.0)
 BATCH, ROW, TURN, REQUEST = 0.001, 0.0001, 0.0005, 0.00005
