@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from loadtests.measured_pod import MeasuredPod, Spent, Step
-from loadtests.simulation.pod import PodCosts
+from loadtests.simulation.costs import PodCosts
 from service.batching.on_loop import INLINE_ROWS
 from service.serving.tuning import default_threads
 

@@ -24,7 +24,9 @@ from loadtests.measured_pod import OPENING_SECONDS, MeasuredPod, Spent, Step
 from loadtests.placement import on_cores, place
 from loadtests.service_process import ROOT, serving
 from loadtests.simulation.calibration import CALLERS, Calibration, calibrate, calibration_of
-from loadtests.simulation.pod import PodCosts, RequestPod, Tally
+from loadtests.simulation.costs import PodCosts
+from loadtests.simulation.pod import RequestPod
+from loadtests.simulation.tally import Tally
 
 LOADS = (0.6, 0.2, 0.8, 0.4)
 """Parts of the model's saturation, in the order in which they are offered: neither the low nor the high ones

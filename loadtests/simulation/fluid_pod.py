@@ -5,7 +5,9 @@ from collections import deque
 
 import numpy as np
 
-from loadtests.simulation.pod import SHARES, PodCosts, Stationary, Tally
+from loadtests.simulation.costs import PodCosts
+from loadtests.simulation.stationary import SHARES, Stationary
+from loadtests.simulation.tally import Tally
 
 
 class FluidTally(Tally):

@@ -17,8 +17,9 @@ from loadtests.capacity import RESULT
 from loadtests.service_process import ROOT
 from loadtests.simulation.autoscaler import Spec
 from loadtests.simulation.cluster import ClusterOptions
-from loadtests.simulation.pod import PodCosts, Stationary, load_costs, stationary
+from loadtests.simulation.costs import PodCosts, load_costs
 from loadtests.simulation.scenario import Outcome, Rollout, Scenario, simulate
+from loadtests.simulation.stationary import Stationary, stationary
 
 matplotlib.use("Agg")  # no display is needed
 

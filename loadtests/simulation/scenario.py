@@ -11,17 +11,11 @@ import simpy
 
 from loadtests.simulation.autoscaler import SYNC_SECONDS, Autoscaler, Spec
 from loadtests.simulation.cluster import Cluster, ClusterOptions, Metric
+from loadtests.simulation.costs import PodCosts
 from loadtests.simulation.fluid_pod import FluidPod, FluidTally
-from loadtests.simulation.pod import (
-    Floats,
-    Latencies,
-    PodCosts,
-    Process,
-    RequestPod,
-    Stationary,
-    Tally,
-    poisson,
-)
+from loadtests.simulation.pod import Process, RequestPod, poisson
+from loadtests.simulation.stationary import Stationary
+from loadtests.simulation.tally import Floats, Latencies, Tally
 
 AnyCluster = Cluster[RequestPod] | Cluster[FluidPod]
 COLUMNS = ("seconds", "rate", "answered", "lost", "waiting", "ready", "replicas", "p99")

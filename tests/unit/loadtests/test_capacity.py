@@ -11,7 +11,7 @@ from loadtests.capacity import capacity_at, plan
 from loadtests.machine import cores
 from loadtests.measured_pod import Step
 from loadtests.simulation.calibration import CALLERS
-from loadtests.simulation.pod import load_costs
+from loadtests.simulation.costs import load_costs
 
 
 def test_a_pod_is_given_the_lesser_of_its_capacity_and_its_utilisation() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from loadtests.simulation import check
 from loadtests.simulation.check import LOADS, at_speed
-from loadtests.simulation.pod import PodCosts
+from loadtests.simulation.costs import PodCosts
 
 COSTS = PodCosts(0.001, 0.0001, 0.0005, 0.0002, 0.0001, 0.0003, 1.0)
 

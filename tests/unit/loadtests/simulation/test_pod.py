@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import simpy
 
-from loadtests.simulation.pod import PodCosts, RequestPod, Tally
+from loadtests.simulation.costs import PodCosts
+from loadtests.simulation.pod import RequestPod
+from loadtests.simulation.tally import Tally
 from service.settings import Settings
 
 COSTS = PodCosts(
