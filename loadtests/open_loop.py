@@ -27,7 +27,6 @@ from loadtests.peers.contestants import ASGI, Contestant, inkserve, newest_graph
 from loadtests.peers.measure import images_of, right_answer
 from loadtests.placement import place
 from loadtests.processes import end_servers_on_sigterm, free_port, serving
-from service.http.routes.shared import TIMEOUT
 
 LOADS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 2.0, 5.0)
 """Offered loads, in capacities."""
@@ -37,6 +36,7 @@ CAPACITY_PARTS = (0.6, 0.7, 0.8, 0.9, 1.0)
 """Of what a closed loop of CAPACITY_CONNECTIONS gets: it may be more than an open loop ever does, for callers
 who wait for each other make full batches. With one image a request it was 23,200 requests/s, and 16,200."""
 
+TIMEOUT_HEADER = "inkserve-timeout"
 WARM_UP_SECONDS = 1.0
 NICENESS = -10
 """So that on few cores the generator sends in time; the server has what the generator leaves. It keeps to the
@@ -131,7 +131,7 @@ def _scenario(run: Run, rows: int, scenario: Json, parsed: argparse.Namespace) -
     """The capacity with `rows` images a request, which is the best goodput, then what each load leads to."""
     contestant = inkserve("inkserve", "", shlex.split(parsed.flags), model=parsed.model)
     with _started(contestant, parsed) as port:
-        request = _request(port, contestant, rows, {TIMEOUT.decode(): f"{parsed.deadline_seconds:g}"})
+        request = _request(port, contestant, rows, {TIMEOUT_HEADER: f"{parsed.deadline_seconds:g}"})
         run(Plan(port, request, None, WARM_UP_SECONDS, CAPACITY_CONNECTIONS))
         outcome = run(Plan(port, request, None, parsed.seconds / 2, CAPACITY_CONNECTIONS))
         scenario["closed_loop"] = closed = _rate(outcome, outcome.status == 200)

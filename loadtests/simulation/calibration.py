@@ -12,8 +12,7 @@ import numpy as np
 
 from loadtests.measured_pod import MeasuredPod, Spent, Step
 from loadtests.simulation.costs import PodCosts
-from service.batching.on_loop import INLINE_ROWS
-from service.serving.tuning import default_threads
+from loadtests.simulation.service_rules import INLINE_ROWS, default_threads
 
 CALLERS = (1, 2, 4, 16, 64, 256)
 """Who each wait for their answer: batches from one row to half of the callers or all."""

@@ -1,15 +1,18 @@
 """What one pod was measured to cost per batch and per request, and the rates that follow."""
 
 import json
-from bisect import bisect_left
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
-from service.batching.on_loop import InlineRows, inline_rows
-from service.batching.queue import DEADLINE_SHARE
-from service.onnx.engine import bucket_sizes
-from service.serving.tuning import BRIEF_SECONDS, BUCKETS_PER_OCTAVE, INLINE_SECONDS
+from loadtests.simulation.service_rules import (
+    BRIEF_SECONDS,
+    DEADLINE_SHARE,
+    INLINE_SECONDS,
+    InlineRows,
+    inline_rows,
+    padded_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,7 @@ class PodCosts:
 
     def device_seconds(self, rows: int) -> float:
         """One batch on the device."""
-        buckets = _buckets(self.max_batch_size)
-        return self.batch_seconds + buckets[bisect_left(buckets, rows)] * self.row_seconds
+        return self.batch_seconds + padded_rows(rows, self.max_batch_size) * self.row_seconds
 
     def in_turns(self, rows: int) -> bool:
         """Whether the event loop stands still while such a batch runs.
@@ -99,11 +101,6 @@ class PodCosts:
         most = self.deadline_seconds * DEADLINE_SHARE * self.device_rate
         in_time = max(min(most, self.max_batch_size) / 2, most - 2 * self.max_batch_size) + 1
         return min(self.max_queue_rows, self.max_queue_requests, in_time)
-
-
-@cache
-def _buckets(max_batch_size: int) -> tuple[int, ...]:
-    return bucket_sizes(max_batch_size, BUCKETS_PER_OCTAVE["cpu"])
 
 
 def load_costs(file: Path) -> PodCosts:

@@ -9,15 +9,11 @@ import numpy as np
 import simpy
 
 from loadtests.simulation.costs import PodCosts
+from loadtests.simulation.service_rules import Batch, Queue
 from loadtests.simulation.tally import Tally
-from service.batching.queue import Answer, Batch, BatchQueue, Item
-from service.errors import QueueFull
 
 Event = simpy.Event
 Process = Generator[Event, None, None]
-
-EMPTY = Answer((), 0.0, 0.0, 0)
-"""What the simulated requests are told; they look only at the time."""
 
 
 class RequestPod:
@@ -35,12 +31,10 @@ class RequestPod:
         self._env = env
         self._costs = costs
         self._tally = tally
-        self._queue = BatchQueue(
-            costs.max_batch_size, costs.max_queue_rows, max_queue_requests=costs.max_queue_requests
-        )
+        self._queue = Queue(costs.max_batch_size, costs.max_queue_rows, costs.max_queue_requests)
         self._in_pod = 0
         self._unread: list[tuple[float, int]] = []
-        self._done: list[Item] = []
+        self._done: list[Callable[[], None]] = []
         self._on_thread = False
         self._turn_ended: float | None = None  # of the batches on the loop; None while nothing waits to run
         self._asleep: Event | None = None
@@ -89,27 +83,23 @@ class RequestPod:
         """Queue a request, unless the queue is full or its deadline too near; see `service.batching`."""
         self._expire()
         now = self._env.now
-        # Only what an item's callback is told of is left out; the queue looks at its rows and times.
-        item = Item((), rows, now, now + self._costs.deadline_seconds, lambda _: self._count(arrived))
-        try:
-            self._queue.push(item)
-        except QueueFull:
+        deadline = now + self._costs.deadline_seconds
+        if not self._queue.push(rows, now, deadline, lambda: self._count(arrived)):
             return False
         if self._turn_ended is None:
             self._turn_ended = now
         return True
 
     def _expire(self) -> None:
-        if self._queue.next_deadline <= self._env.now:
-            self._leave(expired=len(self._queue.expire(self._env.now)))
+        self._leave(expired=self._queue.expire(self._env.now))
 
     def _begin(self) -> Process:
         """Run batches as `service.batching.device.Device` does in a turn of the loop, or start its thread."""
         began = self._env.now
         elsewhere = began - (began if self._turn_ended is None else self._turn_ended)
         while True:
-            batch = self._take(self._costs.most_inline(refusing=self._queue.refusing))
-            if not batch.parts:
+            batch = self._take(self._costs.most_inline(refusing=self._queue.refused_since_batch))
+            if not batch.rows:
                 self._turn_ended = None
                 return
             if not self._costs.in_turns(batch.rows):
@@ -123,7 +113,7 @@ class RequestPod:
                 return
 
     def _thread(self, batch: Batch) -> Process:
-        while batch.parts:
+        while batch.rows:
             yield from self._run(batch)
             self._wake()
             batch = self._take(None)
@@ -137,16 +127,16 @@ class RequestPod:
     def _run(self, batch: Batch) -> Process:
         started = self._env.now
         yield self._env.timeout(self._costs.device_seconds(batch.rows))
-        self._queue.note_pace(batch.rows, started, self._env.now)
-        self._done += [part.item for part in batch.parts if part.stop == part.item.rows]
+        self._queue.note_batch(batch.rows, started, self._env.now)
+        self._done += batch.finished
 
     def _answer(self) -> Process:
         done, self._done = self._done, []
         if done:
             yield self._env.timeout(self._costs.turn_seconds)
-        for item in done:
+        for finished in done:
             yield self._env.timeout(self._costs.request_seconds / 2)
-            item.done(EMPTY)
+            finished()
 
     def _count(self, arrived: float) -> None:
         self.worked += 1
