@@ -13,12 +13,19 @@ from typing import Any
 import psutil
 
 from loadtests import machine
+from loadtests.interrupts import exit_code
 from loadtests.measured_pod import MeasuredPod, Step
+from loadtests.outputs import add_output_arguments, chosen_output, shown, write_text
 from loadtests.placement import on_cores, place
+from loadtests.progress import doing, say
 from loadtests.service_process import ROOT, serving
 from loadtests.simulation.calibration import CALLERS, calibrate
 
 STARTS = 3
+SECONDS = 8.0
+P99_SECONDS = 0.05
+MODEL = "mlp"
+MODELS = ROOT / "models"
 RESULT = ROOT / "loadtests" / "results" / "capacity.json"
 
 Json = dict[str, Any]
@@ -40,7 +47,7 @@ class Answer:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the process's exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = command_line().parse_args(arguments)
     try:
         return _measure(parsed) if parsed.command == "measure" else _plan(parsed)
     except ValueError as error:
@@ -49,13 +56,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(parsed: argparse.Namespace) -> int:
+    output = chosen_output(parsed, RESULT, full=is_full_run(parsed))
     result = measure(parsed.models_dir, parsed.model, parsed.p99, parsed.seconds)
-    parsed.output.parent.mkdir(parents=True, exist_ok=True)
-    parsed.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_text(output, json.dumps(result, indent=1) + "\n")
     names = ("capacity_rate", "saturation_rate", "speed_change", "model_saturation_rate", "costs")
-    shown = {name: result[name] for name in names}
-    print(json.dumps(shown, indent=1))
+    figures = {name: result[name] for name in names}
+    print(json.dumps(figures, indent=1))
+    say(f"written: {shown(output)}")
     return 0
+
+
+def is_full_run(parsed: argparse.Namespace) -> bool:
+    """Whether a run measures what the published file is about, for as long."""
+    same = (parsed.model, parsed.models_dir, parsed.p99) == (MODEL, MODELS, P99_SECONDS)
+    return same and bool(parsed.seconds >= SECONDS)
 
 
 def _plan(parsed: argparse.Namespace) -> int:
@@ -63,25 +77,27 @@ def _plan(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.capacity", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    add = commands.add_parser("measure", help="one pod on this machine").add_argument
-    add("--model", default="mlp", help="a classifier; default mlp")
-    add("--models-dir", type=Path, default=ROOT / "models")
-    add("--p99", type=float, default=0.05, help="latency in seconds; default 0.05")
-    add("--seconds", type=float, default=8.0, help="of each step; default 8")
-    add("--output", type=Path, default=RESULT)
-    add = commands.add_parser("plan", help="replicas, nodes, GPUs and cost for a target").add_argument
+    measuring = commands.add_parser("measure", help="measure one pod on this machine; about 3 minutes")
+    add = measuring.add_argument
+    add("--model", default=MODEL, help="classifier to load (default: mlp)")
+    add("--models-dir", type=Path, default=MODELS, help="folder of models (default: models/)")
+    add("--p99", type=float, default=P99_SECONDS, help="target p99 in seconds (default: 0.05)")
+    add("--seconds", type=float, default=SECONDS, help="seconds per load (default: 8)")
+    add_output_arguments(measuring, RESULT, what="JSON file to write")
+    add = commands.add_parser("plan", help="compute replicas, nodes, GPUs and cost for a rate").add_argument
     add("--rate", type=float, required=True, help="one-image requests per second")
-    add("--p99", type=float, default=0.05, help="latency in seconds; default 0.05")
-    add("--utilisation", type=float, default=0.6, help="most of a pod's saturation; default 0.6")
-    add("--spare", type=int, default=1, help="pods that may be lost; default 1 (N+1)")
-    add("--zones", type=int, default=1, help="with more than 1, a whole zone may be lost")
-    add("--pods-per-node", type=int, default=1)
-    add("--gpus-per-replica", type=int, default=0, help="no pod with a GPU was measured here")
-    add("--pod-cost-per-hour", type=float, help="of one pod, in whatever currency")
-    add("--measured", type=Path, default=RESULT)
+    add("--p99", type=float, default=P99_SECONDS, help="target p99 in seconds (default: 0.05)")
+    add("--utilisation", type=float, default=0.6, help="fraction of a pod's saturation to use (default: 0.6)")
+    add("--spare", type=int, default=1, help="pods that may be lost (default: 1, N+1)")
+    add("--zones", type=int, default=1, help="zones; with more than 1, a whole zone may be lost (default: 1)")
+    add("--pods-per-node", type=int, default=1, help="pods per node (default: 1)")
+    add("--gpus-per-replica", type=int, default=0, help="GPUs per pod; none was measured here (default: 0)")
+    add("--pod-cost-per-hour", type=float, help="price of one pod per hour, in any currency")
+    add("--measured", type=Path, default=RESULT, help=f"what `measure` wrote (default: {shown(RESULT)})")
     return parser
 
 
@@ -100,7 +116,8 @@ def measure(models_dir: Path, model: str, p99_seconds: float, seconds: float) ->
             calibration = calibrate(pod, len(placement.service_cores))
             saturation = calibration.answered_rate
             steps = [asdict(step) for step in _search(pod, saturation, p99_seconds)]
-            speed_change = calibration.speed_change(pod.spend(CALLERS[-1]))
+            with doing(f"{CALLERS[-1]} callers again"):
+                speed_change = calibration.speed_change(pod.spend(CALLERS[-1]))
             memory_bytes = psutil.Process(service.pid).memory_info().rss
     costs = calibration.costs(statistics.median(start_seconds))
     good = [step["offered_rate"] for step in steps if Step(**step).meets(p99_seconds)]
@@ -213,25 +230,26 @@ def _search(pod: MeasuredPod, saturation: float, p99_seconds: float) -> Iterator
     """Fixed steps for the curve, then bisection for the highest rate that meets the latency."""
     low, high = 0.0, saturation
     for seed, part in enumerate((0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.2)):
-        step = pod.open(part * saturation, seed).step
-        _say(step)
+        with doing(f"{part * saturation:,.0f} requests/s"):
+            step = pod.open(part * saturation, seed).step
+        _report(step)
         yield step
         if step.meets(p99_seconds):
             low = max(low, part * saturation)
     high = min(high, max(low * 1.2, 0.1 * saturation))
     for seed in range(100, 104):
         rate = (low + high) / 2
-        step = pod.open(rate, seed).step
-        _say(step)
+        with doing(f"{rate:,.0f} requests/s"):
+            step = pod.open(rate, seed).step
+        _report(step)
         yield step
         low, high = (rate, high) if step.meets(p99_seconds) else (low, rate)
 
 
-def _say(step: Step) -> None:
+def _report(step: Step) -> None:
     latencies = f"p50 {1e3 * step.p50_seconds:.2f} ms, p99 {1e3 * step.p99_seconds:.2f} ms"
-    text = f"{step.offered_rate:,.0f}/s: {latencies}, {step.shed} times 503, {step.failed} failed"
-    print(text, file=sys.stderr, flush=True)
+    say(f"{step.offered_rate:,.0f}/s: {latencies}, {step.shed} times 503, {step.failed} failed")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

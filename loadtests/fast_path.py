@@ -26,6 +26,7 @@ from loadtests.peers.contestants import NotInstalled, newest_graph
 from loadtests.peers.measure import images_of, right_answer
 from loadtests.peers.wire import OCTETS, RAW, Headers, Images, Probabilities, Wire, agrees
 from loadtests.processes import Server, ServerFailed, end_servers_on_sigterm, free_port, serving
+from loadtests.progress import say
 
 MODEL = "mlp-int8"
 PATH = f"/classify?model={MODEL}"
@@ -147,7 +148,9 @@ def _round(
     configurations: Sequence[Configuration], number: int, parsed: argparse.Namespace
 ) -> Iterator[Slice]:
     """Start every configuration, measure slice after slice, stop them. Raises ServerFailed."""
+    place = f"round {number} of {parsed.rounds}"
     with ExitStack() as stack:
+        say(f"{place}: starting {len(configurations)} services")
         targets = {each.name: _start(each, stack) for each in configurations}
         for target in targets.values():
             _load(target, WARM_UP_SECONDS)
@@ -157,8 +160,7 @@ def _round(
             order = (*names[first:], *names[:first])
             samples = {name: _load(targets[name], parsed.seconds) for name in order}
             figures = ", ".join(f"{name} {1e6 * samples[name].cpu_seconds:.1f} us" for name in names)
-            place = f"round {number} of {parsed.rounds}, slice {index + 1} of {parsed.slices}"
-            print(f"{place}: {figures}", file=sys.stderr, flush=True)
+            say(f"{place}, slice {index + 1} of {parsed.slices}: {figures}")
             yield samples
 
 

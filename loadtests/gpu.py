@@ -23,7 +23,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from loadtests.interrupts import exit_code
 from loadtests.machine import RESULTS, ROOT, cores, describe
+from loadtests.outputs import REPORTS, shown, write_text
+from loadtests.progress import doing, say
 from service.errors import InkserveError
 from service.models.folder import latest_version, model_folders
 from service.models.manifest import MODEL_FILE, Manifest, TensorSpec, read_manifest
@@ -289,6 +292,18 @@ def microseconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds * 1e6:.0f}"
 
 
+def output_of(chosen: argparse.Namespace) -> Path:
+    """The published file if every shipped model is checked with the defaults, otherwise one in reports/."""
+    if chosen.out is not None:
+        return Path(chosen.out)
+    published = RESULTS / ("gpu.json" if chosen.provider == "cuda" else f"gpu_{chosen.provider}.json")
+    defaults = vars(parse([]))
+    free = {"provider", "device_id", "threads", "seconds", "out", "publish"}
+    same = all(getattr(chosen, name) == value for name, value in defaults.items() if name not in free)
+    full = same and chosen.seconds >= defaults["seconds"]
+    return published if full or chosen.publish else REPORTS / published.name
+
+
 def split_wheel(wheel: Path, into: Path, part_bytes: int) -> list[Path]:
     """Cut a file into parts that `cat` joins again, for machines that take small files only."""
     into.mkdir(parents=True, exist_ok=True)
@@ -303,20 +318,28 @@ def split_wheel(wheel: Path, into: Path, part_bytes: int) -> list[Path]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtests.gpu", description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--provider", choices=get_args(Provider), default="cuda")
-    add("--device-id", type=int, default=0)
-    add("--models-dir", type=Path, default=ROOT / "models")
-    add("--only", nargs="*", metavar="NAME", help="models to check; default all")
-    add("--max-batch-size", type=int, default=256)
-    add("--no-cuda-graphs", dest="cuda_graphs", action="store_false")
-    add("--no-pinned-memory", dest="pinned_memory", action="store_false")
-    add("--no-overlap-copies", dest="overlap_copies", action="store_false")
-    add("--threads", type=int, default=cores(), help="of the CPU's session; default all cores")
-    add("--seconds", type=float, default=0.3, help="of timing for each bucket and engine")
-    add("--out", type=Path, help="default loadtests/results/gpu.json, or gpu_<provider>.json if not cuda")
+    add("--provider", choices=get_args(Provider), default="cuda", help="execution provider (default: cuda)")
+    add("--device-id", type=int, default=0, help="index of the GPU (default: 0)")
+    add("--models-dir", type=Path, default=ROOT / "models", help="folder of models (default: models/)")
+    add("--only", nargs="*", metavar="NAME", help="models to check (default: all)")
+    add("--max-batch-size", type=int, default=256, help="rows in the largest bucket (default: 256)")
+    add("--no-cuda-graphs", dest="cuda_graphs", action="store_false", help="capture no CUDA graphs")
+    add("--no-pinned-memory", dest="pinned_memory", action="store_false", help="pin no host memory")
+    add("--no-overlap-copies", dest="overlap_copies", action="store_false", help="run one batch at a time")
+    add("--threads", type=int, default=cores(), help="threads of the CPU's session (default: all cores)")
+    add("--seconds", type=float, default=0.3, help="seconds of timing per bucket and engine (default: 0.3)")
+    add(
+        "--out",
+        type=Path,
+        help="JSON file to write (default: loadtests/results/gpu.json, or gpu_<provider>.json, for every "
+        "model with the defaults, otherwise the same name in reports/)",
+    )
+    add("--publish", action="store_true", help="write to loadtests/results/, whatever the options")
     add("--split-wheel", type=Path, metavar="FILE", help="only cut FILE into parts")
-    add("--into", type=Path, default=Path("parts"), metavar="DIR")
-    add("--part-mb", type=int, default=40)
+    add(
+        "--into", type=Path, default=Path("parts"), metavar="DIR", help="folder of the parts (default: parts)"
+    )
+    add("--part-mb", type=int, default=40, help="megabytes per part (default: 40)")
     return parser.parse_args(arguments)
 
 
@@ -338,15 +361,19 @@ def main(arguments: list[str] | None = None) -> int:
         overlap_copies=chosen.overlap_copies,
     )
     names = chosen.only or [model.name for model in model_folders(chosen.models_dir)]
+    out = output_of(chosen)
     started = describe(("numpy",))
     reports = []
     for name in names:
         try:
             folder = latest_version(chosen.models_dir / name)
-            reports.append(check(folder, options, chosen.threads, chosen.seconds))
+            with doing(f"{name}/{folder.name}"):
+                report = check(folder, options, chosen.threads, chosen.seconds)
         except InkserveError as error:
             print(f"{name}: {error}", file=sys.stderr)
             return 2
+        reports.append(report)
+        say(f"{report.model}: {len(report.timings)} buckets, {len(report.problems)} problems")
     device = ask_device(chosen.device_id, "name", "driver_version", "memory.total") or []
     result = started | {
         "onnxruntime": ort.__version__,
@@ -358,15 +385,13 @@ def main(arguments: list[str] | None = None) -> int:
         "device": dict(zip(("name", "driver", "memory_mib"), device, strict=False)) or None,
         "models": [asdict(report) for report in reports],
     }
-    default = RESULTS / ("gpu.json" if chosen.provider == "cuda" else f"gpu_{chosen.provider}.json")
-    out: Path = chosen.out or default
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    write_text(out, json.dumps(result, indent=1) + "\n")
     print(table(reports))
+    say(f"written: {shown(out)}")
     problems = [f"{report.model}: {problem}" for report in reports for problem in report.problems]
     print("\n".join(problems) or "every answer agrees", file=sys.stderr)
     return 1 if problems else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

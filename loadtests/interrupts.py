@@ -8,12 +8,13 @@ INTERRUPTED = 130
 
 
 def exit_code(main: Callable[[], int]) -> int:
-    """Run a command; return its exit code, or INTERRUPTED after Ctrl-C.
+    """Run a command; return its exit code, or INTERRUPTED after Ctrl-C, whose text is part of the line.
 
     Servers that the command started are stopped on the way out, by their context managers.
     """
     try:
         return main()
-    except KeyboardInterrupt:
-        print("\nloadtests: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        note = f"; {interrupt}" if interrupt.args else ""
+        print(f"\nloadtests: interrupted{note}", file=sys.stderr)
         return INTERRUPTED

@@ -247,6 +247,8 @@ def judge(response: ResponseContextManager, check: Check) -> None:
 def _problem(response: ResponseContextManager, check: Check) -> str | None:
     if response.status_code == 503 and _header(response, "retry-after"):
         return SHED
+    if not response.status_code:
+        return f"no response: {getattr(response, 'error', None)!r}"
     if response.status_code != 200:
         return f"status is {response.status_code}, expected 200: {(response.text or '')[:200]}"
     try:
@@ -316,7 +318,7 @@ def _failure(environment: Environment) -> str | None:
     if wrong:
         return f"{wrong} answers were wrong"
     if stats.total.num_requests == stats.total.num_failures:
-        return "nothing was answered"
+        return f"nobody answers at {environment.host}"
     if runner and runner.exceptions:
         return f"{len(runner.exceptions)} kind of exception in the load test itself"
     if isinstance(shape, Stages):

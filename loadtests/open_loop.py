@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import resource
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,14 +23,31 @@ from numpy.typing import NDArray
 
 from loadtests import machine, open_loop_report
 from loadtests.generator import Outcome, Plan, generate
+from loadtests.interrupts import exit_code
+from loadtests.outputs import (
+    Unfinished,
+    add_output_arguments,
+    chosen_output,
+    replacing,
+    shown,
+    write_text,
+)
 from loadtests.peers import wire
 from loadtests.peers.contestants import ASGI, Contestant, inkserve, newest_graph
 from loadtests.peers.measure import images_of, right_answer
 from loadtests.placement import place
 from loadtests.processes import end_servers_on_sigterm, free_port, serving
+from loadtests.progress import doing, say
 
 LOADS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 2.0, 5.0)
 """Offered loads, in capacities."""
+
+IMAGES = (1, 16, 64)
+SECONDS = 8.0
+MODEL = "mlp"
+MODELS = machine.ROOT / "models"
+PUBLISHED = machine.RESULTS / "open_loop"
+FIGURE = machine.ROOT / "docs" / "latency.png"
 
 CAPACITY_CONNECTIONS = 64
 CAPACITY_PARTS = (0.6, 0.7, 0.8, 0.9, 1.0)
@@ -84,46 +102,84 @@ class Point:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the process's exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = command_line().parse_args(arguments)
     end_servers_on_sigterm()
     _allow_many_sockets()
+    output = chosen_output(parsed, PUBLISHED, full=is_full_run(parsed))
+    figure = parsed.figure or (FIGURE if output == PUBLISHED else output.with_suffix(".png"))
     result: Json = {"machine": machine.describe(), "flags": parsed.flags, "scenarios": []}
     result |= {"deadline_seconds": parsed.deadline_seconds, "seconds": parsed.seconds}
-    with _generator_process() as run:
-        result["generator"] = _measure_generator(run, parsed)
-        _say(f"generator: at most {result['generator']['requests_per_second']:,.0f} requests/s")
+    unfinished = Unfinished("open_loop")
+    with unfinished.kept(), _generator_process() as run:
+        with doing("how much the generator can send"):
+            result["generator"] = _measure_generator(run, parsed)
+        say(f"generator: at most {result['generator']['requests_per_second']:,.0f} requests/s")
         for rows in parsed.images:
             scenario: Json = {"images": rows, "points": []}
             result["scenarios"].append(scenario)
             for point in _scenario(run, rows, scenario, parsed):
-                _say(f"  {open_loop_report.one_line(asdict(point))}")
+                say(f"  {open_loop_report.one_line(asdict(point))}")
                 scenario["points"].append(asdict(point))
-                _write(result, parsed.output)
-    open_loop_report.draw(result, parsed.figure)
+                unfinished.write(_texts(result))
+        for suffix, text in _texts(result).items():
+            write_text(output.with_suffix(suffix), text)
+        with replacing(figure) as part:
+            open_loop_report.draw(result, part)
     print(open_loop_report.markdown(result))
+    say(f"written: {shown(output)}.json and .md, {shown(figure)}")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def is_full_run(parsed: argparse.Namespace) -> bool:
+    """Whether a run measures what the published report is about, for as long."""
+    same = {"images": list(IMAGES), "model": MODEL, "flags": "", "models_dir": MODELS}
+    whole = all(getattr(parsed, name) == value for name, value in same.items())
+    return whole and tuple(parsed.loads) == LOADS and parsed.seconds >= SECONDS
+
+
+def _texts(result: Json) -> dict[str, str]:
+    return {".json": json.dumps(result, indent=1) + "\n", ".md": open_loop_report.markdown(result)}
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.open_loop", description=__doc__)
     add = parser.add_argument
     add(
         "--images",
         type=int,
         nargs="+",
-        default=[1, 16, 64],
-        help="a request; one scenario for each, default 1 16 64",
+        default=list(IMAGES),
+        help="images per request; one scenario for each (default: 1 16 64)",
     )
-    add("--seconds", type=float, default=8.0, help="of each load; default 8")
-    add("--deadline-seconds", type=float, default=0.25, help="later answers are no goodput; default 0.25")
-    add("--connections", type=int, default=1024, help="most of the generator's; default 1024")
-    add("--loads", type=float, nargs="+", default=LOADS, help="offered, in capacities")
-    add("--model", default="mlp", help="default mlp")
-    add("--threads", type=int, default=max(1, machine.cores() - 1), help="onnxruntime's")
+    add("--seconds", type=float, default=SECONDS, help="seconds per load (default: 8)")
+    add(
+        "--deadline-seconds",
+        type=float,
+        default=0.25,
+        help="deadline of each request in seconds; later responses are no goodput (default: 0.25)",
+    )
+    add("--connections", type=int, default=1024, help="maximum connections of the generator (default: 1024)")
+    loads = " ".join(f"{load:g}" for load in LOADS)
+    add(
+        "--loads",
+        type=float,
+        nargs="+",
+        default=LOADS,
+        help=f"loads, in capacities (default: {loads})",
+    )
+    add("--model", default=MODEL, help="classifier to load (default: mlp)")
+    threads = max(1, machine.cores() - 1)
+    add("--threads", type=int, default=threads, help="onnxruntime threads (default: cores less one)")
     add("--flags", default="", help="more flags of `python -m service`, as one argument")
-    add("--models-dir", type=Path, default=machine.ROOT / "models", help="default models/")
-    add("--output", type=Path, default=machine.RESULTS / "open_loop", help="less .json and .md")
-    add("--figure", type=Path, default=machine.ROOT / "docs" / "latency.png")
+    add("--models-dir", type=Path, default=MODELS, help="folder of models (default: models/)")
+    add_output_arguments(parser, PUBLISHED, what="path of the report, without .json and .md")
+    add(
+        "--figure",
+        type=Path,
+        help="where to draw the figure (default: docs/latency.png if the report is published, "
+        "otherwise next to the report)",
+    )
     return parser
 
 
@@ -133,16 +189,18 @@ def _scenario(run: Run, rows: int, scenario: Json, parsed: argparse.Namespace) -
     with _started(contestant, parsed) as port:
         request = _request(port, contestant, rows, {TIMEOUT_HEADER: f"{parsed.deadline_seconds:g}"})
         run(Plan(port, request, None, WARM_UP_SECONDS, CAPACITY_CONNECTIONS))
-        outcome = run(Plan(port, request, None, parsed.seconds / 2, CAPACITY_CONNECTIONS))
+        with doing("closed loop"):
+            outcome = run(Plan(port, request, None, parsed.seconds / 2, CAPACITY_CONNECTIONS))
         scenario["closed_loop"] = closed = _rate(outcome, outcome.status == 200)
 
         def at(rate: float, seconds: float, seed: int) -> Outcome:
-            return run(Plan(port, request, rate, seconds, parsed.connections, seed=seed))
+            with doing(f"{rate:,.0f} requests/s"):
+                return run(Plan(port, request, rate, seconds, parsed.connections, seed=seed))
 
         tried = [at(part * closed, parsed.seconds / 2, seed) for seed, part in enumerate(CAPACITY_PARTS, 100)]
         points = [summarise(0.0, outcome, parsed.deadline_seconds) for outcome in tried]
         scenario["capacity"] = capacity = max(point.goodput for point in points)
-        _say(f"{rows} images a request: capacity {capacity:,.0f} requests/s, closed loop {closed:,.0f}")
+        say(f"{rows} images per request: capacity {capacity:,.0f} requests/s, closed loop {closed:,.0f}")
         for seed, load in enumerate(parsed.loads):
             yield summarise(load, at(load * capacity, parsed.seconds, seed), parsed.deadline_seconds)
 
@@ -220,10 +278,17 @@ def _generator_process() -> Iterator[Run]:
     """Runs plans in a process of its own, ahead of the server wherever the system allows it."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=_be_prompt) as pool:
-        yield lambda plan: pool.submit(generate, plan).result(plan.seconds + plan.patience_seconds + 60)
+        try:
+            yield lambda plan: pool.submit(generate, plan).result(plan.seconds + plan.patience_seconds + 60)
+        except BaseException:  # without this, the pool would wait for the end of the plan
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def _be_prompt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.sched_setaffinity(0, place().generator_cores)
     try:
         os.nice(NICENESS)
@@ -252,15 +317,5 @@ def _quantile(values: NDArray[np.float64], share: float) -> float:
     return float(np.quantile(values, share)) if len(values) else 0.0
 
 
-def _write(result: Json, output: Path) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    output.with_suffix(".md").write_text(open_loop_report.markdown(result))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

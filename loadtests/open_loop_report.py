@@ -101,7 +101,6 @@ def draw(result: Json, path: Path) -> None:
     figure.suptitle(
         f"inkserve, {about['cpu']}, {about['cores']} cores shared with the generator", fontsize=10
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

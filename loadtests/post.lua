@@ -1,12 +1,25 @@
--- For wrk: one POST again and again. BODY_FILE names its body, HEADERS has a "Name: value" on each line.
--- Without a request() of its own, wrk sends the same bytes each time and calls no Lua under load.
+-- For wrk: sends one POST request repeatedly. BODY_FILE names the file with its body; HEADERS, which is optional, has one
+-- "Name: value" per line. This defines no request(), so that wrk sends the same bytes each time and runs no Lua
+-- under load.
 
-local file = assert(io.open(os.getenv("BODY_FILE"), "rb"))
+local function fail(message)
+  io.stderr:write("post.lua: " .. message .. "\n")
+  os.exit(2)
+end
+
+local name = os.getenv("BODY_FILE")
+if not name then
+  fail("BODY_FILE is not set, expected the path of a file with the request body")
+end
+local file, problem = io.open(name, "rb")
+if not file then
+  fail("BODY_FILE cannot be read: " .. problem)
+end
 wrk.method = "POST"
 wrk.body = file:read("*a")
 file:close()
-for name, value in os.getenv("HEADERS"):gmatch("([^:\n]+): ([^\n]+)") do
-  wrk.headers[name] = value
+for header, value in (os.getenv("HEADERS") or ""):gmatch("([^:\n]+): ([^\n]+)") do
+  wrk.headers[header] = value
 end
 
 function done(summary, latency)

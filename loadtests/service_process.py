@@ -42,19 +42,23 @@ def serving(arguments: Sequence[str], cores: list[int] | None = None) -> Iterato
     command = [sys.executable, "-m", "service", "--port", "0", *arguments]
     started = time.monotonic()
     with nullcontext() if cores is None else on_cores(cores):
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        # In a session of its own: Ctrl-C ends the load first and then, through this function, the service.
+        process = subprocess.Popen(
+            command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
     with process:
         assert process.stderr is not None
+        # Read to the end, or the service stops once the pipe is full.
+        reader = threading.Thread(target=_discard, args=(process.stderr,))
         try:
             ready = _await_ready(process.stderr)
             service = Service(ready[1], int(ready[2]), process.pid, time.monotonic() - started)
-            # Read on, or the service stops once the pipe is full.
-            reader = threading.Thread(target=_discard, args=(process.stderr,))
             reader.start()
             yield service
         finally:
             terminate(process, STOP_SECONDS)
-        reader.join()
+            if reader.ident is not None:
+                reader.join()
 
 
 def _await_ready(stream: IO[str]) -> re.Match[str]:

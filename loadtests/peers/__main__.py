@@ -1,4 +1,4 @@
-"""The command `python -m loadtests.peers`: measure every server in turn, some rounds, and report."""
+"""The command `python -m loadtests.peers`: measure every server one after another, in rounds, and report."""
 
 import argparse
 import json
@@ -10,72 +10,108 @@ from pathlib import Path
 from typing import Any
 
 from loadtests import machine
+from loadtests.interrupts import exit_code
+from loadtests.outputs import Unfinished, add_output_arguments, chosen_output, shown, write_text
 from loadtests.peers import report
 from loadtests.peers.contestants import ASGI, EVERY, Contestant, inkserve
 from loadtests.peers.measure import Options, import_seconds, measure, measure_engine
 from loadtests.processes import end_servers_on_sigterm
+from loadtests.progress import doing, say
 
 Json = dict[str, Any]
 
+PUBLISHED = machine.RESULTS / "peers"
+MODELS = machine.ROOT / "models"
+ROUNDS = 3
+SECONDS = 5.0
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the process's exit code."""
-    parsed = _parser().parse_args(arguments)
+    """Run the command; return its exit code."""
+    parsed = command_line().parse_args(arguments)
     end_servers_on_sigterm()
     if shutil.which("wrk") is None:
         print("loadtests: wrk is missing; on Debian: apt-get install wrk", file=sys.stderr)
         return 1
     options = Options(parsed.models_dir.resolve(), parsed.seconds, parsed.threads)
     contestants = _chosen(parsed.only, parsed.variant)
+    output = chosen_output(parsed, PUBLISHED, full=is_full_run(parsed))
     result: Json = {
         "machine": machine.describe(),
         "options": {"seconds": options.seconds, "threads": options.threads},
         "servers": {contestant.name: contestant.configuration for contestant in contestants},
         "rounds": [],
     }
-    for number in range(1, parsed.rounds + 1):
-        _say(f"round {number} of {parsed.rounds}")
-        seen: Json = {
-            "import_seconds": import_seconds(),
-            "onnxruntime": measure_engine(options),
-            "servers": {},
-        }
-        result["rounds"].append(seen)
-        for contestant in contestants:
-            seen["servers"][contestant.name] = measured = measure(contestant, options)
-            _say(f"  {contestant.name}: {report.one_line(measured)}")
-            _write(result, parsed.output)
+    unfinished = Unfinished("peers")
+    with unfinished.kept():
+        for number in range(1, parsed.rounds + 1):
+            say(f"round {number} of {parsed.rounds}")
+            _measure_round(result, contestants, options, unfinished)
+        for suffix, text in _texts(result).items():
+            write_text(output.with_suffix(suffix), text)
     print(report.markdown(result))
+    say(f"written: {shown(output)}.json and .md")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def is_full_run(parsed: argparse.Namespace) -> bool:
+    """Whether a run measures what the published report is about, for as long."""
+    whole = parsed.only is None and not parsed.variant and parsed.models_dir == MODELS
+    return whole and parsed.rounds >= ROUNDS and parsed.seconds >= SECONDS
+
+
+def _measure_round(
+    result: Json, contestants: Sequence[Contestant], options: Options, unfinished: Unfinished
+) -> None:
+    """Measure every server once, and append the round to the result."""
+    with doing("onnxruntime alone"):
+        engine = measure_engine(options)
+    seen: Json = {"import_seconds": import_seconds(), "onnxruntime": engine, "servers": {}}
+    result["rounds"].append(seen)
+    for contestant in contestants:
+        with doing(contestant.name):
+            seen["servers"][contestant.name] = measured = measure(contestant, options)
+        say(f"  {contestant.name}: {report.one_line(measured)}")
+        unfinished.write(_texts(result))
+
+
+def _texts(result: Json) -> dict[str, str]:
+    return {".json": json.dumps(result, indent=1) + "\n", ".md": report.markdown(result)}
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.peers", description=__doc__)
     add = parser.add_argument
-    add("--only", nargs="+", metavar="NAME", help="these servers; the empty ASGI app always runs")
-    add("--seconds", type=float, default=5.0, help="of each load; default 5")
-    add("--rounds", type=int, default=3, help="default 3; their medians are reported")
+    add(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="servers to measure besides asgi (default: all)",
+    )
+    add("--seconds", type=float, default=SECONDS, help="seconds per load (default: 5)")
+    add("--rounds", type=int, default=ROUNDS, help="rounds, whose medians are reported (default: 3)")
     threads = max(1, machine.cores() - 1)
-    add("--threads", type=int, default=threads, help="onnxruntime's, everywhere; default the cores less one")
+    add(
+        "--threads",
+        type=int,
+        default=threads,
+        help="onnxruntime threads per server (default: cores less one)",
+    )
     add(
         "--variant",
         action="append",
         default=[],
         metavar="NAME=FLAGS",
-        help="inkserve with other flags as well, for instance two-workers='--workers 2'",
+        help="also measure inkserve with other flags, for instance two-workers='--workers 2'",
     )
-    add("--models-dir", type=Path, default=machine.ROOT / "models", help="default models/")
-    add(
-        "--output",
-        type=Path,
-        default=machine.RESULTS / "peers",
-        help="where to write, less .json and .md; default loadtests/results/peers",
-    )
+    add("--models-dir", type=Path, default=MODELS, help="folder of models (default: models/)")
+    add_output_arguments(parser, PUBLISHED, what="path of the report, without .json and .md")
     return parser
 
 
 def _chosen(only: Sequence[str] | None, variants: Sequence[str]) -> list[Contestant]:
-    """The contestants that are wanted, and inkserve's variants. Exits on a name that nobody has."""
+    """The chosen contestants and inkserve's variants. Exits if a name is unknown."""
     extra = []
     for variant in variants:
         name, _, flags = variant.partition("=")
@@ -86,20 +122,9 @@ def _chosen(only: Sequence[str] | None, variants: Sequence[str]) -> list[Contest
     unknown = set(only) - {contestant.name for contestant in everyone}
     if unknown:
         names = ", ".join(contestant.name for contestant in everyone)
-        sys.exit(f"loadtests: there is no {', '.join(sorted(unknown))}, expected some of {names}")
+        sys.exit(f"loadtests: unknown server {', '.join(sorted(unknown))}, expected some of {names}")
     return [contestant for contestant in everyone if contestant.name in {*only, ASGI.name}]
 
 
-def _write(result: Json, output: Path) -> None:
-    """Write what is known so far: a crash then loses no more than the server it happened in."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    output.with_suffix(".md").write_text(report.markdown(result))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

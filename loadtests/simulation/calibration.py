@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from loadtests.measured_pod import MeasuredPod, Spent, Step
+from loadtests.progress import doing, say
 from loadtests.simulation.costs import PodCosts
 from loadtests.simulation.service_rules import INLINE_ROWS, default_threads
 
@@ -137,10 +138,19 @@ class Calibration:
 
 def calibrate(pod: MeasuredPod, cores: int) -> Calibration:
     """Load a running pod. Raises ValueError if nobody is answered."""
-    answering = [pod.spend(callers) for callers in CALLERS]
+    answering = [_spend(pod, callers) for callers in CALLERS]
     if not all(load.answered for load in answering):
         raise ValueError("a load was not answered in its time: is the machine busy?")
-    return Calibration(answering, pod.spend(REFUSED_CALLERS), pod.largest_batch(LARGE_ROWS), cores)
+    refusing = _spend(pod, REFUSED_CALLERS)
+    with doing(f"requests of {LARGE_ROWS} images"):
+        return Calibration(answering, refusing, pod.largest_batch(LARGE_ROWS), cores)
+
+
+def _spend(pod: MeasuredPod, callers: int) -> Spent:
+    with doing(f"{callers} callers"):
+        spent = pod.spend(callers)
+    say(f"{callers} callers: {spent.step.answered_rate:,.0f} requests/s answered")
+    return spent
 
 
 def calibration_of(measured: dict[str, Any]) -> Calibration:

@@ -18,10 +18,12 @@ from typing import Any
 import simpy
 
 from loadtests import machine
-from loadtests.capacity import RESULT
 from loadtests.generator import arrivals
+from loadtests.interrupts import exit_code
 from loadtests.measured_pod import OPENING_SECONDS, MeasuredPod, Spent, Step
+from loadtests.outputs import add_output_arguments, chosen_output, shown, write_text
 from loadtests.placement import on_cores, place
+from loadtests.progress import doing, say
 from loadtests.service_process import ROOT, serving
 from loadtests.simulation.calibration import CALLERS, Calibration, calibrate, calibration_of
 from loadtests.simulation.costs import PodCosts
@@ -31,6 +33,12 @@ from loadtests.simulation.tally import Tally
 LOADS = (0.6, 0.2, 0.8, 0.4)
 """Parts of the model's saturation, in the order in which they are offered: neither the low nor the high ones
 lie nearest to the calibration. Above 1 the generator's own queue would be part of what is compared."""
+
+SECONDS = 8.0
+CALIBRATE_SECONDS = 3.0
+MODEL = "mlp"
+MODELS = ROOT / "models"
+PUBLISHED = machine.RESULTS / "simulation-check.json"
 
 RATE_TOLERANCE = 0.05
 """Of the answers per second, to the same arrivals: what is still inside at the end may differ."""
@@ -68,15 +76,16 @@ class Check:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 1 if a figure is out of tolerance."""
-    parsed = _parser().parse_args(arguments)
+    parsed = command_line().parse_args(arguments)
     placement = place()
     measured = json.loads(parsed.measured.read_text()) if parsed.measured else None
     if measured and len(placement.service_cores) != measured["costs"]["cores"]:
         cores = measured["costs"]["cores"]
         print(f"the measured pod had {cores} cores, this one has {placement.service_cores}", file=sys.stderr)
         return 1
-    model = measured["model"] if measured else parsed.model
+    model = parsed.model = measured["model"] if measured else parsed.model
     flags = ["--models-dir", str(parsed.models_dir.resolve()), "--default-classifier", model]
+    output = chosen_output(parsed, PUBLISHED, full=is_full_run(parsed))
     with on_cores(placement.generator_cores):
         done = check(parsed, flags, model, placement.service_cores, measured)
     result = {
@@ -86,25 +95,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "saturation_rate": done.costs.saturation_rate,
         **asdict(done),
     }
-    parsed.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_text(output, json.dumps(result, indent=1) + "\n")
     print(f"service on the cores {placement.service_cores}, generator on {placement.generator_cores}\n")
     print(f"{table(done.comparisons)}\n\n{_saturations(done)}")
+    say(f"written: {shown(output)}")
     return 1 if any(each.apart for each in done.comparisons) else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def is_full_run(parsed: argparse.Namespace) -> bool:
+    """Whether a run checks what the published file is about, for as long."""
+    same = (parsed.model, parsed.models_dir) == (MODEL, MODELS)
+    return same and parsed.seconds >= SECONDS and bool(parsed.calibrate_seconds >= CALIBRATE_SECONDS)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.simulation.check", description=__doc__)
     add = parser.add_argument
+    add("--measured", type=Path, help="file of costs from `capacity measure` (default: measure them first)")
+    add("--model", default=MODEL, help="classifier to load, if --measured names none (default: mlp)")
+    add("--models-dir", type=Path, default=MODELS, help="folder of models (default: models/)")
+    add("--seconds", type=float, default=SECONDS, help="seconds per rate (default: 8)")
     add(
-        "--measured",
-        type=Path,
-        help="take the costs that `capacity measure` wrote; else measure them",
+        "--calibrate-seconds",
+        type=float,
+        default=CALIBRATE_SECONDS,
+        help="seconds per load from which the costs follow (default: 3)",
     )
-    add("--model", default="mlp", help="a classifier; default mlp, or what the file is of")
-    add("--models-dir", type=Path, default=ROOT / "models")
-    add("--seconds", type=float, default=8.0, help="of each rate; default 8")
-    add("--calibrate-seconds", type=float, default=3.0, help="of each load that gives the costs; default 3")
-    add("--output", type=Path, default=RESULT.with_name("simulation-check.json"))
+    add_output_arguments(parser, PUBLISHED, what="JSON file to write")
     return parser
 
 
@@ -124,10 +142,13 @@ def check(
         calibration = calibration_of(measured) if measured else calibrate(pod, len(service_cores))
         costs = calibration.costs(service.start_seconds)
         offered = MeasuredPod(service, model, parsed.seconds)
-        comparisons = [
-            _compare(offered, calibration, costs, parsed.seconds, seed) for seed in range(len(LOADS))
-        ]
-        change = calibration.speed_change(pod.spend(CALLERS[-1]))
+        comparisons = []
+        for seed, load in enumerate(LOADS):
+            with doing(f"{load:.0%} of the saturation, real and simulated"):
+                comparisons.append(_compare(offered, calibration, costs, parsed.seconds, seed))
+            say(f"{load:.0%} of the saturation: {_result(comparisons[-1])}")
+        with doing(f"{CALLERS[-1]} callers again"):
+            change = calibration.speed_change(pod.spend(CALLERS[-1]))
     answered_rate = calibration.answering[-1].step.answered_rate
     return Check(costs, answered_rate, change, sorted(comparisons, key=lambda each: each.load))
 
@@ -141,6 +162,11 @@ def _compare(
     speed = calibration.speed(spent, costs)
     simulated = simulate_pod(at_speed(costs, speed), rate, seconds, seed)
     return Comparison(load, spent.step, simulated, _apart(spent.step, simulated), spent, speed)
+
+
+def _result(comparison: Comparison) -> str:
+    real, simulated = comparison.real, comparison.simulated
+    return f"p99 {1e3 * real.p99_seconds:.1f} ms real, {1e3 * simulated.p99_seconds:.1f} ms simulated"
 
 
 def at_speed(costs: PodCosts, speed: float) -> PodCosts:
@@ -209,4 +235,4 @@ def _saturations(done: Check) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

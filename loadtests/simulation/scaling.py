@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib
@@ -14,6 +15,9 @@ import numpy as np
 
 from loadtests import machine
 from loadtests.capacity import RESULT
+from loadtests.interrupts import exit_code
+from loadtests.outputs import add_output_arguments, chosen_output, replacing, shown, write_text
+from loadtests.progress import doing, say
 from loadtests.service_process import ROOT
 from loadtests.simulation.autoscaler import Spec
 from loadtests.simulation.cluster import ClusterOptions
@@ -124,7 +128,7 @@ FAMILIES = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command: writes results.md, results.json and the pictures."""
-    parsed = _parser().parse_args(arguments)
+    parsed = command_line().parse_args(arguments)
     costs = load_costs(parsed.measured)
     options = ClusterOptions(
         costs.start_seconds,
@@ -133,29 +137,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
         endpoint_seconds=parsed.endpoint_seconds,
         drain_seconds=parsed.drain_seconds,
     )
-    usual = stationary(costs, parsed.seed)
-    parsed.output.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for family, peak, outcomes in _outcomes(parsed.rates, costs, options, usual, parsed.seed):
-        rows += [row_of(peak, outcome, parsed.p99) for outcome in outcomes]
-        if peak == max(parsed.rates):
-            draw(outcomes, parsed.p99, parsed.output / f"{family.name}.png")
-    _write(parsed, costs, options, rows)
+    output = chosen_output(parsed, FOLDER, full=is_full_run(parsed))
+    say("latencies at steady load")
+    with doing("latencies at steady load"):
+        usual = stationary(costs, parsed.seed)
+    rows, drawn = [], []
+    with TemporaryDirectory() as folder:
+        for family, peak, outcomes in _outcomes(parsed.rates, costs, options, usual, parsed.seed):
+            rows += [row_of(peak, outcome, parsed.p99) for outcome in outcomes]
+            if peak == max(parsed.rates):
+                drawn.append(Path(folder) / f"{family.name}.png")
+                draw(outcomes, parsed.p99, drawn[-1])
+        for picture in drawn:
+            with replacing(output / picture.name) as part:
+                part.write_bytes(picture.read_bytes())
+    _write(parsed, output, costs, options, rows)
+    say(f"written: {shown(output)}/")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def is_full_run(parsed: argparse.Namespace) -> bool:
+    """Whether these are the published scenarios."""
+    defaults = command_line().parse_args([])
+    return all(
+        getattr(parsed, name) == value
+        for name, value in vars(defaults).items()
+        if name not in ("output", "publish")
+    )
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.simulation.scaling", description=__doc__)
     add = parser.add_argument
-    add("--measured", type=Path, default=RESULT, help="what `capacity measure` wrote")
+    add("--measured", type=Path, default=RESULT, help=f"file of measured costs (default: {shown(RESULT)})")
     add("--rates", type=float, nargs="+", default=RATES, help="peaks in requests per second")
-    add("--p99", type=float, default=0.05, help="target in seconds; default 0.05")
-    add("--image-seconds", type=float, default=5.0, help="to pull the image; default 5")
-    add("--node-seconds", type=float, default=90.0, help="until a new node is there; default 90")
-    add("--endpoint-seconds", type=float, default=5.0, help="until balancers know of an end; default 5")
-    add("--drain-seconds", type=float, default=10.0, help="INKSERVE_DRAIN_SECONDS; default 10")
-    add("--seed", type=int, default=1)
-    add("--output", type=Path, default=FOLDER)
+    add("--p99", type=float, default=0.05, help="target p99 in seconds (default: 0.05)")
+    add("--image-seconds", type=float, default=5.0, help="seconds to pull the image (default: 5)")
+    add("--node-seconds", type=float, default=90.0, help="seconds to add a node (default: 90)")
+    add(
+        "--endpoint-seconds",
+        type=float,
+        default=5.0,
+        help="seconds until the balancers stop sending to a pod that stops (default: 5)",
+    )
+    add("--drain-seconds", type=float, default=10.0, help="INKSERVE_DRAIN_SECONDS (default: 10)")
+    add("--seed", type=int, default=1, help="seed of the arrivals (default: 1)")
+    add_output_arguments(parser, FOLDER, what="folder to write to")
     return parser
 
 
@@ -165,8 +193,10 @@ def _outcomes(
     for family in FAMILIES:
         for peak in rates:
             scenarios = family.make(peak, costs, options)
-            print(f"{family.name} to {peak:,.0f}/s", file=sys.stderr, flush=True)
-            yield family, peak, [simulate(scenario, costs, usual, seed) for scenario in scenarios]
+            say(f"{family.name} to {peak:,.0f}/s")
+            with doing(f"{family.name} to {peak:,.0f}/s"):
+                outcomes = [simulate(scenario, costs, usual, seed) for scenario in scenarios]
+            yield family, peak, outcomes
 
 
 def row_of(peak: float, outcome: Outcome, p99_seconds: float) -> dict[str, Any]:
@@ -217,7 +247,11 @@ def draw(outcomes: Sequence[Outcome], p99_seconds: float, file: Path) -> None:
 
 
 def _write(
-    parsed: argparse.Namespace, costs: PodCosts, options: ClusterOptions, rows: Sequence[dict[str, Any]]
+    parsed: argparse.Namespace,
+    output: Path,
+    costs: PodCosts,
+    options: ClusterOptions,
+    rows: Sequence[dict[str, Any]],
 ) -> None:
     about = machine.describe()
     result = {
@@ -226,8 +260,8 @@ def _write(
         "cluster": asdict(options),
         "p99_seconds": parsed.p99,
     }
-    (parsed.output / "results.json").write_text(json.dumps(result | {"scenarios": rows}, indent=1) + "\n")
-    (parsed.output / "results.md").write_text(markdown(result, rows))
+    write_text(output / "results.json", json.dumps(result | {"scenarios": rows}, indent=1) + "\n")
+    write_text(output / "results.md", markdown(result, rows))
 
 
 def markdown(result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
@@ -257,4 +291,4 @@ def markdown(result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

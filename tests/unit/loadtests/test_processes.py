@@ -66,8 +66,9 @@ with serving(command, lambda: True, directory=pathlib.Path({str(tmp_path)!r}), e
     print(*(process.pid for process in server.processes()), flush=True)
     sys.stdin.read()
 """
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", script], **pipes) as runner:
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as runner:
+        assert runner.stdout is not None
         server = psutil.Process(int(runner.stdout.readline()))
         runner.terminate()
         assert runner.wait(60) == 128 + signal.SIGTERM
