@@ -216,6 +216,42 @@ def test_a_service_that_does_not_start_fails_the_run(tmp_path: Path) -> None:
     assert "did not start" in run.stderr
 
 
+def test_an_unknown_stage_is_rejected_before_anything_runs(tmp_path: Path) -> None:
+    old = tmp_path / "report.html"
+    old.write_text("the report of the last run")
+    run = load(tmp_path / "nothing", tmp_path, "--stages", "wrong")  # a service would fail: it has no models
+    assert run.returncode == 2
+    message = "argument --stages: invalid choice: 'wrong' (choose from 'ramp', 'spike', 'soak')"
+    assert run.stderr.strip() == f"loadtests: {message}"
+    assert old.read_text() == "the report of the last run"
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ("http://127.0.0.1:{port}", "nobody answers at http://127.0.0.1:{port}: "),
+        ("127.0.0.1:{port}", "host is '127.0.0.1:{port}', expected for instance http://127.0.0.1:8000"),
+    ],
+)
+def test_a_host_that_nobody_answers_at_is_named(tmp_path: Path, host: str, message: str) -> None:
+    port = free_port()
+    run = load(tmp_path, tmp_path, "--host", host.format(port=port))
+    assert run.returncode == 1
+    assert run.stderr.startswith(f"loadtests: {message.format(port=port)}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_service_that_is_gone_is_called_no_response(tmp_path: Path) -> None:
+    """With locust alone, which does not look whether anybody listens."""
+    command = [sys.executable, "-m", "locust", "--locustfile", "loadtests/locustfile.py", "--headless"]
+    command += ["--host", f"http://127.0.0.1:{free_port()}", "--rate", "20", "--seconds", "1"]
+    command += ["--mix", "raw=1", "--csv", str(tmp_path / "load")]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 1
+    assert "the run fails" in run.stderr
+    assert "no response: ConnectionRefusedError" in (tmp_path / "load_failures.csv").read_text()
+
+
 @pytest.mark.skipif(
     not all((MODELS / name).is_dir() for name in ("mlp", "gan")), reason="models/ has not both kinds of model"
 )
