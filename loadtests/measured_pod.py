@@ -142,21 +142,21 @@ class MeasuredPod:
             return sum(
                 sample.value
                 for sample in samples
-                if sample.name == f"inkserve_{name}" and labels.items() <= sample.labels.items()
+                if sample.name == name and labels.items() <= sample.labels.items()
             )
 
         running, waiting = _running_and_waiting(self._process.pid)
-        rows = total("batch_rows_sum")
+        rows = total("inkserve_batch_rows_sum")
         return {
-            "answered": total("requests_total", status="200"),
-            "refused": total("requests_total", status="503"),
+            "answered": total("inkserve_requests_total", status="200"),
+            "refused": total("inkserve_requests_total", status="503"),
             "cpu_seconds": sum(self._process.cpu_times()[:2]),
             "main_cpu_seconds": running,
             "main_delay_seconds": waiting,
-            "batches": total("batch_compute_seconds_count"),
-            "compute_seconds": total("batch_compute_seconds_sum"),
+            "batches": total("inkserve_batch_compute_seconds_count"),
+            "compute_seconds": total("inkserve_batch_compute_seconds_sum"),
             "rows": rows,
-            "padded_rows": rows + total("padding_rows_total"),
+            "padded_rows": rows + total("inkserve_padding_rows_total"),
         }
 
     def _samples(self) -> list[Sample]:
