@@ -208,16 +208,16 @@ def plan_for(measured: Json, parsed: argparse.Namespace) -> Answer:
 def _shown(parsed: argparse.Namespace, answer: Answer) -> str:
     lines = [
         f"each pod      {answer.pod_rate:,.0f} requests/s",
-        f"replicas      {answer.replicas:,} ({answer.base_replicas:,} and the rest to spare)",
+        f"replicas      {answer.replicas:,} ({answer.base_replicas:,} carry the rate)",
         f"nodes         {answer.nodes:,}",
-        f"utilisation   {answer.utilisation:.0%}, {answer.utilisation_after_a_loss:.0%} after the loss",
+        f"utilisation   {answer.utilisation:.0%}, {answer.utilisation_after_a_loss:.0%} after a loss",
     ]
     if answer.gpus:
-        lines.append(f"GPUs          {answer.gpus:,} (the measured pod had none: measure one that has)")
+        lines.append(f"GPUs          {answer.gpus:,} (the measured pod had none: measure one with a GPU)")
     if answer.cost_per_hour is not None:
         lines.append(
-            f"cost          {answer.cost_per_hour:,.2f} an hour, {24 * answer.cost_per_hour:,.2f} a day, "
-            f"{1e6 * answer.cost_per_hour / 3600 / parsed.rate:.4f} for a million requests"
+            f"cost          {answer.cost_per_hour:,.2f} per hour, {24 * answer.cost_per_hour:,.2f} per day, "
+            f"{1e6 * answer.cost_per_hour / 3600 / parsed.rate:.4f} per million requests"
         )
     return "\n".join(lines)
 

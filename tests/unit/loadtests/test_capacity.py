@@ -116,6 +116,6 @@ def test_a_real_pod_is_measured_and_planned_with(
     capsys.readouterr()
     target = ["--rate", "100000", "--p99", "5", "--pod-cost-per-hour", "1", "--measured", str(output)]
     assert capacity.main(["plan", *target]) == 0
-    assert "for a million requests" in capsys.readouterr().out
+    assert "per million requests" in capsys.readouterr().out
     assert capacity.main(["plan", "--rate", "1", "--p99", "1e-9", "--measured", str(output)]) == 1
     assert "no measured step" in capsys.readouterr().err
