@@ -1,9 +1,9 @@
-"""An open-loop load generator: requests leave at random times, whether earlier ones were answered or not.
+"""An open-loop load generator: it sends requests at random times, whether earlier ones were answered or not.
 
-Arrivals are a Poisson process, and a latency counts from the time at which its request should have
-left, so that a stalled server cannot slow down the clock that it is measured by (coordinated
-omission). One thread on epoll, without asyncio: half the CPU time a request, and wake-ups to the
-microsecond instead of the millisecond.
+Arrivals are a Poisson process, and a latency counts from the time at which its request was due, so that a
+stalled server cannot slow down the clock that measures it (coordinated omission). One thread on epoll,
+without
+asyncio: this takes half the CPU time per request, and wakes to the microsecond instead of the millisecond.
 """
 
 import errno
@@ -25,10 +25,10 @@ Seconds = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to send. rate: requests per second; None for as fast as `connections` allow, a closed loop.
+    """What to send. rate: requests per second; None for a closed loop, as fast as `connections` allow.
 
-    connections: most at one time; a request that finds none free waits for one, and is late.
-    patience_seconds: after the last request should have left, how long answers are waited for.
+    connections: maximum at one time; a request that finds none free waits for one, and is late.
+    patience_seconds: how long to wait for responses after the last request was due.
     """
 
     port: int
@@ -42,11 +42,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of every request, in the order in which they should have left.
+    """The result of every request, in the order in which they were due.
 
-    due, sent, done: seconds from the start; sent and done are NaN where it never was.
+    due, sent, done: (requests,) seconds from the start; sent and done are NaN if it did not happen.
     waited: whether every connection was busy when it was due. status: the HTTP status, 0 for none.
-    connections: most that were open at a time. cpu_share: of one core, taken by the generator.
+    connections: maximum open at a time. cpu_share: the fraction of one core that the generator used.
     """
 
     due: Seconds
@@ -68,15 +68,15 @@ class _Connection:
 
 
 def generate(plan: Plan) -> Outcome:
-    """Send the plan's requests and wait for their answers; blocks."""
+    """Send the plan's requests and wait for their responses; blocks."""
     return _Generator(plan).run()
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> Seconds:
-    """The times, in 0..seconds, of a Poisson process with `rate` events a second."""
+    """The times, in 0..seconds, of a Poisson process with `rate` events per second."""
     random = np.random.default_rng(seed)
     count = random.poisson(rate * seconds)
-    return np.sort(random.uniform(0, seconds, count))  # given their number, they are uniform
+    return np.sort(random.uniform(0, seconds, count))  # given their number, the times are uniform
 
 
 class _Generator:
@@ -122,7 +122,7 @@ class _Generator:
         )
 
     def _drive(self, due: list[float]) -> None:
-        """Send what is due, take what is answered, sleep until either happens again."""
+        """Send requests when they are due, read responses, and sleep in between."""
         end = self._plan.seconds
         give_up = end + self._plan.patience_seconds
         following = 0
@@ -136,7 +136,7 @@ class _Generator:
             self._wait(wake - self._now())
 
     def _wait(self, seconds: float) -> None:
-        # epoll counts in milliseconds, select in microseconds, and an epoll can itself be selected.
+        # epoll counts in milliseconds, select in microseconds, and select accepts an epoll.
         if seconds > 0:
             select.select([self._epoll], [], [], seconds)
         for descriptor, event in self._epoll.poll(0):
@@ -147,7 +147,7 @@ class _Generator:
                 self._receive(connection)
 
     def _arrive(self, due: float) -> None:
-        """A request should leave now: over a free connection, a new one, or the next to be free."""
+        """Send a request that is due: over a free connection, a new one, or the next that becomes free."""
         request = len(self._due)
         self._due.append(due)
         self._sent.append(np.nan)
@@ -163,13 +163,13 @@ class _Generator:
             self._waiting.append(request)
 
     def _send_on_new(self, request: int) -> None:
-        """Connect without waiting: a server that accepts late delays its own requests, no others."""
+        """Connect without waiting, so that a server that accepts late delays only its own requests."""
         stream = socket.socket()
         stream.setblocking(False)
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if stream.connect_ex(("127.0.0.1", self._plan.port)) not in (0, errno.EINPROGRESS):
             stream.close()
-            return  # as any request without an answer, it counts as failed
+            return  # counts as failed, like any request without a response
         self._by_descriptor[stream.fileno()] = _Connection(
             stream, request, unsent=memoryview(self._plan.request)
         )
@@ -199,7 +199,7 @@ class _Generator:
         try:
             count = connection.socket.send(connection.unsent)
         except OSError:
-            return  # if it is for good, receiving fails too, and drops the connection
+            return  # if the connection is broken, receiving fails too and drops it
         connection.unsent = connection.unsent[count:] if count < len(connection.unsent) else None
         if connection.unsent is None:
             self._epoll.modify(connection.socket.fileno(), select.EPOLLIN)
@@ -237,7 +237,7 @@ class _Generator:
             self._free.append(connection)
 
     def _drop(self, connection: _Connection) -> None:
-        """Forget a connection that broke or was closed; its request stays without an answer."""
+        """Forget a connection that broke or was closed; its request stays without a response."""
         if connection.request >= 0:
             self._in_flight -= 1
         elif connection in self._free:
@@ -252,14 +252,14 @@ class _Generator:
 
 
 def _is_whole(answer: bytearray) -> bool:
-    """Whether an answer with a Content-Length has arrived to its end."""
+    """Whether a response has arrived completely. Raises ValueError if it has no Content-Length."""
     end = answer.find(END_OF_HEAD)
     if end < 0:
         return False
     head = answer[:end].lower()
     at = head.find(LENGTH)
     if at < 0:
-        raise ValueError(f"an answer has no Content-Length: {bytes(head)!r}")
+        raise ValueError(f"a response has no Content-Length: {bytes(head)!r}")
     stop = head.find(b"\r\n", at)
     length = int(head[at + len(LENGTH) : stop if stop > 0 else end])
     return len(answer) >= end + len(END_OF_HEAD) + length

@@ -1,4 +1,4 @@
-"""What a result was measured on and with."""
+"""The hardware, versions and commit that a result was measured with."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ PACKAGES = ("fastapi", "httptools", "numpy", "onnxruntime", "uvicorn", "uvloop")
 
 
 def describe(packages: Sequence[str] = PACKAGES) -> dict[str, object]:
-    """Hardware, versions of these packages, the commit, the command and the time."""
+    """The hardware, the versions of these packages, the commit, the command and the time."""
     return {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "python " + " ".join(_shown(argument) for argument in sys.orig_argv[1:]),
@@ -32,12 +32,12 @@ def describe(packages: Sequence[str] = PACKAGES) -> dict[str, object]:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def _shown(argument: str) -> str:
-    """Without the folder that the checkout happens to lie in."""
+    """An argument without the path of the checkout."""
     return argument.replace(f"{ROOT}/", "")
 
 

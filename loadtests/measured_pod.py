@@ -1,4 +1,4 @@
-"""A pod that runs: load on it, and what it took."""
+"""Load on a running pod, and the CPU time and batches that it took."""
 
 import math
 from dataclasses import dataclass
@@ -17,16 +17,17 @@ DIGITS = (ROOT / "tests" / "digits" / "digits.raw").read_bytes()
 ROW_BYTES = 784
 CONNECTIONS = 1024
 OPENING_SECONDS = 1.0
-"""Of an open loop, in which most connections are opened; callers that stay have opened theirs. At 80 % of
-saturation its p99 was 67, 8 and 22 ms in three trials, the median of the seconds after it 8, 6 and 8."""
+"""The start of an open loop, in which most connections are opened: it is not counted. At 80 % of the
+saturation the p99 of this second was 67, 8 and 22 ms in three trials, and the median of the seconds after it
+8, 6 and 8."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one offered rate led to. Rates are per second; latencies count from the time due.
+    """The result of one offered rate. Rates are per second; latencies count from the due time.
 
-    late_p99_seconds: by how much the generator itself sent too late. generator_cpu_share: of one core; near 1
-    the figures tell of the generator, not of the service. nan where it was not noted.
+    late_p99_seconds: how late the generator itself sent. generator_cpu_share: the fraction of one core that
+    it used, nan if unknown; near 1 the figures are the generator's, not the service's.
     """
 
     offered_rate: float
@@ -39,18 +40,18 @@ class Step:
     generator_cpu_share: float = math.nan
 
     def meets(self, p99_seconds: float) -> bool:
-        """Whether every request was answered, and 99 of 100 in time."""
+        """Whether every request was answered, 99 of 100 within this latency."""
         return not self.shed and not self.failed and self.p99_seconds <= p99_seconds
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What a service took under load: CPU seconds of its process and of its main thread, and its batches.
+    """What a service spent under load: CPU seconds of its process and of its main thread, and its batches.
 
-    answered, refused: requests in that time. main_cpu_seconds: of the main thread, which is the event loop
-    and runs short batches; main_delay_seconds: in which it could have run, and had no core.
-    batches, compute_seconds: how many ran, and for how long by the clock. rows: in all of them, padded_rows
-    with the padding.
+    answered, refused: requests answered 200 and 503. main_cpu_seconds: of the main thread, which runs the
+    event loop and inline batches; main_delay_seconds: how long it was runnable without a core.
+    batches, compute_seconds: their number, and their wall time. rows: of all batches; padded_rows: with
+    padding.
     """
 
     step: Step
@@ -66,7 +67,7 @@ class Spent:
 
 
 def post_request(port: int, rows: int) -> bytes:
-    """A whole HTTP request to classify the shipped digits, over and over, raw."""
+    """A whole HTTP request that classifies `rows` raw images: the shipped digits, repeated."""
     body = (DIGITS * (rows // 10 + 1))[: rows * ROW_BYTES]
     head = (
         f"POST /classify HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {len(body)}\r\n"
@@ -76,10 +77,7 @@ def post_request(port: int, rows: int) -> bytes:
 
 
 def step_of(outcome: Outcome, opening_seconds: float = 0.0) -> Step:
-    """An open or closed loop's outcome in figures.
-
-    opening_seconds: at the start, not counted.
-    """
+    """The figures of an open or closed loop. opening_seconds: the start, which is not counted."""
     counted, seconds = outcome.due >= opening_seconds, outcome.seconds - opening_seconds
     answered = counted & (outcome.status == 200)
     latency = (outcome.done - outcome.due)[answered]
@@ -97,7 +95,7 @@ def step_of(outcome: Outcome, opening_seconds: float = 0.0) -> Step:
 
 
 class MeasuredPod:
-    """Load on a running service, and what it says that it spent. seconds: of each load."""
+    """Loads a running service and reads what it spent. seconds: the length of each load."""
 
     def __init__(self, service: Service, model: str, seconds: float) -> None:
         self._service = service
@@ -106,7 +104,7 @@ class MeasuredPod:
         self._process = psutil.Process(service.pid)
 
     def closed(self, rows: int, connections: int) -> Step:
-        """As much as so many callers send who wait for their answers; the first second is not counted."""
+        """Load by closed-loop callers, each with one request in flight; the first second is not counted."""
         request = post_request(self._service.port, rows)
         generate(Plan(self._service.port, request, None, min(1.0, self._seconds), connections))
         return step_of(generate(Plan(self._service.port, request, None, self._seconds, connections)))
@@ -120,14 +118,14 @@ class MeasuredPod:
         return Spent(step, **self._since(before))
 
     def largest_batch(self, rows: int) -> int:
-        """The rows of a batch, on average, that a lone caller's requests of so many make."""
+        """The mean rows of the batches that a lone caller's requests of `rows` images form."""
         before = self._spent()
         self.closed(rows, 1)
         spent = self._since(before)
         return round(spent["rows"] / spent["batches"])
 
     def spend(self, connections: int) -> Spent:
-        """Load by so many callers of one image each, and what the service took for it."""
+        """Load by closed-loop callers of one image each, and what the service spent on it."""
         before = self._spent()
         step = self.closed(1, connections)
         return Spent(step, **self._since(before))
@@ -160,7 +158,7 @@ class MeasuredPod:
         }
 
     def _samples(self) -> list[Sample]:
-        """The model's metrics, read once: rendering them is work of the event loop too."""
+        """The model's metrics, read once, because rendering them is work of the event loop too."""
         text = httpx.get(f"{self._service.url}/metrics").text
         return [
             sample
@@ -171,6 +169,6 @@ class MeasuredPod:
 
 
 def _running_and_waiting(pid: int) -> tuple[float, float]:
-    """Seconds for which a process's main thread had a core, and wanted one: see proc(5), schedstat."""
+    """Seconds that a process's main thread ran, and that it waited for a core: see proc(5), schedstat."""
     running, waiting, _ = Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()
     return int(running) / 1e9, int(waiting) / 1e9

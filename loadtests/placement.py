@@ -1,4 +1,4 @@
-"""Which cores a measured service and its load generator run on, so that neither waits for the other's."""
+"""The cores of a measured service and of its load generator, so that neither waits for the other."""
 
 import os
 from collections.abc import Iterator
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Placement:
-    """The cores of each, which are the same where there is only one."""
+    """The cores of each; both share the core of a single-core machine."""
 
     service_cores: list[int]
     generator_cores: list[int]
 
 
 def place() -> Placement:
-    """Of the cores that this process may use the last to the generator, which has one thread, the rest to the
-    service; onnxruntime's threads then follow from their number, as the service has it.
+    """Give the last available core to the generator, which has one thread, and the others to the service.
+
+    The service derives the number of onnxruntime's threads from its cores.
     """
     cores = sorted(os.sched_getaffinity(0))
     return Placement(cores[:-1] or cores, cores[-1:])
@@ -24,7 +25,7 @@ def place() -> Placement:
 
 @contextmanager
 def on_cores(cores: list[int]) -> Iterator[None]:
-    """Keep this thread, and the processes that it starts, to these cores until the block ends."""
+    """Run this thread, and the processes that it starts, on these cores until the block ends."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:

@@ -1,4 +1,4 @@
-"""Servers under test: started, awaited, measured, stopped with everything that they started."""
+"""Servers under test: start them, wait for them, measure them, and stop them with all of their children."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 MARK = "LOADTESTS_SERVER"
-"""An environment variable that a server's processes inherit, however they detach themselves."""
+"""An environment variable that all of a server's processes inherit, even if they detach themselves."""
 
 POLL_SECONDS = 0.005
 START_SECONDS = 120.0
@@ -25,7 +25,7 @@ STOP_SECONDS = 10.0
 
 
 class ServerFailed(Exception):
-    """The server ended, or never answered rightly; the message ends with its last output."""
+    """The server exited or never answered correctly; the message ends with its last output."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. cold_start_seconds: from starting the process to the first right answer."""
+    """A running server. cold_start_seconds: from starting the process to the first correct response."""
 
     mark: str
     cold_start_seconds: float
 
     def processes(self) -> list[psutil.Process]:
-        """Those that are alive now."""
+        """The server's processes that are alive now."""
         return _alive(self.mark)
 
     def cpu_seconds(self) -> float:
@@ -67,11 +67,11 @@ def serving(
     environment: Mapping[str, str],
     start_seconds: float = START_SECONDS,
 ) -> Iterator[Server]:
-    """Start a server and wait until it answers rightly; on leaving, end all of its processes.
+    """Start a server, wait until it answers correctly, and stop all of its processes after the block.
 
-    ready: whether the server gives the right answer; OSError means not yet.
-    environment: variables on top of this process's own.
-    Raises ServerFailed if it ends before that, or is not ready after `start_seconds`.
+    ready: returns whether the server answers correctly; OSError means not yet.
+    environment: variables in addition to this process's own.
+    Raises ServerFailed if it exits before that, or is not ready after `start_seconds`.
     """
     mark = uuid.uuid4().hex
     variables = {**os.environ, **environment, MARK: mark}
@@ -89,9 +89,11 @@ def serving(
         try:
             while not _answers(ready):
                 if process.poll() is not None:
-                    raise ServerFailed(f"ended with code {process.returncode}: {_tail(output.fileno())}")
+                    raise ServerFailed(f"exited with code {process.returncode}: {_tail(output.fileno())}")
                 if time.monotonic() - started > start_seconds:
-                    raise ServerFailed(f"no right answer in {start_seconds:g} s: {_tail(output.fileno())}")
+                    raise ServerFailed(
+                        f"no correct response in {start_seconds:g} s: {_tail(output.fileno())}"
+                    )
                 time.sleep(POLL_SECONDS)
             yield Server(mark, time.monotonic() - started)
         finally:
@@ -106,7 +108,7 @@ def _answers(ready: Callable[[], bool]) -> bool:
 
 
 def terminate(process: "subprocess.Popen[Any]", seconds: float) -> None:
-    """Ask a process to end, and kill it where it has not after so long."""
+    """Send SIGTERM to a process, and kill it if it has not exited after this many seconds."""
     process.terminate()
     try:
         process.wait(seconds)
@@ -115,7 +117,7 @@ def terminate(process: "subprocess.Popen[Any]", seconds: float) -> None:
 
 
 def end_servers_on_sigterm() -> None:
-    """Make SIGTERM leave this process in the ordinary way, through `serving`, which ends the servers."""
+    """Make SIGTERM raise SystemExit, so that `serving` stops the servers."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
@@ -132,7 +134,7 @@ def _alive(mark: str) -> list[psutil.Process]:
         try:
             if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
-        except psutil.Error:  # it ended meanwhile, or belongs to somebody else
+        except psutil.Error:  # it has exited, or belongs to another user
             continue
     return found
 

@@ -1,4 +1,4 @@
-"""The service as a process of its own, on a port of the system's choice."""
+"""The service as a process of its own, on a port that the system chooses."""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ STOP_SECONDS = 60
 
 
 class NotStarted(Exception):
-    """The service ended before it was ready; the message holds what it logged."""
+    """The service exited before it was ready; the message holds its log."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Service:
 
 @contextmanager
 def serving(arguments: Sequence[str], cores: list[int] | None = None) -> Iterator[Service]:
-    """Run `python -m service` with these flags, on these cores or all, until the block ends.
+    """Run `python -m service` with these flags until the block ends. Raises NotStarted.
 
-    Raises NotStarted.
+    cores: the cores to run on; None for all.
     """
     command = [sys.executable, "-m", "service", "--port", "0", *arguments]
     started = time.monotonic()

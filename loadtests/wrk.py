@@ -1,4 +1,4 @@
-"""Closed-loop load by wrk: so many connections, each with one request in flight at any time."""
+"""Closed-loop load by wrk: each connection has one request in flight at any time."""
 
 import json
 import os
@@ -15,15 +15,15 @@ TIMEOUT_SECONDS = 10
 
 
 class WrkMissing(Exception):
-    """There is no wrk on this machine."""
+    """wrk is not installed on this machine."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk saw.
+    """What wrk measured.
 
-    requests: answered with a status below 400. errors: all others, whether refused, broken off or
-    not answered in 10 s. client_cpu_seconds: what wrk itself took of the machine.
+    requests: answered with a status below 400. errors: all others, whether rejected, broken off or not
+    answered within 10 s. client_cpu_seconds: CPU time of wrk itself.
     """
 
     requests: int
@@ -36,7 +36,7 @@ class Load:
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str], *, connections: int, seconds: float) -> Load:
-    """POST the body over the connections for some seconds. Raises WrkMissing."""
+    """POST the body over all connections for this many seconds, rounded. Raises WrkMissing."""
     wrk = shutil.which("wrk")
     if wrk is None:
         raise WrkMissing("wrk is missing; on Debian: apt-get install wrk")
@@ -44,7 +44,7 @@ def post(url: str, body: bytes, headers: Mapping[str, str], *, connections: int,
         file.write(body)
         file.flush()
         lines = "\n".join(f"{name}: {value}" for name, value in headers.items())
-        # One thread: wrk then takes no more than one core, and less than a tenth of it from slow servers.
+        # One thread: wrk then uses at most one core, and less than a tenth of it with slow servers.
         command = [wrk, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s"]
         command += ["--timeout", f"{TIMEOUT_SECONDS}s", "-s", str(SCRIPT), url]
         before = _children_cpu_seconds()

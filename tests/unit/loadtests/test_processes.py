@@ -1,4 +1,4 @@
-"""Servers under test: real processes."""
+"""Servers under test, with real processes."""
 
 import signal
 import subprocess
@@ -20,12 +20,12 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.BaseHTTPRequ
 """
 
 
-def test_every_process_that_a_server_starts_is_measured_and_ended(tmp_path: Path) -> None:
+def test_every_process_of_a_server_is_measured_and_stopped(tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-c", DETACHED_CHILD, str(port)]
 
     def ready() -> bool:
-        return ask(port, "/", RAW, np.zeros((1, 28, 28), np.uint8))[0] == 501  # it knows no POST
+        return ask(port, "/", RAW, np.zeros((1, 28, 28), np.uint8))[0] == 501  # the server supports no POST
 
     with serving(command, ready, directory=tmp_path, environment={}) as server:
         memory = server.memory()
@@ -38,25 +38,25 @@ def test_every_process_that_a_server_starts_is_measured_and_ended(tmp_path: Path
     assert not any(process.is_running() for process in started)
 
 
-def test_a_server_that_ends_early_is_reported_with_its_last_words(tmp_path: Path) -> None:
+def test_a_server_that_exits_early_is_reported_with_its_last_output(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "raise SystemExit('no such model')"]
     with (
-        pytest.raises(ServerFailed, match="code 1: no such model"),
+        pytest.raises(ServerFailed, match="exited with code 1: no such model"),
         serving(command, lambda: False, directory=tmp_path, environment={}),
     ):
         pass
 
 
-def test_a_server_that_never_answers_rightly_is_given_up(tmp_path: Path) -> None:
+def test_a_server_that_never_answers_correctly_is_given_up(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import time; time.sleep(600)"]
     with (
-        pytest.raises(ServerFailed, match=r"no right answer in 0\.2 s"),
+        pytest.raises(ServerFailed, match=r"no correct response in 0\.2 s"),
         serving(command, lambda: False, directory=tmp_path, environment={}, start_seconds=0.2),
     ):
         pass
 
 
-def test_sigterm_ends_the_servers_first(tmp_path: Path) -> None:
+def test_sigterm_stops_the_servers_first(tmp_path: Path) -> None:
     script = f"""
 import pathlib, sys
 from loadtests.processes import end_servers_on_sigterm, serving
