@@ -1,4 +1,4 @@
-"""What one pod can do, and how many a target needs: `python -m loadtests.capacity measure | plan`."""
+"""The command `python -m loadtests.capacity`: measure one pod, or plan the pods for a rate."""
 
 import argparse
 import json
@@ -32,8 +32,8 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A plan. pod_rate: what each pod is given; base_replicas: without any to spare."""
+class Sizing:
+    """A plan. pod_rate: requests per second per pod; base_replicas: pods without spares."""
 
     pod_rate: float
     base_replicas: int
@@ -46,7 +46,7 @@ class Answer:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the process's exit code."""
+    """Run the command; return its exit code."""
     parsed = command_line().parse_args(arguments)
     try:
         return _measure(parsed) if parsed.command == "measure" else _plan(parsed)
@@ -102,7 +102,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def measure(models_dir: Path, model: str, p99_seconds: float, seconds: float) -> Json:
-    """Everything about one pod: its costs, its saturation, its capacity at the latency."""
+    """Measure one pod: its costs, its saturation, and its capacity at the latency."""
     placement = place()
     flags = _flags(models_dir, model)
     with on_cores(placement.generator_cores):
@@ -143,7 +143,7 @@ def measure(models_dir: Path, model: str, p99_seconds: float, seconds: float) ->
 
 
 def capacity_at(steps: Sequence[Json], p99_seconds: float) -> float:
-    """The highest measured rate at which 99 of 100 were in time. Raises ValueError if there is none."""
+    """The highest measured rate that met the latency. Raises ValueError if none did."""
     good = [step["offered_rate"] for step in steps if Step(**step).meets(p99_seconds)]
     if not good:
         raise ValueError(f"no measured step has a p99 of at most {p99_seconds:g} s: measure one that has")
@@ -161,13 +161,12 @@ def plan(
     pods_per_node: int = 1,
     gpus_per_replica: int = 0,
     pod_cost_per_hour: float | None = None,
-) -> Answer:
-    """Size a deployment; the formulas are explained in docs/scaling.md.
+) -> Sizing:
+    """Size a deployment; docs/scaling.md explains the formulas. Raises ValueError for impossible arguments.
 
-    A pod is given no more than capacity_rate, at which the latency was met, and no more than
-    `utilisation` of its saturation: what is left absorbs bursts (the wait grows as 1/(1 - utilisation),
-    Kingman 1961) and the time until the autoscaler's pods are ready. On top come `spare` pods, or with
-    zones so many that all but one zone carry the rate.
+    A pod is given at most capacity_rate, which met the latency, and at most `utilisation` of its saturation:
+    the remainder absorbs bursts (the wait grows as 1/(1 - utilisation), Kingman 1961) and the time until the
+    autoscaler's pods are ready. `spare` pods are added; with several zones, all zones but one carry the rate.
     """
     if rate <= 0 or not 0 < utilisation < 1 or zones < 1 or spare < 0 or pods_per_node < 1:
         raise ValueError("rate, zones and pods per node must be positive, utilisation between 0 and 1")
@@ -178,7 +177,7 @@ def plan(
     if zones > 1:
         each = math.ceil(base / (zones - 1))
         replicas, left = max(replicas, zones * each), max(base, (zones - 1) * each)
-    return Answer(
+    return Sizing(
         pod_rate=pod_rate,
         base_replicas=base,
         replicas=replicas,
@@ -190,8 +189,8 @@ def plan(
     )
 
 
-def plan_for(measured: Json, parsed: argparse.Namespace) -> Answer:
-    """The plan that the command line asks for. Raises ValueError."""
+def plan_for(measured: Json, parsed: argparse.Namespace) -> Sizing:
+    """The plan for the command line's arguments. Raises ValueError."""
     return plan(
         parsed.rate,
         capacity_at(measured["steps"], parsed.p99),
@@ -205,19 +204,19 @@ def plan_for(measured: Json, parsed: argparse.Namespace) -> Answer:
     )
 
 
-def _shown(parsed: argparse.Namespace, answer: Answer) -> str:
+def _shown(parsed: argparse.Namespace, sizing: Sizing) -> str:
     lines = [
-        f"each pod      {answer.pod_rate:,.0f} requests/s",
-        f"replicas      {answer.replicas:,} ({answer.base_replicas:,} carry the rate)",
-        f"nodes         {answer.nodes:,}",
-        f"utilisation   {answer.utilisation:.0%}, {answer.utilisation_after_a_loss:.0%} after a loss",
+        f"each pod      {sizing.pod_rate:,.0f} requests/s",
+        f"replicas      {sizing.replicas:,} ({sizing.base_replicas:,} carry the rate)",
+        f"nodes         {sizing.nodes:,}",
+        f"utilisation   {sizing.utilisation:.0%}, {sizing.utilisation_after_a_loss:.0%} after a loss",
     ]
-    if answer.gpus:
-        lines.append(f"GPUs          {answer.gpus:,} (the measured pod had none: measure one with a GPU)")
-    if answer.cost_per_hour is not None:
+    if sizing.gpus:
+        lines.append(f"GPUs          {sizing.gpus:,} (the measured pod had none: measure one with a GPU)")
+    if sizing.cost_per_hour is not None:
         lines.append(
-            f"cost          {answer.cost_per_hour:,.2f} per hour, {24 * answer.cost_per_hour:,.2f} per day, "
-            f"{1e6 * answer.cost_per_hour / 3600 / parsed.rate:.4f} per million requests"
+            f"cost          {sizing.cost_per_hour:,.2f} per hour, {24 * sizing.cost_per_hour:,.2f} per day, "
+            f"{1e6 * sizing.cost_per_hour / 3600 / parsed.rate:.4f} per million requests"
         )
     return "\n".join(lines)
 
@@ -227,7 +226,7 @@ def _flags(models_dir: Path, model: str) -> list[str]:
 
 
 def _search(pod: MeasuredPod, saturation: float, p99_seconds: float) -> Iterator[Step]:
-    """Fixed steps for the curve, then bisection for the highest rate that meets the latency."""
+    """Measure fixed steps for the curve, then bisect for the highest rate that meets the latency."""
     low, high = 0.0, saturation
     for seed, part in enumerate((0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.2)):
         with doing(f"{part * saturation:,.0f} requests/s"):

@@ -1,4 +1,4 @@
-"""The command `python -m loadtests.open_loop`: latency under load, and goodput under overload.
+"""The command `python -m loadtests.open_loop`: measure latency under load, and goodput under overload.
 
 The load does not wait for the server: see `loadtests.generator`.
 """
@@ -51,15 +51,17 @@ FIGURE = machine.ROOT / "docs" / "latency.png"
 
 CAPACITY_CONNECTIONS = 64
 CAPACITY_PARTS = (0.6, 0.7, 0.8, 0.9, 1.0)
-"""Of what a closed loop of CAPACITY_CONNECTIONS gets: it may be more than an open loop ever does, for callers
-who wait for each other make full batches. With one image a request it was 23,200 requests/s, and 16,200."""
+"""Fractions of the rate of a closed loop of CAPACITY_CONNECTIONS, which no open loop may reach, because
+callers that wait for each other fill the batches. With one image per request: 23,200 requests/s closed,
+16,200 open."""
 
 TIMEOUT_HEADER = "inkserve-timeout"
 WARM_UP_SECONDS = 1.0
 NICENESS = -10
-"""So that on few cores the generator sends in time; the server has what the generator leaves. It keeps to the
-last core: else each answer wakes it on the core of the event loop that wrote it, while another may be idle.
-64 images a request, twice the capacity, 2 cores: 79 % of the peak were then answered in time, so 99 %."""
+"""The generator's priority, so that it sends in time on few cores; the server gets the remainder. It
+runs on the last core only: otherwise each response wakes it on the core of the event loop that wrote it,
+while another may be idle. With 64 images per request at twice the capacity on 2 cores, 79 % of the peak were
+answered in time without this, 99 % with it."""
 
 SATURATED_LATENESS_SECONDS = 0.005
 SATURATED_CPU_SHARE = 0.9
@@ -70,12 +72,12 @@ Run = Callable[[Plan], Outcome]
 
 @dataclass(frozen=True)
 class Point:
-    """What one offered load led to. Rates are per second of the load, latencies count from due time.
+    """The result of one offered load. Rates are per second of the load, latencies count from the due time.
 
-    goodput: answered 200 within the deadline. rejected_*: the answers 503, from sending. expired: the
-    answers 504, for requests whose deadline passed in the queue. waited:
-    requests for which there was no free connection. late_*: how long after their due time the
-    others were sent. generator_saturated: the figures then tell of the generator, not of the server.
+    goodput: answered 200 within the deadline. rejected_*: responses with 503, timed from sending. expired:
+    responses with 504, for requests whose deadline passed in the queue. waited: requests that found no free
+    connection. late_*: how long after their due time the others were sent. generator_saturated: the figures
+    are then the generator's, not the server's.
     """
 
     load: float
@@ -101,7 +103,7 @@ class Point:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the process's exit code."""
+    """Run the command; return its exit code."""
     parsed = command_line().parse_args(arguments)
     end_servers_on_sigterm()
     _allow_many_sockets()
@@ -184,7 +186,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def _scenario(run: Run, rows: int, scenario: Json, parsed: argparse.Namespace) -> Iterator[Point]:
-    """The capacity with `rows` images a request, which is the best goodput, then what each load leads to."""
+    """Find the capacity with `rows` images per request, which is the best goodput; then measure each load."""
     contestant = inkserve("inkserve", "", shlex.split(parsed.flags), model=parsed.model)
     with _started(contestant, parsed) as port:
         request = _request(port, contestant, rows, {TIMEOUT_HEADER: f"{parsed.deadline_seconds:g}"})
@@ -206,7 +208,7 @@ def _scenario(run: Run, rows: int, scenario: Json, parsed: argparse.Namespace) -
 
 
 def summarise(load: float, outcome: Outcome, deadline_seconds: float) -> Point:
-    """From every request's fate to the figures of one load."""
+    """The figures of one load, from the results of its requests."""
     latency = outcome.done - outcome.due
     good = outcome.status == 200
     rejected = outcome.status == 503
@@ -239,7 +241,7 @@ def summarise(load: float, outcome: Outcome, deadline_seconds: float) -> Point:
 
 
 def _measure_generator(run: Run, parsed: argparse.Namespace) -> Json:
-    """What the generator can do at all: against an application that does nothing."""
+    """The generator's limit: load an application that does nothing."""
     with _started(ASGI, parsed) as port:
         request = _request(port, ASGI, 1)
         run(Plan(port, request, None, WARM_UP_SECONDS, CAPACITY_CONNECTIONS))
@@ -257,12 +259,12 @@ def _measure_generator(run: Run, parsed: argparse.Namespace) -> Json:
 
 @contextmanager
 def _started(contestant: Contestant, parsed: argparse.Namespace) -> Iterator[int]:
-    """The port of the running server."""
+    """Run a server until the block ends; gives its port."""
     port = free_port()
     models_dir = parsed.models_dir.resolve()
     command, environment = contestant.launch(port, models_dir, parsed.threads)
     images = images_of(1)
-    expected: NDArray[np.float32] = np.zeros((1, 10), np.float32)  # as the empty application answers
+    expected: NDArray[np.float32] = np.zeros((1, 10), np.float32)  # the response of the empty application
     if contestant.model:
         expected = right_answer(newest_graph(models_dir, contestant.model), images)
 
@@ -275,7 +277,7 @@ def _started(contestant: Contestant, parsed: argparse.Namespace) -> Iterator[int
 
 @contextmanager
 def _generator_process() -> Iterator[Run]:
-    """Runs plans in a process of its own, ahead of the server wherever the system allows it."""
+    """Give a function that runs plans in a process of its own, at a higher priority if the system permits."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=_be_prompt) as pool:
         try:
@@ -292,7 +294,7 @@ def _be_prompt() -> None:
     os.sched_setaffinity(0, place().generator_cores)
     try:
         os.nice(NICENESS)
-    except PermissionError:  # only root may; its lateness is reported in any case
+    except PermissionError:  # only root may raise it; the report has the lateness in any case
         print("loadtests: the generator runs at normal priority", file=sys.stderr)
 
 

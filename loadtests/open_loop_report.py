@@ -1,4 +1,4 @@
-"""From the points of an open-loop run to a table, the targets and the figure."""
+"""The report of an open-loop run: tables, targets and the figure."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +37,7 @@ HEAD = (
 
 
 def markdown(result: Json) -> str:
-    """The whole report."""
+    """The whole report, in Markdown."""
     about, generator = result["machine"], result["generator"]
     half = generator["at_half"]
     lines = [
@@ -47,17 +47,17 @@ def markdown(result: Json) -> str:
         f"{about['cpu']}, {about['cores']} cores shared with the load generator; Linux {about['kernel']}, "
         f"Python {about['python']}.",
         "",
-        f"Poisson arrivals, {result['seconds']:g} s a load; latency counts from the time a request was due, "
-        f"goodput is what was answered 200 within {1e3 * result['deadline_seconds']:g} ms of it. Each "
-        "request names that deadline (inkserve-timeout): one that would be late is answered 503 at once, one "
-        "whose deadline passes in the queue 504.",
+        f"Poisson arrivals, {result['seconds']:g} s per load. Latency counts from the time a request was "
+        f"due; goodput is the requests answered 200 within {1e3 * result['deadline_seconds']:g} ms of it. "
+        "Each request sets that deadline (inkserve-timeout): a request that would be late gets 503 at once, "
+        "one whose deadline passes in the queue gets 504.",
         "",
         "The generator sends at most "
         f"{generator['requests_per_second']:,.0f} requests/s to the empty ASGI app on the same cores, for "
-        f"{1e6 * generator['cpu_seconds_per_request']:.0f} us of its own CPU time each; at half of that its "
-        f"lateness is {_ms(half, LATENESS)} ms (p50 / p99). Loads at which it was itself the limit are "
-        "marked *saturated* and tell little of the server; *waited* are requests that found every "
-        "connection busy. It keeps to the last core, and goes before the server there.",
+        f"{1e6 * generator['cpu_seconds_per_request']:.0f} us of its own CPU time each; at half of that rate "
+        f"its lateness is {_ms(half, LATENESS)} ms (p50 / p99). Loads at which the generator was the limit "
+        "are marked *saturated* and say little about the server; *waited* counts requests that found every "
+        "connection busy. The generator runs on the last core, at a higher priority than the server.",
     ]
     for scenario in result["scenarios"]:
         if scenario["points"]:
@@ -66,7 +66,7 @@ def markdown(result: Json) -> str:
 
 
 def one_line(point: Json) -> str:
-    """A point in short, to watch a run by."""
+    """One point in one line, to follow a run."""
     return (
         f"load {point['load']:g}: {point['offered']:,.0f} offered, {point['goodput']:,.0f} good, "
         f"{point['rejected']:,.0f} 503, p99 {1e3 * point['p99_seconds']:.1f} ms"
@@ -75,12 +75,12 @@ def one_line(point: Json) -> str:
 
 
 def draw(result: Json, path: Path) -> None:
-    """The figure: latency, and what became of the requests, over the offered load."""
+    """Draw latency and goodput over the offered load."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for scenario, colour in zip(result["scenarios"], ("tab:blue", "tab:orange", "tab:green"), strict=False):
         points = scenario["points"]
         loads = [point["load"] for point in points]
-        label = f"{scenario['images']} image{'s' * (scenario['images'] > 1)} a request"
+        label = f"{scenario['images']} image{'s' * (scenario['images'] > 1)} per request"
         for name, style in (("p50", ":"), ("p99", "-")):
             latencies = [1e3 * point[f"{name}_seconds"] or None for point in points]
             axes[0].plot(loads, latencies, style, marker=".", color=colour, label=f"{label}, {name}")
@@ -88,7 +88,7 @@ def draw(result: Json, path: Path) -> None:
             shares = [point[name] / scenario["capacity"] for point in points]
             what = "503" if name == "rejected" else name
             axes[1].plot(loads, shares, style, marker=".", color=colour, label=f"{label}, {what}")
-    axes[0].set(yscale="log", ylabel="latency of answers, ms")
+    axes[0].set(yscale="log", ylabel="latency of 200 responses, ms")
     axes[1].set(ylabel="requests/s, in capacities")
     for axis in axes:
         axis.set(xscale="log", xlabel="offered load, in capacities")
@@ -108,10 +108,10 @@ def draw(result: Json, path: Path) -> None:
 def _scenario(scenario: Json) -> list[str]:
     points = scenario["points"]
     return [
-        f"## {scenario['images']} image(s) a request",
+        f"## {scenario['images']} image(s) per request",
         "",
         f"Capacity, the best goodput of five rates: {scenario['capacity']:,.0f} requests/s. A closed loop of "
-        f"64 connections, which makes full batches: {scenario['closed_loop']:,.0f}.",
+        f"64 connections, which fills the batches: {scenario['closed_loop']:,.0f}.",
         "",
         _row(HEAD),
         _row(["---"] * len(HEAD)),
@@ -141,7 +141,7 @@ def _point(point: Json) -> str:
 
 
 def _targets(points: Sequence[Json]) -> list[str]:
-    """At twice the capacity: goodput as at its best, and a quick no to the rest."""
+    """The targets at twice the capacity and beyond: goodput as at its best, and quick rejections."""
     peak = max(point["goodput"] for point in points if point["load"] < 2)
     lines = ["| target | wanted | measured | |", "|---|---|---|---|"]
     for point in (point for point in points if point["load"] >= 2):
@@ -154,7 +154,7 @@ def _targets(points: Sequence[Json]) -> list[str]:
         slowest = point["rejected_p99_seconds"]
         quick = bool(point["rejected"]) and slowest <= REJECTION_SECONDS
         seen = f"{1e3 * slowest:.1f} ms" if point["rejected"] else "none"
-        lines.append(f"| {name}: p99 of answers 503 | <= 5 ms | {seen} | {_verdict(quick)} |")
+        lines.append(f"| {name}: p99 of 503 responses | <= 5 ms | {seen} | {_verdict(quick)} |")
         lines.append(
             f"| {name}: failed otherwise | 0 | {point['failed']:,} | {_verdict(not point['failed'])} |"
         )

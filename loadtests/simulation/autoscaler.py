@@ -1,8 +1,8 @@
-"""What Kubernetes' HorizontalPodAutoscaler (autoscaling/v2) decides: pure, with the time as an argument.
+"""The decisions of Kubernetes' HorizontalPodAutoscaler (autoscaling/v2), with the time as an argument.
 
-After https://kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale/ and, where that
-text is silent, kubernetes/kubernetes pkg/controller/podautoscaler/{replica_calculator,horizontal}.go.
-Knows nothing of pods beyond their number and their metric.
+Follows https://kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale/ and, where that
+page is silent, kubernetes/kubernetes pkg/controller/podautoscaler/{replica_calculator,horizontal}.go. Knows
+nothing of pods but their number and their metric.
 """
 
 import math
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 SYNC_SECONDS = 15.0
-"""`--horizontal-pod-autoscaler-sync-period`, its default."""
+"""The default of `--horizontal-pod-autoscaler-sync-period`."""
 
 TOLERANCE = 0.1
-"""`--horizontal-pod-autoscaler-tolerance`, its default."""
+"""The default of `--horizontal-pod-autoscaler-tolerance`."""
 
 _EXACT = 1e-9
-"""Ratios that are whole but for rounding (0.6 * 5 / 0.3 pods) must not be rounded up to one pod more."""
+"""Ratios that are whole except for rounding errors (0.6 * 5 / 0.3) must not be rounded up to one more pod."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Rules:
-    """One direction's `behavior`. select: which policy counts where there are several."""
+    """The `behavior` of one direction. select: which of several policies applies."""
 
     policies: tuple[Policy, ...]
     stabilization_window_seconds: float
@@ -60,8 +60,8 @@ def recommend(
 ) -> int:
     """Replicas for a metric: ceil(pods * average / target), unless the ratio is within the tolerance.
 
-    metrics: one value for each ready pod. unready: pods that start; they are left out at first, and
-    taken to use nothing if the others want more pods, so that a start under way is not ordered twice.
+    metrics: one value per ready pod. unready: the number of starting pods; they are left out at first, and
+    count as using nothing if the others need more pods, so that no pod is ordered twice while it starts.
     """
     if not metrics:
         return current
@@ -83,14 +83,14 @@ def recommend(
 
 @dataclass
 class Autoscaler:
-    """The controller's memory between two syncs: what it recommended, and how it scaled."""
+    """The controller's state between two syncs: its recommendations and its changes of scale."""
 
     spec: Spec
     _recommended: list[tuple[float, int]] = field(default_factory=list)
     _scaled: list[tuple[float, int]] = field(default_factory=list)
 
     def sync(self, now: float, current: int, metrics: Sequence[float], unready: int) -> int:
-        """The replicas to have from now on. now: seconds, never less than in the call before."""
+        """The replicas from now on. now: seconds, never less than in the previous call."""
         wanted = recommend(current, metrics, unready, self.spec.target, self.spec.tolerance)
         stable = self._stabilize(now, current, wanted)
         limited = self._limit_rate(now, current, stable)
@@ -100,7 +100,7 @@ class Autoscaler:
         return replicas
 
     def _stabilize(self, now: float, current: int, wanted: int) -> int:
-        """The least of the up window bounds growth, the most of the down window bounds shrinking."""
+        """Limit growth to the minimum of the up window, and shrinking to the maximum of the down window."""
         up, down = self.spec.scale_up, self.spec.scale_down
         longest = max(up.stabilization_window_seconds, down.stabilization_window_seconds)
         self._recommended = [(at, value) for at, value in self._recommended if at > now - longest]
@@ -123,11 +123,11 @@ class Autoscaler:
         return min(wanted, max(limit, current)) if grows else max(wanted, min(limit, current))
 
     def _limit(self, policy: Policy, now: float, current: int, grows: bool) -> int:
-        """How far the policy allows, counted from the replicas at the start of its period."""
+        """The replicas that the policy allows, from those at the start of its period."""
         start = current - sum(change for at, change in self._scaled if at > now - policy.period_seconds)
         if policy.kind == "Pods":
             return start + policy.value if grows else start - policy.value
-        # Both round towards more change, so that a small percentage never means no change at all.
+        # Both directions round towards more change, so that a small percentage still allows some.
         if grows:
             return math.ceil(start * (1 + policy.value / 100) - _EXACT)
         return int(start * (1 - policy.value / 100) + _EXACT)

@@ -1,7 +1,7 @@
-"""A pod's costs, from what a running one took under loads of one-image requests.
+"""A pod's costs, derived from a running pod under loads of one-image requests.
 
-The loads are those that the model is for. One caller's large batches cost less than the same rows from many
-callers, whose HTTP between the batches leaves the processor's caches to others: 35 us a row and not 41.
+The model describes such loads. Large batches of one caller cost less than the same rows of many callers (35
+us per row instead of 41), because HTTP between the batches evicts data from the CPU's caches.
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,18 @@ from loadtests.simulation.costs import PodCosts
 from loadtests.simulation.service_rules import INLINE_ROWS, default_threads
 
 CALLERS = (1, 2, 4, 16, 64, 256)
-"""Who each wait for their answer: batches from one row to half of the callers or all."""
+"""Closed-loop concurrency levels: batches hold from one row to half or all of the callers."""
 
 REFUSED_CALLERS = 1024
-"""More than may wait: the rest is refused, and asks again at once. A service that may queue one request does
-little but refuse, for 11 us each; beside batches of 113 rows a refusal took 18 us, of 66 rows 24 us."""
+"""More than may be queued: the others are rejected and ask again at once. A service that may queue one
+request does little but reject, for 11 us each; next to batches of 113 rows a rejection took 18 us, of 66 rows
+24 us."""
 
 FEW = 0.1
-"""Of the answered."""
+"""Rejections, as a fraction of the responses, below which their cost cannot be told from the load."""
 
 LARGE_ROWS = 256
-"""Of requests that show whether a service keeps its batches smaller than the model takes them to be."""
+"""Images in requests that show whether a service's batches are smaller than the model assumes."""
 
 
 BUSY = "the batches took longer than the thread that ran them: is the machine busy?"
@@ -34,9 +35,9 @@ BUSY = "the batches took longer than the thread that ran them: is the machine bu
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the costs follow from. answering, refusing: under each of CALLERS, and REFUSED_CALLERS.
+    """The loads that give the costs. answering: under each of CALLERS; refusing: under REFUSED_CALLERS.
 
-    largest_batch: of how many rows, if LARGE_ROWS come in a request. cores: that the pod has.
+    largest_batch: rows of the batches of LARGE_ROWS requests. cores: of the pod.
     """
 
     answering: list[Spent]
@@ -51,17 +52,18 @@ class Calibration:
 
     @property
     def answered_rate(self) -> float:
-        """Requests per second, where most were answered of all loads."""
+        """The highest rate of responses in any load, per second."""
         return max(spent.step.answered_rate for spent in self.answering)
 
     def speed_change(self, after: Spent) -> float:
-        """By what part more the most CALLERS got later than here: the machine is not always as fast."""
+        """The relative change of the rate of the most CALLERS since, because the machine's speed drifts."""
         return after.step.answered_rate / self.answering[-1].step.answered_rate - 1
 
     def speed(self, spent: Spent, costs: PodCosts) -> float:
-        """How fast the machine was under a load, where the costs are those of 1.
+        """The machine's speed under a load, relative to the speed at which the costs were measured.
 
-        What its batches and requests should have taken, by what they took; latencies have no part in it.
+        It is the CPU time that the batches and requests should have taken, divided by what they took;
+        latencies do not enter.
         """
         expected = (
             spent.batches * (costs.batch_seconds + costs.turn_seconds)
@@ -72,10 +74,10 @@ class Calibration:
         return expected / (self._device_seconds(spent) + self._loop_seconds(spent))
 
     def loop_share(self, spent: Spent) -> float:
-        """The part of the batches that the main thread ran.
+        """The fraction of the batches that ran inline, on the main thread.
 
-        Where onnxruntime has no threads of its own, what other threads computed were the other batches. Else
-        what the service would have done with such batches.
+        If onnxruntime has no threads of its own, the CPU time of other threads was that of the other batches.
+        Otherwise it is what the service's rule says of batches of this size.
         """
         if self._has_threads:
             return float(spent.rows <= self._device_costs().inline_rows * spent.batches)
@@ -83,11 +85,11 @@ class Calibration:
         return min(1.0, max(0.0, 1.0 - others))
 
     def costs(self, start_seconds: float) -> PodCosts:
-        """The model's costs. Raises ValueError where the loop had no time left beside its batches.
+        """The model's costs. Raises ValueError if the loop had no time left next to its batches.
 
-        The event loop's are its thread's CPU time less its part of the batches that ran on it. That part is
-        what they took by the clock, for onnxruntime's other threads do theirs at the same time, less the time
-        without a core. Where too few were refused to tell, a refusal is taken to cost as much as an answer.
+        The event loop's costs are its thread's CPU time minus the inline batches. Those count in wall time,
+        because onnxruntime's other threads work at the same time, minus the time without a core. If too few
+        requests were rejected, a rejection counts as expensive as a response.
         """
         costs = self._device_costs()
         loads = self.answering
@@ -116,18 +118,18 @@ class Calibration:
         return default_threads(self.cores) > 1
 
     def _device_costs(self) -> PodCosts:
-        """The line through the batches, everything else 0."""
+        """The line through the batches; all other costs are 0."""
         batch_seconds, row_seconds = _fit(
             [load.padded_rows / load.batches for load in self.answering],
             [self._device_seconds(load) / load.batches for load in self.answering],
         )
         costs = PodCosts(batch_seconds, row_seconds, 0.0, 0.0, 0.0, 0.0, 0.0, cores=self.cores)
-        if self.largest_batch < INLINE_ROWS:  # larger ones may have been cut to fit the loop
+        if self.largest_batch < INLINE_ROWS:  # larger batches may have been cut to fit the loop
             return replace(costs, max_batch_size=self.largest_batch)
         return costs
 
     def _device_seconds(self, spent: Spent) -> float:
-        """All batches, without the time for which the loop had the core that they share."""
+        """Seconds of all batches, without the time in which the loop used the core that they share."""
         if self._has_threads:
             return spent.compute_seconds
         return max(_with_core(spent), spent.cpu_seconds - spent.main_cpu_seconds)
@@ -137,10 +139,10 @@ class Calibration:
 
 
 def calibrate(pod: MeasuredPod, cores: int) -> Calibration:
-    """Load a running pod. Raises ValueError if nobody is answered."""
+    """Load a running pod. Raises ValueError if a load gets no response."""
     answering = [_spend(pod, callers) for callers in CALLERS]
     if not all(load.answered for load in answering):
-        raise ValueError("a load was not answered in its time: is the machine busy?")
+        raise ValueError("a load got no response in its time: is the machine busy?")
     refusing = _spend(pod, REFUSED_CALLERS)
     with doing(f"requests of {LARGE_ROWS} images"):
         return Calibration(answering, refusing, pod.largest_batch(LARGE_ROWS), cores)
@@ -154,7 +156,7 @@ def _spend(pod: MeasuredPod, callers: int) -> Spent:
 
 
 def calibration_of(measured: dict[str, Any]) -> Calibration:
-    """What `loadtests.capacity measure` wrote."""
+    """Read the loads that `loadtests.capacity measure` wrote."""
     answering, refusing = measured["answering"], measured["refusing"]
     largest, cores = measured["largest_batch"], measured["costs"]["cores"]
     return Calibration([_spent(load) for load in answering], _spent(refusing), largest, cores)
@@ -165,13 +167,13 @@ def _spent(written: dict[str, Any]) -> Spent:
 
 
 def _with_core(spent: Spent) -> float:
-    """Seconds of the batches with a core: being without one falls on batches and requests alike."""
+    """Seconds of the batches with a core; batches and requests lack one for the same fraction of time."""
     with_core = spent.main_cpu_seconds / (spent.main_cpu_seconds + spent.main_delay_seconds)
     return with_core * spent.compute_seconds
 
 
 def _fit(rows: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
-    """The line a + b * rows through the times, each weighed by its own size, neither below 0.
+    """Fit the line a + b * rows to the times, each weighted by its own size, with a, b >= 0.
 
     Raises ValueError if a time is not positive.
     """
@@ -180,7 +182,7 @@ def _fit(rows: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]
     terms = np.stack([np.ones_like(rows, float), np.array(rows, float)], axis=1) / np.array(seconds)[:, None]
     (a, b), *_ = np.linalg.lstsq(terms, np.ones(len(rows)), rcond=None)
     if a < 0 or b < 0:
-        place = int(a < 0)  # the term that is left
+        place = int(a < 0)  # the term that remains
         left = terms[:, place]
         a, b = np.eye(2)[place] * (left.sum() / (left @ left))
     return float(a), max(float(b), 1e-9)

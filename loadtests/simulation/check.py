@@ -1,9 +1,8 @@
-"""The command `python -m loadtests.simulation.check`: the simulated pod beside the real one.
+"""The command `python -m loadtests.simulation.check`: compare the simulated pod with a real one.
 
-The same rates against both; what differs by more than the stated tolerance fails the command. The costs are
-measured on the same process right before. The machine is not always as fast, and the latency of a pod that is
-nearly full multiplies a change of speed: so the model is as fast as the CPU time that the load took says that
-the machine was.
+Both get the same rates, and a difference beyond the stated tolerance fails the command. The costs are
+measured on the same process right before. A machine's speed drifts, and the latency of a pod that is nearly
+full amplifies the drift, so under each load the model gets the speed that follows from the load's CPU time.
 """
 
 import argparse
@@ -31,8 +30,8 @@ from loadtests.simulation.pod import RequestPod
 from loadtests.simulation.tally import Tally
 
 LOADS = (0.6, 0.2, 0.8, 0.4)
-"""Parts of the model's saturation, in the order in which they are offered: neither the low nor the high ones
-lie nearest to the calibration. Above 1 the generator's own queue would be part of what is compared."""
+"""Fractions of the model's saturation, in an order in which neither low nor high loads are nearest to the
+calibration. Above 1 the comparison would include the generator's own queue."""
 
 SECONDS = 8.0
 CALIBRATE_SECONDS = 3.0
@@ -41,19 +40,20 @@ MODELS = ROOT / "models"
 PUBLISHED = machine.RESULTS / "simulation-check.json"
 
 RATE_TOLERANCE = 0.05
-"""Of the answers per second, to the same arrivals: what is still inside at the end may differ."""
+"""Of the responses per second to the same arrivals, because the requests in flight at the end may differ."""
 
 LATENCY_FACTOR = {"p50_seconds": 2.0, "p99_seconds": 3.0}
 LATENCY_SLACK_SECONDS = {"p50_seconds": 0.001, "p99_seconds": 0.005}
-"""A latency agrees within a factor or, where both are small, within a time slice of the kernel's
-scheduler: a thread may wait that long for a core that something else of the machine's has taken."""
+"""A latency agrees within a factor or, if both are small, within a time slice of the kernel's scheduler: a
+thread may wait that long for a core that other work on the machine has taken."""
 
 
 @dataclass(frozen=True)
 class Comparison:
     """One rate. apart: the names of the figures that differ by more than their tolerance.
 
-    spent: by the real pod. speed: of the machine under this load, where 1 is what the costs were measured at.
+    spent: by the real pod. speed: of the machine under this load; 1 is the speed at which the costs were
+    measured.
     """
 
     load: float
@@ -66,7 +66,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Check:
-    """All rates. answered_rate: to the most CALLERS before, per second; speed_change: how much more after."""
+    """All rates. answered_rate: of the most CALLERS, per second; speed_change: its relative change after."""
 
     costs: PodCosts
     answered_rate: float
@@ -75,13 +75,16 @@ class Check:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns 1 if a figure is out of tolerance."""
+    """Run the command; return 1 if a figure is out of tolerance."""
     parsed = command_line().parse_args(arguments)
     placement = place()
     measured = json.loads(parsed.measured.read_text()) if parsed.measured else None
     if measured and len(placement.service_cores) != measured["costs"]["cores"]:
         cores = measured["costs"]["cores"]
-        print(f"the measured pod had {cores} cores, this one has {placement.service_cores}", file=sys.stderr)
+        print(
+            f"the measured pod had {cores} cores, expected {len(placement.service_cores)} as here",
+            file=sys.stderr,
+        )
         return 1
     model = parsed.model = measured["model"] if measured else parsed.model
     flags = ["--models-dir", str(parsed.models_dir.resolve()), "--default-classifier", model]
@@ -135,7 +138,7 @@ def check(
 ) -> Check:
     """Offer each of LOADS to a real pod on these cores, and to the simulated one.
 
-    measured: what `capacity measure` wrote; without it the pod is calibrated first.
+    measured: the result of `capacity measure`; without it the pod is calibrated first.
     """
     with serving(flags, service_cores) as service:
         pod = MeasuredPod(service, model, parsed.calibrate_seconds)
@@ -170,14 +173,14 @@ def _result(comparison: Comparison) -> str:
 
 
 def at_speed(costs: PodCosts, speed: float) -> PodCosts:
-    """What a pod takes on a machine that is so many times as fast, and forms the same batches."""
+    """A pod's costs on a machine that is `speed` times as fast; it forms the same batches."""
     names = ("batch", "row", "turn", "request", "refuse", "overhead", "inline", "brief")
     times = {f"{name}_seconds": getattr(costs, f"{name}_seconds") / speed for name in names}
     return replace(costs, **times)
 
 
 def simulate_pod(costs: PodCosts, rate: float, seconds: float, seed: int) -> Step:
-    """The same figures, for the same arrivals, from the model that follows every request."""
+    """The same figures for the same arrivals, from the model that follows every request."""
     env, tally = simpy.Environment(), Tally()
     pod = RequestPod(env, costs, tally)
     for due in arrivals(rate, OPENING_SECONDS + seconds, seed).tolist():
@@ -210,7 +213,7 @@ def _apart(real: Step, simulated: Step) -> list[str]:
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
-    """Markdown: both figures of each rate."""
+    """The figures of both, in Markdown, one row per rate."""
     lines = [
         "| load | offered/s | answered/s, real | simulated | p50 ms, real | simulated | p99 ms, real "
         "| simulated | sent late ms, p99 | speed | out of tolerance |",
@@ -229,7 +232,7 @@ def table(comparisons: Sequence[Comparison]) -> str:
 
 def _saturations(done: Check) -> str:
     return (
-        f"saturation: {done.costs.saturation_rate:,.0f}/s by the model; {CALLERS[-1]} callers got "
+        f"saturation: {done.costs.saturation_rate:,.0f}/s in the model; {CALLERS[-1]} callers got "
         f"{done.answered_rate:,.0f}/s before, and {done.speed_change:+.0%} after"
     )
 

@@ -1,4 +1,4 @@
-"""A Deployment's pods over time: they start, take requests, drain and end; who decides is an Autoscaler.
+"""A Deployment's pods over time: they start, receive requests, drain and stop, as an Autoscaler decides.
 
 Knows nothing of what a pod does with its requests.
 """
@@ -17,18 +17,18 @@ Metric = Literal["cpu", "requests"]
 Process = Generator[simpy.Event, None, None]
 
 ROLLOUT_POLL_SECONDS = 1.0
-"""How soon a rollout acts on a pod that became ready; the real controller is told of it."""
+"""How soon a rollout notices a pod that became ready; the real controller is notified."""
 
 
 class Pod(Protocol):
-    """What the cluster reads of a pod. offered: requests so far; worked: those it had the work of."""
+    """What the cluster reads of a pod. offered: requests so far; worked: their work, in requests answered."""
 
     offered: float
     worked: float
 
     @property
     def waiting(self) -> float:
-        """Requests inside."""
+        """Requests in flight."""
         ...
 
 
@@ -37,12 +37,13 @@ P = TypeVar("P", bound=Pod)
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """How pods come and go, in seconds.
+    """How pods start and stop, in seconds.
 
     start_seconds: process to ready; probe_seconds: period of the readiness probe, whose phase is random.
-    image_seconds: pulling the image; node_seconds: a new node, where none has room.
-    room: pods that fit on the nodes at the beginning; what was once added stays.
-    endpoint_seconds: until every balancer knows that a pod ends; drain_seconds: how long it serves then.
+    image_seconds: to pull the image; node_seconds: to add a node, if none has room.
+    room: pods that fit on the nodes at the beginning; nodes that were added stay.
+    endpoint_seconds: until every balancer knows that a pod stops; drain_seconds: how long it serves
+    meanwhile.
     """
 
     start_seconds: float
@@ -56,7 +57,7 @@ class ClusterOptions:
 
 @dataclass
 class Slot(Generic[P]):
-    """One pod's place in the cluster. routed: whether balancers still send it requests."""
+    """One pod's place in the cluster. routed: whether balancers send it requests."""
 
     pod: P
     state: State = "starting"
@@ -76,7 +77,7 @@ class Cluster(Generic[P]):
         replicas: int,
         rng: np.random.Generator,
     ) -> None:
-        """Begin with so many pods that are ready."""
+        """Start with this many ready pods."""
         self.replicas = replicas
         self.slots: list[Slot[P]] = [Slot(make_pod(), "ready", True) for _ in range(replicas)]
         self._env = env
@@ -87,15 +88,15 @@ class Cluster(Generic[P]):
 
     @property
     def routed(self) -> list[Slot[P]]:
-        """The pods that requests are sent to, ended ones that balancers do not know of yet included."""
+        """The pods that balancers send requests to, including stopped ones that they still list."""
         return [slot for slot in self.slots if slot.routed]
 
     def count(self, *states: State) -> int:
-        """Pods in these states."""
+        """The number of pods in these states."""
         return sum(slot.state in states for slot in self.slots)
 
     def scale(self, replicas: int) -> None:
-        """Start or stop pods until there are so many; those that start stop first, then the youngest."""
+        """Start or stop pods to reach this number; starting pods stop first, then the youngest."""
         self.replicas = replicas
         live = [slot for slot in self.slots if slot.state in ("starting", "ready")]
         for _ in range(replicas - len(live)):
@@ -111,7 +112,7 @@ class Cluster(Generic[P]):
         self._env.process(self._begin(slot))
 
     def stop(self, slot: Slot[P]) -> None:
-        """Send SIGTERM to a pod, or give up one that starts."""
+        """Send SIGTERM to a pod, or abandon one that is starting."""
         if slot.state == "starting":
             slot.state = "closed"
             self.slots.remove(slot)
@@ -121,7 +122,7 @@ class Cluster(Generic[P]):
         self._env.process(self._end(slot))
 
     def autoscale(self, autoscaler: Autoscaler, metric: Metric, saturation_rate: float) -> Process:
-        """Sync every 15 s. The metric is a pod's rate, of work for cpu, as a part of its saturation."""
+        """Sync every 15 s. The metric is a pod's rate (of work, for cpu) as a fraction of its saturation."""
         while True:
             yield self._env.timeout(SYNC_SECONDS)
             values = []
@@ -135,7 +136,7 @@ class Cluster(Generic[P]):
                 self.scale(wanted)
 
     def roll_out(self, max_surge: int, max_unavailable: int) -> Process:
-        """Replace every pod that there is now, as a Deployment's RollingUpdate does."""
+        """Replace every current pod, as a Deployment's RollingUpdate does."""
         old = [slot for slot in self.slots if slot.state in ("starting", "ready")]
         while left := [slot for slot in old if slot.state in ("starting", "ready")]:
             new = self.count("starting", "ready") - len(left)
@@ -169,7 +170,7 @@ class Cluster(Generic[P]):
         self._sweep(slot)
 
     def _end(self, slot: Slot[P]) -> Process:
-        """Close the port after the drain; what is inside is still answered."""
+        """Close the port after the drain; requests in flight are still answered."""
         yield self._env.timeout(self._options.drain_seconds)
         slot.state = "closed"
         while slot.pod.waiting:

@@ -17,15 +17,15 @@ from loadtests.simulation.service_rules import (
 
 @dataclass(frozen=True)
 class PodCosts:
-    """What a pod was measured to take, and its limits.
+    """A pod's measured costs, and its limits.
 
     A batch of n rows, padded as the service pads it on a CPU, takes batch_seconds + n * row_seconds.
-    turn_seconds: of the event loop, for each of its turns that answers requests, however many;
-    request_seconds: for each of them; refuse_seconds: for one that is refused.
-    overhead_seconds: what a caller sees on top (sockets, its own work).
-    start_seconds: from starting the process to readiness. cores: that the pod has.
-    inline_seconds: batches that take no longer run on the event loop; see `service.batching.on_loop`.
-    deadline_seconds: what a request names as its deadline, after which its caller leaves.
+    turn_seconds: event loop time per iteration that sends responses, however many;
+    request_seconds: event loop time per answered request; refuse_seconds: per rejected request.
+    overhead_seconds: latency that a caller sees in addition (sockets, its own work).
+    start_seconds: from starting the process to readiness. cores: of the pod.
+    inline_seconds: batches that take at most this long run on the event loop; see `service.batching.on_loop`.
+    deadline_seconds: the deadline of each request, after which its caller disconnects.
     """
 
     batch_seconds: float
@@ -44,25 +44,26 @@ class PodCosts:
     deadline_seconds: float = 30.0
 
     def device_seconds(self, rows: int) -> float:
-        """One batch on the device."""
+        """Seconds of one batch on the device."""
         return self.batch_seconds + padded_rows(rows, self.max_batch_size) * self.row_seconds
 
-    def in_turns(self, rows: int) -> bool:
-        """Whether the event loop stands still while such a batch runs.
+    def blocks_loop(self, rows: int) -> bool:
+        """Whether the event loop waits while a batch of this many rows runs.
 
-        It does on the loop itself; and on a single core, which a device's thread would take from it.
+        It waits for an inline batch, and on a single core for every batch, because the device thread takes
+        the core.
         """
         return self.cores == 1 or rows <= self.inline_rows
 
     @cached_property
     def inline_rows(self) -> int:
-        """The most rows of a batch that runs on the event loop, 0 if none does."""
+        """Maximum rows of a batch that runs inline, 0 if none does."""
         return self._inline.rows
 
-    def most_inline(self, *, refusing: bool) -> int | None:
-        """What the event loop cuts its batches to; None where it leaves longer ones to the thread.
+    def max_inline_rows(self, *, refusing: bool) -> int | None:
+        """The rows that the event loop cuts its batches to; None if longer batches run on the device thread.
 
-        refusing: whether a request was refused since the last batch.
+        refusing: whether a request was rejected since the last batch.
         """
         return self._inline.most(refusing=refusing)
 
@@ -73,30 +74,30 @@ class PodCosts:
     @cached_property
     def full_batch(self) -> int:
         """One-row requests in the largest batch that is formed."""
-        most = self.most_inline(refusing=False) or self.max_batch_size
+        most = self.max_inline_rows(refusing=False) or self.max_batch_size
         return min(most, self.max_queue_rows, self.max_queue_requests)
 
     @cached_property
     def device_rate(self) -> float:
-        """Rows per second of a device that runs one full batch after another."""
+        """Rows per second of a device that runs full batches without a pause."""
         return self.full_batch / self.device_seconds(self.full_batch)
 
     @cached_property
     def saturation_rate(self) -> float:
-        """Most one-row requests per second, in full batches, which run in turns with HTTP or beside it.
+        """Maximum one-row requests per second, in full batches, inline or in parallel to HTTP.
 
-        Each batch has a turn to itself, as where it takes longer than its requests.
+        Each iteration of the loop has one batch, as when a batch takes longer than its requests.
         """
         loop_seconds = self.request_seconds + self.turn_seconds / self.full_batch
-        if self.in_turns(self.full_batch):
+        if self.blocks_loop(self.full_batch):
             return 1 / (loop_seconds + 1 / self.device_rate)
         return min(self.device_rate, 1 / loop_seconds)
 
     @cached_property
-    def most_waiting(self) -> float:
-        """One-row requests that may wait: by the queue's two bounds, and so that the last is in time.
+    def max_queued(self) -> float:
+        """Maximum one-row requests queued: by the queue's two bounds, and by the deadline of the last.
 
-        What runs is done first, and then the request's own batch: each a whole one where so many wait.
+        The batch in flight ends first, and then the request's own batch: both are full with this many queued.
         """
         most = self.deadline_seconds * DEADLINE_SHARE * self.device_rate
         in_time = max(min(most, self.max_batch_size) / 2, most - 2 * self.max_batch_size) + 1
@@ -104,5 +105,5 @@ class PodCosts:
 
 
 def load_costs(file: Path) -> PodCosts:
-    """The costs that `loadtests.capacity measure` wrote."""
+    """Read the costs that `loadtests.capacity measure` wrote."""
     return PodCosts(**json.loads(file.read_text())["costs"])

@@ -1,4 +1,4 @@
-"""A pod as a fluid: `FluidPod` moves numbers of requests, for rates at which single requests are too many."""
+"""A pod as a fluid: `FluidPod` moves numbers of requests, for rates too high to follow each request."""
 
 import math
 from collections import deque
@@ -11,7 +11,7 @@ from loadtests.simulation.tally import Tally
 
 
 class FluidTally(Tally):
-    """A tally for many pods that do the same: their latencies are added up once a tick."""
+    """A tally for many pods with the same behaviour: their latencies are added once per tick."""
 
     def __init__(self, usual: Stationary) -> None:
         super().__init__()
@@ -20,17 +20,17 @@ class FluidTally(Tally):
         self._late: dict[float, float] = {}
 
     def serve(self, utilisation: float, count: float) -> None:
-        """Requests that found no backlog in a pod that is this busy."""
+        """Count requests that found no backlog in a pod at this utilisation."""
         self.answered += count
         _add(self._served, round(utilisation, 3), count)
 
     def serve_late(self, seconds: float, count: float) -> None:
-        """Requests that a backlog made take so long."""
+        """Count requests that took this long because of a backlog."""
         self.answered += count
         _add(self._late, round(seconds, 5), count)
 
     def flush(self) -> None:
-        """Add up the tick's latencies."""
+        """Add the tick's latencies to the histogram."""
         for utilisation, count in self._served.items():
             self.latencies.add(self._usual.at(utilisation), count * SHARES)
         if self._late:
@@ -51,13 +51,13 @@ class Cohorts:
         self._spans: deque[tuple[float, float, float]] = deque()
 
     def add(self, begin: float, end: float, count: float) -> None:
-        """So many came evenly between two times, later than all before."""
+        """Add requests that arrived evenly between two times, after all others."""
         if count > 0:
             self._spans.append((begin, end, count))
             self.count += count
 
     def take(self, count: float) -> "Cohorts":
-        """Take the oldest, so many or all."""
+        """Remove the oldest requests, at most this many."""
         taken = Cohorts()
         while self._spans and taken.count < count - 1e-9:
             begin, end, there = self._spans.popleft()
@@ -70,16 +70,16 @@ class Cohorts:
         return taken
 
     def before(self, time: float) -> float:
-        """How many came before a time."""
+        """The number of requests that arrived before a time."""
         return sum(count * _part(begin, end, time) for begin, end, count in self._spans)
 
     def join(self, others: "Cohorts") -> None:
-        """Append later ones."""
+        """Append later requests."""
         for span in others._spans:
             self.add(*span)
 
     def middles(self) -> list[tuple[float, float]]:
-        """Each cohort's mean arrival, and its number."""
+        """Each cohort's mean arrival time and its size."""
         return [((begin + end) / 2, count) for begin, end, count in self._spans]
 
 
@@ -88,13 +88,13 @@ def _part(begin: float, end: float, time: float) -> float:
 
 
 class FluidPod:
-    """A pod as numbers of requests. With a backlog it goes round as `RequestPod`'s loop does.
+    """A pod as numbers of requests. With a backlog it iterates like `RequestPod`'s loop.
 
-    In each turn what has come is read, as much as the queue holds is queued and the rest refused, and a batch
-    is run and answered: one after another where the loop runs the batch, else at the same time. Where the
-    loop runs batches and took longer for the rest, it runs several.
-    Without a backlog a tick's requests are served in it, and their latency is `Stationary`'s; a tick should
-    be long enough that their number is steady, for chance is in that already.
+    In each iteration it reads the requests that have arrived, queues those that fit, rejects the others, and
+    runs and answers a batch: one after another if the batch runs inline, otherwise at the same time. If the
+    loop runs batches and took longer for everything else, it runs several.
+    Without a backlog, a tick's requests are served within the tick with the latencies of `Stationary`, which
+    include the random arrivals: a tick should be long enough for a steady number of requests.
     """
 
     def __init__(self, costs: PodCosts, tally: FluidTally) -> None:
@@ -109,11 +109,11 @@ class FluidPod:
 
     @property
     def waiting(self) -> float:
-        """Requests that are inside, whether unread, queued or in a batch."""
+        """Requests in flight: unread, queued or in a batch."""
         return self._unread.count + self._queue.count + self._batch.count
 
     def step(self, now: float, seconds: float, requests: float) -> None:
-        """Take what arrived in the tick that ends now, serve what could be served in it."""
+        """Accept the requests of the tick that ends now, and serve what could be served in it."""
         self.offered += requests
         self._tally.arrived += requests
         utilisation = requests / (self._costs.saturation_rate * seconds)
@@ -129,7 +129,7 @@ class FluidPod:
             self._begin_turn()
 
     def _is_light(self) -> bool:
-        """Whether all that waits fits into one batch."""
+        """Whether all waiting requests fit into one batch."""
         return self._queue.count + self._unread.before(self._turn_ends) <= self._costs.full_batch
 
     def _serve_all(self, utilisation: float) -> None:
@@ -141,31 +141,32 @@ class FluidPod:
 
     def _begin_turn(self) -> None:
         costs, came = self._costs, self._unread.before(self._turn_ends)
-        room = max(0.0, costs.most_waiting - self._queue.count)
+        room = max(0.0, costs.max_queued - self._queue.count)
         read = self._unread.take(min(came, room))
         shed = self._unread.take(came - read.count).count
         self._tally.shed += shed
         self.worked += shed * costs.refuse_seconds * costs.saturation_rate
         self._queue.join(read)
         reading = shed * costs.refuse_seconds + read.count * costs.request_seconds / 2
-        device, beside = self._run_batches(self._answer_seconds + reading, refusing=shed > 0)
+        device, parallel = self._run_batches(self._answer_seconds + reading, refusing=shed > 0)
         self._answer_seconds = costs.turn_seconds + self._batch.count * costs.request_seconds / 2
         loop = reading + self._answer_seconds
-        self._turn_ends += max(loop, device) if beside else loop + device
+        self._turn_ends += max(loop, device) if parallel else loop + device
 
     def _run_batches(self, elsewhere: float, *, refusing: bool) -> tuple[float, bool]:
-        """Take a turn's batches from the queue: how long they run, and whether beside the loop.
+        """Take an iteration's batches from the queue: their seconds, and whether the loop runs meanwhile.
 
-        elsewhere: what the rest of the loop took since the last turn's batches. refusing cuts the first.
+        elsewhere: seconds of everything else in the loop since the last batches. refusing cuts the first
+        batch.
         """
         costs, seconds = self._costs, 0.0
-        most = costs.most_inline(refusing=refusing) or costs.full_batch
+        most = costs.max_inline_rows(refusing=refusing) or costs.full_batch
         while True:
             batch = self._queue.take(most)
             rows = max(1, math.ceil(batch.count - 1e-9))
             seconds += costs.device_seconds(rows)
             self._batch.join(batch)
-            if not costs.in_turns(rows):
+            if not costs.blocks_loop(rows):
                 return seconds, True
             enough = seconds >= min(elsewhere, costs.inline_seconds)
             if enough or rows > costs.inline_rows or not self._queue.count:

@@ -1,6 +1,6 @@
-"""A pod that follows every request through the service's own BatchQueue.
+"""A simulated pod that follows every request through the service's own BatchQueue.
 
-Knows nothing of how many pods there are.
+Knows nothing of other pods.
 """
 
 from collections.abc import Callable, Generator
@@ -17,13 +17,13 @@ Process = Generator[Event, None, None]
 
 
 class RequestPod:
-    """A pod, one request at a time: the event loop, the service's queue, the device.
+    """A pod, request by request: the event loop, the service's queue, the device.
 
-    The loop goes round as uvloop's does: it reads every request that has come by now, begins a batch if
-    the device is idle, and writes the answers of the batches that are done. A short batch runs there and
-    then, and others after it for as long as the rest of the loop took; a longer one on the device's thread,
-    which goes on with what waits until nothing does. A request takes half of `request_seconds` to be read
-    and half to be answered; a turn that answers takes `turn_seconds` too.
+    The loop iterates like uvloop's: it reads every request that has arrived, starts a batch if the device is
+    idle, and writes the responses of the batches that are done. A short batch runs inline, and others follow
+    it for as long as the rest of the loop took. A longer batch runs on the device thread, which continues
+    until the queue is empty. A request takes half of `request_seconds` to read and half to answer; an
+    iteration that answers takes `turn_seconds` in addition.
     """
 
     def __init__(self, env: simpy.Environment, costs: PodCosts, tally: Tally) -> None:
@@ -36,17 +36,17 @@ class RequestPod:
         self._unread: list[tuple[float, int]] = []
         self._done: list[Callable[[], None]] = []
         self._on_thread = False
-        self._turn_ended: float | None = None  # of the batches on the loop; None while nothing waits to run
+        self._turn_ended: float | None = None  # end of the last inline batch; None while nothing is queued
         self._asleep: Event | None = None
         env.process(self._loop())
 
     @property
     def waiting(self) -> float:
-        """Requests that are inside, whether unread, queued, in a batch or about to be answered."""
+        """Requests in flight: unread, queued, in a batch or about to be answered."""
         return self._in_pod
 
     def send(self, rows: int = 1) -> None:
-        """A request arrives now."""
+        """Let a request arrive now."""
         self.offered += 1
         self._tally.arrived += 1
         self._in_pod += 1
@@ -72,15 +72,15 @@ class RequestPod:
     def _read(self) -> Process:
         unread, self._unread = self._unread, []
         for arrived, rows in unread:
-            if self._takes(arrived, rows):
+            if self._accept(arrived, rows):
                 yield self._env.timeout(self._costs.request_seconds / 2)
             else:
                 yield self._env.timeout(self._costs.refuse_seconds)
                 self.worked += self._costs.refuse_seconds * self._costs.saturation_rate
                 self._leave(shed=1)
 
-    def _takes(self, arrived: float, rows: int) -> bool:
-        """Queue a request, unless the queue is full or its deadline too near; see `service.batching`."""
+    def _accept(self, arrived: float, rows: int) -> bool:
+        """Queue a request; False if the service would reject it."""
         self._expire()
         now = self._env.now
         deadline = now + self._costs.deadline_seconds
@@ -94,15 +94,15 @@ class RequestPod:
         self._leave(expired=self._queue.expire(self._env.now))
 
     def _begin(self) -> Process:
-        """Run batches as `service.batching.device.Device` does in a turn of the loop, or start its thread."""
+        """Run batches as the service's device does in one iteration of the loop, or start its thread."""
         began = self._env.now
         elsewhere = began - (began if self._turn_ended is None else self._turn_ended)
         while True:
-            batch = self._take(self._costs.most_inline(refusing=self._queue.refused_since_batch))
+            batch = self._take(self._costs.max_inline_rows(refusing=self._queue.refused_since_batch))
             if not batch.rows:
                 self._turn_ended = None
                 return
-            if not self._costs.in_turns(batch.rows):
+            if not self._costs.blocks_loop(batch.rows):
                 self._on_thread = True
                 self._env.process(self._thread(batch))
                 return
@@ -157,7 +157,7 @@ class RequestPod:
 def poisson(
     env: simpy.Environment, rate: Callable[[float], float], send: Callable[[], None], rng: np.random.Generator
 ) -> Process:
-    """Arrivals without memory, at a rate that may change slowly against its own inverse."""
+    """Call `send` as a Poisson process, at a rate that changes slowly compared with its own inverse."""
     while True:
         yield env.timeout(rng.exponential(1 / max(rate(env.now), 1e-9)))
         send()

@@ -1,4 +1,4 @@
-"""The command `python -m loadtests.simulation.scaling`: scenarios, their table, their pictures."""
+"""The command `python -m loadtests.simulation.scaling`: simulate scenarios, write a table and pictures."""
 
 import argparse
 import json
@@ -60,17 +60,17 @@ class Family:
 
 
 def replicas_for(rate: float, costs: PodCosts) -> int:
-    """Pods at the autoscaler's target."""
+    """The pods for a rate at the autoscaler's target."""
     return max(2, math.ceil(rate / (TARGET * costs.saturation_rate)))
 
 
 def diurnal(peak: float) -> Rate:
-    """A day from a tenth of the peak at night to the peak in the afternoon and back, as a cosine."""
+    """A day as a cosine: a tenth of the peak at night, the peak in the afternoon."""
     return lambda now: peak * (0.55 - 0.45 * math.cos(2 * math.pi * now / DAY_SECONDS))
 
 
 def flash_crowd(peak: float) -> Rate:
-    """A fifth of the peak; at 300 s up to the peak within 30 s, for 15 minutes, and down within 60 s."""
+    """A fifth of the peak; at 300 s the peak within 30 s, for 15 minutes, and back within 60 s."""
     times, parts = (0, 300, 330, 1230, 1290), (0.2, 0.2, 1.0, 1.0, 0.2)
     return lambda now: peak * float(np.interp(now, times, parts))
 
@@ -84,7 +84,7 @@ def diurnal_scenarios(peak: float, costs: PodCosts, options: ClusterOptions) -> 
 
 
 def flash_scenarios(peak: float, costs: PodCosts, options: ClusterOptions) -> list[Scenario]:
-    """What helps against a crowd: the metric, room on the nodes, pods in advance."""
+    """A flash crowd with remedies: another metric, room on the nodes, pods started in advance."""
     rate, most = flash_crowd(peak), 2 * replicas_for(peak, costs)
     start = replicas_for(rate(0), costs)
     spec = Spec(2, most, TARGET)
@@ -100,7 +100,7 @@ def flash_scenarios(peak: float, costs: PodCosts, options: ClusterOptions) -> li
 
 
 def rollout_scenarios(peak: float, costs: PodCosts, options: ClusterOptions) -> list[Scenario]:
-    """A rolling update under steady load: how fast, and what a drain that is too short costs."""
+    """A rolling update under steady load: fast, without a drain, and one pod at a time."""
     pods = replicas_for(peak, costs)
     quarter = math.ceil(pods / 4)
     one_by_one = pods * (options.start_seconds + options.image_seconds + options.probe_seconds + 2)
@@ -127,7 +127,7 @@ FAMILIES = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command: writes results.md, results.json and the pictures."""
+    """Run the command; return its exit code. Writes results.md, results.json and the pictures."""
     parsed = command_line().parse_args(arguments)
     costs = load_costs(parsed.measured)
     options = ClusterOptions(
@@ -200,7 +200,7 @@ def _outcomes(
 
 
 def row_of(peak: float, outcome: Outcome, p99_seconds: float) -> dict[str, Any]:
-    """One line of the table; answered and what was lost are parts of what arrived."""
+    """One row of the table; answered, shed, expired and refused are fractions of the requests."""
     tally, ready = outcome.tally, outcome.series["ready"]
     return {
         "scenario": outcome.scenario.name,
@@ -220,7 +220,7 @@ def row_of(peak: float, outcome: Outcome, p99_seconds: float) -> dict[str, Any]:
 
 
 def draw(outcomes: Sequence[Outcome], p99_seconds: float, file: Path) -> None:
-    """Load and capacity, answers lost, and latency over time, one line a scenario."""
+    """Draw load and capacity, losses, and latency over time, one line per scenario."""
     figure, (load, lost, latency) = plt.subplots(3, 1, figsize=(8, 7), sharex=True, layout="constrained")
     hours = outcomes[0].scenario.seconds > 7200
     for outcome in outcomes:
@@ -265,7 +265,7 @@ def _write(
 
 
 def markdown(result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
-    """The table, and what it was computed from."""
+    """The table and its inputs, in Markdown."""
     about, costs, cluster = result["machine"], result["costs"], result["cluster"]
     parts = [f"{name} {value:g}" for name, value in (costs | cluster).items()]
     lines = [
@@ -276,7 +276,7 @@ def markdown(result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
         "",
         f"Pod and cluster: {', '.join(parts)}.",
         "",
-        f"Parts are of all requests; the target is {1e3 * result['p99_seconds']:g} ms.",
+        f"Percentages are of all requests; the target is {1e3 * result['p99_seconds']:g} ms.",
         "",
         f"| {' | '.join(HEAD)} |",
         f"|{'---|' * len(HEAD)}",

@@ -1,6 +1,6 @@
-"""Traffic against a cluster of pods that an autoscaler sizes.
+"""One scenario: traffic against a cluster of pods that an autoscaler sizes.
 
-Discrete events (simpy) for pods, probes, syncs and rollouts; requests one by one, or as a fluid.
+Pods, probes, syncs and rollouts are discrete events (simpy); requests are followed one by one, or as a fluid.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ COLUMNS = ("seconds", "rate", "answered", "lost", "waiting", "ready", "replicas"
 
 @dataclass(frozen=True)
 class Rollout:
-    """A rolling update, begun at a time."""
+    """A rolling update and its start time."""
 
     at_seconds: float
     max_surge: int = 1
@@ -32,9 +32,10 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Scenario:
-    """What happens. rate: one-image requests per second at a time in seconds.
+    """Traffic and cluster. rate: one-image requests per second at a time in seconds.
 
-    spec: the autoscaler's, None for a fixed number of replicas. tick_seconds: of the fluid and the plot.
+    spec: the autoscaler's, None for a fixed number of replicas. tick_seconds: step of the fluid and of the
+    plot.
     """
 
     name: str
@@ -50,9 +51,10 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a scenario. series: each of COLUMNS, (ticks,); rates are per second.
+    """The result of a scenario. series: each of COLUMNS, (ticks,); rates are per second.
 
-    waiting: requests inside at the end. pod_seconds: paid for, from order to end.
+    waiting: requests in flight at the end. pod_seconds: the sum over the pods, each from its order to its
+    end.
     """
 
     scenario: Scenario
@@ -63,12 +65,12 @@ class Outcome:
 
     @property
     def lost(self) -> float:
-        """Requests that got no answer: shed, expired or refused."""
+        """Requests without a result: shed, expired or refused."""
         return self.tally.shed + self.tally.expired + self.tally.refused
 
 
 class _Recorder:
-    """Notes, every tick, what changed since the last one."""
+    """Records, every tick, what changed since the last one."""
 
     def __init__(self, scenario: Scenario, tally: Tally) -> None:
         self.rows: list[tuple[float, ...]] = []
@@ -95,14 +97,14 @@ class _Recorder:
 
 
 def simulate(scenario: Scenario, costs: PodCosts, usual: Stationary | None, seed: int) -> Outcome:
-    """Run a scenario. usual: latencies for the fluid model, None for every request on its own.
+    """Run a scenario. usual: latencies for the fluid model; None follows every request.
 
-    The same seed gives the same outcome. Raises ValueError if a sync is not a whole number of ticks: the
-    autoscaler would see a metric that jumps.
+    The same seed gives the same outcome. Raises ValueError if a sync is not a whole number of ticks, because
+    the autoscaler would then see a metric that jumps.
     """
     ticks = SYNC_SECONDS / scenario.tick_seconds
     if scenario.spec is not None and abs(ticks - round(ticks)) > 1e-9:
-        raise ValueError(f"tick is {scenario.tick_seconds:g} s, expected a part of {SYNC_SECONDS:g} s")
+        raise ValueError(f"tick is {scenario.tick_seconds:g} s, expected a divisor of {SYNC_SECONDS:g} s")
     rng = np.random.default_rng(seed)
     env = simpy.Environment()
     if usual is None:
@@ -152,7 +154,7 @@ def _after(env: simpy.Environment, seconds: float, process: Process) -> Process:
 
 
 def _send(cluster: Cluster[RequestPod], tally: Tally, rng: np.random.Generator) -> None:
-    """One request to a pod by chance, as kube-proxy picks one for each connection."""
+    """Send one request to a random pod, as kube-proxy picks one for each connection."""
     routed = cluster.routed
     slot = routed[int(rng.integers(len(routed)))] if routed else None
     if slot is None or slot.state == "closed":
@@ -176,7 +178,7 @@ def _flow(
     recorder: _Recorder,
     rng: np.random.Generator,
 ) -> Process:
-    """Every tick: what arrived in it, spread evenly over the pods that are routed to."""
+    """Every tick, spread its requests evenly over the pods that balancers send to."""
     tick = scenario.tick_seconds
     while True:
         yield env.timeout(tick)

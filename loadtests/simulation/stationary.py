@@ -11,7 +11,7 @@ from loadtests.simulation.tally import Floats, Latencies, Tally
 
 UTILISATIONS = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 LEVELS = np.array([*np.arange(0.5, 99.0) / 100, 0.9925, 0.9975])
-"""The quantiles that stand for a distribution, each in the middle of its share (1 %, at the end 0.5 %)."""
+"""The quantiles that represent a distribution, each in the middle of its fraction (1 %, at the end 0.5 %)."""
 SHARES = np.array([*np.full(99, 0.01), 0.005, 0.005])
 
 
@@ -31,13 +31,13 @@ class Stationary:
 
 
 def stationary(costs: PodCosts, seed: int, requests: int = 20_000) -> Stationary:
-    """Run one pod at each of UTILISATIONS until so many requests are answered."""
+    """Simulate one pod at each of UTILISATIONS, for about this many requests."""
     rows = [steady_latencies(costs, part * costs.saturation_rate, seed, requests) for part in UTILISATIONS]
     return Stationary(np.array([[each.quantile(level) for level in LEVELS] for each in rows]))
 
 
 def steady_latencies(costs: PodCosts, rate: float, seed: int, requests: int) -> Latencies:
-    """Latencies of one pod at a steady rate, until about so many requests have come."""
+    """Latencies of one pod at a steady rate, over about this many requests."""
     tally = Tally()
     env = simpy.Environment()
     pod = RequestPod(env, costs, tally)

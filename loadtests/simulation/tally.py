@@ -10,7 +10,7 @@ Floats = NDArray[np.float64]
 
 
 class Latencies:
-    """A histogram of latencies in seconds, 2.3 % a bin, into which numbers of requests go."""
+    """A histogram of latencies in seconds, with bins of 2.3 %, that counts fractions of requests too."""
 
     LOW, BINS = 1e-5, 800
     PER_LOG = BINS / math.log(1e8)
@@ -20,17 +20,17 @@ class Latencies:
         self.counts: Floats = np.zeros(self.BINS)
 
     def add_one(self, seconds: float) -> None:
-        """Count a request that took so long."""
+        """Count one request with this latency."""
         place = int(math.log(max(seconds, self.LOW) / self.LOW) * self.PER_LOG)
         self.counts[min(place, self.BINS - 1)] += 1
 
     def add(self, seconds: Floats, counts: Floats) -> None:
-        """Count requests that took so long, so many of each."""
+        """Count requests: one number per latency."""
         places = np.searchsorted(self.EDGES, np.maximum(seconds, self.LOW), side="right") - 1
         np.add.at(self.counts, np.minimum(places, self.BINS - 1), counts)
 
     def quantile(self, level: float) -> float:
-        """The latency below which that part of the requests lies; nan without any."""
+        """The latency below which this fraction of the requests lies; nan without requests."""
         if not self.counts.sum():
             return float("nan")
         below = np.cumsum(self.counts) / self.counts.sum()
@@ -38,7 +38,7 @@ class Latencies:
         return math.sqrt(self.EDGES[place] * self.EDGES[place + 1])
 
     def share_above(self, seconds: float) -> float:
-        """The part of the requests that took longer."""
+        """The fraction of the requests that took longer."""
         total = self.counts.sum()
         return (
             float(self.counts[int(np.searchsorted(self.EDGES, seconds)) + 1 :].sum() / total)
@@ -49,7 +49,7 @@ class Latencies:
 
 @dataclass
 class Tally:
-    """Where requests went. shed: told 503. refused: sent to a pod that had closed its port already."""
+    """Counts of requests by result. shed: answered 503. refused: sent to a pod that had closed its port."""
 
     arrived: float = 0.0
     answered: float = 0.0
@@ -59,7 +59,7 @@ class Tally:
     latencies: Latencies = field(default_factory=Latencies)
 
     def since(self, earlier: "Tally") -> "Tally":
-        """What has happened since a copy of this was made."""
+        """The counts since an earlier copy of this tally."""
         latencies = Latencies()
         latencies.counts = self.latencies.counts - earlier.latencies.counts
         return Tally(

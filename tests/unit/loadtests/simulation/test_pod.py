@@ -63,10 +63,10 @@ def test_a_batch_is_padded_as_the_service_pads_it() -> None:
 
 
 def test_short_batches_and_all_of_a_single_core_run_in_turns_with_http() -> None:
-    assert COSTS.in_turns(40)
-    assert not COSTS.in_turns(41)
-    assert replace(COSTS, cores=1).in_turns(64)
-    assert replace(COSTS, inline_seconds=0.01).in_turns(64)
+    assert COSTS.blocks_loop(40)
+    assert not COSTS.blocks_loop(41)
+    assert replace(COSTS, cores=1).blocks_loop(64)
+    assert replace(COSTS, inline_seconds=0.01).blocks_loop(64)
 
 
 def test_where_the_loop_can_run_large_batches_it_cuts_all_to_what_it_can() -> None:
@@ -124,8 +124,8 @@ def test_time_without_requests_is_not_the_loops() -> None:
 def test_while_requests_are_refused_the_loop_cuts_its_next_batch_further() -> None:
     """To 64 rows, 4.2 ms, and not to 80, 5 ms, which is all that a turn is given: another batch follows."""
     costs = replace(QUICK, max_queue_requests=100)
-    assert (costs.most_inline(refusing=False), costs.most_inline(refusing=True)) == (80, 64)
-    assert COSTS.most_inline(refusing=True) is None
+    assert (costs.max_inline_rows(refusing=False), costs.max_inline_rows(refusing=True)) == (80, 64)
+    assert COSTS.max_inline_rows(refusing=True) is None
     first = [sent(costs, (0.0, count)).latencies.quantile(0.001) for count in (100, 101)]
     taken, refusing = 0.01 + 0.005 + 0.0001, 0.0101 + 0.0042 + 0.003 + 0.0001
     assert first == pytest.approx([taken, refusing], rel=0.025)
@@ -171,8 +171,8 @@ def test_a_caller_that_left_before_its_answer_counts_as_expired() -> None:
 
 
 def test_what_may_wait_is_what_the_service_would_take() -> None:
-    assert COSTS.most_waiting == 512
-    assert replace(COSTS, max_queue_rows=100).most_waiting == 100
+    assert COSTS.max_queued == 512
+    assert replace(COSTS, max_queue_rows=100).max_queued == 100
     row = 1 / COSTS.device_rate
-    assert replace(COSTS, deadline_seconds=50 * row).most_waiting == pytest.approx(21)
-    assert replace(COSTS, deadline_seconds=250 * row).most_waiting == pytest.approx(200 - 2 * 64 + 1)
+    assert replace(COSTS, deadline_seconds=50 * row).max_queued == pytest.approx(21)
+    assert replace(COSTS, deadline_seconds=250 * row).max_queued == pytest.approx(200 - 2 * 64 + 1)

@@ -179,7 +179,7 @@ def test_a_pod_beyond_the_room_waits_for_a_node(usual: dict[PodCosts, Stationary
 
 def test_a_tick_that_does_not_divide_the_sync_is_refused(usual: dict[PodCosts, Stationary]) -> None:
     scenario = Scenario("day", 60, lambda _: 100.0, 2, OPTIONS, spec=Spec(1, 3, 0.6), tick_seconds=10.0)
-    with pytest.raises(ValueError, match=r"tick is 10 s, expected a part of 15 s"):
+    with pytest.raises(ValueError, match=r"tick is 10 s, expected a divisor of 15 s"):
         simulate(scenario, IN_TURNS, usual[IN_TURNS], seed=1)
 
 
