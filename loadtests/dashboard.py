@@ -1,7 +1,7 @@
-"""The Grafana dashboard as data: its panels, and what a Prometheus answers to their queries.
+"""The Grafana dashboard as data: its panels, and a Prometheus's answers to their queries.
 
-Reads helm/dashboards/inkserve.json as Grafana would, as far as that file goes; a panel or variable of another
-kind raises. Knows nothing of drawing.
+Reads helm/dashboards/inkserve.json as Grafana would, but only the kinds of panels and variables in that file;
+any other kind raises. Knows nothing of drawing.
 """
 
 import json
@@ -18,18 +18,18 @@ FILE = ROOT / "helm" / "dashboards" / "inkserve.json"
 KINDS = ("row", "stat", "timeseries")
 LABEL_VALUES = re.compile(r"label_values\((.+), (\w+)\)")
 SCRAPES_IN_RATE = 4
-"""Grafana's $__rate_interval is at least as many scrapes as these, so that a rate always sees two samples."""
+"""Grafana's $__rate_interval spans at least this many scrapes, so that a rate always sees two samples."""
 
 Json = dict[str, Any]
 
 
 class NotUnderstood(Exception):
-    """The dashboard asks for something that is not read here."""
+    """The dashboard has a panel or variable that is not supported here."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """An expression with Grafana's variables in it, and the pattern of its lines' names."""
+    """An expression with Grafana's variables, and the pattern of its lines' names."""
 
     expression: str
     legend: str
@@ -39,7 +39,7 @@ class Query:
 class Panel:
     """One panel. place: left, top, width, height, in Grafana's grid of 24 columns.
 
-    thresholds: value and colour of the lines that a graph shows, lowest first.
+    thresholds: value and colour of a graph's horizontal lines, lowest first.
     """
 
     kind: str
@@ -53,7 +53,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Span:
-    """The time that is shown, in seconds since the epoch, and the seconds between two scrapes."""
+    """The period to show, in seconds since the epoch, and the seconds between two scrapes."""
 
     start: float
     end: float
@@ -61,20 +61,20 @@ class Span:
 
     @property
     def rate_interval(self) -> str:
-        """$__rate_interval, where the picture is not so coarse that a step holds many scrapes."""
+        """$__rate_interval, if a step of the picture does not hold many scrapes."""
         return f"{SCRAPES_IN_RATE * self.scrape_seconds}s"
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line by the name that the panel gives it."""
+    """A line and the name that the panel gives it."""
 
     name: str
     line: Line
 
 
 def panels(file: Path = FILE) -> list[Panel]:
-    """Every panel, rows included. Raises NotUnderstood."""
+    """Read every panel, rows included. Raises NotUnderstood."""
     return [_panel(panel) for panel in json.loads(file.read_text())["panels"]]
 
 
@@ -98,7 +98,7 @@ def _panel(panel: Json) -> Panel:
 
 
 def variables(prometheus: Prometheus, file: Path = FILE) -> dict[str, str]:
-    """The dashboard's variables, each at the first value that its query gives, as when Grafana opens it."""
+    """The dashboard's variables, each with the first value of its query, as when Grafana opens it."""
     chosen: dict[str, str] = {}
     for variable in json.loads(file.read_text())["templating"]["list"]:
         if variable["type"] == "datasource":
@@ -114,7 +114,7 @@ def variables(prometheus: Prometheus, file: Path = FILE) -> dict[str, str]:
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:
-    """The text with its variables put in. Raises NotUnderstood where one has no value."""
+    """The text with its variables replaced. Raises NotUnderstood if one has no value."""
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in values:
@@ -125,14 +125,14 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 
 
 def number(prometheus: Prometheus, panel: Panel, values: Mapping[str, str], span: Span) -> float | None:
-    """What a panel of one figure shows at the end of the time; None for no data."""
+    """The figure of a single-figure panel at the end of the period; None without data."""
     (query,) = panel.queries
     lines = prometheus.at(_expression(query, values, span), span.end)
     return lines[0].values[0] if lines else None
 
 
 def curves(prometheus: Prometheus, panel: Panel, values: Mapping[str, str], span: Span) -> list[Curve]:
-    """What a graph shows over the time, one point for each scrape."""
+    """The curves of a graph over the period, one point per scrape."""
     return [
         Curve(_name(query.legend, line.labels), line)
         for query in panel.queries

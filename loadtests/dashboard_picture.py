@@ -1,8 +1,8 @@
-"""The command `python -m loadtests.dashboard_picture`: draws docs/dashboard.png.
+"""The command `python -m loadtests.dashboard_picture`: draw docs/dashboard.png.
 
 Starts the service and a real Prometheus with the chart's rules, loads the service with locust's mix, and
-draws helm/dashboards/inkserve.json from what Prometheus answers to its queries. Debian's package `prometheus`
-has that program.
+draws helm/dashboards/inkserve.json from Prometheus's answers to its queries. Requires Debian's package
+`prometheus`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ JOB, NAMESPACE = "inkserve", "serving"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns locust's exit code, or 1 if the service or Prometheus did not start."""
+    """Run the command; return locust's exit code, or 1 if the service or Prometheus did not start."""
     parsed = command_line().parse_args(arguments)
     try:
         with serving(["--models-dir", str(parsed.models_dir.resolve())]) as service:
@@ -66,12 +66,12 @@ def _watch(service: Service, parsed: argparse.Namespace) -> int:
     target = f"127.0.0.1:{service.port}"
     scraped = config(JOB, target, {"namespace": NAMESPACE}, RULES, interval_seconds=SCRAPE_SECONDS)
     with tempfile.TemporaryDirectory() as folder, running(Path(folder), scraped) as prometheus:
-        time.sleep(2 * SCRAPE_SECONDS)  # the first scrapes are of a service that does nothing yet
+        time.sleep(2 * SCRAPE_SECONDS)  # the first scrapes see an idle service
         start = time.time()
         options = ["--stages", parsed.stages, "--rate", str(parsed.rate), "--seconds", str(parsed.seconds)]
         code = load.main(["--host", service.url, *options])
         if code == 0:
-            # Until locust begins to stop, so that the figures are of the load and not of its end.
+            # Until locust starts to stop, so that the figures show the load and not its end.
             with replacing(output) as part:
                 draw(prometheus, Span(start, start + parsed.seconds, SCRAPE_SECONDS), part)
             say(f"picture: {shown(output)}")

@@ -1,9 +1,9 @@
-"""Check the engine on a GPU against the CPU, model by model and bucket by bucket, and time both.
+"""Compare the engine on a GPU with the CPU, model by model and bucket by bucket, and time both.
 
     python -m loadtests.gpu --provider cuda
 
-Needs numpy, pydantic, pydantic-settings and onnxruntime-gpu, and no network. `--provider cpu` runs all of it
-but CUDA itself. Exits with 1 where an answer was wrong; docs/gpu.md tells more.
+Requires numpy, pydantic, pydantic-settings and onnxruntime-gpu, and no network. `--provider cpu` runs
+everything except CUDA itself. Exits with 1 if an answer was wrong; see docs/gpu.md.
 """
 
 import argparse
@@ -40,20 +40,21 @@ Arrays = tuple[Array, ...]
 
 FIXED_BATCH_SIZE = 16
 LEAST_RUNS = 5
-UNDER_WAY_TURNS = 20
+IN_FLIGHT_BATCHES = 20
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One bucket. seconds: the median run, with the copies to the device and back, one at a time.
+    """One bucket. seconds: the median run, one batch at a time, with the copies to the device and back.
 
-    seconds_with_two_under_way: from one batch's end to the next one's, where copies overlap with compute.
+    seconds_with_two_in_flight: from the end of one batch to the end of the next, if copies overlap with
+    compute.
     """
 
     rows: int
     runs: int
     seconds: float
-    seconds_with_two_under_way: float | None
+    seconds_with_two_in_flight: float | None
     seconds_without_overlap: float | None
     seconds_without_cuda_graphs: float | None
     seconds_without_pinned_memory: float | None
@@ -63,7 +64,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Report:
-    """One model. device_bytes: what the whole device held before it and with it, None without nvidia-smi."""
+    """One model. device_bytes: memory in use on the device before and with it, None without nvidia-smi."""
 
     model: str
     tolerance: dict[str, float]
@@ -73,11 +74,13 @@ class Report:
 
 
 def check(folder: Path, options: EngineOptions, threads: int, seconds: float) -> Report:
-    """Check and time one model version. Raises InkserveError where it cannot be loaded or run."""
+    """Check and time one model version. Raises InkserveError if it cannot be loaded or run."""
     manifest, graph = read_manifest(folder), folder / MODEL_FILE
     allowed = {spec.name: tolerance(spec, graph, options.provider) for spec in manifest.outputs}
     before = device_bytes(options.device_id)
-    engine = Engine(graph, manifest, options)  # cold: the first run of a bucket is the one that captures
+    engine = Engine(
+        graph, manifest, options
+    )  # not warmed up: the first run of a bucket captures the CUDA graph
     with_model = before, device_bytes(options.device_id)
     reference = Engine(graph, manifest, EngineOptions("cpu", 0, threads, options.buckets))
     plain = Engine(graph, manifest, replace(options, cuda_graphs=False)) if has_cuda_graphs(options) else None
@@ -104,7 +107,7 @@ def check(folder: Path, options: EngineOptions, threads: int, seconds: float) ->
             found.append("a repeat, which replays the CUDA graph, gives other bits than the first run")
         if same(answers[0], answers[1]):
             found.append("other inputs give the same outputs: a buffer is stale")
-        found += under_way_problems(engine, (first, second), answers)
+        found += in_flight_problems(engine, (first, second), answers)
         problems += [f"batch of {rows}: {problem}" for problem in found]
         runs, median = timed(engine, first, seconds)
         timings.append(
@@ -112,7 +115,7 @@ def check(folder: Path, options: EngineOptions, threads: int, seconds: float) ->
                 rows,
                 runs,
                 median,
-                timed_under_way(engine, first, seconds) if engine.depth > 1 else None,
+                timed_in_flight(engine, first, seconds) if engine.depth > 1 else None,
                 timed(blocking, first, seconds)[1] if blocking else None,
                 timed(plain, first, seconds)[1] if plain else None,
                 timed(pageable, first, seconds)[1] if pageable else None,
@@ -126,36 +129,37 @@ def check(folder: Path, options: EngineOptions, threads: int, seconds: float) ->
 def fixed_bucket_problems(
     graph: Path, manifest: Manifest, options: EngineOptions, inputs: Arrays
 ) -> Iterator[str]:
-    """In one fixed bucket, as deterministic models have, a row's bits depend on neither place nor company."""
+    """Check that in one fixed bucket a row's bits depend neither on its place nor on the other rows."""
     engine = Engine(graph, manifest, replace(options, buckets=(FIXED_BATCH_SIZE,)))
     rows = min(FIXED_BATCH_SIZE, len(inputs[0]))
     together = run(engine, head(inputs, rows))
     for row in range(rows):
         alone = run(engine, tuple(array[row : row + 1] for array in inputs))
         if not same(alone, tuple(output[row : row + 1] for output in together)):
-            yield f"fixed batch of {FIXED_BATCH_SIZE}: row {row} has other bits alone than among others"
+            yield f"fixed batch of {FIXED_BATCH_SIZE}: row {row} has other bits alone than in a batch"
 
 
-def under_way_problems(
+def in_flight_problems(
     engine: Engine, inputs: tuple[Arrays, Arrays], alone: Sequence[Arrays]
 ) -> Iterator[str]:
-    """As many batches under way as may be: each must have the bits that it has alone.
+    """Check that each of `depth` batches in flight has the bits that it has alone.
 
-    One input fills every set of buffers before the other does, so that each set holds the other one's rows
-    before: in turns each set would keep to one input, and bytes copied too early would be the right ones.
+    One input fills every set of buffers before the other input does, so that each set holds the other input's
+    rows beforehand. If the inputs alternated, each set would always hold the same input, and bytes copied too
+    early would be the correct ones.
     """
 
     def which(number: int) -> int:
         return number // engine.depth % 2
 
-    under_way: deque[Callable[[], Arrays]] = deque()
+    in_flight: deque[Callable[[], Arrays]] = deque()
     ended = 0
-    while ended < UNDER_WAY_TURNS:
-        while len(under_way) < engine.depth and ended + len(under_way) < UNDER_WAY_TURNS:
-            batch = inputs[which(ended + len(under_way))]
-            under_way.append(engine.begin([batch], len(batch[0])))
-        if not same(under_way.popleft()(), alone[which(ended)]):
-            yield f"with {engine.depth} batches under way, number {ended} has other bits than alone"
+    while ended < IN_FLIGHT_BATCHES:
+        while len(in_flight) < engine.depth and ended + len(in_flight) < IN_FLIGHT_BATCHES:
+            batch = inputs[which(ended + len(in_flight))]
+            in_flight.append(engine.begin([batch], len(batch[0])))
+        if not same(in_flight.popleft()(), alone[which(ended)]):
+            yield f"with {engine.depth} batches in flight, number {ended} has other bits than alone"
         ended += 1
 
 
@@ -164,12 +168,12 @@ def has_cuda_graphs(options: EngineOptions) -> bool:
 
 
 def tolerance(spec: TensorSpec, graph: Path, provider: Provider) -> float:
-    """How far an output may be from the CPU's: grey levels, or relative to max(1, its size).
+    """The largest accepted difference from the CPU's output: grey levels, or relative to max(1, its size).
 
-    float32 sums in another order differ by some 1e-6 a layer: 1e-4 leaves room for a network, and at the edge
-    between two grey levels it makes one level. TensorRT takes TF32, whose products are good to 5e-4. A
-    quantized activation that falls on the other side of an edge moves by a whole step, 1/255 of its range,
-    and the CPU adds up int32 where the GPU adds up float32.
+    float32 sums in another order differ by about 1e-6 per layer: 1e-4 leaves room for a network, and at the
+    boundary between two grey levels it makes one level. TensorRT uses TF32, whose products are accurate to
+    5e-4. A quantized activation on the other side of a boundary moves by a whole step, 1/255 of its range,
+    and the CPU sums int32 where the GPU sums float32.
     """
     if np.issubdtype(dtype_of(spec), np.integer):
         return 3 if provider == "tensorrt" else 1
@@ -179,7 +183,7 @@ def tolerance(spec: TensorSpec, graph: Path, provider: Provider) -> float:
 
 
 def distance(answer: Array, expected: Array) -> float:
-    """The largest difference, as `tolerance` counts it; infinite where a value is not finite."""
+    """The largest difference, in the units of `tolerance`; infinite if a value is not finite."""
     left, right = answer.astype(np.float64), expected.astype(np.float64)
     if not np.isfinite(left).all():
         return float("inf")
@@ -192,7 +196,7 @@ def same(left: Arrays, right: Arrays) -> bool:
 
 
 def make_inputs(manifest: Manifest, rows: int, seed: int) -> Arrays:
-    """Ten real digits and then noise for images, normals for z, every label in turn."""
+    """Inputs for a model: ten real digits and then noise as images, normals as z, cycling labels."""
     rng = np.random.default_rng(seed)
     digits = np.fromfile(ROOT / "tests" / "digits" / "digits.raw", np.uint8).reshape(10, 28, 28)
 
@@ -219,7 +223,7 @@ def run(engine: Engine, inputs: Arrays) -> Arrays:
 
 
 def timed(engine: Engine, inputs: Arrays, seconds: float) -> tuple[int, float]:
-    """(runs, the median run's seconds), for about so many seconds; the first run is not counted."""
+    """(runs, seconds of the median run), measured for about this many seconds, without the first run."""
     run(engine, inputs)
     taken: list[float] = []
     ends = time.perf_counter() + seconds
@@ -230,23 +234,23 @@ def timed(engine: Engine, inputs: Arrays, seconds: float) -> tuple[int, float]:
     return len(taken), statistics.median(taken)
 
 
-def timed_under_way(engine: Engine, inputs: Arrays, seconds: float) -> float:
-    """Seconds a batch, for about so many seconds, with as many under way as may be."""
+def timed_in_flight(engine: Engine, inputs: Arrays, seconds: float) -> float:
+    """Seconds per batch with `depth` batches in flight, measured for about this many seconds."""
     rows = len(inputs[0])
-    under_way = deque(engine.begin([inputs], rows) for _ in range(engine.depth - 1))
+    in_flight = deque(engine.begin([inputs], rows) for _ in range(engine.depth - 1))
     batches, started = 0, time.perf_counter()
     while batches < LEAST_RUNS or time.perf_counter() < started + seconds:
-        under_way.append(engine.begin([inputs], rows))
-        under_way.popleft()()
+        in_flight.append(engine.begin([inputs], rows))
+        in_flight.popleft()()
         batches += 1
     taken = time.perf_counter() - started
-    for end in under_way:
+    for end in in_flight:
         end()
     return taken / batches
 
 
 def ask_device(device_id: int, *fields: str) -> list[str] | None:
-    """What nvidia-smi says of a GPU; None where there is no nvidia-smi, or no such GPU."""
+    """These fields of a GPU from nvidia-smi; None if nvidia-smi or the GPU is missing."""
     if shutil.which("nvidia-smi") is None:
         return None
     query = [f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", f"--id={device_id}"]
@@ -260,12 +264,12 @@ def device_bytes(device_id: int) -> int | None:
 
 
 def table(reports: list[Report]) -> str:
-    """Markdown. images/s and the factor count the whole path: to the device, compute, and back.
+    """A table in Markdown. images/s and the factor count the whole path: to the device, compute, and back.
 
-    images/s with two batches under way, where there may be two; the factor with one at a time.
+    images/s has two batches in flight if the engine allows it; the factor has one at a time.
     """
     lines = [
-        "| model | batch | µs | two under way, µs a batch | without overlap, µs | without CUDA graphs, µs "
+        "| model | batch | µs | two in flight, µs per batch | without overlap, µs | without CUDA graphs, µs "
         "| without pinned memory, µs | images/s | CPU, µs | times the CPU | error |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -275,11 +279,11 @@ def table(reports: list[Report]) -> str:
                 report.model,
                 str(timing.rows),
                 microseconds(timing.seconds),
-                microseconds(timing.seconds_with_two_under_way),
+                microseconds(timing.seconds_with_two_in_flight),
                 microseconds(timing.seconds_without_overlap),
                 microseconds(timing.seconds_without_cuda_graphs),
                 microseconds(timing.seconds_without_pinned_memory),
-                f"{timing.rows / (timing.seconds_with_two_under_way or timing.seconds):,.0f}",
+                f"{timing.rows / (timing.seconds_with_two_in_flight or timing.seconds):,.0f}",
                 microseconds(timing.cpu_seconds),
                 f"{timing.cpu_seconds / timing.seconds:.2f}",
                 f"{timing.error:.1g}",
@@ -305,7 +309,7 @@ def output_of(chosen: argparse.Namespace) -> Path:
 
 
 def split_wheel(wheel: Path, into: Path, part_bytes: int) -> list[Path]:
-    """Cut a file into parts that `cat` joins again, for machines that take small files only."""
+    """Cut a file into parts that `cat` joins again, for machines that accept only small files."""
     into.mkdir(parents=True, exist_ok=True)
     parts: list[Path] = []
     with wheel.open("rb") as file:
@@ -344,7 +348,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status: 0, 1 for wrong answers, 2 where nothing could be checked."""
+    """Run the command; return 0, 1 for a wrong answer, 2 if a model could not be checked."""
     chosen = parse(arguments)
     if chosen.split_wheel:
         split_wheel(chosen.split_wheel, chosen.into, chosen.part_mb * 10**6)

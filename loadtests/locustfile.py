@@ -1,6 +1,6 @@
-"""A realistic mix of real digits for locust; every answer is checked: see docs/load-testing.md.
+"""A realistic mix of real digits for locust, with every response checked: see docs/load-testing.md.
 
-Knows the service by its HTTP interface alone.
+Knows only the service's HTTP interface.
 """
 
 import base64
@@ -40,16 +40,18 @@ logger = logging.getLogger("inkserve.load")
 Check = Callable[[ResponseContextManager], None]
 
 USER_RATE = 5.0
-"""Requests per second of one user; a user waits for each answer, so it is slower once one takes 0.2 s."""
+"""Requests per second of one user. A user waits for each response, so it is slower if one takes over 0.2
+s."""
 
 FINISH_SECONDS = 30
-"""How long a user who is to go may wait for an answer, which would be counted nowhere, right or wrong."""
+"""How long a user that is being stopped may wait for a response, which would otherwise not be counted."""
 
 SETTLE_SECONDS = WORKER_REPORT_INTERVAL + 2
-"""Without users, so that the workers' last reports arrive: locust's master waits half a second for them."""
+"""Time without users at the end, for the workers' last reports: locust's master waits only half a second."""
 
 SHED = "shed: 503"
-"""Begins the message of an overload's answer, which is right, and counts apart from wrong ones."""
+"""The message of a failure that is the correct response to overload, and counts separately from wrong
+ones."""
 
 MIX = {"raw": 45, "png": 20, "json": 10, "batch": 10, "generate": 15}
 
@@ -58,18 +60,18 @@ STAGES: dict[str, tuple[tuple[float, float], ...]] = {
     "spike": ((0.0, 0.2), (0.3, 0.2), (0.32, 1.0), (0.6, 1.0), (0.62, 0.2), (1.0, 0.2)),
     "soak": ((0.0, 1.0), (1.0, 1.0)),
 }
-"""For each shape: (part of the time, part of the rate), joined by straight lines."""
+"""For each shape: (fraction of the time, fraction of the rate), joined by straight lines."""
 
 _digests: dict[tuple[str, str, str], str] = {}
-"""What a model version answered to a generate path in this process."""
+"""The digest of a model version's response to a generate path, in this process."""
 
 
 class Wrong(Exception):
-    """An answer that should have been another; the message says what was seen and what was expected."""
+    """A wrong response; the message says what was seen and what was expected."""
 
 
 def parse_mix(text: str) -> dict[str, int]:
-    """The weights in `raw=45,png=20`; what is not named has none."""
+    """Parse weights such as `raw=45,png=20`; others are 0. Raises ArgumentTypeError."""
     try:
         weights = {name: int(weight) for name, weight in (part.split("=") for part in text.split(","))}
     except ValueError:
@@ -83,7 +85,7 @@ def parse_mix(text: str) -> dict[str, int]:
 
 @cache
 def first_key(path: str) -> str:
-    """The first API key in a file, which has one a line. Raises OSError, and ValueError if there is none."""
+    """The first API key in a file with one key per line. Raises OSError, or ValueError without a key."""
     for line in Path(path).read_text("utf-8").splitlines():
         if line.strip() and not line.strip().startswith("#"):
             return line.strip()
@@ -91,7 +93,7 @@ def first_key(path: str) -> str:
 
 
 def parse_keys_file(path: str) -> str:
-    """The path of a file that holds an API key; or nothing."""
+    """Check the path of a file of API keys, or an empty string. Raises ArgumentTypeError."""
     try:
         if path:
             first_key(path)
@@ -106,11 +108,13 @@ def add_arguments(parser: LocustArgumentParser) -> None:
     text = ",".join(f"{name}={weight}" for name, weight in MIX.items())
     group.add_argument("--stages", choices=STAGES, default="ramp", env_var="STAGES", help="Load over time")
     group.add_argument("--rate", type=float, default=200, env_var="RATE", help="Highest requests per second")
-    group.add_argument("--seconds", type=float, default=60, env_var="SECONDS", help="Of the whole test")
+    group.add_argument("--seconds", type=float, default=60, env_var="SECONDS", help="Length of the test")
     group.add_argument("--mix", type=parse_mix, default=text, env_var="MIX", help="Weights of the requests")
-    group.add_argument("--classifier", default="", env_var="CLASSIFIER", help="A model; else the default one")
-    group.add_argument("--generator", default="", env_var="GENERATOR", help="A model; else the default one")
-    text = "File of API keys, whose first is sent; the path must hold in every process"
+    group.add_argument(
+        "--classifier", default="", env_var="CLASSIFIER", help="Model (default: the service's)"
+    )
+    group.add_argument("--generator", default="", env_var="GENERATOR", help="Model (default: the service's)")
+    text = "File of API keys, the first of which is sent; the path must be valid in every process"
     group.add_argument(
         "--api-keys-file", type=parse_keys_file, default="", env_var="API_KEYS_FILE", help=text
     )
@@ -122,10 +126,10 @@ def let_users_finish(environment: Environment, **_: Any) -> None:
 
 
 class Stages(LoadTestShape):
-    """As many users as the stage's rate needs, second by second.
+    """The number of users that the stage's rate needs, second by second.
 
-    lost: ids of the workers that fell silent and were not heard of again. Locust goes on without them, and
-    without their part of the load.
+    lost: ids of workers that became unresponsive and did not return. Locust continues without them and their
+    part of the load.
     """
 
     def __init__(self) -> None:
@@ -143,10 +147,10 @@ class Stages(LoadTestShape):
         times, parts = zip(*STAGES[options.stages], strict=True)
         rate = options.rate * float(np.interp(now / options.seconds, times, parts))
         users = max(1, round(rate / USER_RATE))
-        return users, max(10.0, options.rate / USER_RATE)  # a spike's users all come within a second
+        return users, max(10.0, options.rate / USER_RATE)  # all users of a spike arrive within a second
 
     def watch_workers(self) -> None:
-        """See who is silent now; locust itself forgets a worker after a minute of silence."""
+        """Note which workers are unresponsive; locust forgets a worker after a minute."""
         if isinstance(self.runner, MasterRunner):
             clients = self.runner.clients
             heard = {client.id for client in (*clients.ready, *clients.spawning, *clients.running)}
@@ -154,7 +158,7 @@ class Stages(LoadTestShape):
 
 
 class Visitor(FastHttpUser):
-    """Somebody who sends USER_RATE requests a second, whatever the answers' time, up to 0.2 s."""
+    """A user that sends USER_RATE requests per second, as long as responses take at most 0.2 s."""
 
     wait_time = constant_throughput(USER_RATE)
     connection_timeout = 10.0
@@ -192,7 +196,7 @@ class Visitor(FastHttpUser):
         self._classify("png", PNGS[digit], {"Content-Type": "image/png"}, [digit])
 
     def classify_json(self) -> None:
-        """Some images: pixels as nested lists, or base64 of a PNG."""
+        """Send several images: pixels as nested lists, or base64 of a PNG."""
         digits = random.choices(range(10), k=random.randint(*JSON_IMAGES))
         images = [
             DIGITS[digit].tolist() if random.random() < 0.5 else base64.b64encode(PNGS[digit]).decode("ascii")
@@ -201,7 +205,7 @@ class Visitor(FastHttpUser):
         self._classify("json", {"images": images}, {}, digits)
 
     def classify_batch(self) -> None:
-        """Raw rows in one request, raw probabilities back."""
+        """Send raw rows in one request, and get raw probabilities."""
         digits = np.random.default_rng().integers(0, 10, random.randint(*BATCH_ROWS))
 
         def check(response: ResponseContextManager) -> None:
@@ -210,7 +214,7 @@ class Visitor(FastHttpUser):
         self._post("batch", DIGITS[digits].tobytes(), RAW_BOTH, check)
 
     def generate(self) -> None:
-        """A digit of some seed, or several in a sprite; twice the same seed must be twice the same bytes."""
+        """Generate a digit from a seed, or several in a sprite; the same seed must give the same bytes."""
         count, seed = random.choice(COUNTS), random.randrange(SEEDS)
         path = f"/generate?digit={random.randrange(10)}&count={count}&seed={seed}{self._generator}"
         headers = {"Accept": "image/png"}
@@ -239,7 +243,7 @@ class Visitor(FastHttpUser):
 
 
 def judge(response: ResponseContextManager, check: Check) -> None:
-    """Count an answer as right, as shed, or as a failure that says what was seen and expected."""
+    """Count a response as correct, as shed, or as a failure that says what was seen and expected."""
     if (problem := _problem(response, check)) is not None:
         response.failure(problem)  # type: ignore[no-untyped-call]
 
@@ -255,8 +259,8 @@ def _problem(response: ResponseContextManager, check: Check) -> str | None:
         check(response)
     except Wrong as wrong:
         return str(wrong)
-    except (KeyError, TypeError, ValueError, OSError) as error:  # an answer of another form altogether
-        return f"answer cannot be read: {error!r}"
+    except (KeyError, TypeError, ValueError, OSError) as error:  # another format altogether
+        return f"response cannot be read: {error!r}"
     return None
 
 
@@ -265,7 +269,7 @@ def _header(response: ResponseContextManager, name: str) -> str:
 
 
 def check_labels(answer: Any, digits: list[int]) -> None:
-    """Raise Wrong unless the predictions are those of the digits, and probabilities."""
+    """Raise Wrong unless the labels are the digits and the probabilities add up to 1."""
     predictions = answer["predictions"]
     labels = [prediction["label"] for prediction in predictions]
     if labels != [str(digit) for digit in digits]:
@@ -277,17 +281,17 @@ def check_labels(answer: Any, digits: list[int]) -> None:
 
 
 def check_probabilities(body: bytes, digits: np.ndarray[Any, Any]) -> None:
-    """Raise Wrong unless the rows of 10 probabilities are highest at the digits."""
+    """Raise Wrong unless each row of 10 probabilities is highest at its digit."""
     if len(body) != 40 * len(digits):
         raise Wrong(f"body has {len(body)} bytes, expected {40 * len(digits)}")
     read = np.frombuffer(body, "<f4").reshape(-1, 10).argmax(axis=1)
     if not np.array_equal(read, digits):
         row = int(np.flatnonzero(read != digits)[0])
-        raise Wrong(f"row {row} of {len(digits)} is read as {read[row]}, expected {digits[row]}")
+        raise Wrong(f"row {row} of {len(digits)} is classified as {read[row]}, expected {digits[row]}")
 
 
 def check_sprite(response: ResponseContextManager, path: str, count: int) -> None:
-    """Raise Wrong unless it is a PNG of that many images, and the bytes that the path gave before."""
+    """Raise Wrong unless it is a PNG of this many images with the bytes that the path gave before."""
     body = response.content or b""
     columns = math.ceil(math.sqrt(count))
     expected = (columns * SIDE, math.ceil(count / columns) * SIDE)
@@ -304,9 +308,9 @@ def check_sprite(response: ResponseContextManager, path: str, count: int) -> Non
 
 @events.quitting.add_listener  # type: ignore[untyped-decorator]
 def set_exit_code(environment: Environment, **_: Any) -> None:
-    """1 if the run is to fail; what was shed does not count as wrong."""
+    """Set the exit code: 1 if a response was wrong; shed requests do not count."""
     if isinstance(environment.runner, WorkerRunner):
-        return  # what it saw has gone to the master
+        return  # the master has its reports
     if problem := _failure(environment):
         logger.error("the run fails: %s", problem)
     environment.process_exit_code = 1 if problem else 0
@@ -316,15 +320,13 @@ def _failure(environment: Environment) -> str | None:
     stats, runner, shape = environment.stats, environment.runner, environment.shape_class
     wrong = sum(error.occurrences for error in stats.errors.values() if SHED not in str(error.error))
     if wrong:
-        return f"{wrong} answers were wrong"
+        return f"{wrong} responses were wrong"
     if stats.total.num_requests == stats.total.num_failures:
         return f"nobody answers at {environment.host}"
     if runner and runner.exceptions:
-        return f"{len(runner.exceptions)} kind of exception in the load test itself"
+        return f"{len(runner.exceptions)} kind(s) of exception in the load test itself"
     if isinstance(shape, Stages):
         shape.watch_workers()
         if shape.lost:
-            return (
-                f"workers fell silent, and the load was less than asked for: {', '.join(sorted(shape.lost))}"
-            )
+            return f"workers became unresponsive, and the load was too low: {', '.join(sorted(shape.lost))}"
     return None

@@ -1,6 +1,6 @@
-"""Draws the dashboard with matplotlib: each panel at its place, its title, unit, legend and queries' answers.
+"""Draws the dashboard with matplotlib: each panel at its place, with title, unit, legend and curves.
 
-It is not Grafana that draws: fonts, colours and ticks are matplotlib's.
+Grafana is not involved: fonts, colours and ticks are matplotlib's.
 """
 
 import io
@@ -27,7 +27,7 @@ from matplotlib.patches import Rectangle
 
 COLUMNS = 24
 SQUARE = (0.62, 0.34)
-"""Width and height of one square of Grafana's grid; all lengths are in inches."""
+"""Width and height of one square of Grafana's grid. All lengths are in inches."""
 DOTS = 100
 HEADER = 0.5
 GAP = 0.05
@@ -37,7 +37,7 @@ LETTER = 0.062
 
 INK, PALE, EDGE = "#333333", "#777777", "#d8d8dd"
 COLOURS = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
-LINES = [COLOURS[index] for index in (*range(0, 20, 2), *range(1, 20, 2))]  # the strong ones first
+LINES = [COLOURS[index] for index in (*range(0, 20, 2), *range(1, 20, 2))]  # strong colours first
 
 STYLE: Any = {
     "font.size": 8,
@@ -55,7 +55,7 @@ UNITS: dict[str, tuple[tuple[float, str], ...]] = {
     "s": ((1, " s"), (1e-3, " ms"), (1e-6, " µs")),
     "bytes": ((1024**3, " GiB"), (1024**2, " MiB"), (1024, " KiB"), (1, " B")),
 }
-"""Grafana's name of a unit -> its sizes, the largest first, and how each is written."""
+"""Grafana's name of a unit -> its sizes, largest first, and the suffix of each."""
 
 NOTE = "Drawn by matplotlib, not by Grafana, from helm/dashboards/inkserve.json and Prometheus's answers."
 
@@ -64,7 +64,7 @@ Box = tuple[float, float, float, float]
 
 
 def draw(prometheus: Prometheus, span: Span, output: Path) -> None:
-    """Draw every panel over the time into a PNG, whose text `Panels` names them."""
+    """Draw every panel over the period into a PNG, whose text chunk `Panels` names them."""
     board, values = panels(), variables(prometheus)
     height = max(top + tall for _, top, _, tall in (panel.place for panel in board))
     size = (COLUMNS * SQUARE[0], height * SQUARE[1] + HEADER)
@@ -78,12 +78,12 @@ def draw(prometheus: Prometheus, span: Span, output: Path) -> None:
 
 
 def titles(board: Sequence[Panel]) -> str:
-    """What the picture's text `Panels` says."""
+    """The content of the picture's text chunk `Panels`."""
     return ", ".join(panel.title for panel in board)
 
 
 def say(value: float, unit: str) -> str:
-    """A figure with its unit. Raises KeyError where the unit is not known here."""
+    """Format a figure with its unit. Raises KeyError if the unit is unknown here."""
     sizes = UNITS[unit]
     small = sizes[-1] if value else min(sizes, key=lambda each: abs(each[0] - 1))  # 0 s, not 0 µs
     size, suffix = next((each for each in sizes if abs(value) >= each[0]), small)
@@ -92,7 +92,7 @@ def say(value: float, unit: str) -> str:
 
 
 def _save(figure: Figure, output: Path, panels_text: str) -> None:
-    """A palette takes a third of the bytes of full colours."""
+    """Save with a palette, which takes a third of the bytes of full colours."""
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=DOTS, format="png")
     about = PngImagePlugin.PngInfo()
@@ -136,7 +136,7 @@ def _draw_number(figure: Figure, box: Box, value: float | None, unit: str) -> No
 
 
 def _draw_graph(figure: Figure, box: Box, panel: Panel, shown: Sequence[Curve], span: Span) -> None:
-    """Lines without a number, as a ratio of a model that nobody asks is, are left out."""
+    """Draw a graph without the lines that have no number, such as a ratio of an unused model."""
     left, bottom, width, height = box
     shown = [curve for curve in shown if any(map(math.isfinite, curve.line.values))]
     if not shown:
@@ -157,7 +157,7 @@ def _draw_graph(figure: Figure, box: Box, panel: Panel, shown: Sequence[Curve], 
 
 
 def _scale(axes: Axes, panel: Panel, highest: float, span: Span) -> None:
-    """From 0 to the highest value, or to the lowest threshold where no line comes near it."""
+    """Scale the y axis from 0 to the highest value, or to the lowest threshold if that is higher."""
     top = max(highest, *(value for value, _ in panel.thresholds[:1]), 0.0)
     for value, colour in panel.thresholds:
         if value <= top:
@@ -176,7 +176,7 @@ def _times(seconds: Sequence[float]) -> NDArray[np.datetime64]:
 
 
 def _wrap(names: Sequence[tuple[str, Any]], width: float) -> list[list[tuple[str, Any]]]:
-    """The legend's entries in lines of the width; what does not fit into three lines is counted."""
+    """Wrap the legend's entries to the width; entries beyond three lines are only counted."""
     lines: list[list[tuple[str, Any]]] = [[]]
     used = 0.0
     for index, (name, colour) in enumerate(names):
@@ -209,7 +209,7 @@ def _text(figure: Figure, left: float, height: float, text: str, **style: Any) -
 
 
 def _box(figure: Figure, panel: Panel) -> Box:
-    """A panel's card on the page: Grafana counts squares from the top, matplotlib inches from the bottom."""
+    """A panel's card on the page. Grafana counts squares from the top, matplotlib inches from the bottom."""
     left, top, wide, tall = panel.place
     width, height = wide * SQUARE[0], tall * SQUARE[1]
     bottom = figure.get_figheight() - HEADER - top * SQUARE[1] - height

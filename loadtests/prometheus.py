@@ -1,6 +1,6 @@
-"""A real Prometheus as a process of its own, and what it answers. Knows nothing of inkserve's metrics.
+"""A real Prometheus as a process of its own, and queries to it. Knows nothing of inkserve's metrics.
 
-Debian's package `prometheus` has the program.
+Requires Debian's package `prometheus`.
 """
 
 import json
@@ -25,16 +25,16 @@ POLL_SECONDS = 0.2
 
 
 class NotListening(Exception):
-    """Prometheus ended, or did not listen in time; the message holds what it logged."""
+    """Prometheus exited or did not listen in time; the message holds its log."""
 
 
 class NotAnswered(Exception):
-    """Prometheus refused a query; the message holds its own words."""
+    """Prometheus rejected a query; the message holds its response."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One series of an answer: (times, values), the times in seconds since the epoch."""
+    """One series of an answer. times: seconds since the epoch, one per value."""
 
     labels: Mapping[str, str]
     times: Sequence[float]
@@ -58,18 +58,18 @@ class Prometheus:
                 raise NotAnswered(f"{path}?{query}: {error.read().decode('utf-8', 'replace')}") from None
 
     def at(self, expression: str, when: float | None = None) -> list[Line]:
-        """The expression's value at a time, by default now: lines of one value each."""
+        """Query the expression at a time, by default now: lines with one value each."""
         moment = {} if when is None else {"time": when}
         result = self.ask("query", query=expression, **moment)["result"]
         return [_line(series["metric"], [series["value"]]) for series in result]
 
     def between(self, expression: str, start: float, end: float, step: float) -> list[Line]:
-        """The expression's values over a time, one each `step` seconds."""
+        """Query the expression over a period, with one value per `step` seconds."""
         result = self.ask("query_range", query=expression, start=start, end=end, step=step)["result"]
         return [_line(series["metric"], series["values"]) for series in result]
 
     def label_values(self, label: str, selector: str) -> list[str]:
-        """The label's values among the series that the selector names, in order."""
+        """The sorted values of a label among the series that match the selector."""
         values = self.ask(f"label/{label}/values", **{"match[]": selector})
         return sorted(map(str, values))
 
@@ -81,7 +81,7 @@ def _line(labels: Mapping[str, str], samples: Sequence[tuple[float, str]]) -> Li
 def config(
     job: str, target: str, labels: Mapping[str, str], rules: Path, *, interval_seconds: int = 1
 ) -> Json:
-    """A configuration that scrapes one target, host:port, and evaluates a file of rules as often."""
+    """A configuration that scrapes one target, host:port, and evaluates rules at the same interval."""
     every = f"{interval_seconds}s"
     return {
         "global": {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every},
@@ -94,7 +94,7 @@ def config(
 
 @contextmanager
 def running(folder: Path, configuration: Json) -> Iterator[Prometheus]:
-    """Run Prometheus until the block ends; its files go to the folder. Raises NotListening."""
+    """Run Prometheus, with its files in the folder, until the block ends. Raises NotListening."""
     file, log = folder / "prometheus.yml", folder / "log"
     file.write_text(json.dumps(configuration))  # JSON is YAML too
     command = [

@@ -9,7 +9,12 @@ from loadtests.peers.contestants import newest_graph
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--models-dir", type=Path, default=ROOT / "models", help="where mlp is; default models/")
+    parser.addoption(
+        "--models-dir",
+        type=Path,
+        default=ROOT / "models",
+        help="folder of models, with mlp (default: models/)",
+    )
 
 
 @pytest.fixture(scope="session")

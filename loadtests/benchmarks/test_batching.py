@@ -1,4 +1,4 @@
-"""What it costs to form batches, and to pass requests through a device that computes nothing."""
+"""The cost of forming batches, and of passing requests through a device that computes nothing."""
 
 import asyncio
 import math
@@ -45,7 +45,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 @pytest.mark.parametrize("rows", [1, 16, 256])
 def test_form_a_batch(benchmark: BenchmarkFixture, rows: int) -> None:
-    """A full batch of requests of so many rows: pushed and taken."""
+    """Push and take a full batch of requests with `rows` rows each."""
     images = np.zeros((rows, 28, 28), np.uint8)
     outcomes: list[Outcome] = []
 
@@ -60,7 +60,7 @@ def test_form_a_batch(benchmark: BenchmarkFixture, rows: int) -> None:
 
 @pytest.mark.parametrize("requests", [1, 64, 256])
 def test_submit_together(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, requests: int) -> None:
-    """So many one-row requests at once: through the queue, the device's thread and back."""
+    """Send many one-row requests at once through the queue, the device thread and back."""
     image = np.zeros((1, 28, 28), np.uint8)
     request = InferenceRequest("any", None, {}, 1, math.inf)
 

@@ -1,4 +1,4 @@
-"""What it costs to turn bodies into arrays and images into files."""
+"""The cost of turning bodies into arrays and images into files."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""What a batch costs on the engine: the fp32 MLP, by rows and by how many requests they came in."""
+"""The cost of a batch on the engine: the fp32 MLP, by rows and by the number of requests."""
 
 from pathlib import Path
 

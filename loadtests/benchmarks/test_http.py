@@ -1,6 +1,6 @@
-"""What a request costs between two sockets: 64 connections' bytes in, as many answers out, one model between.
+"""The cost of HTTP per 64 requests: the bytes of 64 connections in, 64 responses out, one model in between.
 
-The share of the model is what `test_engine` says of a batch of 64.
+`test_engine` measures the model's part, a batch of 64.
 """
 
 import asyncio
@@ -28,20 +28,20 @@ RAW_ANSWER = "Accept: application/octet-stream\r\n"
 
 
 class Socket(asyncio.Transport):
-    """Takes what a protocol writes, and throws it away."""
+    """Counts the responses that a protocol writes, and discards them."""
 
     written = 0
 
     def write(self, data: Any) -> None:
-        """Count one answer."""
+        """Count one response."""
         Socket.written += data.startswith(b"HTTP/1.1 200 OK")
 
     def is_closing(self) -> bool:
-        """It never is."""
+        """Return False: it never closes."""
         return False
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """There is none."""
+        """Return the default: it has no information."""
         del name
         return default
 
@@ -53,12 +53,12 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop.close()
 
 
-@pytest.mark.parametrize("way", ["direct", "asgi"])
+@pytest.mark.parametrize("path", ["fast", "asgi"])
 @pytest.mark.parametrize("answer", ["raw", "json"])
 def test_64_requests(
-    benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, mlp: Path, way: str, answer: str
+    benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, mlp: Path, path: str, answer: str
 ) -> None:
-    """One raw image from each connection, answered in the protocol or through ASGI."""
+    """Answer one raw image per connection, on the fast path or through ASGI."""
     settings = Settings(models_dir=mlp.parent.parent, default_classifier="mlp")
     metrics = Metrics()
 
@@ -68,10 +68,10 @@ def test_64_requests(
         dispatch = create_app(predictor, settings, metrics)
         config = uvicorn.Config(dispatch, lifespan="off", log_config=None)
         config.load()
-        direct = dispatch.fast_path if way == "direct" else None
+        fast_path = dispatch.fast_path if path == "fast" else None
         state = ServerState()
         protocols = [
-            FastPathProtocol(direct, config=config, server_state=state, app_state={})
+            FastPathProtocol(fast_path, config=config, server_state=state, app_state={})
             for _ in range(CONNECTIONS)
         ]
         for protocol in protocols:
@@ -86,7 +86,7 @@ def test_64_requests(
         before = Socket.written
         for protocol in protocols:
             protocol.data_received(request)
-        while Socket.written < before + CONNECTIONS:  # noqa: ASYNC110, an event would cost what is measured
+        while Socket.written < before + CONNECTIONS:  # noqa: ASYNC110, an event would add to the measured cost
             await asyncio.sleep(0)
 
     benchmark(lambda: loop.run_until_complete(ask()))

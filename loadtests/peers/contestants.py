@@ -1,4 +1,4 @@
-"""Who runs, how they are started, and what they are asked."""
+"""The servers that are measured: how each is installed and started, and what it is asked."""
 
 import subprocess
 import sys
@@ -20,16 +20,16 @@ INSTALL_SECONDS = 900
 
 
 class NotInstalled(Exception):
-    """A peer's packages cannot be installed here, or its model is not there."""
+    """A peer's packages cannot be installed here, or its model is missing."""
 
 
 @dataclass(frozen=True)
 class Contestant:
     """A server to be measured.
 
-    command: its arguments; {bin} is its virtual environment's bin folder, {python} inkserve's own
-        interpreter, {port}, {models} and {threads} what they say.
-    model: the folder under models/ whose graph it runs; bounds that run none have an empty one.
+    command: its arguments; {bin} is the bin folder of its virtual environment, {python} inkserve's own
+        interpreter; {port}, {models} and {threads} are replaced as well.
+    model: the folder under models/ whose graph it runs; empty for a bound without a model.
     own_packages: whether it has a requirements.txt and a virtual environment of its own.
     """
 
@@ -44,7 +44,7 @@ class Contestant:
 
     @property
     def directory(self) -> Path:
-        """Where it is started: its own folder, inkserve in the repository's root."""
+        """The folder in which it starts: its own, or the repository's root for inkserve."""
         own = PEERS / self.name
         return own if own.is_dir() else ROOT
 
@@ -69,7 +69,7 @@ class Contestant:
         return [part.format(**values) for part in self.command], environment
 
     def install(self) -> None:
-        """Make its virtual environment, unless that was done before. Raises NotInstalled."""
+        """Create its virtual environment, unless it exists. Raises NotInstalled."""
         if not self.own_packages:
             return
         requirements = self.directory / "requirements.txt"
@@ -97,11 +97,11 @@ def _run(command: Sequence[str]) -> None:
         raise NotInstalled(f"installing took more than {INSTALL_SECONDS} s") from None
     if run.returncode:
         reason = [line for line in run.stderr.splitlines() if line.startswith("ERROR")]
-        raise NotInstalled(" ".join(reason[-1:])[:300] or f"pip ended with code {run.returncode}")
+        raise NotInstalled(" ".join(reason[-1:])[:300] or f"pip exited with code {run.returncode}")
 
 
 def inkserve(name: str, configuration: str, extra: Sequence[str] = (), model: str = "mlp") -> Contestant:
-    """inkserve with extra flags, on all of its models, asked for one of them."""
+    """inkserve with extra flags and all of its models; one of them is asked."""
     command = ["{python}", "-m", "service", "--models-dir", "{models}", "--port", "{port}"]
     command += ["--intra-op-threads", "{threads}", *extra]
     path = f"/classify?model={model}"
@@ -171,7 +171,7 @@ EVERY: tuple[Contestant, ...] = (
         "/v2/models/mlp/infer",
         wire.V2_BINARY,
         APP,
-        # Triton's Python backend links to libpython; another one than this interpreter's breaks it.
+        # Triton's Python backend links to libpython, which must be this interpreter's.
         environment={"LD_LIBRARY_PATH": "{libpython}"},
     ),
 )

@@ -12,7 +12,7 @@ BATCH_SIZES = (1, 8, 64, 256)
 
 
 def measure(classifier: Classifier, rows: int, seconds: float) -> dict[str, float]:
-    """Run one batch size again and again in this thread."""
+    """Run one batch size repeatedly in this thread, for this many seconds."""
     images = np.random.default_rng(0).integers(0, 256, (rows, SIDE, SIDE), np.uint8)
     latencies: list[float] = []
     cpu_started, started = time.process_time(), time.perf_counter()

@@ -1,4 +1,4 @@
-"""One server, from its start to its end: is it right, how fast, at what cost."""
+"""Measure one server from start to stop: whether it is correct, how fast it is, and what it costs."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from loadtests.processes import Server, ServerFailed, free_port, serving
 CONNECTIONS = (1, 16, 64, 256)
 LARGE_ROWS = 256
 LARGE_CONNECTIONS = 4
-"""Enough that a large body waits while another is computed; more would only queue."""
+"""Enough to keep one large body queued while another is computed; more would only queue."""
 WARM_UP_SECONDS = 1.0
 
 Json = dict[str, Any]
@@ -30,7 +30,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Options:
-    """What every measurement of a run has in common. threads: onnxruntime's, for one batch."""
+    """The options of every measurement in a run. threads: onnxruntime's, for one batch."""
 
     models_dir: Path
     seconds: float
@@ -38,16 +38,16 @@ class Options:
 
 
 def measure(contestant: Contestant, options: Options) -> Json:
-    """Everything about one server, or {"failed": the reason}. Never raises for the server's sake."""
+    """Measure one server. Returns {"failed": the reason} instead of raising an error of the server."""
     try:
         contestant.install()
         return _measure(contestant, options)
-    except Exception as error:  # the server's edge: one that fails is reported beside the others
+    except Exception as error:  # the edge of one server: its failure is reported next to the others' results
         return {"failed": str(error) or repr(error)}
 
 
 def measure_engine(options: Options) -> Json:
-    """onnxruntime alone, in a process of its own; by batch size."""
+    """Measure onnxruntime alone, in a process of its own; results by batch size."""
     model = newest_graph(options.models_dir, "mlp")
     environment = {"MODEL": str(model), "THREADS": str(options.threads)}
     seconds = str(max(1.0, options.seconds / 2))
@@ -57,7 +57,7 @@ def measure_engine(options: Options) -> Json:
 
 
 def import_seconds() -> float:
-    """How long Python takes to start and to import onnxruntime and fastapi; nobody can serve earlier."""
+    """Seconds that Python takes to start and to import onnxruntime and fastapi: no server can be faster."""
     started = time.monotonic()
     _python("-c", "import fastapi, onnxruntime", environment={})
     return time.monotonic() - started
@@ -95,7 +95,7 @@ def _measure(contestant: Contestant, options: Options) -> Json:
 
 
 class _Examples:
-    """Requests whose answers are known: onnxruntime has given them in this process."""
+    """Requests with known results, which onnxruntime gave in this process."""
 
     def __init__(self, contestant: Contestant, port: int, options: Options) -> None:
         self._contestant, self._port = contestant, port
@@ -106,19 +106,19 @@ class _Examples:
                 self._known.append((images_of(rows), right_answer(graph, images_of(rows))))
 
     def answered(self) -> bool:
-        """Whether one image is answered rightly; without a model, whether it is answered at all."""
+        """Whether one image gets the correct response; without a model, whether it gets any."""
         if not self._known:
             return wire.ask(self._port, self._contestant.path, self._contestant.wire, images_of(1))[0] == 200
         return self._agrees(0)
 
     def check(self) -> None:
-        """Raises ServerFailed unless bodies of every size are answered rightly."""
+        """Raise ServerFailed unless bodies of every size get the correct response."""
         for index, (images, _) in enumerate(self._known):
             try:
                 if not self._agrees(index):
-                    raise ServerFailed(f"wrong answer to a body of {len(images)} images")
+                    raise ServerFailed(f"wrong response to a body of {len(images)} images")
             except OSError as error:
-                raise ServerFailed(f"no answer to a body of {len(images)} images: {error}") from error
+                raise ServerFailed(f"no response to a body of {len(images)} images: {error}") from error
 
     def _agrees(self, index: int) -> bool:
         images, expected = self._known[index]
@@ -133,7 +133,7 @@ def images_of(rows: int) -> wire.Images:
 
 
 def right_answer(graph: Path, images: wire.Images) -> wire.Probabilities:
-    """What onnxruntime gives for the images, in this process."""
+    """The probabilities that onnxruntime gives in this process: (rows, 10)."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""From a run's rounds to the table, the bounds and the targets, as Markdown."""
+"""The report of a run: table, bounds and targets, in Markdown."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ Json = dict[str, Any]
 Combine = Callable[[Sequence[float]], float]
 
 OURS = ("asgi", "inkserve")
-"""Rows that start so are no peers."""
+"""Prefixes of rows that are not peers."""
 
 HEAD = (
     "server",
-    "form, configuration",
+    "format, configuration",
     "1 connection",
     "16",
     "64",
@@ -21,7 +21,7 @@ HEAD = (
     "p50 / p99 ms at 64",
     "at 256",
     "256-image bodies, images/s",
-    "CPU us a request at 64",
+    "CPU us per request at 64",
     "errors",
     "RSS MB",
     "cold start s",
@@ -30,7 +30,7 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Round:
-    """One round's figures; KeyError where something was not measured."""
+    """One round's figures. Methods raise KeyError for a figure that was not measured."""
 
     seen: Json
     cores: int
@@ -53,30 +53,30 @@ class Round:
         return max(self.rate(name) for name in peers if "points" in self.seen["servers"][name])
 
     def least_cpu_seconds(self) -> float:
-        """CPU time that one image must cost: its HTTP in Python, and onnxruntime at its best batch."""
+        """The minimum CPU time per image: its HTTP in Python, plus onnxruntime at its best batch."""
         sizes = self.seen["onnxruntime"]
         best = min(self.engine(rows, "cpu_seconds_per_image") for rows in map(int, sizes))
         return self.point("asgi", "64", "cpu_seconds_per_request") + best
 
     def bound(self) -> float:
-        """Requests per second if every core did nothing but that and the load generator's part."""
+        """Requests per second if the cores did only that and the load generator's work."""
         return self.cores / (
             self.least_cpu_seconds() + self.point("asgi", "64", "client_cpu_seconds_per_request")
         )
 
     def alone_excess_ms(self) -> float:
-        """What inkserve adds to one request with nobody else there."""
+        """Milliseconds that inkserve adds to a lone request."""
         least = self.point("asgi", "1", "p50_seconds") + self.engine(1, "p50_seconds")
         return 1e3 * (self.point("inkserve", "1", "p50_seconds") - least)
 
     def start_excess(self) -> float:
-        """Seconds from a start to the first answer, less importing onnxruntime and fastapi."""
+        """Seconds from start to the first response, minus the imports of onnxruntime and fastapi."""
         return float(self.seen["servers"]["inkserve"]["cold_start_seconds"] - self.seen["import_seconds"])
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is promised of one figure; rounds are combined by their median unless said otherwise."""
+    """A promise about one figure. combine: how the rounds are combined, by default with their median."""
 
     promise: str
     at_least: bool
@@ -85,7 +85,7 @@ class Target:
     combine: Combine = median
 
     def row(self, rounds: Sequence[Round]) -> str:
-        """Its line of the table."""
+        """The target's row of the table."""
         wanted = f"{'>=' if self.at_least else '<='} {self.limit:g}"
         seen = list(_measured(self.figure, rounds))
         if not seen:
@@ -109,10 +109,13 @@ TARGETS = (
         lambda r: r.rate("inkserve") / r.best_peer(),
     ),
     Target(
-        "one image, 64 connections: share of the bound", True, 0.75, lambda r: r.rate("inkserve") / r.bound()
+        "one image, 64 connections: fraction of the bound",
+        True,
+        0.75,
+        lambda r: r.rate("inkserve") / r.bound(),
     ),
     Target(
-        "256-image bodies: share of onnxruntime alone",
+        "256-image bodies: fraction of onnxruntime alone",
         True,
         0.9,
         lambda r: r.point("inkserve", "large", "images_per_second") / r.engine(256, "images_per_second"),
@@ -143,7 +146,7 @@ TARGETS = (
 
 
 def markdown(result: Json) -> str:
-    """The whole report."""
+    """The whole report, in Markdown."""
     rounds = [Round(seen, result["machine"]["cores"]) for seen in result["rounds"]]
     return "\n".join(
         [
@@ -160,7 +163,7 @@ def markdown(result: Json) -> str:
 
 
 def one_line(seen: Json) -> str:
-    """A server's measurement in short, to watch a run by."""
+    """One server's measurement in one line, to follow a run."""
     if "failed" in seen:
         return f"failed: {seen['failed']}"
     points = seen["points"]
@@ -182,9 +185,9 @@ def _preface(result: Json) -> list[str]:
         f"{about['load_average_before']:.1f} before; Linux {about['kernel']}, Python {about['python']}, "
         f"{packages}.",
         "",
-        "Requests per second that wrk saw answered, one image a request unless said otherwise; medians of "
-        f"{len(result['rounds'])} rounds of {options['seconds']:g} s a load. One model file and "
-        f"{options['threads']} onnxruntime thread(s) for all. Ratios are taken within a round.",
+        "Requests per second that wrk counted, one image per request unless said otherwise; medians of "
+        f"{len(result['rounds'])} round(s) of {options['seconds']:g} s per load. All servers have one model "
+        f"file and {options['threads']} onnxruntime thread(s). Ratios are taken within a round.",
     ]
 
 
@@ -228,7 +231,7 @@ def _server(name: str, configuration: str, rounds: Sequence[Round]) -> str:
 
 
 def _bounds(rounds: Sequence[Round]) -> list[str]:
-    lines = ["| onnxruntime alone, batch | images/s | p50 ms | CPU us an image |", "|---|---|---|---|"]
+    lines = ["| onnxruntime alone, batch | images/s | p50 ms | CPU us per image |", "|---|---|---|---|"]
     for rows in map(int, rounds[0].seen["onnxruntime"]):
         rate, p50, cpu = (
             median(r.engine(rows, figure) for r in rounds)
@@ -241,10 +244,10 @@ def _bounds(rounds: Sequence[Round]) -> list[str]:
         bound, least, share, engine = (median(value) for value in values)
         lines += [
             "",
-            f"The bound at 64 connections is {bound:,.0f} requests/s: an image must cost "
-            f"{1e6 * least:.0f} us of CPU time, the empty ASGI app's and onnxruntime's at its best batch, "
-            "and wrk takes its part of the cores. inkserve's CPU time a request is "
-            f"{1 / share:.2f} times that. Without any HTTP, onnxruntime allows {engine:,.0f} images/s.",
+            f"The bound at 64 connections is {bound:,.0f} requests/s: an image costs at "
+            f"least {1e6 * least:.0f} us of CPU time, for the empty ASGI app and for onnxruntime at its best "
+            "batch, and wrk uses its part of the cores. inkserve's CPU time per request is "
+            f"{1 / share:.2f} times that. Without HTTP, onnxruntime allows {engine:,.0f} images/s.",
         ]
     return lines
 
@@ -263,7 +266,7 @@ def _targets(rounds: Sequence[Round]) -> list[str]:
 
 
 def _measured(figure: Callable[[Round], float], rounds: Sequence[Round]) -> Iterator[float]:
-    """The figure of each round in which everything that it needs was measured."""
+    """The figure of each round that measured everything it needs."""
     for r in rounds:
         try:
             yield figure(r)
@@ -276,5 +279,5 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that fits into a cell of a table."""
+    """Shorten and escape a text for a cell of a table."""
     return " ".join(text.replace("|", "/").split())[:300]

@@ -1,4 +1,4 @@
-"""The onnxruntime session that every peer runs, so that they differ in all but the engine."""
+"""The onnxruntime session that every peer runs, so that the servers differ and the engine does not."""
 
 import os
 
@@ -12,7 +12,7 @@ MAX_BATCH_SIZE = 256
 
 
 class Classifier:
-    """The model of the environment variable MODEL, on THREADS threads."""
+    """The model at the path in the environment variable MODEL, on THREADS threads."""
 
     def __init__(self) -> None:
         options = ort.SessionOptions()
@@ -24,7 +24,7 @@ class Classifier:
         self(np.zeros((MAX_BATCH_SIZE, SIDE, SIDE), np.uint8))  # warm: the first run allocates
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Images (n, 28, 28) to probabilities (n, 10); blocks."""
+        """Classify uint8 images, (n, 28, 28); blocks. Returns float32 probabilities, (n, 10)."""
         probabilities: NDArray[np.float32] = self._session.run(["probabilities"], {"images": images})[0]
         return probabilities
 

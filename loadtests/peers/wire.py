@@ -1,4 +1,4 @@
-"""How each server wants its images and gives its probabilities."""
+"""The format in which each server accepts images and returns probabilities."""
 
 import base64
 import http.client
@@ -18,15 +18,15 @@ JSON = "application/json"
 V2_HEADER = "Inference-Header-Content-Length"
 
 TOLERANCE = 1e-4
-"""Between a server's probabilities and onnxruntime's: float32 sums in another order, other versions."""
+"""Between a server's probabilities and onnxruntime's: float32 sums in another order, or other versions."""
 
 
 @dataclass(frozen=True)
 class Wire:
-    """One form of request and answer.
+    """One format of request and response.
 
-    encode: images (n, 28, 28) to body and headers. decode: an answer's headers, in lower case, and
-    body to probabilities (n, 10).
+    encode: images (n, 28, 28) to body and headers. decode: a response's headers, in lower case, and its body
+    to probabilities (n, 10).
     """
 
     encode: Callable[[Images], tuple[bytes, Headers]]
@@ -36,7 +36,7 @@ class Wire:
 def ask(
     port: int, path: str, wire: Wire, images: Images, timeout_seconds: float = 30.0
 ) -> tuple[int, Probabilities | None]:
-    """One request: the status, and the probabilities if it is 200. Raises OSError."""
+    """Send one request: returns the status, and the probabilities if it is 200. Raises OSError."""
     body, headers = wire.encode(images)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_seconds)
     try:
@@ -53,7 +53,7 @@ def ask(
 
 
 def agrees(port: int, path: str, wire: Wire, images: Images, expected: Probabilities) -> bool:
-    """Whether the server gives the expected probabilities. Raises OSError."""
+    """Whether the server returns the expected probabilities. Raises OSError."""
     _, seen = ask(port, path, wire, images)
     return seen is not None and seen.shape == expected.shape and np.allclose(seen, expected, atol=TOLERANCE)
 

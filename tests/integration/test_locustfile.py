@@ -1,4 +1,4 @@
-"""The load test against the real service: right answers pass, a wrong one fails the run."""
+"""The load test against the real service: correct responses pass, a wrong one fails the run."""
 
 import csv
 import re
@@ -78,7 +78,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def answered(port: int) -> int:
-    """What the service itself has counted."""
+    """The number of requests that the service itself has counted."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as response:
         text = response.read().decode()
     counted = re.findall(
@@ -102,7 +102,7 @@ def test_a_master_counts_what_two_workers_send(
         assert failed == 0
     log = (reports / "log").read_text()
     assert "2 workers connected" in log
-    # The shape's stages: more and more users, up to the rate, and none while the last reports arrive.
+    # The stages: more and more users, up to the rate, and none while the last reports arrive.
     *users, last = [int(number) for number in re.findall(r'All users spawned: {"Visitor": (\d+)}', log)]
     assert users == sorted(users)
     assert len(users) > 2
@@ -110,7 +110,7 @@ def test_a_master_counts_what_two_workers_send(
     assert "<html" in (reports / "report.html").read_text()[:500]
 
 
-def test_a_wrong_answer_to_a_worker_fails_the_master(
+def test_a_wrong_response_to_a_worker_fails_the_master(
     tmp_path: Path, add_classifier: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     add_classifier()
@@ -133,11 +133,11 @@ def test_a_lost_worker_fails_the_run(tmp_path: Path, tmp_path_factory: pytest.Te
             run.workers[0].kill()
             assert run.codes() == [1, -9, 0]
     log = (reports / "log").read_text()
-    assert "the run fails: workers fell silent" in log
+    assert "the run fails: workers became unresponsive" in log
     assert counts(reports)["Aggregated"][1] == 0
 
 
-def test_what_is_shed_is_counted_apart_and_passes(
+def test_shed_requests_count_separately_and_pass(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     add_reader(tmp_path)
@@ -168,17 +168,17 @@ def test_a_mistake_in_the_load_test_itself_fails_the_run(
         command += ["--host", f"http://127.0.0.1:{service.port}", "--mix", "raw=1,png=1"]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 1, run.stderr
-    assert "the run fails: 1 kind of exception in the load test itself" in run.stderr
+    assert "the run fails: 1 kind(s) of exception in the load test itself" in run.stderr
 
 
-def test_right_answers_pass_from_two_processes(
+def test_correct_responses_to_two_processes_pass(
     tmp_path: Path, add_generator: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     add_reader(tmp_path)
     add_generator()
     reports = tmp_path_factory.mktemp("reports")
     with socket.socket() as taken:
-        with suppress(OSError):  # somebody else has it, which is as good
+        with suppress(OSError):  # another process has it, which serves as well
             taken.bind(("127.0.0.1", LOCUSTS_OWN_PORT))
             taken.listen()
         run = load(tmp_path, reports, "--mix", "raw=1,png=1,json=1,batch=1,generate=1")
@@ -198,10 +198,10 @@ def test_right_answers_pass_from_two_processes(
     assert run.stderr.count("Worker") >= 2
 
 
-def test_a_wrong_answer_is_counted_and_fails_the_run(
+def test_a_wrong_response_is_counted_and_fails_the_run(
     tmp_path: Path, add_classifier: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    add_classifier()  # sees a 0 in every digit, since their first pixel is 0
+    add_classifier()  # classifies every digit as 0, because its first pixel is 0
     reports = tmp_path_factory.mktemp("reports")
     run = load(tmp_path, reports, "--mix", "raw=1,batch=1", "--stages", "soak", "--workers", "0")
     assert run.returncode == 1, run.stdout + run.stderr
@@ -242,7 +242,7 @@ def test_a_host_that_nobody_answers_at_is_named(tmp_path: Path, host: str, messa
 
 
 def test_a_service_that_is_gone_is_called_no_response(tmp_path: Path) -> None:
-    """With locust alone, which does not look whether anybody listens."""
+    """Runs locust directly, which does not check the address first."""
     command = [sys.executable, "-m", "locust", "--locustfile", "loadtests/locustfile.py", "--headless"]
     command += ["--host", f"http://127.0.0.1:{free_port()}", "--rate", "20", "--seconds", "1"]
     command += ["--mix", "raw=1", "--csv", str(tmp_path / "load")]
@@ -253,16 +253,16 @@ def test_a_service_that_is_gone_is_called_no_response(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(
-    not all((MODELS / name).is_dir() for name in ("mlp", "gan")), reason="models/ has not both kinds of model"
+    not all((MODELS / name).is_dir() for name in ("mlp", "gan")), reason="models/ lacks a kind of model"
 )
 @pytest.mark.parametrize("stages", ["ramp", "spike", "soak"])
-def test_the_shipped_models_answer_rightly(tmp_path: Path, stages: str) -> None:
+def test_the_shipped_models_answer_correctly(tmp_path: Path, stages: str) -> None:
     run = load(MODELS, tmp_path, "--stages", stages, "--workers", "0")
     assert run.returncode == 0, run.stdout + run.stderr
 
 
 class Listener(ThreadingHTTPServer):
-    """Says of every request that it is too much, and remembers what came as Authorization."""
+    """Rejects every request as overload, and records the Authorization headers."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Overloaded)
@@ -305,7 +305,7 @@ def test_the_first_key_of_the_file_is_sent(tmp_path: Path, keys: str | None) -> 
 
 
 @pytest.mark.parametrize(("text", "message"), [(None, "No such file"), ("# none\n", "holds no API key")])
-def test_a_file_without_a_key_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
+def test_a_file_without_a_key_is_rejected(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "keys").write_text(text)
     run = load(tmp_path, tmp_path, "--host", "http://127.0.0.1:1", "--api-keys-file", str(tmp_path / "keys"))
@@ -315,7 +315,7 @@ def test_a_file_without_a_key_is_refused(tmp_path: Path, text: str | None, messa
 
 
 @pytest.mark.parametrize("text", ["raw", "row=1", "raw=0", "raw=-1,png=2"])
-def test_a_mix_that_makes_no_sense_is_refused(text: str) -> None:
+def test_an_invalid_mix_is_rejected(text: str) -> None:
     # In a process of its own: importing locust replaces the standard library's sockets.
     command = [sys.executable, "-m", "locust", "--locustfile", "loadtests/locustfile.py", "--mix", text]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)

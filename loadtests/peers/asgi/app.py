@@ -1,4 +1,4 @@
-"""The bound of HTTP in Python: reads the body and answers a constant, under uvicorn, uvloop and httptools."""
+"""The bound of HTTP in Python: read the body and return a constant, under uvicorn, uvloop and httptools."""
 
 import os
 from typing import Any

@@ -1,4 +1,4 @@
-"""BentoML: its adaptive batching over one service; base64 in JSON, which costs it less than an ndarray."""
+"""BentoML: its adaptive batching over one service; base64 in JSON, which is cheaper than an ndarray."""
 
 import base64
 

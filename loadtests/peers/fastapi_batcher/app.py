@@ -1,6 +1,6 @@
-"""FastAPI with a batcher written by hand: raw bodies, whatever waits runs together, in a thread.
+"""FastAPI with a hand-written batcher: raw bodies; all queued requests run together, in a thread.
 
-This is what a careful engineer writes in an afternoon, and the baseline that inkserve is held against.
+A careful engineer writes this in an afternoon; it is the baseline that inkserve is compared with.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""FastAPI as its tutorial has it: a pydantic body, a function per request, no batching."""
+"""FastAPI as in its tutorial: a pydantic body, a function per request, no batching."""
 
 import os
 

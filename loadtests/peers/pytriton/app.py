@@ -1,4 +1,4 @@
-"""NVIDIA Triton through pytriton: its HTTP front and dynamic batcher, a Python backend, binary tensors."""
+"""NVIDIA Triton through pytriton: its HTTP front end and batcher, a Python backend, binary tensors."""
 
 import os
 

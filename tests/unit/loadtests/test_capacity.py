@@ -62,7 +62,7 @@ def test_nodes_gpus_and_cost_follow_from_the_replicas() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"utilisation": 1.0}, {"zones": 0}, {"spare": -1}, {"pods_per_node": 0}])
-def test_what_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+def test_impossible_arguments_are_rejected(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         plan(1000, 3000, 5000, **{"utilisation": 0.6, **wrong})  # type: ignore[arg-type]
 
@@ -81,7 +81,7 @@ def test_the_capacity_is_the_highest_step_that_met_the_latency_without_loss() ->
         capacity_at(measured, 0.001)
 
 
-def test_a_real_pod_is_measured_and_planned_with(
+def test_a_plan_follows_from_a_measured_pod(
     tmp_path: Path,
     add_classifier: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,

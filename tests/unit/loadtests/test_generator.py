@@ -46,7 +46,7 @@ def answer_in_two_parts(handler: socketserver.BaseRequestHandler) -> bool:
     return True
 
 
-def test_requests_leave_while_earlier_ones_are_not_answered() -> None:
+def test_requests_are_sent_while_earlier_ones_are_unanswered() -> None:
     enough = threading.Event()
     count = 0
     lock = threading.Lock()
@@ -85,7 +85,7 @@ def test_requests_wait_for_a_connection_when_all_are_busy() -> None:
     assert (outcome.sent >= outcome.due).all()
 
 
-def test_a_connection_that_breaks_fails_its_request_alone() -> None:
+def test_a_broken_connection_fails_only_its_own_request() -> None:
     broken = threading.Event()
 
     def break_once(handler: socketserver.BaseRequestHandler) -> bool:
@@ -110,7 +110,7 @@ def test_arrivals_are_a_poisson_process() -> None:
     assert gaps.std() == pytest.approx(1e-3, rel=0.035)
 
 
-def test_goodput_counts_only_answers_within_the_deadline_of_their_due_time() -> None:
+def test_goodput_counts_only_responses_within_the_deadline_of_their_due_time() -> None:
     outcome = Outcome(
         due=np.array([0.0, 0.1, 0.2, 0.3, 0.4]),
         sent=np.array([0.0, 0.15, 0.2, 0.3, np.nan]),

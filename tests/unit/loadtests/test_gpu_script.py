@@ -1,4 +1,4 @@
-"""The check of the engine on a GPU, run on the CPU: all of it but CUDA itself."""
+"""The check of the engine on a GPU, run on the CPU: everything except CUDA itself."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-from loadtests.gpu import Arrays, distance, main, under_way_problems
+from loadtests.gpu import Arrays, distance, in_flight_problems, main
 from loadtests.machine import ROOT
 from tests.support.models import IMAGES, PROBABILITIES, make_model, write_model
 
@@ -37,7 +37,7 @@ def test_a_model_that_agrees_is_timed(
     assert capsys.readouterr().out.count("| ramp/1 |") == 6
 
 
-def test_batches_that_are_mixed_up_while_two_are_under_way_are_found() -> None:
+def test_mixed_up_batches_in_flight_are_found() -> None:
     class Mixed:
         depth = 2
 
@@ -46,9 +46,9 @@ def test_batches_that_are_mixed_up_while_two_are_under_way_are_found() -> None:
             return lambda: self.latest
 
     ones, twos = (np.ones(3),), (np.full(3, 2.0),)
-    found = list(under_way_problems(Mixed(), (ones, twos), (ones, twos)))  # type: ignore[arg-type]
+    found = list(in_flight_problems(Mixed(), (ones, twos), (ones, twos)))  # type: ignore[arg-type]
     assert len(found) == 9  # every second batch but the last is followed by the other input
-    assert found[0] == "with 2 batches under way, number 1 has other bits than alone"
+    assert found[0] == "with 2 batches in flight, number 1 has other bits than alone"
 
 
 def test_a_shipped_quantized_model_agrees_on_real_digits(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_shipped_quantized_model_agrees_on_real_digits(tmp_path: Path) -> None
     )
 
 
-def test_an_output_that_does_not_follow_its_input_is_found(
+def test_an_output_that_ignores_its_input_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nodes = [
@@ -81,8 +81,8 @@ def test_an_output_that_does_not_follow_its_input_is_found(
     assert "stale/1: batch of 4: other inputs give the same outputs" in capsys.readouterr().err
 
 
-@pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="there is CUDA here")
-def test_a_provider_that_is_not_there_is_told(
+@pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="CUDA is available")
+def test_a_missing_provider_is_reported(
     add_classifier: Add, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_classifier()
@@ -91,14 +91,14 @@ def test_a_provider_that_is_not_there_is_told(
     assert not tmp_path.with_suffix(".json").exists()
 
 
-def test_differences_are_grey_levels_or_relative_above_one() -> None:
+def test_a_difference_counts_grey_levels_or_is_relative_above_one() -> None:
     assert distance(np.array([3, 250], np.uint8), np.array([5, 249], np.uint8)) == 2
     assert distance(np.array([0.5, 102.0]), np.array([0.25, 100.0])) == 0.25
     assert distance(np.array([0.0, 102.0]), np.array([0.0, 100.0])) == 0.02
     assert distance(np.array([np.nan]), np.array([1.0])) == np.inf
 
 
-def test_a_wheel_survives_its_journey_in_parts(tmp_path: Path) -> None:
+def test_the_parts_of_a_wheel_join_to_the_same_file(tmp_path: Path) -> None:
     wheel = tmp_path / "some.whl"
     wheel.write_bytes(np.random.default_rng(0).bytes(2_500_000))
     assert main(["--split-wheel", str(wheel), "--into", str(tmp_path / "parts"), "--part-mb", "1"]) == 0

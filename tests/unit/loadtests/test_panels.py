@@ -24,7 +24,7 @@ from loadtests.panels import say, titles
         (1.5 * 1024**3, "bytes", "1.5 GiB"),
     ],
 )
-def test_figures_are_written_with_their_unit(value: float, unit: str, text: str) -> None:
+def test_a_figure_is_formatted_with_its_unit(value: float, unit: str, text: str) -> None:
     assert say(value, unit) == text
 
 

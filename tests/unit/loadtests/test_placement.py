@@ -7,7 +7,7 @@ import sys
 from loadtests.placement import on_cores, place
 
 
-def test_the_generator_has_the_last_core_and_the_service_the_rest() -> None:
+def test_the_generator_gets_the_last_core_and_the_service_the_others() -> None:
     cores = sorted(os.sched_getaffinity(0))
     placement = place()
     assert placement.generator_cores == cores[-1:]
@@ -16,7 +16,7 @@ def test_the_generator_has_the_last_core_and_the_service_the_rest() -> None:
         assert place().service_cores == place().generator_cores == cores[:1]
 
 
-def test_processes_that_are_started_on_cores_stay_there() -> None:
+def test_processes_started_on_cores_stay_there() -> None:
     before = os.sched_getaffinity(0)
     first = min(before)
     with on_cores([first]):

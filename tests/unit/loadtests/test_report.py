@@ -67,7 +67,7 @@ def test_a_peer_that_failed_stays_in_the_table_with_its_reason() -> None:
     assert line(text, "| mosec |").startswith("| mosec | m | failed: no wheel for this / platform |")
 
 
-def test_a_figure_that_nobody_measured_is_neither_a_pass_nor_a_miss() -> None:
+def test_a_figure_that_was_not_measured_is_neither_a_pass_nor_a_miss() -> None:
     text = report.markdown(a_result(a_round(2_000, 1_000)))
     assert line(text, "| int8 model").endswith("| >= 2 | not measured | |")
 

@@ -39,18 +39,18 @@ def test_a_tolerance_of_five_percent_scales_at_six() -> None:
     assert recommend(100, [105.0] * 100, 0, 100, tolerance=0.05) == 100
 
 
-def test_pods_that_start_are_taken_to_use_nothing_when_scaling_up() -> None:
+def test_starting_pods_count_as_using_nothing_when_scaling_up() -> None:
     assert recommend(4, [2.0, 2.0], 0, 1.0) == 4
     assert recommend(4, [2.0, 2.0], 2, 1.0) == 4  # four pods' worth, four ordered: nothing more
     assert recommend(4, [3.0, 3.0], 2, 1.0) == 6
     assert recommend(6, [1.5, 1.5], 4, 1.0) == 6  # with the four the ratio turns round: nothing happens
 
 
-def test_without_metrics_nothing_happens() -> None:
+def test_without_metrics_the_replicas_stay() -> None:
     assert recommend(3, [], 3, 1.0) == 3
 
 
-def test_scale_down_by_ten_percent_a_minute_or_four_pods() -> None:
+def test_scale_down_is_ten_percent_per_minute_or_four_pods() -> None:
     """ "80 replicas ... during the first step 8 ... 72, 10% is 7.2 but the number is rounded up to 8 ..."
 
     "When the number of replicas falls below 40 the first policy (Pods) is applied and 4 ... at a time."
@@ -62,7 +62,7 @@ def test_scale_down_by_ten_percent_a_minute_or_four_pods() -> None:
     assert history[8:12] == [28, 24, 20, 16]
 
 
-def test_the_smallest_policy_counts_where_min_is_selected() -> None:
+def test_select_min_applies_the_smallest_policy() -> None:
     """ "To ensure that no more than 5 Pods are removed per minute ... set selectPolicy to minimum"."""
     down = Rules((Policy("Percent", 10, 60), Policy("Pods", 5, 60)), 0, select="Min")
     assert scaled(Autoscaler(Spec(1, 200, 1.0, scale_down=down)), 100, [0.1] * 3, 60) == [95, 90, 85]
@@ -74,7 +74,7 @@ def test_a_disabled_direction_never_moves() -> None:
     assert scaled(Autoscaler(Spec(1, 10, 1.0, scale_down=down)), 8, [0.1] * 50) == [8] * 50
 
 
-def test_by_default_it_doubles_or_adds_four_every_fifteen_seconds() -> None:
+def test_by_default_the_replicas_double_or_grow_by_four_every_fifteen_seconds() -> None:
     autoscaler = Autoscaler(Spec(1, 1000, 1.0))
     assert scaled(autoscaler, 1, [100.0] * 6) == [5, 10, 20, 40, 80, 160]
 

@@ -43,7 +43,7 @@ def calibration(*loads: Spent, cores: int = 1, refusing: Spent = REFUSING, large
 LOADS = [load(rows) for rows in (1, 10, 60)]
 
 
-def test_both_lines_go_through_batches_of_one_image_requests() -> None:
+def test_both_lines_fit_batches_of_one_image_requests() -> None:
     measured = calibration(*LOADS)
     costs = measured.costs(start_seconds=2.0)
     assert (costs.batch_seconds, costs.row_seconds) == pytest.approx((BATCH, ROW))
@@ -56,7 +56,7 @@ def test_both_lines_go_through_batches_of_one_image_requests() -> None:
 
 
 @pytest.mark.parametrize(("rows", "others"), [(1, False), (33, False), (33, True)])
-def test_the_speed_is_what_a_load_should_have_taken_by_what_it_took(rows: int, others: bool) -> None:
+def test_the_speed_is_expected_over_measured_cpu_time(rows: int, others: bool) -> None:
     measured = calibration(*LOADS)
     costs, then = measured.costs(2.0), load(rows, others=others)
     assert measured.speed(then, costs) == pytest.approx(1.0)
@@ -75,7 +75,7 @@ def test_large_and_small_batches_count_the_same() -> None:
 
 
 @pytest.mark.parametrize("cores", [1, 4])
-def test_of_batches_on_the_thread_the_loops_cpu_time_has_nothing(cores: int) -> None:
+def test_batches_on_the_thread_cost_the_loop_no_cpu_time(cores: int) -> None:
     """On one core their time is the thread's; on several the clock's, and 3 ms are too long for the loop."""
     loads = [load(rows, others=True) for rows in (1, 10, 60)]
     if cores > 1:
@@ -88,31 +88,31 @@ def test_of_batches_on_the_thread_the_loops_cpu_time_has_nothing(cores: int) -> 
     assert (costs.batch_seconds, costs.row_seconds) == pytest.approx((factor * BATCH, factor * ROW))
 
 
-def test_on_several_cores_short_batches_ran_on_the_loop() -> None:
+def test_on_several_cores_short_batches_count_as_inline() -> None:
     measured = calibration(*LOADS, cores=4)
     assert [measured.loop_share(each) for each in LOADS] == [1.0, 1.0, 1.0]
     assert measured.costs(2.0).turn_seconds == pytest.approx(TURN)
 
 
-def test_a_part_of_the_batches_may_have_run_on_the_loop() -> None:
+def test_a_fraction_of_the_batches_may_have_run_inline() -> None:
     """Those that other threads computed for 0.84 of 2.1 s did not."""
     both = replace(load(10), cpu_seconds=load(10).main_cpu_seconds + 0.84)
     assert calibration(both).loop_share(both) == pytest.approx(0.6)
 
 
-def test_time_without_a_core_is_taken_off_the_batches_too() -> None:
+def test_time_without_a_core_is_subtracted_from_batches_too() -> None:
     """A thread that had a core half of the time computed half of the time that its batches took."""
     busy = [load(rows, delay=0.5) for rows in (1, 10, 60)]
     quiet, costs = (vars(calibration(*loads).costs(2.0)) for loads in (LOADS, busy))
     assert costs == pytest.approx(quiet)
 
 
-def test_the_largest_batch_is_the_services_unless_it_keeps_to_smaller_ones() -> None:
+def test_smaller_batches_of_the_service_limit_the_models() -> None:
     assert calibration(*LOADS, largest=32).costs(2.0).max_batch_size == 32
     assert calibration(*LOADS, largest=112).costs(2.0).max_batch_size == 256  # cut to fit the event loop
 
 
-def test_no_cost_is_below_0() -> None:
+def test_no_cost_is_negative() -> None:
     """Where the line would be, the other term stands for both: 1 ms and 20 ms are no line from 0 upwards."""
     loads = [
         replace(each, main_cpu_seconds=each.compute_seconds + seconds, cpu_seconds=each.main_cpu_seconds)
@@ -123,12 +123,12 @@ def test_no_cost_is_below_0() -> None:
     assert 0.001 < costs.request_seconds < 0.002
 
 
-def test_where_few_are_refused_a_refusal_is_taken_to_cost_as_much_as_an_answer() -> None:
+def test_with_few_rejections_each_counts_as_expensive_as_a_response() -> None:
     few = replace(load(10), refused=100)
     assert calibration(*LOADS, refusing=few).costs(2.0).refuse_seconds == pytest.approx(REQUEST)
 
 
-def test_batches_that_took_longer_than_their_thread_are_an_error() -> None:
+def test_batches_longer_than_their_threads_time_are_an_error() -> None:
     wrong = replace(LOADS[0], main_cpu_seconds=1.0, cpu_seconds=1.0)
     with pytest.raises(ValueError, match="is the machine busy"):
         calibration(wrong, *LOADS[1:]).costs(2.0)
@@ -136,7 +136,7 @@ def test_batches_that_took_longer_than_their_thread_are_an_error() -> None:
         calibration(*LOADS, refusing=replace(REFUSING, main_cpu_seconds=1.7, cpu_seconds=1.7)).costs(2.0)
 
 
-def test_what_was_written_is_read_as_it_was() -> None:
+def test_written_loads_are_read_unchanged() -> None:
     measured = calibration(*LOADS, largest=112)
     written = asdict(measured) | {"costs": {"cores": 1}}
     assert calibration_of(written) == measured

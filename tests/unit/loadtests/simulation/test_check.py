@@ -13,7 +13,7 @@ from loadtests.simulation.costs import PodCosts
 COSTS = PodCosts(0.001, 0.0001, 0.0005, 0.0002, 0.0001, 0.0003, 1.0)
 
 
-def test_a_faster_machine_takes_less_time_for_everything_but_the_start() -> None:
+def test_a_faster_machine_takes_less_time_for_everything_except_the_start() -> None:
     fast = at_speed(COSTS, 2.0)
     assert fast == PodCosts(
         0.0005, 0.00005, 0.00025, 0.0001, 0.00005, 0.00015, 1.0, inline_seconds=0.005, brief_seconds=0.0005
@@ -22,7 +22,7 @@ def test_a_faster_machine_takes_less_time_for_everything_but_the_start() -> None
     assert fast.saturation_rate == pytest.approx(2 * COSTS.saturation_rate)
 
 
-def test_both_are_offered_each_load_and_the_model_is_as_fast_as_the_machine(
+def test_model_and_pod_get_the_same_loads_at_the_same_speed(
     tmp_path: Path,
     add_classifier: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,

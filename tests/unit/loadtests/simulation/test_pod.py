@@ -62,21 +62,21 @@ def test_a_batch_is_padded_as_the_service_pads_it() -> None:
     ]  # fmt: skip
 
 
-def test_short_batches_and_all_of_a_single_core_run_in_turns_with_http() -> None:
+def test_short_batches_and_all_batches_on_one_core_block_the_loop() -> None:
     assert COSTS.blocks_loop(40)
     assert not COSTS.blocks_loop(41)
     assert replace(COSTS, cores=1).blocks_loop(64)
     assert replace(COSTS, inline_seconds=0.01).blocks_loop(64)
 
 
-def test_where_the_loop_can_run_large_batches_it_cuts_all_to_what_it_can() -> None:
+def test_a_loop_that_can_run_large_batches_cuts_all_batches_to_fit() -> None:
     assert (QUICK.inline_rows, QUICK.full_batch) == (80, 80)
     assert QUICK.saturation_rate == pytest.approx(1 / (0.0002 + 0.005 / 80))
     assert slowest(sent(QUICK, (0.0, 80))) == 160 * 0.0001 + 0.005
     assert (COSTS.inline_rows, COSTS.full_batch) == (40, 64)
 
 
-def test_in_turns_a_request_costs_the_loop_its_share_of_a_batch_too() -> None:
+def test_with_inline_batches_a_request_costs_the_loop_its_part_of_a_batch_too() -> None:
     share = 0.0074 / 64
     assert COSTS.saturation_rate == pytest.approx(1 / 0.0002)  # the device beside the loop is faster
     assert replace(COSTS, row_seconds=0.001).saturation_rate == pytest.approx(64 / 0.065)
@@ -85,7 +85,7 @@ def test_in_turns_a_request_costs_the_loop_its_share_of_a_batch_too() -> None:
     assert few.saturation_rate == pytest.approx(1 / (0.0002 + 0.0018 / 8))
 
 
-def test_a_turn_costs_the_loop_time_however_many_it_answers() -> None:
+def test_an_iteration_costs_the_same_for_any_number_of_responses() -> None:
     costs = replace(COSTS, turn_seconds=0.0005)
     assert slowest(sent(costs, (0.0, 1))) == 0.0013 + 0.0005
     assert slowest(sent(costs, (0.0, 8))) == 8 * 0.0002 + 0.0018 + 0.0005
@@ -107,7 +107,7 @@ EIGHT = replace(COSTS, max_batch_size=8)
         (64, 3),  # 6.4 ms, but a turn is given 5
     ],
 )
-def test_batches_follow_in_a_turn_until_they_took_as_long_as_the_rest_of_the_loop(
+def test_batches_follow_in_an_iteration_until_they_took_as_long_as_everything_else(
     requests: int, batches: int
 ) -> None:
     tally = sent(EIGHT, (0.0, requests))
@@ -116,12 +116,12 @@ def test_batches_follow_in_a_turn_until_they_took_as_long_as_the_rest_of_the_loo
     assert slowest(tally) == requests * 0.0002 + requests / 8 * 0.0018
 
 
-def test_time_without_requests_is_not_the_loops() -> None:
+def test_idle_time_does_not_count_as_loop_time() -> None:
     tally = sent(EIGHT, (0.0, 1), (1.0, 16))
     assert tally.latencies.quantile(2 / 17) == pytest.approx(0.0016 + 0.0018 + 0.0001, rel=0.05)
 
 
-def test_while_requests_are_refused_the_loop_cuts_its_next_batch_further() -> None:
+def test_after_a_rejection_the_next_batch_is_cut_further() -> None:
     """To 64 rows, 4.2 ms, and not to 80, 5 ms, which is all that a turn is given: another batch follows."""
     costs = replace(QUICK, max_queue_requests=100)
     assert (costs.max_inline_rows(refusing=False), costs.max_inline_rows(refusing=True)) == (80, 64)
@@ -131,13 +131,13 @@ def test_while_requests_are_refused_the_loop_cuts_its_next_batch_further() -> No
     assert first == pytest.approx([taken, refusing], rel=0.025)
 
 
-def test_in_turns_a_request_that_comes_during_a_batch_is_read_after_its_answers() -> None:
+def test_a_request_that_arrives_during_an_inline_batch_is_read_after_its_responses() -> None:
     """Half of 0.2 ms, a batch of 1.1 ms, half of 0.2 ms: 1.3 ms; the second comes after 0.5 ms."""
     assert slowest(sent(COSTS, (0.0, 1))) == 0.0013
     assert slowest(sent(COSTS, (0.0, 1), (0.0005, 1))) == 2 * 0.0013 - 0.0005
 
 
-def test_beside_a_batch_requests_are_read() -> None:
+def test_requests_are_read_while_a_batch_runs_on_the_thread() -> None:
     """64 are read until 6.4 ms, run until 13.8 and answered until 20.2; another comes after 8 ms.
 
     Beside the batch it is read meanwhile, its own batch follows at once, and its answer comes after theirs:
@@ -149,14 +149,14 @@ def test_beside_a_batch_requests_are_read() -> None:
     assert (beside, in_turns) == pytest.approx((0.0123, 0.0135), rel=0.02)
 
 
-def test_more_than_may_wait_are_refused_for_a_part_of_the_cost() -> None:
+def test_a_full_queue_rejects_at_the_cost_of_a_rejection() -> None:
     costs = replace(COSTS, max_queue_requests=8)
     tally = sent(costs, (0.0, 100))
     assert (tally.answered, tally.shed) == (8, 92)
     assert slowest(tally) == 8 * 0.0001 + 92 * 0.0001 + 0.0018 + 8 * 0.0001
 
 
-def test_what_cannot_be_in_time_is_refused_at_once() -> None:
+def test_a_request_that_would_be_late_is_rejected_at_once() -> None:
     """The pod has learnt that a row takes 0.267 ms: 11 rows, not 12, are done within 4/5 of 3.75 ms."""
     costs = replace(COSTS, request_seconds=1e-7, refuse_seconds=1e-7, deadline_seconds=0.00375)
     learn = [(0.1 * turn, 6) for turn in range(100)]  # batches of 1.6 ms
@@ -165,12 +165,12 @@ def test_what_cannot_be_in_time_is_refused_at_once() -> None:
     assert (tally.shed, tally.expired) == (40 - 11, 0)
 
 
-def test_a_caller_that_left_before_its_answer_counts_as_expired() -> None:
+def test_a_caller_that_disconnects_before_its_response_counts_as_expired() -> None:
     tally = sent(replace(COSTS, deadline_seconds=0.0012), (0.0, 1))
     assert (tally.answered, tally.expired) == (0, 1)
 
 
-def test_what_may_wait_is_what_the_service_would_take() -> None:
+def test_the_model_queues_as_many_requests_as_the_service() -> None:
     assert COSTS.max_queued == 512
     assert replace(COSTS, max_queue_rows=100).max_queued == 100
     row = 1 / COSTS.device_rate

@@ -112,7 +112,7 @@ def test_the_models_agree_at_a_steady_load(
 @pytest.mark.parametrize(
     "costs", [BESIDE, IN_TURNS, DEAR_REFUSALS, CUT], ids=["beside", "in-turns", "dear-refusals", "cut"]
 )
-def test_the_models_agree_on_an_overload(usual: dict[PodCosts, Stationary], costs: PodCosts) -> None:
+def test_the_models_agree_under_overload(usual: dict[PodCosts, Stationary], costs: PodCosts) -> None:
     scenario = step(costs.saturation_rate, 4 * costs.saturation_rate, 10, 14)
     each = simulate(scenario, costs, None, seed=2)
     fluid = simulate(scenario, costs, usual[costs], seed=2)
@@ -124,7 +124,7 @@ def test_the_models_agree_on_an_overload(usual: dict[PodCosts, Stationary], cost
     assert fluid.tally.latencies.quantile(0.99) == pytest.approx(expected, rel=0.12)
 
 
-def test_the_models_agree_on_what_the_autoscaler_does(usual: dict[PodCosts, Stationary]) -> None:
+def test_the_models_agree_about_the_autoscaler(usual: dict[PodCosts, Stationary]) -> None:
     scenario = Scenario(
         "growth",
         120,
@@ -140,7 +140,7 @@ def test_the_models_agree_on_what_the_autoscaler_does(usual: dict[PodCosts, Stat
     assert fluid.tally.latencies.quantile(0.5) == pytest.approx(each.tally.latencies.quantile(0.5), rel=0.15)
 
 
-def test_a_queue_of_one_server_waits_as_theory_says() -> None:
+def test_a_queue_with_one_server_waits_as_theory_predicts() -> None:
     """M/D/1: the mean wait is rho / (2 (1 - rho)) services (Pollaczek and Khinchine)."""
     costs = PodCosts(0.001, 0.0, 0.0, 1e-9, 1e-9, 0.0, 1.0, max_batch_size=1)
     for load in (0.3, 0.6):
@@ -151,7 +151,7 @@ def test_a_queue_of_one_server_waits_as_theory_says() -> None:
         assert mean == pytest.approx(expected, rel=0.05)
 
 
-def test_a_rollout_one_by_one_loses_nothing_where_the_drain_outlasts_the_balancer(
+def test_a_rollout_loses_nothing_if_the_drain_outlasts_the_balancer(
     usual: dict[PodCosts, Stationary],
 ) -> None:
     def roll(drain: float) -> Outcome:
@@ -177,19 +177,19 @@ def test_a_pod_beyond_the_room_waits_for_a_node(usual: dict[PodCosts, Stationary
     assert 58 <= ready_at(room=2) <= 64
 
 
-def test_a_tick_that_does_not_divide_the_sync_is_refused(usual: dict[PodCosts, Stationary]) -> None:
+def test_a_tick_that_does_not_divide_the_sync_is_rejected(usual: dict[PodCosts, Stationary]) -> None:
     scenario = Scenario("day", 60, lambda _: 100.0, 2, OPTIONS, spec=Spec(1, 3, 0.6), tick_seconds=10.0)
     with pytest.raises(ValueError, match=r"tick is 10 s, expected a divisor of 15 s"):
         simulate(scenario, IN_TURNS, usual[IN_TURNS], seed=1)
 
 
-def test_the_autoscaler_settles_where_its_target_is_met(usual: dict[PodCosts, Stationary]) -> None:
+def test_the_autoscaler_settles_at_its_target(usual: dict[PodCosts, Stationary]) -> None:
     scenario = Scenario("steady", 600, lambda _: 2900.0, 2, OPTIONS, spec=Spec(1, 20, 0.6), tick_seconds=5.0)
     replicas = simulate(scenario, IN_TURNS, usual[IN_TURNS], seed=1).series["replicas"]
     assert (replicas[-20:] == 5).all()  # ceil(2.9 / 0.6)
 
 
-def test_the_check_sends_the_model_what_the_generator_sends() -> None:
+def test_the_model_gets_the_arrivals_of_the_generator() -> None:
     step = simulate_pod(IN_TURNS, rate=400, seconds=5, seed=3)
     due = arrivals(400, OPENING_SECONDS + 5, 3)
     assert step.offered_rate == np.sum(due >= OPENING_SECONDS) / 5
