@@ -60,19 +60,19 @@ image-check: ## Build the images without a Docker engine, run and load them; nee
 	.ci/image-check
 
 .PHONY: bench
-bench: $(VENV)/.develop ## Run the micro-benchmarks of batching, codecs, engine and HTTP; half a minute
+bench: $(VENV)/.develop ## Run the micro-benchmarks of batching, codecs, engine and HTTP (40 s)
 	$(BIN)/python -m pytest loadtests/benchmarks $(ARGS)
 
 .PHONY: fast-path
-fast-path: $(VENV)/.develop ## Compare CPU time per request with and without access log, tracing, API keys; needs wrk; 2 min
+fast-path: $(VENV)/.develop ## Compare CPU time per request with and without access log, tracing, API keys; needs wrk (2 min)
 	$(BIN)/python -m loadtests.fast_path $(ARGS)
 
 .PHONY: gpu-check
-gpu-check: $(VENV)/.serve ## Compare the engine on a GPU with the CPU; with ENGINE=gpu VENV=.venv-gpu; minutes
+gpu-check: $(VENV)/.serve ## Compare the engine on a GPU with the CPU; with ENGINE=gpu VENV=.venv-gpu (minutes)
 	$(BIN)/python -m loadtests.gpu $(ARGS)
 
 .PHONY: peers
-peers: $(VENV)/.develop ## Measure inkserve and other model servers; needs wrk; 30 min
+peers: $(VENV)/.develop ## Measure inkserve and other model servers; needs wrk (30 min)
 	$(BIN)/python -m loadtests.peers $(ARGS)
 
 .PHONY: data
@@ -95,15 +95,15 @@ lock: $(VENV)/.develop ## Pin and hash the packages of the image, at the version
 checkov: $(CHECKOV)/.installed ## Install checkov, by which make test judges the rendered chart
 
 .PHONY: load
-load: $(VENV)/.develop ## Load the service with real digits: HOST= STAGES=ramp|spike|soak RATE= WORKERS= ARGS=; 1 min
+load: $(VENV)/.develop ## Load the service with real digits: HOST= STAGES=ramp|spike|soak RATE= WORKERS= ARGS= (1 min)
 	$(BIN)/python -m loadtests.load --host "$(HOST)" --stages $(STAGES) --rate $(RATE) --workers $(WORKERS) $(ARGS)
 
 .PHONY: open-loop
-open-loop: $(VENV)/.develop ## Measure latency at fixed rates, and goodput under overload; 6 min
+open-loop: $(VENV)/.develop ## Measure latency at fixed rates, and goodput under overload (6 min)
 	$(BIN)/python -m loadtests.open_loop $(ARGS)
 
 .PHONY: capacity
-capacity: $(VENV)/.develop ## Measure one pod, check the simulation, simulate up to a million requests/s; 6 min
+capacity: $(VENV)/.develop ## Measure one pod, check the simulation, simulate up to a million requests/s (6 min)
 	$(BIN)/python -m loadtests.capacity measure
 	-$(BIN)/python -m loadtests.simulation.check
 	$(BIN)/python -m loadtests.simulation.scaling
@@ -121,7 +121,7 @@ dashboard: $(VENV)/.develop ## Write the Grafana dashboard, helm/dashboards/inks
 	$(BIN)/python helm/dashboards/inkserve.py
 
 .PHONY: dashboard-picture
-dashboard-picture: $(VENV)/.develop ## Load the service and draw the dashboard, docs/dashboard.png; needs prometheus; 7 min
+dashboard-picture: $(VENV)/.develop ## Load the service and draw the dashboard, docs/dashboard.png; needs prometheus (7 min)
 	$(BIN)/python -m loadtests.dashboard_picture $(ARGS)
 
 .PHONY: clean

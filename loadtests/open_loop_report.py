@@ -88,7 +88,7 @@ def draw(result: Json, path: Path) -> None:
             shares = [point[name] / scenario["capacity"] for point in points]
             what = "503" if name == "rejected" else name
             axes[1].plot(loads, shares, style, marker=".", color=colour, label=f"{label}, {what}")
-    axes[0].set(yscale="log", ylabel="latency of 200 responses, ms")
+    axes[0].set(yscale="log", ylabel="latency of answered requests, ms")
     axes[1].set(ylabel="requests/s, in capacities")
     for axis in axes:
         axis.set(xscale="log", xlabel="offered load, in capacities")

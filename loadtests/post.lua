@@ -1,5 +1,5 @@
--- For wrk: sends one POST request repeatedly. BODY_FILE names the file with its body; HEADERS, which is optional, has one
--- "Name: value" per line. This defines no request(), so that wrk sends the same bytes each time and runs no Lua
+-- For wrk: sends one POST request repeatedly. BODY_FILE names the file with its body; HEADERS, which is optional, has
+-- one "Name: value" per line. This file defines no request(), so wrk sends the same bytes each time and runs no Lua
 -- under load.
 
 local function fail(message)

@@ -1,4 +1,4 @@
-"""The planner's arithmetic, and a short measurement of a real, tiny pod."""
+"""The planner's arithmetic, and a short measurement of a real pod with a tiny model."""
 
 import json
 from collections.abc import Callable
@@ -71,7 +71,7 @@ def test_the_capacity_is_the_highest_step_that_met_the_latency_without_loss() ->
     steps = [
         Step(1000, 1000, 0, 0, 0.001, 0.010, 0.0),
         Step(2000, 2000, 0, 0, 0.002, 0.045, 0.0),
-        Step(2500, 2400, 3, 0, 0.002, 0.040, 0.0),  # quick, but it shed
+        Step(2500, 2400, 3, 0, 0.002, 0.040, 0.0),  # fast, but it shed requests
         Step(3000, 2900, 0, 0, 0.010, 0.200, 0.0),
     ]
     measured = [step.__dict__ for step in steps]
@@ -97,13 +97,13 @@ def test_a_plan_follows_from_a_measured_pod(
     for spent in answering:
         assert spent["answered"] > spent["refused"] == 0
         assert spent["padded_rows"] >= spent["rows"] >= spent["batches"] > 0
-        ticks = 0.05  # of 10 ms, in which the process's time is counted
+        ticks = 0.05  # five ticks of 10 ms, in which the kernel counts CPU time
         assert 0 < spent["main_cpu_seconds"] <= spent["cpu_seconds"] + ticks
     rows = [spent["rows"] / spent["batches"] for spent in answering]
     assert rows[0] == 1
     assert rows[-1] > rows[0]
     assert result["largest_batch"] == 256
-    assert refusing["answered"] > 0  # a tiny model may be too fast for the generator to be refused anything
+    assert refusing["answered"] > 0  # a tiny model may be too fast for any rejection
     assert all(0 <= share <= 1 for share in result["batches_on_the_loop"])
     assert result["model_saturation_rate"] > 10
     assert result["saturation_rate"] > 10

@@ -20,7 +20,7 @@ Answer = Callable[[socketserver.BaseRequestHandler], bool]
 
 @contextmanager
 def answering(answer: Answer) -> Iterator[int]:
-    """A server that calls `answer` for each request, on a thread per connection, until it says no."""
+    """A server that calls `answer` for each request, on a thread per connection, until it returns False."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -64,7 +64,7 @@ def test_requests_are_sent_while_earlier_ones_are_unanswered() -> None:
         outcome = generate(Plan(port, REQUEST, rate=300, seconds=0.5, connections=512, patience_seconds=20))
     assert (outcome.status == 200).all()
     assert outcome.connections >= 40
-    # The clock of the first request runs from when it was due until the server stops stalling.
+    # The first request is timed from its due time until the server stops stalling.
     assert outcome.done[0] - outcome.due[0] >= outcome.due[39] - outcome.due[0]
 
 
@@ -105,7 +105,7 @@ def test_arrivals_are_a_poisson_process() -> None:
     gaps = np.diff(times)
     assert times.min() >= 0
     assert times.max() <= 20
-    # 20,000 events: the mean and the spread of the gaps are known to 0.7 %; five times that is allowed.
+    # 20,000 events give the mean and the spread of the gaps to 0.7 %; five times that is accepted.
     assert gaps.mean() == pytest.approx(1e-3, rel=0.035)
     assert gaps.std() == pytest.approx(1e-3, rel=0.035)
 
@@ -126,5 +126,5 @@ def test_goodput_counts_only_responses_within_the_deadline_of_their_due_time() -
     assert (point.rejected, point.failed, point.waited) == (1, 1, 2)
     assert point.rejected_p99_seconds == pytest.approx(0.002)
     assert point.p50_seconds == pytest.approx(0.15)
-    assert point.late_p99_seconds == 0  # waiting for a connection is the server's doing
+    assert point.late_p99_seconds == 0  # the server, not the generator, causes the wait for a connection
     assert not point.generator_saturated

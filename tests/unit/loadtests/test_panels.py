@@ -1,4 +1,4 @@
-"""The dashboard's picture: how figures are written, and whether the committed one is of this dashboard."""
+"""The dashboard's picture: the format of figures, and whether the committed picture shows this dashboard."""
 
 import pytest
 from PIL import Image

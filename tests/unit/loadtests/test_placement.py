@@ -1,4 +1,4 @@
-"""Where a measured service and its generator run."""
+"""The cores of a measured service and of its generator."""
 
 import os
 import subprocess

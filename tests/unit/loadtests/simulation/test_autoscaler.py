@@ -1,4 +1,4 @@
-"""The autoscaler's decisions, held against the worked examples of Kubernetes' documentation."""
+"""The autoscaler's decisions, compared with the worked examples of Kubernetes' documentation."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from loadtests.simulation.autoscaler import SCALE_UP, Autoscaler, Policy, Rules,
 
 
 def scaled(autoscaler: Autoscaler, replicas: int, ratios: list[float], seconds: float = 15) -> list[int]:
-    """The replicas after each sync, where the pods' metric is so many times its target."""
+    """The replicas after each sync, for a metric at these multiples of its target."""
     history = []
     for turn, ratio in enumerate(ratios):
         metrics = [ratio * autoscaler.spec.target] * replicas
@@ -24,7 +24,7 @@ def scaled(autoscaler: Autoscaler, replicas: int, ratios: list[float], seconds: 
         (10, 91, 100, 10),
         (10, 111, 100, 12),  # ceil(11.1)
         (10, 89, 100, 9),  # ceil(8.9)
-        (5, 0.6, 0.3, 10),  # a ratio that floating point puts a hair above 2
+        (5, 0.6, 0.3, 10),  # a ratio that floating point puts slightly above 2
         (3, 0.1 * 3, 0.1, 9),
     ],
 )
@@ -41,9 +41,9 @@ def test_a_tolerance_of_five_percent_scales_at_six() -> None:
 
 def test_starting_pods_count_as_using_nothing_when_scaling_up() -> None:
     assert recommend(4, [2.0, 2.0], 0, 1.0) == 4
-    assert recommend(4, [2.0, 2.0], 2, 1.0) == 4  # four pods' worth, four ordered: nothing more
+    assert recommend(4, [2.0, 2.0], 2, 1.0) == 4  # four pods are needed and four are ordered: no more
     assert recommend(4, [3.0, 3.0], 2, 1.0) == 6
-    assert recommend(6, [1.5, 1.5], 4, 1.0) == 6  # with the four the ratio turns round: nothing happens
+    assert recommend(6, [1.5, 1.5], 4, 1.0) == 6  # counting the four, the ratio reverses: no change
 
 
 def test_without_metrics_the_replicas_stay() -> None:

@@ -1,4 +1,4 @@
-"""How a pod's costs follow from what it took under several loads."""
+"""The derivation of a pod's costs from what it spent under several loads."""
 
 from dataclasses import asdict, replace
 
@@ -12,9 +12,9 @@ BATCH, ROW, TURN, REQUEST = 0.001, 0.0001, 0.0005, 0.00005
 
 
 def load(rows: float, *, others: bool = False, delay: float = 0.0, batches: float = 1000) -> Spent:
-    """A thousand batches of so many rows, padded by one; others: which another thread ran.
+    """A thousand batches of this many rows, plus one of padding. others: whether another thread ran them.
 
-    delay: the part of the time for which the main thread had no core.
+    delay: the fraction of the time for which the main thread had no core.
     """
     compute = batches * (BATCH + ROW * (rows + 1))
     main = batches * (TURN + REQUEST * rows) + (0.0 if others else compute)
@@ -33,7 +33,8 @@ def load(rows: float, *, others: bool = False, delay: float = 0.0, batches: floa
 
 
 REFUSING = replace(load(1), refused=63_000, cpu_seconds=3.01, main_cpu_seconds=3.01)
-"""Its thousand batches took 1.2 s, their turns 0.5, their requests 0.05; 1.26 s are left: 20 us a refusal."""
+"""Its batches took 1.2 s, their iterations 0.5 s, their requests 0.05 s; 1.26 s remain: 20 us per
+rejection."""
 
 
 def calibration(*loads: Spent, cores: int = 1, refusing: Spent = REFUSING, largest: int = 256) -> Calibration:
@@ -68,15 +69,15 @@ def test_the_speed_is_expected_over_measured_cpu_time(rows: int, others: bool) -
 
 
 def test_large_and_small_batches_count_the_same() -> None:
-    """By their own size: a tenth more of 60 rows moves the line no further than a tenth more of one row."""
-    dearer = replace(LOADS[2], compute_seconds=1.1 * LOADS[2].compute_seconds)
-    costs = calibration(*LOADS[:2], dearer).costs(2.0)
+    """A tenth more for 60 rows moves the line no further than a tenth more for one row."""
+    slower = replace(LOADS[2], compute_seconds=1.1 * LOADS[2].compute_seconds)
+    costs = calibration(*LOADS[:2], slower).costs(2.0)
     assert costs.device_seconds(1) == pytest.approx(BATCH + ROW, rel=0.05)
 
 
 @pytest.mark.parametrize("cores", [1, 4])
 def test_batches_on_the_thread_cost_the_loop_no_cpu_time(cores: int) -> None:
-    """On one core their time is the thread's; on several the clock's, and 3 ms are too long for the loop."""
+    """On one core they count in CPU time; on several in wall time, and 3 ms are too long for the loop."""
     loads = [load(rows, others=True) for rows in (1, 10, 60)]
     if cores > 1:
         loads = [replace(each, compute_seconds=10 * each.compute_seconds) for each in loads]
@@ -95,13 +96,13 @@ def test_on_several_cores_short_batches_count_as_inline() -> None:
 
 
 def test_a_fraction_of_the_batches_may_have_run_inline() -> None:
-    """Those that other threads computed for 0.84 of 2.1 s did not."""
+    """Other threads computed for 0.84 of 2.1 s: those batches did not run inline."""
     both = replace(load(10), cpu_seconds=load(10).main_cpu_seconds + 0.84)
     assert calibration(both).loop_share(both) == pytest.approx(0.6)
 
 
 def test_time_without_a_core_is_subtracted_from_batches_too() -> None:
-    """A thread that had a core half of the time computed half of the time that its batches took."""
+    """A thread that had a core for half of the time computed for half of its batches' wall time."""
     busy = [load(rows, delay=0.5) for rows in (1, 10, 60)]
     quiet, costs = (vars(calibration(*loads).costs(2.0)) for loads in (LOADS, busy))
     assert costs == pytest.approx(quiet)
@@ -113,7 +114,7 @@ def test_smaller_batches_of_the_service_limit_the_models() -> None:
 
 
 def test_no_cost_is_negative() -> None:
-    """Where the line would be, the other term stands for both: 1 ms and 20 ms are no line from 0 upwards."""
+    """If one term of the line would be negative, as for 1 ms and 20 ms, the other represents both."""
     loads = [
         replace(each, main_cpu_seconds=each.compute_seconds + seconds, cpu_seconds=each.main_cpu_seconds)
         for each, seconds in zip((load(1), load(10)), (1.0, 20.0), strict=True)

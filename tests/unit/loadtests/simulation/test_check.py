@@ -1,4 +1,4 @@
-"""The simulated pod beside a real, tiny one. Whether they agree is the command's to say."""
+"""The simulated pod next to a real one with a tiny model. Whether they agree is not tested here."""
 
 import json
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def test_model_and_pod_get_the_same_loads_at_the_same_speed(
     assert [each["load"] for each in comparisons] == sorted(LOADS)
     assert code == any(each["apart"] for each in comparisons)
     for each in comparisons:
-        # 0.3 s of a Poisson process with over a thousand requests a second
+        # 0.3 s of a Poisson process with over a thousand requests per second
         assert each["real"]["offered_rate"] == pytest.approx(each["load"] * saturation, rel=0.25)
         assert each["simulated"]["offered_rate"] == pytest.approx(each["real"]["offered_rate"])
         assert each["real"]["failed"] == 0

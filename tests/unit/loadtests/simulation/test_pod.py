@@ -1,4 +1,4 @@
-"""The model of one pod: what is refused, and what waits for what."""
+"""The model of one pod: which requests it rejects, and what waits for what."""
 
 from dataclasses import replace
 
@@ -23,14 +23,14 @@ COSTS = PodCosts(
     inline_seconds=0.005,
     brief_seconds=0.005,
 )
-"""Batches of up to 40 rows take no more than 5 ms, and run on the loop."""
+"""Batches of up to 40 rows take at most 5 ms, and run inline."""
 
 QUICK = replace(COSTS, row_seconds=0.00005, max_batch_size=256)
 """Batches of up to 80 rows fit into 5 ms, and larger ones are cut."""
 
 
 def sent(costs: PodCosts, *arrivals: tuple[float, int]) -> Tally:
-    """What became of so many requests at these times, one row each."""
+    """The results of these numbers of one-row requests at these times."""
     env, tally = simpy.Environment(), Tally()
     pod = RequestPod(env, costs, tally)
     for at, count in arrivals:
@@ -43,7 +43,7 @@ def sent(costs: PodCosts, *arrivals: tuple[float, int]) -> Tally:
 
 
 def slowest(tally: Tally) -> object:
-    """What the longest latency should be, give or take a bin."""
+    """The longest latency, to compare with a value within one bin."""
     return pytest.approx(tally.latencies.quantile(1.0), rel=0.025)
 
 
@@ -78,7 +78,9 @@ def test_a_loop_that_can_run_large_batches_cuts_all_batches_to_fit() -> None:
 
 def test_with_inline_batches_a_request_costs_the_loop_its_part_of_a_batch_too() -> None:
     share = 0.0074 / 64
-    assert COSTS.saturation_rate == pytest.approx(1 / 0.0002)  # the device beside the loop is faster
+    assert COSTS.saturation_rate == pytest.approx(
+        1 / 0.0002
+    )  # the device, in parallel to the loop, is faster
     assert replace(COSTS, row_seconds=0.001).saturation_rate == pytest.approx(64 / 0.065)
     assert replace(COSTS, cores=1).saturation_rate == pytest.approx(1 / (0.0002 + share))
     few = replace(COSTS, cores=1, max_queue_requests=8)
@@ -102,9 +104,9 @@ EIGHT = replace(COSTS, max_batch_size=8)
 @pytest.mark.parametrize(
     ("requests", "batches"),
     [
-        (16, 1),  # are read within 1.6 ms, no longer than a batch takes
+        (16, 1),  # are read within 1.6 ms, less than a batch takes
         (24, 2),  # 2.4 ms
-        (64, 3),  # 6.4 ms, but a turn is given 5
+        (64, 3),  # 6.4 ms, but an iteration may run batches for 5
     ],
 )
 def test_batches_follow_in_an_iteration_until_they_took_as_long_as_everything_else(
@@ -122,7 +124,7 @@ def test_idle_time_does_not_count_as_loop_time() -> None:
 
 
 def test_after_a_rejection_the_next_batch_is_cut_further() -> None:
-    """To 64 rows, 4.2 ms, and not to 80, 5 ms, which is all that a turn is given: another batch follows."""
+    """A batch cut to 64 rows takes 4.2 ms of the 5 per iteration, so that another batch follows."""
     costs = replace(QUICK, max_queue_requests=100)
     assert (costs.max_inline_rows(refusing=False), costs.max_inline_rows(refusing=True)) == (80, 64)
     assert COSTS.max_inline_rows(refusing=True) is None
@@ -132,21 +134,22 @@ def test_after_a_rejection_the_next_batch_is_cut_further() -> None:
 
 
 def test_a_request_that_arrives_during_an_inline_batch_is_read_after_its_responses() -> None:
-    """Half of 0.2 ms, a batch of 1.1 ms, half of 0.2 ms: 1.3 ms; the second comes after 0.5 ms."""
+    """Half of 0.2 ms, a batch of 1.1 ms and half of 0.2 ms; the second request arrives after 0.5 ms."""
     assert slowest(sent(COSTS, (0.0, 1))) == 0.0013
     assert slowest(sent(COSTS, (0.0, 1), (0.0005, 1))) == 2 * 0.0013 - 0.0005
 
 
 def test_requests_are_read_while_a_batch_runs_on_the_thread() -> None:
-    """64 are read until 6.4 ms, run until 13.8 and answered until 20.2; another comes after 8 ms.
+    """64 requests are read until 6.4 ms, run until 13.8 and answered until 20.2; another comes at 8 ms.
 
-    Beside the batch it is read meanwhile, its own batch follows at once, and its answer comes after theirs:
-    12.3 ms. In turns it is read after them: 13.5 ms. Of theirs the first takes 13.9 ms.
+    With the batch on the thread it is read meanwhile, its own batch follows at once, and its response comes
+    after the others: 12.3 ms. With an inline batch it is read after them: 13.5 ms. The first of the 64 takes
+    13.9 ms.
     """
     arrivals = (0.0, 64), (0.008, 1)
-    beside = sent(COSTS, *arrivals).latencies.quantile(0.001)
-    in_turns = sent(replace(COSTS, cores=1), *arrivals).latencies.quantile(0.001)
-    assert (beside, in_turns) == pytest.approx((0.0123, 0.0135), rel=0.02)
+    on_thread = sent(COSTS, *arrivals).latencies.quantile(0.001)
+    inline = sent(replace(COSTS, cores=1), *arrivals).latencies.quantile(0.001)
+    assert (on_thread, inline) == pytest.approx((0.0123, 0.0135), rel=0.02)
 
 
 def test_a_full_queue_rejects_at_the_cost_of_a_rejection() -> None:
@@ -157,9 +160,9 @@ def test_a_full_queue_rejects_at_the_cost_of_a_rejection() -> None:
 
 
 def test_a_request_that_would_be_late_is_rejected_at_once() -> None:
-    """The pod has learnt that a row takes 0.267 ms: 11 rows, not 12, are done within 4/5 of 3.75 ms."""
+    """The pod has measured 0.267 ms per row: 11 rows, not 12, are done within 4/5 of 3.75 ms."""
     costs = replace(COSTS, request_seconds=1e-7, refuse_seconds=1e-7, deadline_seconds=0.00375)
-    learn = [(0.1 * turn, 6) for turn in range(100)]  # batches of 1.6 ms
+    learn = [(0.1 * number, 6) for number in range(100)]  # batches of 1.6 ms
     assert sent(costs, *learn).shed == 0
     tally = sent(costs, *learn, (20.0, 40))
     assert (tally.shed, tally.expired) == (40 - 11, 0)

@@ -1,4 +1,4 @@
-"""The simulation: nothing is lost, seeds repeat, and its two models agree where both can run."""
+"""The simulation: no request is lost, seeds repeat, and its two models agree at rates that both can run."""
 
 import math
 from dataclasses import replace
@@ -15,10 +15,10 @@ from loadtests.simulation.costs import PodCosts
 from loadtests.simulation.scenario import Outcome, Rollout, Scenario, simulate
 from loadtests.simulation.stationary import LEVELS, Stationary, stationary, steady_latencies
 
-BESIDE = PodCosts(0.004, 0.0005, 0.0, 0.0001, 0.00005, 0.0002, 3.0, cores=4, max_batch_size=32)
+ON_THREAD = PodCosts(0.004, 0.0005, 0.0, 0.0001, 0.00005, 0.0002, 3.0, cores=4, max_batch_size=32)
 """A batch of 32 takes 20 ms on the thread, 1600 rows/s; 10,000 requests/s through the event loop."""
 
-IN_TURNS = PodCosts(
+INLINE = PodCosts(
     0.001,
     0.0001,
     0.00096,
@@ -30,16 +30,16 @@ IN_TURNS = PodCosts(
     max_queue_requests=128,
     deadline_seconds=2.0,
 )
-"""A batch of 32 takes 4.2 ms of the event loop, its turn 1 ms, its requests 27 ms: 1000 requests/s."""
+"""A batch of 32 takes 4.2 ms of the event loop, its iteration 1 ms, its requests 27 ms: 1000 requests/s."""
 
-DEAR_REFUSALS = replace(IN_TURNS, refuse_seconds=0.0004)
-"""At four times its capacity the loop cannot even refuse all that comes."""
+EXPENSIVE_REJECTIONS = replace(INLINE, refuse_seconds=0.0004)
+"""At four times its capacity the loop cannot even reject every request."""
 
 CUT = PodCosts(
     0.00145, 0.00035, 0.02, 0.00005, 0.00001, 0.0002, 3.0, inline_seconds=0.1, deadline_seconds=2.0
 )
-"""A batch of 256 takes 91 ms of the event loop, one of 64, to which it is cut while it refuses, 24 ms, and
-a turn 20 ms: 2070 requests/s."""
+"""A batch of 256 takes 91 ms of the event loop, and an iteration 20 ms: 2070 requests/s. While the pod
+rejects, batches are cut to 64 rows and 24 ms."""
 
 OPTIONS = ClusterOptions(start_seconds=3.0, node_seconds=20.0, room=4)
 
@@ -47,7 +47,8 @@ OPTIONS = ClusterOptions(start_seconds=3.0, node_seconds=20.0, room=4)
 @pytest.fixture(scope="module")
 def usual() -> dict[PodCosts, Stationary]:
     return {
-        costs: stationary(costs, seed=1, requests=3000) for costs in (BESIDE, IN_TURNS, DEAR_REFUSALS, CUT)
+        costs: stationary(costs, seed=1, requests=3000)
+        for costs in (ON_THREAD, INLINE, EXPENSIVE_REJECTIONS, CUT)
     }
 
 
@@ -62,7 +63,7 @@ def conserved(outcome: Outcome) -> bool:
     return math.isclose(outcome.tally.arrived, outcome.tally.answered + outcome.lost + outcome.waiting)
 
 
-@pytest.mark.parametrize("costs", [BESIDE, IN_TURNS], ids=["beside", "in-turns"])
+@pytest.mark.parametrize("costs", [ON_THREAD, INLINE], ids=["beside", "in-turns"])
 @pytest.mark.parametrize("fluid", [False, True], ids=["requests", "fluid"])
 @pytest.mark.parametrize("load", [0.3, 1.5, 4.0])
 def test_every_request_that_arrived_is_accounted_for(
@@ -81,19 +82,19 @@ def test_every_request_that_arrived_is_accounted_for(
     outcome = simulate(scenario, costs, usual[costs] if fluid else None, seed=3)
     assert conserved(outcome)
     assert outcome.tally.arrived == pytest.approx(rate * 30, rel=0.03)
-    assert outcome.tally.refused > 0  # the port closed seven seconds before the balancer knew
+    assert outcome.tally.refused > 0  # the port closes seven seconds before the balancer knows
 
 
 def test_the_same_seed_gives_the_same_outcome(usual: dict[PodCosts, Stationary]) -> None:
     scenario = step(300, 1500, 5, 10)
-    for table in (None, usual[IN_TURNS]):
-        first, second = (simulate(scenario, IN_TURNS, table, seed=5) for _ in range(2))
-        other = simulate(scenario, IN_TURNS, table, seed=6)
+    for table in (None, usual[INLINE]):
+        first, second = (simulate(scenario, INLINE, table, seed=5) for _ in range(2))
+        other = simulate(scenario, INLINE, table, seed=6)
         assert all(np.array_equal(first.series[k], second.series[k], equal_nan=True) for k in first.series)
         assert not np.array_equal(first.series["answered"], other.series["answered"])
 
 
-@pytest.mark.parametrize("costs", [BESIDE, IN_TURNS], ids=["beside", "in-turns"])
+@pytest.mark.parametrize("costs", [ON_THREAD, INLINE], ids=["beside", "in-turns"])
 @pytest.mark.parametrize("load", [0.5, 0.8])
 def test_the_models_agree_at_a_steady_load(
     usual: dict[PodCosts, Stationary], costs: PodCosts, load: float
@@ -110,7 +111,9 @@ def test_the_models_agree_at_a_steady_load(
 
 
 @pytest.mark.parametrize(
-    "costs", [BESIDE, IN_TURNS, DEAR_REFUSALS, CUT], ids=["beside", "in-turns", "dear-refusals", "cut"]
+    "costs",
+    [ON_THREAD, INLINE, EXPENSIVE_REJECTIONS, CUT],
+    ids=["beside", "in-turns", "dear-refusals", "cut"],
 )
 def test_the_models_agree_under_overload(usual: dict[PodCosts, Stationary], costs: PodCosts) -> None:
     scenario = step(costs.saturation_rate, 4 * costs.saturation_rate, 10, 14)
@@ -133,8 +136,8 @@ def test_the_models_agree_about_the_autoscaler(usual: dict[PodCosts, Stationary]
         OPTIONS,
         spec=Spec(1, 20, 0.6),
     )
-    each = simulate(scenario, IN_TURNS, None, seed=4)
-    fluid = simulate(scenario, IN_TURNS, usual[IN_TURNS], seed=4)
+    each = simulate(scenario, INLINE, None, seed=4)
+    fluid = simulate(scenario, INLINE, usual[INLINE], seed=4)
     assert np.abs(each.series["replicas"] - fluid.series["replicas"]).max() <= 1
     assert fluid.series["replicas"][-1] >= 3
     assert fluid.tally.latencies.quantile(0.5) == pytest.approx(each.tally.latencies.quantile(0.5), rel=0.15)
@@ -147,7 +150,7 @@ def test_a_queue_with_one_server_waits_as_theory_predicts() -> None:
         latencies = steady_latencies(costs, 1000 * load, seed=2, requests=30_000)
         mean = float(np.mean([latencies.quantile(level) for level in LEVELS[:-2]]))
         expected = 0.001 * (1 + load / (2 * (1 - load)))
-        # The error is the bins' width, 2.3 %, the sample's, and the highest percentile that is left out.
+        # The error: the bins' width of 2.3 %, the sample, and the highest percentile, which is left out.
         assert mean == pytest.approx(expected, rel=0.05)
 
 
@@ -157,7 +160,7 @@ def test_a_rollout_loses_nothing_if_the_drain_outlasts_the_balancer(
     def roll(drain: float) -> Outcome:
         options = ClusterOptions(start_seconds=3.0, endpoint_seconds=5.0, drain_seconds=drain, room=10)
         scenario = Scenario("rollout", 120, lambda _: 1200.0, 4, options, rollout=Rollout(10.0))
-        return simulate(scenario, IN_TURNS, usual[IN_TURNS], seed=1)
+        return simulate(scenario, INLINE, usual[INLINE], seed=1)
 
     careful, hasty = roll(10.0), roll(1.0)
     assert careful.lost == 0
@@ -170,7 +173,7 @@ def test_a_pod_beyond_the_room_waits_for_a_node(usual: dict[PodCosts, Stationary
     def ready_at(room: int) -> float:
         options = ClusterOptions(start_seconds=3.0, node_seconds=40.0, room=room, image_seconds=0.0)
         scenario = Scenario("growth", 120, lambda _: 1200.0, 2, options, spec=Spec(2, 3, 0.5))
-        series = simulate(scenario, IN_TURNS, usual[IN_TURNS], seed=1).series
+        series = simulate(scenario, INLINE, usual[INLINE], seed=1).series
         return float(series["seconds"][np.flatnonzero(series["ready"] == 3)[0]])
 
     assert 18 <= ready_at(room=3) <= 24  # the first sync, the start, at most one probe period
@@ -180,17 +183,17 @@ def test_a_pod_beyond_the_room_waits_for_a_node(usual: dict[PodCosts, Stationary
 def test_a_tick_that_does_not_divide_the_sync_is_rejected(usual: dict[PodCosts, Stationary]) -> None:
     scenario = Scenario("day", 60, lambda _: 100.0, 2, OPTIONS, spec=Spec(1, 3, 0.6), tick_seconds=10.0)
     with pytest.raises(ValueError, match=r"tick is 10 s, expected a divisor of 15 s"):
-        simulate(scenario, IN_TURNS, usual[IN_TURNS], seed=1)
+        simulate(scenario, INLINE, usual[INLINE], seed=1)
 
 
 def test_the_autoscaler_settles_at_its_target(usual: dict[PodCosts, Stationary]) -> None:
     scenario = Scenario("steady", 600, lambda _: 2900.0, 2, OPTIONS, spec=Spec(1, 20, 0.6), tick_seconds=5.0)
-    replicas = simulate(scenario, IN_TURNS, usual[IN_TURNS], seed=1).series["replicas"]
+    replicas = simulate(scenario, INLINE, usual[INLINE], seed=1).series["replicas"]
     assert (replicas[-20:] == 5).all()  # ceil(2.9 / 0.6)
 
 
 def test_the_model_gets_the_arrivals_of_the_generator() -> None:
-    step = simulate_pod(IN_TURNS, rate=400, seconds=5, seed=3)
+    step = simulate_pod(INLINE, rate=400, seconds=5, seed=3)
     due = arrivals(400, OPENING_SECONDS + 5, 3)
     assert step.offered_rate == np.sum(due >= OPENING_SECONDS) / 5
     assert step.answered_rate == pytest.approx(step.offered_rate, rel=0.01)
@@ -199,4 +202,4 @@ def test_the_model_gets_the_arrivals_of_the_generator() -> None:
 
 def test_the_autoscaler_leaves_a_steady_load_alone(usual: dict[PodCosts, Stationary]) -> None:
     scenario = Scenario("steady", 600, lambda _: 3000.0, 5, OPTIONS, spec=Spec(1, 20, 0.6), tick_seconds=5.0)
-    assert (simulate(scenario, IN_TURNS, usual[IN_TURNS], seed=1).series["replicas"] == 5).all()
+    assert (simulate(scenario, INLINE, usual[INLINE], seed=1).series["replicas"] == 5).all()
