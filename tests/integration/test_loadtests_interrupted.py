@@ -24,7 +24,7 @@ COMMANDS = [
         "loadtests.simulation.check", "--model reader --calibrate-seconds 0.5", "callers:", id="check"
     ),
     pytest.param("loadtests.open_loop", "--model reader --seconds 1", "generator: at most", id="open_loop"),
-    pytest.param("loadtests.gpu", "--provider cpu --seconds 2", "buckets", id="gpu"),
+    pytest.param("loadtests.gpu", "--provider cpu --max-batch-size 8 --seconds 0.5", "buckets", id="gpu"),
     pytest.param("loadtests.peers", "--only asgi --rounds 2", "round 1", id="peers", marks=wrk),
 ]
 
