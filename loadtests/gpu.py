@@ -364,7 +364,11 @@ def main(arguments: list[str] | None = None) -> int:
         pinned_memory=chosen.pinned_memory,
         overlap_copies=chosen.overlap_copies,
     )
-    names = chosen.only or [model.name for model in model_folders(chosen.models_dir)]
+    try:
+        names = chosen.only or [model.name for model in model_folders(chosen.models_dir)]
+    except InkserveError as error:
+        print(error, file=sys.stderr)
+        return 2
     out = output_of(chosen)
     started = describe(("numpy",))
     reports = []

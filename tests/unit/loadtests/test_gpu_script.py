@@ -91,6 +91,11 @@ def test_a_missing_provider_is_reported(
     assert not tmp_path.with_suffix(".json").exists()
 
 
+def test_a_missing_models_folder_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(tmp_path / "nothing", tmp_path / "result.json") == 2
+    assert "nothing is missing" in capsys.readouterr().err
+
+
 def test_a_difference_counts_grey_levels_or_is_relative_above_one() -> None:
     assert distance(np.array([3, 250], np.uint8), np.array([5, 249], np.uint8)) == 2
     assert distance(np.array([0.5, 102.0]), np.array([0.25, 100.0])) == 0.25
