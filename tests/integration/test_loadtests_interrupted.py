@@ -24,7 +24,7 @@ COMMANDS = [
         "loadtests.simulation.check", "--model reader --calibrate-seconds 0.5", "callers:", id="check"
     ),
     pytest.param("loadtests.open_loop", "--model reader --seconds 1", "generator: at most", id="open_loop"),
-    pytest.param("loadtests.gpu", "--provider cpu --max-batch-size 8 --seconds 0.5", "buckets", id="gpu"),
+    pytest.param("loadtests.gpu", "--provider cpu --max-batch-size 1 --seconds 15", ", 10 s", id="gpu"),
     pytest.param("loadtests.peers", "--only asgi --rounds 2", "round 1", id="peers", marks=wrk),
 ]
 
@@ -33,6 +33,10 @@ def published() -> dict[Path, int]:
     """When each published result was written."""
     folders = (ROOT / "loadtests" / "results", ROOT / "docs")
     return {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*")}
+
+
+# Python code follows each sign for a while: an extension module that calls back into Python may discard the
+# KeyboardInterrupt, as happened once in 70 tries while a benchmark opened its first onnxruntime session.
 
 
 def interrupt(module: str, arguments: list[str], sign: str) -> tuple[int, str]:
@@ -79,7 +83,7 @@ def test_ctrl_c_ends_a_command_with_one_line(
 
 @wrk
 def test_ctrl_c_ends_every_service_of_the_fast_path_benchmark() -> None:
-    code, rest = interrupt("loadtests.fast_path", [], "starting 4 services")
+    code, rest = interrupt("loadtests.fast_path", [], "slice 1 of 4")
     assert (code, rest.strip()) == (130, "loadtests: interrupted")
 
 
