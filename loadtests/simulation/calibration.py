@@ -13,7 +13,7 @@ import numpy as np
 from loadtests.measured_pod import MeasuredPod, Spent, Step
 from loadtests.progress import doing, say
 from loadtests.simulation.costs import PodCosts
-from loadtests.simulation.service_rules import INLINE_ROWS, default_threads
+from loadtests.simulation.service_rules import ON_LOOP_ROWS, default_threads
 
 CALLERS = (1, 2, 4, 16, 64, 256)
 """Closed-loop concurrency levels: batches hold from one row to half or all of the callers."""
@@ -80,7 +80,7 @@ class Calibration:
         Otherwise it is what the service's rule says of batches of this size.
         """
         if self._has_threads:
-            return float(spent.rows <= self._device_costs().inline_rows * spent.batches)
+            return float(spent.rows <= self._device_costs().on_loop_rows * spent.batches)
         others = (spent.cpu_seconds - spent.main_cpu_seconds) / _with_core(spent)
         return min(1.0, max(0.0, 1.0 - others))
 
@@ -124,7 +124,7 @@ class Calibration:
             [self._device_seconds(load) / load.batches for load in self.answering],
         )
         costs = PodCosts(batch_seconds, row_seconds, 0.0, 0.0, 0.0, 0.0, 0.0, cores=self.cores)
-        if self.largest_batch < INLINE_ROWS:  # larger batches may have been cut to fit the loop
+        if self.largest_batch < ON_LOOP_ROWS:  # larger batches may have been cut to fit the loop
             return replace(costs, max_batch_size=self.largest_batch)
         return costs
 

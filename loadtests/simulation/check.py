@@ -174,7 +174,7 @@ def _result(comparison: Comparison) -> str:
 
 def at_speed(costs: PodCosts, speed: float) -> PodCosts:
     """A pod's costs on a machine that is `speed` times as fast; it forms the same batches."""
-    names = ("batch", "row", "turn", "request", "refuse", "overhead", "inline", "brief")
+    names = ("batch", "row", "turn", "request", "refuse", "overhead", "on_loop", "brief")
     times = {f"{name}_seconds": getattr(costs, f"{name}_seconds") / speed for name in names}
     return replace(costs, **times)
 

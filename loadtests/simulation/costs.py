@@ -8,9 +8,9 @@ from pathlib import Path
 from loadtests.simulation.service_rules import (
     BRIEF_SECONDS,
     DEADLINE_SHARE,
-    INLINE_SECONDS,
-    InlineRows,
-    inline_rows,
+    ON_LOOP_SECONDS,
+    OnLoopRows,
+    on_loop_rows,
     padded_rows,
 )
 
@@ -24,7 +24,8 @@ class PodCosts:
     request_seconds: event loop time per answered request; refuse_seconds: per rejected request.
     overhead_seconds: latency that a caller sees in addition (sockets, its own work).
     start_seconds: from starting the process to readiness. cores: of the pod.
-    inline_seconds: batches that take at most this long run on the event loop; see `service.batching.on_loop`.
+    on_loop_seconds: batches that take at most this long run on the event loop; see
+        `service.batching.on_loop`.
     deadline_seconds: the deadline of each request, after which its caller disconnects.
     """
 
@@ -36,7 +37,7 @@ class PodCosts:
     overhead_seconds: float
     start_seconds: float
     cores: int = 1
-    inline_seconds: float = INLINE_SECONDS
+    on_loop_seconds: float = ON_LOOP_SECONDS
     brief_seconds: float = BRIEF_SECONDS
     max_batch_size: int = 256
     max_queue_rows: int = 16384
@@ -53,28 +54,30 @@ class PodCosts:
         It waits for an inline batch, and on a single core for every batch, because the device thread takes
         the core.
         """
-        return self.cores == 1 or rows <= self.inline_rows
+        return self.cores == 1 or rows <= self.on_loop_rows
 
     @cached_property
-    def inline_rows(self) -> int:
+    def on_loop_rows(self) -> int:
         """Maximum rows of a batch that runs inline, 0 if none does."""
-        return self._inline.rows
+        return self._on_loop.rows
 
-    def max_inline_rows(self, *, refusing: bool) -> int | None:
+    def max_on_loop_rows(self, *, refusing: bool) -> int | None:
         """The rows that the event loop cuts its batches to; None if longer batches run on the device thread.
 
         refusing: whether a request was rejected since the last batch.
         """
-        return self._inline.most(refusing=refusing)
+        return self._on_loop.most(rejecting=refusing)
 
     @cached_property
-    def _inline(self) -> InlineRows:
-        return inline_rows(self.device_seconds, self.max_batch_size, self.inline_seconds, self.brief_seconds)
+    def _on_loop(self) -> OnLoopRows:
+        return on_loop_rows(
+            self.device_seconds, self.max_batch_size, self.on_loop_seconds, self.brief_seconds
+        )
 
     @cached_property
     def full_batch(self) -> int:
         """One-row requests in the largest batch that is formed."""
-        most = self.max_inline_rows(refusing=False) or self.max_batch_size
+        most = self.max_on_loop_rows(refusing=False) or self.max_batch_size
         return min(most, self.max_queue_rows, self.max_queue_requests)
 
     @cached_property

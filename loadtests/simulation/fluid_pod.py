@@ -160,7 +160,7 @@ class FluidPod:
         batch.
         """
         costs, seconds = self._costs, 0.0
-        most = costs.max_inline_rows(refusing=refusing) or costs.full_batch
+        most = costs.max_on_loop_rows(refusing=refusing) or costs.full_batch
         while True:
             batch = self._queue.take(most)
             rows = max(1, math.ceil(batch.count - 1e-9))
@@ -168,8 +168,8 @@ class FluidPod:
             self._batch.join(batch)
             if not costs.blocks_loop(rows):
                 return seconds, True
-            enough = seconds >= min(elsewhere, costs.inline_seconds)
-            if enough or rows > costs.inline_rows or not self._queue.count:
+            enough = seconds >= min(elsewhere, costs.on_loop_seconds)
+            if enough or rows > costs.on_loop_rows or not self._queue.count:
                 return seconds, False
             most = costs.full_batch
 

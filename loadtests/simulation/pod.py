@@ -98,7 +98,7 @@ class RequestPod:
         began = self._env.now
         elsewhere = began - (began if self._turn_ended is None else self._turn_ended)
         while True:
-            batch = self._take(self._costs.max_inline_rows(refusing=self._queue.refused_since_batch))
+            batch = self._take(self._costs.max_on_loop_rows(refusing=self._queue.refused_since_batch))
             if not batch.rows:
                 self._turn_ended = None
                 return
@@ -108,8 +108,8 @@ class RequestPod:
                 return
             yield from self._run(batch)
             self._turn_ended = self._env.now
-            enough = min(elsewhere, self._costs.inline_seconds)
-            if self._turn_ended - began >= enough or batch.rows > self._costs.inline_rows:
+            enough = min(elsewhere, self._costs.on_loop_seconds)
+            if self._turn_ended - began >= enough or batch.rows > self._costs.on_loop_rows:
                 return
 
     def _thread(self, batch: Batch) -> Process:

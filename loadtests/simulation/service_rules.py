@@ -8,26 +8,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 
-from service.batching.on_loop import INLINE_ROWS, InlineRows, inline_rows
-from service.batching.queue import DEADLINE_SHARE, Answer, BatchQueue, Item
+from service.batching.on_loop import ON_LOOP_ROWS, OnLoopRows, on_loop_rows
+from service.batching.pace import DEADLINE_SHARE
+from service.batching.queue import BatchQueue, Item
+from service.batching.request import InferenceResult
 from service.errors import QueueFull
 from service.onnx.engine import bucket_sizes
-from service.serving.tuning import BRIEF_SECONDS, BUCKETS_PER_OCTAVE, INLINE_SECONDS, default_threads
+from service.serving.tuning import BRIEF_SECONDS, BUCKETS_PER_OCTAVE, ON_LOOP_SECONDS, default_threads
 
 __all__ = (
     "BRIEF_SECONDS",
     "DEADLINE_SHARE",
-    "INLINE_ROWS",
-    "INLINE_SECONDS",
+    "ON_LOOP_ROWS",
+    "ON_LOOP_SECONDS",
     "Batch",
-    "InlineRows",
+    "OnLoopRows",
     "Queue",
     "default_threads",
-    "inline_rows",
+    "on_loop_rows",
     "padded_rows",
 )
 
-_EMPTY = Answer((), 0.0, 0.0, 0)
+_EMPTY = InferenceResult(1, (), 0.0, 0.0, 0)
 """The result of every simulated request: only its time matters."""
 
 
@@ -67,7 +69,7 @@ class Queue:
     @property
     def refused_since_batch(self) -> bool:
         """Whether a request was rejected since the last batch was formed."""
-        return self._queue.refusing
+        return self._queue.refused_since_batch
 
     def push(self, rows: int, now: float, deadline: float, finished: Callable[[], None]) -> bool:
         """Queue a request; False if the service rejects it. finished: returned with its last batch."""
@@ -90,4 +92,4 @@ class Queue:
 
     def note_batch(self, rows: int, started: float, ended: float) -> None:
         """Report a batch that ran, from which the queue learns its pace."""
-        self._queue.note_pace(rows, started, ended)
+        self._queue.pace.note_batch(rows, started, ended, self._queue.rows)

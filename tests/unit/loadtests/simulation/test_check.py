@@ -16,7 +16,7 @@ COSTS = PodCosts(0.001, 0.0001, 0.0005, 0.0002, 0.0001, 0.0003, 1.0)
 def test_a_faster_machine_takes_less_time_for_everything_except_the_start() -> None:
     fast = at_speed(COSTS, 2.0)
     assert fast == PodCosts(
-        0.0005, 0.00005, 0.00025, 0.0001, 0.00005, 0.00015, 1.0, inline_seconds=0.005, brief_seconds=0.0005
+        0.0005, 0.00005, 0.00025, 0.0001, 0.00005, 0.00015, 1.0, on_loop_seconds=0.005, brief_seconds=0.0005
     )
     assert fast.full_batch == COSTS.full_batch
     assert fast.saturation_rate == pytest.approx(2 * COSTS.saturation_rate)

@@ -20,7 +20,7 @@ COSTS = PodCosts(
     start_seconds=1.0,
     cores=2,
     max_batch_size=64,
-    inline_seconds=0.005,
+    on_loop_seconds=0.005,
     brief_seconds=0.005,
 )
 """Batches of up to 40 rows take at most 5 ms, and run inline."""
@@ -66,14 +66,14 @@ def test_short_batches_and_all_batches_on_one_core_block_the_loop() -> None:
     assert COSTS.blocks_loop(40)
     assert not COSTS.blocks_loop(41)
     assert replace(COSTS, cores=1).blocks_loop(64)
-    assert replace(COSTS, inline_seconds=0.01).blocks_loop(64)
+    assert replace(COSTS, on_loop_seconds=0.01).blocks_loop(64)
 
 
 def test_a_loop_that_can_run_large_batches_cuts_all_batches_to_fit() -> None:
-    assert (QUICK.inline_rows, QUICK.full_batch) == (80, 80)
+    assert (QUICK.on_loop_rows, QUICK.full_batch) == (80, 80)
     assert QUICK.saturation_rate == pytest.approx(1 / (0.0002 + 0.005 / 80))
     assert slowest(sent(QUICK, (0.0, 80))) == 160 * 0.0001 + 0.005
-    assert (COSTS.inline_rows, COSTS.full_batch) == (40, 64)
+    assert (COSTS.on_loop_rows, COSTS.full_batch) == (40, 64)
 
 
 def test_with_inline_batches_a_request_costs_the_loop_its_part_of_a_batch_too() -> None:
@@ -126,8 +126,8 @@ def test_idle_time_does_not_count_as_loop_time() -> None:
 def test_after_a_rejection_the_next_batch_is_cut_further() -> None:
     """A batch cut to 64 rows takes 4.2 ms of the 5 per iteration, so that another batch follows."""
     costs = replace(QUICK, max_queue_requests=100)
-    assert (costs.max_inline_rows(refusing=False), costs.max_inline_rows(refusing=True)) == (80, 64)
-    assert COSTS.max_inline_rows(refusing=True) is None
+    assert (costs.max_on_loop_rows(refusing=False), costs.max_on_loop_rows(refusing=True)) == (80, 64)
+    assert COSTS.max_on_loop_rows(refusing=True) is None
     first = [sent(costs, (0.0, count)).latencies.quantile(0.001) for count in (100, 101)]
     taken, refusing = 0.01 + 0.005 + 0.0001, 0.0101 + 0.0042 + 0.003 + 0.0001
     assert first == pytest.approx([taken, refusing], rel=0.025)

@@ -36,7 +36,7 @@ EXPENSIVE_REJECTIONS = replace(INLINE, refuse_seconds=0.0004)
 """At four times its capacity the loop cannot even reject every request."""
 
 CUT = PodCosts(
-    0.00145, 0.00035, 0.02, 0.00005, 0.00001, 0.0002, 3.0, inline_seconds=0.1, deadline_seconds=2.0
+    0.00145, 0.00035, 0.02, 0.00005, 0.00001, 0.0002, 3.0, on_loop_seconds=0.1, deadline_seconds=2.0
 )
 """A batch of 256 takes 91 ms of the event loop, and an iteration 20 ms: 2070 requests/s. While the pod
 rejects, batches are cut to 64 rows and 24 ms."""
