@@ -10,6 +10,7 @@ import os
 import re
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 # Numbers from linux/capability.h. Debian's files, devices and users; chroot; namespaces and their loopback.
@@ -47,7 +48,7 @@ def refused_calls() -> list[str]:
     """What a filter (seccomp, AppArmor) or a user namespace forbids in spite of the capabilities."""
     with tempfile.TemporaryDirectory() as folder:
         target, device = os.fsencode(folder), Path(folder) / "null"
-        calls = {
+        calls: dict[str, Callable[[], None]] = {
             "unshare": lambda: call("unshare", CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET),
             "mount": lambda: call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None),
             "mount of a tmpfs": lambda: call("mount", b"tmpfs", target, b"tmpfs", 0, None),

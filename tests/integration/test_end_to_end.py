@@ -62,7 +62,7 @@ async def test_all_test_images_give_exactly_the_accuracy_in_the_manifest(
     probabilities = np.concatenate([np.frombuffer(a.body, "<f4").reshape(-1, 10) for a in answers])
     correct = int((probabilities.argmax(axis=1) == labels).sum())
     manifest = manifest_of(model)
-    assert correct == round(manifest.metrics["test_accuracy"] * len(labels))
+    assert correct == round(float(manifest.metrics["test_accuracy"]) * len(labels))
     session = ort.InferenceSession(MODELS / model / str(manifest.version) / "model.onnx")
     (expected,) = session.run(None, {manifest.inputs[0].name: images})
     # A caller who got another's rows would be off by far more; kernels of two batch sizes differ by less.

@@ -182,7 +182,12 @@ def test_every_rule_is_evaluated_and_no_alert_is_raised(service: str, prometheus
     assert {(rule["health"], rule.get("lastError", "")) for rule in rules} == {("ok", "")}
     assert prometheus.ask("alerts")["alerts"] == []
     recorded = [rule["record"] for rule in expected if "record" in rule]
-    assert wait_for(lambda: load(service) or all(has_data(prometheus, name) for name in recorded))
+
+    def all_recorded() -> bool:
+        load(service)
+        return all(has_data(prometheus, name) for name in recorded)
+
+    assert wait_for(all_recorded)
 
 
 def test_the_dashboard_is_what_its_script_writes() -> None:

@@ -23,7 +23,12 @@ class Loader(yaml.CSafeLoader):
     """Reads "=" as a string, like Kubernetes; PyYAML gives it a tag of YAML 1.1 and cannot construct it."""
 
 
-Loader.add_constructor("tag:yaml.org,2002:value", lambda loader, node: loader.construct_scalar(node))
+def _text(loader: Loader, node: yaml.Node) -> object:
+    assert isinstance(node, yaml.ScalarNode)
+    return loader.construct_scalar(node)
+
+
+Loader.add_constructor("tag:yaml.org,2002:value", _text)
 
 
 @cache

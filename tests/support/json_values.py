@@ -6,7 +6,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 Schema = dict[str, Any]
-TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("C",)), max_size=20)
+CHARACTERS = st.characters(codec="utf-8", exclude_categories=["C"])
+TEXT = st.text(CHARACTERS, max_size=20)
 
 
 def values_of(schema: Schema, root: Schema) -> st.SearchStrategy[Any]:
@@ -25,7 +26,7 @@ def _strings(schema: Schema, _: Schema) -> st.SearchStrategy[str]:
         return TEXT.filter(lambda text: len(text) <= longest)
     # Go's $ is the end of the text, Python's also lies before a last newline.
     pattern = re.compile(schema["pattern"].replace("$", r"\Z"), re.ASCII)
-    texts = st.from_regex(pattern, alphabet=st.characters(codec="utf-8", exclude_categories=("C",)))
+    texts = st.from_regex(pattern, alphabet=CHARACTERS)
     return texts.filter(lambda text: len(text) <= longest)
 
 

@@ -1,4 +1,4 @@
-"""What the contracts in pyproject.toml (`[tool.importlinter]`, run by `make lint`) cannot say about imports."""
+"""Rules on imports that the contracts in pyproject.toml ([tool.importlinter], `make lint`) cannot express."""
 
 import ast
 import pkgutil

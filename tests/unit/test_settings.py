@@ -1,5 +1,6 @@
 """Settings from flags and environment variables, and the cores of a container."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -110,5 +111,5 @@ def test_a_containers_cpu_quota_limits_the_cores(
 ) -> None:
     (tmp_path / "cpu.max").write_text(quota)
     monkeypatch.setattr(machine, "CGROUP_CPU_MAX", tmp_path / "cpu.max")
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     assert available_cores() == cores

@@ -11,10 +11,10 @@ from service.errors import InkserveError, InvalidInput, NotAcceptable, PayloadTo
 from service.http.disconnects import ClientDisconnected, DisconnectWatch
 from service.http.negotiation import media_type, negotiate
 from service.http.requests import parse_int, read_body, read_query
-from service.http.types import Message
+from service.http.types import Message, Receive
 
 
-def receiving(*messages: Message):
+def receiving(*messages: Message) -> Receive:
     left = list(messages)
 
     async def receive() -> Message:

@@ -84,7 +84,7 @@ async def test_a_request_after_the_end_is_counted_as_such(models_dir: Path) -> N
 
 
 async def test_a_request_whose_client_leaves_is_counted_as_such(models_dir: Path) -> None:
-    messages = [{"type": "http.request", "body": RAW}, {"type": "http.disconnect"}]
+    messages: list[dict[str, Any]] = [{"type": "http.request", "body": RAW}, {"type": "http.disconnect"}]
 
     async def receive() -> dict[str, Any]:
         return messages.pop(0)

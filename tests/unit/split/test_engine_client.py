@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ async def start_engine(
     add_generator()
     engines: list[Engine] = []
 
-    async def start(**settings: object) -> Engine:
+    async def start(**settings: Any) -> Engine:
         settings = {"max_batch_size": 8, "max_request_rows": MAX_ROWS} | settings
         metrics = Metrics()
         predictor = LocalPredictor(Settings(models_dir=tmp_path, **settings), metrics)

@@ -81,7 +81,7 @@ async def test_both_paths_answer_alike(listener: Listener, case: str) -> None:
 async def test_the_fast_path_is_taken(listener: Listener) -> None:
     async with connected(listener.port) as connection:
         for wish in ({}, {"kind": None}, {"accept": OCTETS}, {"body": RAW[:392]}):
-            await exchange(connection, request(**wish))  # type: ignore[arg-type]
+            await exchange(connection, request(**wish))
         assert listener.through_asgi == []
         await exchange(connection, request(chunked=True))
         await exchange(connection, request(png(7), kind="image/png"))
@@ -168,7 +168,7 @@ async def test_a_request_may_come_in_any_two_pieces(listener: Listener, wish: di
 async def test_answers_come_in_the_order_of_the_requests_however_these_are_cut(
     predictor: LocalPredictor, tmp_path: Path, digits: list[int], kinds: list[str], cuts: list[int]
 ) -> None:
-    forms = {
+    forms: dict[str, Callable[[int], bytes]] = {
         "raw": lambda digit: request(image(digit).tobytes()),
         "png": lambda digit: request(png(digit), kind="image/png"),
         "chunked": lambda digit: request(image(digit).tobytes(), chunked=True),
