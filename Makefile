@@ -14,15 +14,8 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 CHECKOV := .cache/checkov
-UV := $(shell command -v uv 2>/dev/null)
-ifdef UV
-MAKE_VENV = uv venv --quiet --allow-existing --python $(PYTHON)
-INSTALL_INTO = uv pip install --quiet --python $(1)/bin/python
-else
-MAKE_VENV = $(PYTHON) -m venv
-INSTALL_INTO = $(1)/bin/python -m pip install --quiet
-endif
-INSTALL = $(call INSTALL_INTO,$(VENV))
+LOCKER := .cache/uv
+ENVIRONMENT = PYTHON="$(PYTHON)" .ci/environment
 # uv does not read pip's variables; whoever set them meant both.
 ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -128,19 +121,16 @@ dashboard-picture: $(VENV)/.develop ## Load the service and draw the dashboard, 
 clean: ## Remove the virtual environment and the caches
 	rm -rf $(VENV) $(CHECKOV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# A virtual environment of its own: it wants older versions of what the project uses itself.
+# An environment of its own, because it requires older versions of packages that the project uses.
 $(CHECKOV)/.installed: requirements/checkov.txt
-	$(MAKE_VENV) $(CHECKOV)
-	$(call INSTALL_INTO,$(CHECKOV)) --no-deps --requirement $<
-	touch $@
+	@$(ENVIRONMENT) $(CHECKOV) .installed "checkov" --no-deps --requirement $<
 
-$(BIN)/python:
-	$(MAKE_VENV) $(VENV)
+$(LOCKER)/.installed: constraints.txt
+	@$(ENVIRONMENT) $(LOCKER) .installed "uv" --constraint constraints.txt uv
 
-$(VENV)/.serve: $(BIN)/python pyproject.toml constraints.txt
-	$(INSTALL) --constraint constraints.txt --editable ".[$(ENGINE)]"
-	touch $@
+$(VENV)/.serve: pyproject.toml constraints.txt
+	@$(ENVIRONMENT) $(VENV) .serve "the service into $(VENV)" --constraint constraints.txt --editable ".[$(ENGINE)]"
 
-$(VENV)/.develop: $(BIN)/python pyproject.toml constraints.txt
-	$(INSTALL) --constraint constraints.txt --editable ".[$(ENGINE),training,test,load]"
-	touch $@ $(VENV)/.serve
+$(VENV)/.develop: pyproject.toml constraints.txt
+	@$(ENVIRONMENT) $(VENV) .develop "the service, training, tests and load tests into $(VENV)" \
+		--constraint constraints.txt --editable ".[$(ENGINE),training,test,load]"
