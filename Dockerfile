@@ -118,7 +118,7 @@ c.request('GET', '/v2/health/live'); \
 assert c.getresponse().status == 200"]
 ENTRYPOINT ["python3", "-m", "service"]
 # Last, so that a commit's number makes no layer anew.
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="inkserve" \
     org.opencontainers.image.description="MNIST generators and classifiers over HTTP, batched across requests" \

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -33,12 +34,34 @@ def lock(name: str) -> str:
     return (ROOT / "requirements" / f"{name}.txt").read_text()
 
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
 def project(*path: str) -> set[str]:
     """Names of the packages in a list of pyproject.toml."""
-    value = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    value = PROJECT
     for key in path:
         value = value[key]
     return {str(canonicalize_name(Requirement(line).name)) for line in value}
+
+
+def requirements() -> dict[str, Requirement]:
+    """Every requirement of pyproject.toml, by its text."""
+    lists = [PROJECT["project"]["dependencies"], PROJECT["build-system"]["requires"]]
+    lists += [*PROJECT["project"]["optional-dependencies"].values(), *PROJECT["dependency-groups"].values()]
+    return {line: Requirement(line) for line in chain.from_iterable(lists)}
+
+
+@pytest.mark.parametrize("requirement", requirements().values(), ids=requirements())
+def test_a_requirement_has_a_lower_bound_and_allows_the_pinned_version(requirement: Requirement) -> None:
+    assert ">=" in {specifier.operator for specifier in requirement.specifier}
+    pinned = pins((ROOT / "constraints.txt").read_text())[str(canonicalize_name(requirement.name))]
+    assert requirement.specifier.contains(pinned)
+
+
+def test_uvicorn_has_an_upper_bound_because_its_internals_are_used() -> None:
+    (uvicorn,) = (each for each in requirements().values() if each.name == "uvicorn")
+    assert "<" in {specifier.operator for specifier in uvicorn.specifier}
 
 
 @pytest.mark.parametrize("name", LOCKS)
