@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from tests.support.tiny_runs import Workshop
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that share the workshop as slow: it takes 16 s to set up."""
+    for item in items:
+        if "workshop" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def add_classifier(tmp_path: Path) -> Callable[..., Path]:
     """Adds a version of a classifier to the models folder `tmp_path`."""

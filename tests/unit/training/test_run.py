@@ -141,6 +141,7 @@ def messages(process: subprocess.Popen[str]) -> Iterator[str]:
     return iter(process.stderr.readline, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_run_resumes_to_the_same_bits(tmp_path: Path, data_dir: Path, how: signal.Signals) -> None:
     command = [*TRAIN, "--data-dir", str(data_dir)]
@@ -160,6 +161,7 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path: Path, data_dir: Path, how
     assert len(cut["history"]) == 4
 
 
+@pytest.mark.slow
 def test_torchrun_trains_on_two_processes_and_one_writes(tmp_path: Path, data_dir: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, *TRAIN[1:], "--data-dir", str(data_dir), "--run-dir", str(tmp_path / "run")]
