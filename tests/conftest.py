@@ -1,5 +1,6 @@
-"""What several test files need: tiny models, made on the spot."""
+"""Fixtures of several test files: tiny models, built on the spot. Marks slow tests, lists why tests skip."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "workshop" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print why tests were skipped, and how many for each reason."""
+    skipped: list[pytest.TestReport] = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(str(report.longrepr[2]) for report in skipped if isinstance(report.longrepr, tuple))
+    if reasons:
+        terminalreporter.section("why tests were skipped")
+    for reason, count in reasons.most_common():
+        terminalreporter.line(f"{count:4d} {reason.removeprefix('Skipped: ')}")
 
 
 @pytest.fixture
