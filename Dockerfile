@@ -1,17 +1,17 @@
-# The service alone, without training, and (--target loadtest) what loads it: see docs/image.md.
+# The service without training, and (--target loadtest) its load test: see docs/image.md.
 
-# Any image with glibc that has python3 (3.11 to 3.13), or apt-get to install it.
-# ENGINE=gpu needs CUDA 13 and cuDNN 9 in it, unless EXTRAS names cuda.
+# Any image with glibc and either python3 (3.11 to 3.13) or apt-get, which installs it.
+# For ENGINE=gpu it must have CUDA 13 and cuDNN 9, unless EXTRAS names cuda.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 # cpu or gpu.
 ARG ENGINE=cpu
-# tracing, cuda (the libraries that ENGINE=gpu loads, 1.5 GB), both ("tracing cuda") or nothing.
+# tracing, cuda (the libraries that ENGINE=gpu loads, 1.5 GB), both ("tracing cuda") or empty.
 ARG EXTRAS=tracing
-# baked: the image holds models/. mounted: /models is empty, and a volume goes there.
+# baked: the image holds models/. mounted: /models is empty, for a volume.
 ARG MODELS=baked
 
 FROM ${BASE_IMAGE} AS base
-# The distribution's release decides the version of Python; CUDA's images come without one.
+# The distribution's release sets the version of Python; CUDA's images have none.
 # hadolint ignore=DL3008
 RUN command -v python3 \
     || { apt-get update \
@@ -27,7 +27,7 @@ RUN python3 -c "import ensurepip" \
 RUN python3 -m venv /opt/build && python3 -m venv --without-pip /opt/venv
 WORKDIR /src
 
-# The two secrets are optional: for networks with an index or a certificate authority of their own.
+# The two secrets are optional, for networks that have their own index or certificate authority.
 FROM builder AS dependencies
 ARG ENGINE
 ARG EXTRAS
@@ -37,8 +37,8 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     for lock in "${ENGINE}" ${EXTRAS}; do set -- "$@" --requirement "${lock}.txt"; done \
     && /opt/build/bin/pip --python /opt/venv/bin/python install \
     --no-cache-dir --only-binary :all: --require-hashes "$@"
-# What the service never loads, 60 of 222 MB: tests, tools of onnxruntime, and its C library, which the
-# Python module does not use.
+# Remove what the service never loads, 60 of 222 MB: tests, onnxruntime's tools and its C library, which the Python module
+# does not use.
 RUN find /opt/venv/lib \( -name tests -o -name "libonnxruntime.so.*" -o -path "*/onnxruntime/tools" \
     -o -path "*/onnxruntime/transformers" -o -path "*/onnxruntime/quantization" \) -prune -exec rm -r {} +
 
@@ -58,7 +58,7 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --no-cache-dir --only-binary :all: --require-hashes --requirement requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY service service
-# Apart from the dependencies, so that a change of the code changes a small layer only.
+# Separate from the dependencies, so that a change of the code changes only a small layer.
 RUN /opt/build/bin/pip install --no-cache-dir --no-deps --no-index --no-build-isolation \
     --target /opt/inkserve .
 
@@ -92,7 +92,7 @@ ENV INKSERVE_PROVIDER=cuda
 
 # hadolint ignore=DL3006
 FROM service-${ENGINE} AS service
-# onnxruntime has a client for usage reports, and keeps a database for it in the home folder.
+# Switches off onnxruntime's usage reports, for which it would keep a database in the home folder.
 ENV PATH=/opt/venv/bin:${PATH} \
     PYTHONPATH=/opt/inkserve \
     PYTHONSAFEPATH=1 \
@@ -103,21 +103,21 @@ ENV PATH=/opt/venv/bin:${PATH} \
 COPY --from=dependencies /opt/venv /opt/venv
 COPY --from=models /models /models
 COPY --from=project /opt/inkserve /opt/inkserve
-# A number, because Kubernetes' runAsNonRoot cannot judge a name; no such user needs to exist.
+# A number, because Kubernetes' runAsNonRoot cannot check a name. The user need not exist.
 USER 65532:65532
 WORKDIR /opt/inkserve
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-# Live, not ready: who acts on this replaces the container, and a service that drains must not be replaced.
-# The port opens only once every model is warm, so the first success means ready as well.
-# http.client, not urllib: it asks no HTTP_PROXY for the way to the loopback address.
+# Liveness, not readiness: an orchestrator replaces an unhealthy container, and must not replace one that drains.
+# The port opens only after every model is warm, so the first success also means ready.
+# http.client instead of urllib, because urllib would use HTTP_PROXY for the loopback address.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python3", "-c", "\
 import http.client, os; \
 c = http.client.HTTPConnection('127.0.0.1', int(os.environ['INKSERVE_PORT']), timeout=2); \
 c.request('GET', '/v2/health/live'); \
 assert c.getresponse().status == 200"]
 ENTRYPOINT ["python3", "-m", "service"]
-# Last, so that a commit's number makes no layer anew.
+# Last, so that a new revision rebuilds no layer.
 ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="inkserve" \

@@ -1,11 +1,11 @@
-# Runs an image's container with nothing but util-linux and ip; sourced by image-check.
-# Not with `buildah run`: its chroot isolation has no read-only root, and 1.28 panics on one that was made so. Not with
-# crun: Debian 12's refuses hosts that have both versions of cgroups.
+# Runs an image's container with only util-linux and ip. Sourced by image-check.
+# `buildah run` will not do: its chroot isolation has no read-only root, and 1.28 panics if the root was made read-only.
+# Neither will crun: Debian 12's rejects hosts with both versions of cgroups.
 
-# child PID: the process that unshare forked; nothing once it is gone.
+# child PID: prints the process that unshare forked, or nothing after its exit.
 child() { { tr -d ' ' <"/proc/$1/task/$1/children"; } 2>/dev/null || true; }
 
-# config IMAGE KEY: values of the image's configuration, each ended by a zero byte.
+# config IMAGE KEY: prints values of the image's configuration, each terminated by a zero byte.
 config() { buildah inspect --type image "$1" | python3 -c "
 import json, sys
 value = json.load(sys.stdin)['Docker']['config']
@@ -14,9 +14,8 @@ for key in sys.argv[1].split('.'):
 for each in value if isinstance(value, list) else [value]:
     sys.stdout.write(f'{each}\0')" "$2"; }
 
-# image_process IMAGE: sets `root` to a new container's files, `entrypoint` to its command, and `process` to what must
-# come before a command in there for it to run as the image says: its user without any capability, its environment and
-# folder.
+# image_process IMAGE: sets `root` to a new container's files, `entrypoint` to its command, and `process` to the prefix
+# that runs a command in it as the image says: as its user without capabilities, with its environment and folder.
 image_process() {
     local container user folder
     local -a environment
@@ -27,17 +26,17 @@ image_process() {
     mapfile -d '' environment < <(config "$1" Env)
     mapfile -d '' entrypoint < <(config "$1" Entrypoint)
     [[ $user =~ ^([1-9][0-9]*):([1-9][0-9]*)$ ]] || fail "user is $user, expected two numbers, not 0"
-    # HOME as Docker sets it where the image has no such user.
+    # HOME as Docker sets it if the image has no such user.
     process=(setpriv "--reuid=${BASH_REMATCH[1]}" "--regid=${BASH_REMATCH[2]}" --clear-groups
         --inh-caps=-all --bounding-set=-all --no-new-privs
         env --ignore-environment "--chdir=$folder" HOME=/ "${environment[@]}")
 }
 
-# Enters the network of the next containers: one of their own, with the loopback device alone.
+# The prefix that enters the next containers' network: their own, with only the loopback device.
 network=(unshare --net --)
 
-# contain ROOT COMMAND...: what `docker run --read-only --cap-drop ALL` does, and stricter: no shared memory. The command
-# is process 1. The calling process becomes unshare, whose exit code is the command's.
+# contain ROOT COMMAND...: like `docker run --read-only --cap-drop ALL`, but stricter: without shared memory. The command
+# is process 1. The calling process becomes unshare, which exits with the command's code.
 contain() {
     # shellcheck disable=SC2016
     exec "${network[@]}" unshare --mount --pid --ipc --uts --fork -- bash -euc '

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Prints what .ci/image-check needs and is not given here, a line each: nothing where it can run.
+"""Print the privileges that .ci/image-check needs and this machine lacks, one per line, or nothing.
 
-Looks at the capabilities and tries the calls that unprivileged containers forbid; it installs nothing and
-leaves nothing. An error that is not a refusal is raised, so that it is not taken for one.
+Checks the capabilities, then tries the calls that unprivileged containers forbid. Installs nothing and leaves
+nothing behind. Raises every other OSError, so that no fault passes for a missing privilege.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-# Numbers from linux/capability.h. Debian's files, devices and users; chroot; namespaces and their loopback.
+# From linux/capability.h: for Debian's files, devices and users; for chroot; for namespaces with a loopback.
 CAPABILITIES = {
     "CAP_CHOWN": 0,
     "CAP_SETGID": 6,
@@ -29,8 +29,8 @@ MS_REC, MS_PRIVATE = 0x4000, 0x40000
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def lacking_capabilities() -> list[str]:
-    """Names of those that this process has not."""
+def missing_capabilities() -> list[str]:
+    """Return the names of the capabilities that this process lacks."""
     found = re.search(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found
     effective = int(found[1], 16)
@@ -38,14 +38,14 @@ def lacking_capabilities() -> list[str]:
 
 
 def call(name: str, *arguments: object) -> None:
-    """Call libc. Raises OSError, of which PermissionError is a kind."""
+    """Call a function of libc. Raises OSError if it fails, PermissionError if it is forbidden."""
     if getattr(LIBC, name)(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), name)
 
 
 def refused_calls() -> list[str]:
-    """What a filter (seccomp, AppArmor) or a user namespace forbids in spite of the capabilities."""
+    """Return the calls that seccomp, AppArmor or a user namespace forbids despite the capabilities."""
     with tempfile.TemporaryDirectory() as folder:
         target, device = os.fsencode(folder), Path(folder) / "null"
         calls: dict[str, Callable[[], None]] = {
@@ -64,5 +64,5 @@ def refused_calls() -> list[str]:
 
 
 if __name__ == "__main__":
-    for line in lacking_capabilities() or refused_calls():
+    for line in missing_capabilities() or refused_calls():
         print(line)
