@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -56,7 +57,7 @@ class Child:
         """Send the process a signal, if it is running."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(sig)
+                os.kill(self._process.pid, sig)
 
     def kill(self) -> None:
         """Kill the process; it is not restarted."""
