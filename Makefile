@@ -39,11 +39,11 @@ check: lint ## Check style, types, imports and the fast unit tests, before a com
 	$(BIN)/python -m pytest --quiet --numprocesses auto -m "not slow" tests/unit $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.develop data ## Run every test (TIME_TEST)
+test: $(VENV)/.develop data ## Run every test (12 min)
 	$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: coverage
-coverage: $(VENV)/.develop data ## Run every test and measure the branch coverage (TIME_COVERAGE)
+coverage: $(VENV)/.develop data ## Run every test and measure the branch coverage (a quarter longer)
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 .PHONY: lint
@@ -58,7 +58,7 @@ image-lint: $(VENV)/.develop ## Check the Dockerfile (1 s)
 	$(BIN)/hadolint Dockerfile
 
 .PHONY: image-check
-image-check: ## Build, run and load the images without a Docker engine (TIME_IMAGE); as root on Debian; also with ENGINE=gpu
+image-check: ## Build, run and load the images without a Docker engine; as root on Debian; also with ENGINE=gpu
 	.ci/image-check
 
 .PHONY: bench
@@ -82,7 +82,7 @@ data: $(VENV)/.develop ## Fetch MNIST into data/mnist (5 s); tests that need it 
 	-$(BIN)/python -m training data --data-dir $(DATA_DIR)
 
 .PHONY: lock
-lock: $(LOCKER)/.installed ## Pin and hash the packages of the image, at the versions in constraints.txt (TIME_LOCK)
+lock: $(LOCKER)/.installed ## Pin and hash the packages of the image, at the versions in constraints.txt (30 s)
 	$(LOCK) --extra cpu --output-file requirements/cpu.txt pyproject.toml
 	$(LOCK) --extra gpu --output-file requirements/gpu.txt pyproject.toml
 	$(LOCK) --extra cuda --output-file requirements/cuda.txt pyproject.toml

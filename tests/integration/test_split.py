@@ -254,6 +254,19 @@ async def test_sigterm_answers_what_was_accepted_and_leaves_nothing(add_slow: Ca
     assert not any(command_of(pid) for pid in pids)
 
 
+async def test_a_second_sigterm_ends_the_service_without_draining(models_dir: Path) -> None:
+    with serving("--workers", "2", "--models-dir", str(models_dir), "--drain-seconds", "60") as service:
+        pids = processes(service, "engine") + processes(service, "worker")
+        service.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            while (await ask(service.port, "GET", "/v2/health/ready")).status != 503:
+                await asyncio.sleep(0.01)
+        service.process.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(service.process.wait, 30)  # half of the time to drain
+    assert len(pids) == 3
+    assert not any(command_of(pid) for pid in pids)
+
+
 async def test_the_halves_run_on_their_own_and_stop_together(models_dir: Path, tmp_path: Path) -> None:
     flags = ("--socket", str(tmp_path / "engine.sock"), "--models-dir", str(models_dir))
     command = [sys.executable, "-m", "service", "engine", *flags]
