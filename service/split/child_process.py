@@ -55,7 +55,8 @@ class Child:
 
     def signal(self, sig: signal.Signals) -> None:
         """Send the process a signal, if it is running."""
-        if self._process is not None:
+        if self._process is not None and self._process.returncode is None:
+            # Not send_signal: asyncio's would reap a process that has just exited, and lose its exit code.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, sig)
 

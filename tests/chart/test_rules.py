@@ -104,7 +104,7 @@ def test_the_document_covers_every_alert() -> None:
 
 def test_the_latency_objective_is_a_bucket_of_the_histogram() -> None:
     metrics = Metrics()
-    metrics.requests.count("/classify", "mlp", 200, 0.1)
+    metrics.requests.of("/classify", "mlp", 200).add(0.1)
     bounds = {
         sample.labels["le"]
         for family in metrics.registry.collect()

@@ -71,7 +71,7 @@ async def test_a_sent_id_comes_back(predictor: LocalPredictor, path: str) -> Non
 @pytest.mark.parametrize("sent", ["", "x" * 129, "two words", 'a"b', "h\u00e9"])
 async def test_an_id_unfit_for_a_log_is_replaced(predictor: LocalPredictor, sent: str) -> None:
     async with client_of(predictor, access_log=False) as client:
-        headers = {"x-request-id": sent.encode("latin-1")}
+        headers = {b"x-request-id": sent.encode("latin-1")}
         response = await client.post("/classify", content=RAW, headers=headers)
         assert MADE.fullmatch(response.headers["x-request-id"])
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from service.batching.batcher import Batcher
-from service.batching.device import Array, Device
+from service.batching.device import Device
 from service.batching.queue import BatchQueue, BatchRecord
-from service.batching.request import InferenceRequest, InferenceResult, Outcome
+from service.batching.request import Array, InferenceRequest, InferenceResult, Outcome
 from service.errors import DeadlineExceeded, EngineError, QueueFull, ShuttingDown
 from service.serving.predictor import resolve
 

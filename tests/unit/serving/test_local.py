@@ -38,7 +38,7 @@ async def open_repository(tmp_path: Path) -> AsyncIterator[Open]:
     """Starts a predictor over `tmp_path`."""
     opened: list[LocalPredictor] = []
 
-    async def start(**settings: object) -> LocalPredictor:
+    async def start(**settings: Any) -> LocalPredictor:
         predictor = LocalPredictor(Settings(models_dir=tmp_path, max_batch_size=8, **settings), Metrics())
         opened.append(predictor)
         await predictor.start()

@@ -96,7 +96,7 @@ async def connect(start_engine: Start, path: Path) -> AsyncIterator[Connect]:  #
     """Connects a predictor to the engine."""
     predictors: list[EngineClient] = []
 
-    async def connect(wait: bool = True, **options: float) -> EngineClient:
+    async def connect(wait: bool = True, **options: Any) -> EngineClient:
         predictor = EngineClient(path, **options)
         predictors.append(predictor)
         if wait:

@@ -96,7 +96,7 @@ async def test_the_fast_path_is_taken(listener: Listener) -> None:
 async def test_the_fast_path_stays_on_under_the_access_log(
     predictor: LocalPredictor, tmp_path: Path, log_format: str
 ) -> None:
-    changes = {"access_log": True, "log_format": log_format}
+    changes: dict[str, Any] = {"access_log": True, "log_format": log_format}
     with logging_to_memory() as lines:
         async with listening(predictor, tmp_path, **changes) as listener:
             async with connected(listener.port) as connection:
@@ -194,7 +194,7 @@ class Held:
         self._submit = predictor.submit
         self._waiting: list[Callable[[], object]] = []
         self.cancelled = 0
-        predictor.submit = self.submit  # type: ignore[method-assign]
+        predictor.submit = self.submit  # type: ignore[assignment,method-assign]
 
     def submit(self, *arguments: object, admitted: bool) -> Cancel:
         self._waiting.append(partial(self._submit, *arguments, admitted=admitted))  # type: ignore[arg-type]
@@ -365,7 +365,7 @@ async def test_admission_is_asked_once_with_what_will_be_sent(
         asked.append(arguments)
         return None
 
-    predictor.check_admission = check_admission  # type: ignore[method-assign]
+    predictor.check_admission = check_admission  # type: ignore[assignment,method-assign]
     async with connected(listener.port) as connection:
         await exchange(connection, request(RAW * 3, path="/classify?version=1", extra="inkserve-timeout: 2"))
         await exchange(connection, request(RAW * 3, kind=None))  # might be a picture
@@ -403,7 +403,7 @@ async def test_a_request_may_name_its_priority(
         seen.append(asked.priority)
         return submit(asked, *arguments, **options)
 
-    predictor.submit = note  # type: ignore[method-assign]
+    predictor.submit = note  # type: ignore[assignment,method-assign]
     async with connected(listener.port) as connection:
         for chunked in (False, True):
             response = await exchange(
