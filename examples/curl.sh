@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Ask a running service with curl: `examples/curl.sh [http://127.0.0.1:8000]`, from the repository's root.
+# Writes sevens.png, vae.json and probabilities.f32 into $OUT (default: the current folder).
+set -euo pipefail
+url=${1:-http://127.0.0.1:8000}
+out=${OUT:-.}
+
+ask() { # --fail-with-body: a 4xx or 5xx ends the script, after printing what was wrong
+  curl --silent --show-error --fail-with-body --max-time 10 "$@"
+  echo
+}
+
+echo '# A PNG, and the three most probable labels'
+ask --data-binary @tests/digits/7.png "$url/classify?top_k=3"
+
+echo '# A PNG and a photo in one form: one prediction per file, in their order'
+ask -F images=@tests/digits/3.png -F images=@tests/digits/seven.jpg "$url/classify?top_k=1"
+
+echo '# Base64 in JSON'
+printf '{"images": "%s"}' "$(base64 -w 0 tests/digits/5.png)" |
+  ask -H 'Content-Type: application/json' --data-binary @- "$url/classify?top_k=1"
+
+echo '# Ten raw rows of 28 x 28 bytes, raw float32 probabilities back: the fastest format'
+ask -H 'Content-Type: application/octet-stream' -H 'Accept: application/octet-stream' \
+  --data-binary @tests/digits/digits.raw --dump-header - --output "$out/probabilities.f32" \
+  "$url/classify?model=mlp"
+
+echo '# A deadline: an answer within 0.2 s, or none'
+ask -H 'inkserve-timeout: 0.2' --data-binary @tests/digits/7.png "$url/classify?top_k=1"
+
+echo '# Sixteen sevens as one PNG; the seed makes the bytes repeatable'
+ask --output "$out/sevens.png" "$url/generate?digit=7&count=16&seed=1"
+
+echo '# Two images of another model, as JSON'
+ask -H 'Accept: application/json' --output "$out/vae.json" "$url/generate?model=vae&count=2&seed=5"
+
+echo '# A mistake: the message says what was seen and what was expected'
+curl --silent --write-out ' (status %{http_code})\n' --data-binary 'abc' "$url/classify?model=mlp"
+
+echo '# The models, and whether the service is ready'
+ask "$url/models"
+ask "$url/v2/health/ready"
