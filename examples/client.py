@@ -119,7 +119,7 @@ def main() -> int:
     generate.add_argument("--seed", type=int, help="the same seed gives the same images (default: random)")
     generate.add_argument("--out", type=Path, default=Path("generated.png"), help="(default: %(default)s)")
     options = parser.parse_args()
-    client = Client(options.url, os.environ.get("INKSERVE_API_KEY"), options.timeout)
+    client = Client(options.url, os.environ.get("API_KEY"), options.timeout)
     try:
         if options.command == "generate":
             options.out.write_bytes(client.generate(options.digit, options.count, options.seed))
