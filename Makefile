@@ -125,6 +125,10 @@ dashboard: $(VENV)/.develop ## Write the Grafana dashboard, helm/dashboards/inks
 dashboard-picture: $(VENV)/.develop ## Load the service and draw the dashboard, docs/dashboard.png; needs prometheus (7 min)
 	$(BIN)/python -m loadtests.dashboard_picture $(ARGS)
 
+.PHONY: docs
+docs: $(VENV)/.develop ## Build the documentation site, build/site; a warning is an error
+	$(BIN)/python -m zensical build --clean --strict
+
 .PHONY: clean
 clean: ## Remove the virtual environments and the caches
 	rm -rf $(VENV) $(VENV).new $(CHECKOV) $(LOCKER) build .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
