@@ -61,13 +61,13 @@ class Client:
         return predictions
 
     def generate(
-        self, digit: str = "mixed", count: int = 1, seed: int | None = None, model: str | None = None
+        self, label: str = "mixed", count: int = 1, seed: int | None = None, model: str | None = None
     ) -> bytes:
         """Generate images: one PNG that holds all of them. The same seed gives the same bytes.
 
         Raises ServiceError, and URLError if the service cannot be reached.
         """
-        query = {"model": model, "digit": digit, "count": count, "seed": seed}
+        query = {"model": model, "label": label, "count": count, "seed": seed}
         return self._ask("GET", "/generate", query, None)
 
     def _ask(self, method: str, path: str, query: dict[str, Any], body: bytes | None) -> bytes:
@@ -114,7 +114,7 @@ def main() -> int:
     classify = commands.add_parser("classify", help="print the labels of PNG, JPEG or raw files")
     classify.add_argument("files", nargs="+", type=Path, metavar="FILE")
     generate = commands.add_parser("generate", help="write generated images as one PNG")
-    generate.add_argument("digit", help="a label of the model, or `mixed`")
+    generate.add_argument("label", help="a label of the model, or `mixed`")
     generate.add_argument("--count", type=int, default=1, help="number of images (default: %(default)s)")
     generate.add_argument("--seed", type=int, help="the same seed gives the same images (default: random)")
     generate.add_argument("--out", type=Path, default=Path("generated.png"), help="(default: %(default)s)")
@@ -122,7 +122,7 @@ def main() -> int:
     client = Client(options.url, os.environ.get("API_KEY"), options.timeout)
     try:
         if options.command == "generate":
-            options.out.write_bytes(client.generate(options.digit, options.count, options.seed))
+            options.out.write_bytes(client.generate(options.label, options.count, options.seed))
             print(options.out)
             return 0
         for path in options.files:

@@ -29,7 +29,7 @@ echo '# A deadline: an answer within 0.2 s, or none'
 ask -H 'inkserve-timeout: 0.2' --data-binary @tests/digits/7.png "$url/classify?top_k=1"
 
 echo '# Sixteen sevens as one PNG; the seed makes the bytes repeatable'
-ask --output "$out/sevens.png" "$url/generate?digit=7&count=16&seed=1"
+ask --output "$out/sevens.png" "$url/generate?label=7&count=16&seed=1"
 
 echo '# Two images of another model, as JSON'
 ask -H 'Accept: application/json' --output "$out/vae.json" "$url/generate?model=vae&count=2&seed=5"

@@ -37,8 +37,12 @@ NORUN = {
     "CONTRIBUTING.md": (1, "runs what CI runs itself"),
     "docs/deployment.md": (6, "need a cluster or Docker"),
     "docs/image.md": (3, "need Docker"),
-    "docs/performance.md": (2, "take 10 and 6 minutes, and wrk"),
+    "docs/gpu.md": (4, "need a GPU"),
+    "docs/load-testing.md": (3, "need several machines, or run until stopped"),
+    "docs/performance.md": (2, "take 10 and 6 minutes"),
+    "docs/scaling.md": (1, "takes six minutes on a quiet machine"),
     "docs/training.md": (1, "trains for an hour"),
+    "loadtests/README.md": (3, "take up to half an hour"),
 }
 """How many blocks of a page do not run, and why. Every other page has none: a new one is argued for here."""
 
