@@ -166,9 +166,14 @@ class Shell:
         self._port = free_port()
         self._count = 0
         self._server: int | None = None
+        self._calls_its_own = False
 
     def __enter__(self) -> "Shell":
-        environment = os.environ | {"INKSERVE_PORT": str(self._port), "PYTHONUNBUFFERED": "1", "PAGER": "cat"}
+        environment = os.environ | {
+            "INKSERVE_PORT": str(self._port),
+            "MAKEFLAGS": "--silent",  # pages leave out the recipes that make prints
+            "PYTHONUNBUFFERED": "1",
+        }
         self._bash = subprocess.Popen(
             ["bash", "--norc"],
             cwd=self._folder,
@@ -202,10 +207,13 @@ class Shell:
     def run(self, command: Command) -> None:
         """Run a command and compare what it prints. Raises Failed."""
         text = with_port(command.text, self._port)
-        if SERVES.match(text.replace("\\\n", " ")) and not text.endswith("&"):
-            self._serve(text, command.shown)
-            return
-        if any(address in command.text for address in ADDRESSES) and self._server is None:
+        if SERVES.match(text.replace("\\\n", " ")):
+            if not text.endswith("&"):
+                self._serve(text, command.shown)
+                return
+            self._calls_its_own = True
+        calls = any(address in command.text for address in ADDRESSES)
+        if calls and self._server is None and not self._calls_its_own:
             self._serve("make serve", "")
         status, seen = self._execute(text, COMMAND_SECONDS)
         refused = status == CURL_REFUSED and '{"error"' in command.shown
