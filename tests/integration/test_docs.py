@@ -42,6 +42,7 @@ NORUN = {
     "docs/performance.md": (2, "take 10 and 6 minutes"),
     "docs/scaling.md": (1, "takes six minutes on a quiet machine"),
     "docs/training.md": (1, "trains for an hour"),
+    "models/README.md": (1, "train for 21 minutes to an hour"),
     "loadtests/README.md": (3, "take up to half an hour"),
 }
 """How many blocks of a page do not run, and why. Every other page has none: a new one is argued for here."""

@@ -41,6 +41,11 @@ LEFT_OUT = (".git", ".venv*", ".cache", ".*_cache", "__pycache__", "build", "dat
 PRELUDE = """
 set -m -o pipefail
 curl() { command curl --silent --fail-with-body "$@"; }
+end() { # SIGNAL JOB: the job and all processes that it started
+  kill -$1 -- -$2 2>/dev/null
+  wait $2
+  while kill -0 -- -$2 2>/dev/null; do sleep 0.05; done
+}
 """
 
 
@@ -200,9 +205,7 @@ class Shell:
 
     def _end_jobs(self, signal: str) -> None:
         """End what runs in the background, each with the processes that it started."""
-        self._execute(
-            f"for job in $(jobs -p); do kill -{signal} -- -$job 2>/dev/null; done; wait", END_SECONDS
-        )
+        self._execute(f"for job in $(jobs -p); do end {signal} $job; done", END_SECONDS)
 
     def run(self, command: Command) -> None:
         """Run a command and compare what it prints. Raises Failed."""
@@ -246,7 +249,7 @@ class Shell:
         if self._server is None:
             return
         pid, self._server = self._server, None
-        self._execute(f"kill -- -{pid} 2>/dev/null; wait {pid}", END_SECONDS)
+        self._execute(f"end TERM {pid}", END_SECONDS)
 
     def _script(self, text: str) -> Path:
         self._count += 1
