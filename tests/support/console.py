@@ -36,7 +36,9 @@ SERVES = re.compile(
     r"(?:\w+=\S+\s+)*(?:make serve\b|\S*python -m service (?!ping\b|.*--help\b)|\S*python -m service$)"
 )
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
-LEFT_OUT = (".git", ".venv*", ".cache", ".*_cache", "__pycache__", "build", "data", "reports", "runs", "site")
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv*", ".*cache", ".hypothesis", "build", "data", "reports", "runs"
+)
 
 PRELUDE = """
 set -m -o pipefail
@@ -133,7 +135,11 @@ def copy_tree(root: Path, to: Path) -> None:
 
     `.venv/bin/python` is a script, as a link would be a Python of its own without packages.
     """
-    shutil.copytree(root, to, symlinks=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        return LEFT_OUT(folder, names) if Path(folder) == root else {"__pycache__"} & set(names)
+
+    shutil.copytree(root, to, symlinks=True, ignore=left_out)
     if (root / "data").exists():
         (to / "data").symlink_to((root / "data").resolve())
     bin_folder = to / ".venv" / "bin"
