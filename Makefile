@@ -126,7 +126,7 @@ dashboard-picture: $(VENV)/.develop ## Load the service and draw the dashboard, 
 	$(BIN)/python -m loadtests.dashboard_picture $(ARGS)
 
 .PHONY: docs
-docs: $(VENV)/.develop ## Build the documentation site, build/site; a warning is an error
+docs: $(VENV)/.develop ## Build the documentation site, build/site; a warning is an error (2 s)
 	$(BIN)/python -m zensical build --clean --strict
 
 .PHONY: clean
