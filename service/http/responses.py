@@ -28,10 +28,10 @@ class Response(NamedTuple):
             (b"content-type", self.content_type.encode("latin-1")),
             (b"content-length", str(len(self.body)).encode("ascii")),
             *self.headers,
-            *more,
         ]
         if self.timing is not None:
             start.append((b"server-timing", self.timing))
+        start += more
         await send({"type": "http.response.start", "status": self.status, "headers": start})
         await send({"type": "http.response.body", "body": self.body})
 
