@@ -35,7 +35,7 @@ serve: $(VENV)/.serve ## Serve the models in models/ (ready in 2 s, after 30 s o
 	$(BIN)/python -m service $(ARGS)
 
 .PHONY: check
-check: lint ## Check style, types, imports and the fast unit tests, before a commit (1 min)
+check: lint ## Check style, types, imports and the fast unit tests, before a commit (70 s)
 	$(BIN)/python -m pytest --quiet --numprocesses auto -m "not slow" tests/unit $(ARGS)
 
 .PHONY: test

@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.idx_files import write_folder
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 SHIPPED = ROOT / "models"
 

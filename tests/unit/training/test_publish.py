@@ -23,6 +23,8 @@ from training.export.publish import Model, publish
 from training.runs.finished import TRAINING_FILE
 from training.versions import Target
 
+pytestmark = pytest.mark.slow
+
 IMAGES = TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28))
 PROBABILITIES = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 10))
 CARD = Card("A description.", "An architecture.", "A training.", "A use.", "Limits.")

@@ -12,6 +12,8 @@ from training.errors import ExportError
 from training.export.to_onnx import to_onnx
 from training.onnx_files import open_session, run_in_parts
 
+pytestmark = pytest.mark.slow
+
 IMAGES = TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28))
 PROBABILITIES = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 10))
 

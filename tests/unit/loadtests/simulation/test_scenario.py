@@ -15,6 +15,8 @@ from loadtests.simulation.costs import PodCosts
 from loadtests.simulation.scenario import Outcome, Rollout, Scenario, simulate
 from loadtests.simulation.stationary import LEVELS, Stationary, stationary, steady_latencies
 
+pytestmark = pytest.mark.slow
+
 ON_THREAD = PodCosts(0.004, 0.0005, 0.0, 0.0001, 0.00005, 0.0002, 3.0, cores=4, max_batch_size=32)
 """A batch of 32 takes 20 ms on the thread, 1600 rows/s; 10,000 requests/s through the event loop."""
 
