@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.batching.request import Outcome
 from service.http.fast.bodies import PartialBody, RejectedBody
+from service.http.fast.corked import CorkedTransport
 from service.http.fast.endpoint import Body, FastPath, KnownHead, Plan
 from service.http.lifecycle import TRACE_RESPONSE, Call
 from service.http.responses import Response
@@ -19,46 +20,6 @@ from service.observability.request_ids import REQUEST_ID
 from service.serving.predictor import Cancel
 
 END_OF_HEAD = b"\r\n\r\n"
-
-
-class CorkedTransport:
-    """A transport that holds what is written until the iteration of the event loop ends.
-
-    All else is the inner transport's. Closing it writes what was held first; aborting drops it.
-    """
-
-    def __init__(self, inner: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._inner = inner
-        self._loop = loop
-        self._held: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        """Hold the bytes."""
-        if not self._held:
-            self._loop.call_soon(self._flush)
-        self._held.append(data)
-
-    def write_whole(self, data: bytes) -> None:
-        """Write a whole response, after what is held."""
-        if self._held:
-            self._flush()
-        if not self._inner.is_closing():
-            self._inner.write(data)
-
-    def close(self) -> None:
-        """Write what is held, then close."""
-        self._flush()
-        self._inner.close()
-
-    def _flush(self) -> None:
-        if self._held:
-            data = b"".join(self._held)
-            self._held.clear()
-            if not self._inner.is_closing():
-                self._inner.write(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
 
 
 class FastPathProtocol(HttpToolsProtocol):
@@ -78,11 +39,13 @@ class FastPathProtocol(HttpToolsProtocol):
         self._closing = False
         self._idle_timer: asyncio.TimerHandle | None = None
         self._replied_at = 0.0
+        self._inner: asyncio.Transport
         self._corked: CorkedTransport
         self._default_headers: tuple[object, bytes] = (None, b"")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin a connection."""
+        self._inner = transport
         self._corked = CorkedTransport(transport, self.loop)
         super().connection_made(self._corked)  # type: ignore[arg-type]
 
@@ -194,9 +157,11 @@ class FastPathProtocol(HttpToolsProtocol):
         own = b"" if call.request_id is None and call.span is None else _own_lines(call)
         if self._closing:
             own += b"connection: close\r\n"
-        self._corked.write_whole(
-            encode(response, STATUS_LINE[response.status], self._default_headers[1], own)
-        )
+        data = encode(response, STATUS_LINE[response.status], self._default_headers[1], own)
+        if self._corked.held:
+            self._corked.flush()
+        if not self._inner.is_closing():
+            self._inner.write(data)
         if self._closing:
             self._corked.close()
             return

@@ -1,10 +1,10 @@
-"""One write for what one turn of the event loop has to say."""
+"""One write per iteration of the event loop."""
 
 import asyncio
 
 import pytest
 
-from service.http.fast.protocol import CorkedTransport
+from service.http.fast.corked import CorkedTransport
 
 
 class Recorder(asyncio.Transport):

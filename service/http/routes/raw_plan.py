@@ -1,0 +1,91 @@
+"""How the fast path answers POST /classify if the body is raw rows."""
+
+import time
+
+import numpy as np
+
+from service.batching.request import Done, InferenceRequest, InferenceResult
+from service.content import codecs
+from service.http.fast.endpoint import Body
+from service.http.responses import Response
+from service.http.routes.classify_options import ClassifyOptions
+from service.http.routes.shared import (
+    SERVER_TIMING,
+    raw_headers,
+)
+from service.http.types import OCTETS
+from service.models.catalogue import Catalogue
+from service.models.tensors import dtype_of
+from service.serving.predictor import Cancel, Predictor
+
+UNDECLARED = ("", "application/x-www-form-urlencoded")
+"""No Content-Type, or what curl sends if none was given: the body's first bytes decide."""
+
+
+class RawPlan:
+    """How requests are answered whose body is raw rows; see `service.http.fast.endpoint.Plan`."""
+
+    def __init__(
+        self, predictor: Predictor, max_rows: int, options: ClassifyOptions, kind: str, content_length: int
+    ) -> None:
+        self.model = options.target.manifest.name
+        self.any_body = kind not in UNDECLARED
+        self._predictor = predictor
+        self._catalogue: Catalogue = predictor.models()
+        self._spec = options.target.manifest.inputs[0]
+        self._dtype = dtype_of(self._spec)
+        self._max_rows = max_rows
+        self._options = options
+        rows, rest = divmod(content_length, codecs.row_bytes(self._spec))
+        fits = not rest and 1 <= rows <= max_rows
+        self._shape = (rows, *self._spec.shape[1:]) if fits else None
+        # An undeclared body may be a picture, and a large one is rejected later: assume one row.
+        self._likely_rows = rows if self.any_body and 1 <= rows <= max_rows else 1
+
+    def is_valid(self) -> bool:
+        """Whether the models are still those that it was made for."""
+        return self._predictor.models() is self._catalogue
+
+    def accepts(self, body: Body) -> bool:
+        """Whether the body is in none of the other formats."""
+        return self.any_body or not codecs.is_image(bytes(body[: codecs.SIGNATURE_BYTES]))
+
+    def check_admission(self) -> str | None:
+        """Return the reason to reject the rows now, or None; see `Predictor.check_admission`."""
+        options = self._options
+        return self._predictor.check_admission(
+            self.model, options.target.version, self._likely_rows, options.timeout, options.priority
+        )
+
+    def note_rejection(self) -> None:
+        """See `Predictor.note_rejection`."""
+        self._predictor.note_rejection(self.model, self._options.target.version)
+
+    def submit(self, body: Body, traceparent: str | None, done: Done, *, admitted: bool) -> Cancel:
+        """Submit the body's rows; see `Predictor.submit`."""
+        options = self._options
+        deadline = time.monotonic() + options.timeout
+        if self._shape is None:
+            images = codecs.rows_from_raw(body, self._spec, self._max_rows)  # says what is wrong
+        else:
+            images = np.ndarray(self._shape, self._dtype, body)
+        request = InferenceRequest(
+            self.model,
+            options.target.version,
+            {self._spec.name: images},
+            len(images),
+            deadline,
+            options.priority,
+            traceparent,
+        )
+        return self._predictor.submit(request, done, admitted=admitted)
+
+    def respond(self, result: InferenceResult) -> Response:
+        """Return the response to the request."""
+        if self._options.accepted != OCTETS:
+            return self._options.respond(self._predictor, result)
+        # As `raw_response`, in a third of the calls.
+        probabilities = result.outputs[0]
+        headers = raw_headers(self.model, result.version, probabilities.shape)
+        timing = SERVER_TIMING % (result.queue_seconds * 1e3, result.compute_seconds * 1e3, result.batch_rows)
+        return Response(probabilities.tobytes(), OCTETS, 200, headers, timing, self.model)
