@@ -81,6 +81,7 @@ def test_the_capacity_is_the_highest_step_that_met_the_latency_without_loss() ->
         capacity_at(measured, 0.001)
 
 
+@pytest.mark.slow
 def test_a_plan_follows_from_a_measured_pod(
     tmp_path: Path,
     add_classifier: Callable[..., Path],

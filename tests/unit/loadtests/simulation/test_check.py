@@ -22,6 +22,7 @@ def test_a_faster_machine_takes_less_time_for_everything_except_the_start() -> N
     assert fast.saturation_rate == pytest.approx(2 * COSTS.saturation_rate)
 
 
+@pytest.mark.slow
 def test_model_and_pod_get_the_same_loads_at_the_same_speed(
     tmp_path: Path,
     add_classifier: Callable[..., Path],
