@@ -1,10 +1,19 @@
 """How a model runs on this machine: threads, bucket sizes, time on the event loop."""
 
+from typing import get_args
+
 from service.machine import available_cores
-from service.models.manifest import Manifest
+from service.models.manifest import Manifest, Task
 from service.onnx.engine import bucket_sizes
 from service.onnx.session import EngineOptions
-from service.settings import Provider, Settings
+from service.settings import Determinism, Provider, Settings
+
+DETERMINISTIC_TASKS: dict[Determinism, frozenset[Task]] = {
+    "off": frozenset(),
+    "generation": frozenset({"generation"}),
+    "all": frozenset(get_args(Task)),
+}
+"""The tasks whose models always run at one fixed batch size, by the setting `determinism`."""
 
 BUCKETS_PER_OCTAVE: dict[Provider, int] = {"cpu": 4, "cuda": 1, "tensorrt": 1}
 """Bucket sizes per power of two. On a CPU a padding row costs as much as any other: 28 % of all rows were
@@ -38,7 +47,7 @@ def default_threads(cores: int) -> int:
 
 def engine_options(settings: Settings, manifest: Manifest) -> EngineOptions:
     """Return how a model is opened: its bucket sizes, its threads and the provider's options."""
-    fixed = settings.determinism == "all" or settings.determinism == manifest.task
+    fixed = manifest.task in DETERMINISTIC_TASKS[settings.determinism]
     threads = settings.intra_op_threads or default_threads(available_cores())
     convolution_rows = max(CONVOLUTION_ROWS, CONVOLUTION_ROWS_PER_THREAD * threads)
     return EngineOptions(
