@@ -67,3 +67,14 @@ def test_a_process_loads_only_what_its_role_needs(modules: str, unwanted: tuple[
     command = [sys.executable, "-c", script]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert ended.stdout == "[]\n"
+
+
+def test_no_test_imports_another_test() -> None:
+    """What several tests need lies in tests/support."""
+    files = list((ROOT / "tests").rglob("*.py"))
+    assert len(files) > 80
+    assert not {
+        file: found
+        for file in files
+        if (found := {name for name in names_of(file) if name.startswith("tests.") and ".test_" in name})
+    }

@@ -294,6 +294,23 @@ async def test_a_batch_that_cannot_be_recorded_holds_up_nothing(
     device.close()
 
 
+async def test_an_outcome_that_nobody_takes_costs_the_others_nothing(
+    device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Outcome) -> None:
+        raise RuntimeError("a client's connection broke")
+
+    batcher = Batcher(device, Doubler(), BatchQueue(3, 100, max_batch_delay_seconds=60))
+    before = submit(batcher, 1)
+    await settle()
+    batcher.submit(request(1), rows(2), fail)
+    after = submit(batcher, 3)
+    async with asyncio.timeout(30):
+        assert [await before, await after] == [[2.0], [6.0]]
+        await batcher.close()  # the failed one counts as answered
+    assert caplog.text.count("a request's outcome could not be delivered") == 1
+
+
 async def test_other_work_waits_for_all_that_has_begun(device: Device) -> None:
     runner = Doubler(held=True, depth=2)
     batcher = Batcher(device, runner, BatchQueue(1, 100))

@@ -28,9 +28,10 @@ from service.observability.metrics import Metrics
 from service.serving.local import LocalPredictor
 from service.serving.predictor import Cancel, Predictor, infer
 from service.settings import Settings
+from service.split import messages
 from service.split.engine_client import MISSED_PINGS, EngineClient
 from service.split.engine_server import EngineServer, bind_unix
-from service.split.frames import PREFIX
+from service.split.frames import PREFIX, frame_pieces
 from service.split.messages import ERRORS
 from service.split.metric_totals import registry_of
 from tests.support.models import LATENT
@@ -394,6 +395,38 @@ async def test_a_frame_beyond_the_limit_costs_its_sender_the_connection_and_nobo
     assert reader.at_eof()
     writer.close()
     assert (await classify(predictor, *[1] * MAX_ROWS)).version == 1
+
+
+def infer_frame(number: int) -> bytes:
+    request = request_for("first-pixel", None, images(1))
+    header = messages.request_header(number, request)
+    return b"".join(frame_pieces(messages.Kind.INFER, header, tuple(request.inputs.values())))
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        infer_frame(7) * 2,
+        b"".join(frame_pieces(messages.Kind.STATE, [1])),
+        b"".join(frame_pieces(messages.Kind.INFER, [1, "first-pixel", None, None, [], "urgent"])),
+        b"".join(frame_pieces(messages.Kind.INFER, ["no id"])),
+        b"".join(frame_pieces(99, [1])),
+    ],
+    ids=["an id twice", "an engine's frame", "no such priority", "no request", "no such kind"],
+)
+async def test_a_frame_that_makes_no_sense_costs_its_sender_the_connection(
+    start_engine: Start, connect: Connect, path: Path, sent: bytes
+) -> None:
+    engine = await start_engine(max_batch_delay_seconds=10)
+    predictor = await connect()
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(sent)
+    await asyncio.wait_for(reader.read(), 30)  # until the end
+    assert reader.at_eof()
+    writer.close()
+    await until(lambda: engine.rows_waiting() == 0)  # what it had queued is gone with it
+    call = asyncio.ensure_future(classify(predictor, *range(8)))
+    assert (await asyncio.wait_for(call, 30)).version == 1
 
 
 def mode(path: Path) -> int | None:

@@ -20,6 +20,8 @@ from service.batching.queue import Item
 from service.batching.request import InferenceRequest
 from service.http.fast.head import Head, parse_head
 from service.http.fast.protocol import FastCall
+from service.http.responses import Response
+from service.http.routes.raw_plan import RawPlan
 from service.observability.tracing import Tracing
 from service.serving.local import LocalPredictor
 from service.serving.predictor import Cancel
@@ -422,6 +424,20 @@ async def test_an_unforeseen_error_is_a_500(listener: Listener, predictor: Local
         response = await exchange(connection, request())
     assert (response.status, response.body) == (500, b'{"error":"internal error"}')
     assert listener.through_asgi == []
+
+
+async def test_an_error_while_the_response_is_made_is_a_500(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Response:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(RawPlan, "respond", fail)
+    async with connected(listener.port) as connection:
+        for _ in range(2):  # the connection goes on
+            response = await exchange(connection, request())
+            assert (response.status, response.body) == (500, b'{"error":"internal error"}')
+    assert listener.counted(500) == 2
 
 
 def test_a_plain_head_is_read() -> None:
