@@ -19,8 +19,13 @@ def sent_request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     """Return the id that a request came with, or a new one if that is unfit for a log line or a header."""
     for name, value in headers:
         if name == REQUEST_ID:
-            return value if _SANE_ID.fullmatch(value) else new_request_id()
+            return value if is_sane(value) else new_request_id()
     return None
+
+
+def is_sane(request_id: bytes) -> bool:
+    """Whether an id is fit for a log line and a header."""
+    return _SANE_ID.fullmatch(request_id) is not None
 
 
 def new_request_id() -> bytes:

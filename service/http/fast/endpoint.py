@@ -5,8 +5,9 @@ plain (chunked, pipelined, HTTP/1.0, any path or format that no endpoint here ac
 Knows nothing of models or sockets.
 """
 
+import re
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from service.batching.request import Done, InferenceResult
 from service.errors import InkserveError
@@ -14,15 +15,23 @@ from service.http.api_keys import ApiKeys, permits
 from service.http.fast.head import Head, parse_head
 from service.http.lifecycle import Lifecycle
 from service.http.responses import Response
+from service.observability.request_ids import REQUEST_ID, is_sane
 from service.serving.predictor import Cancel
 
 Body = bytes | memoryview
+T = TypeVar("T")
 
 KNOWN_HEADS = 1024
 """Clients send the same head again and again; parsing it costs 10 us, finding it 0.2 us."""
 
 MAX_HEAD_BYTES = 4096
 """A longer head takes the ASGI path, so that the cache stays small."""
+
+_PER_REQUEST = re.compile(
+    rb"\r\n(x-request-id|traceparent|tracestate): ([!-~](?:[ -~]*[!-~])?)(?=\r\n[^ \t])", re.IGNORECASE
+)
+"""Headers that proxies and tracing clients set anew in every request. Heads that differ only in these are
+one head: without them it is found in 3 us, and need not be parsed again."""
 
 
 class Plan(Protocol):
@@ -70,7 +79,7 @@ class FastEndpoint(Protocol):
 
 
 class KnownHead:
-    """A cached request head and its plan. plan: None if such requests take the ASGI path now."""
+    """A request head and its plan. plan: None if such requests take the ASGI path now."""
 
     __slots__ = ("content_length", "endpoint", "head", "method", "path", "plan", "request_id")
 
@@ -82,6 +91,16 @@ class KnownHead:
         self.content_length = head.content_length
         self.request_id = head.request_id
         self.plan: Plan | None = None
+
+    def with_headers(self, own: Mapping[bytes, bytes]) -> "KnownHead | None":
+        """Return the head of a request that has these headers too; None if it takes the ASGI path."""
+        request_id = own.get(REQUEST_ID, self.request_id)
+        if request_id is not None and not is_sane(request_id):
+            return None
+        headers = {**self.head.headers, **own}
+        known = KnownHead(self.head._replace(headers=headers, request_id=request_id), self.endpoint)
+        known.plan = self.plan
+        return known
 
 
 class FastPath:
@@ -99,21 +118,39 @@ class FastPath:
         self.known: dict[bytes, KnownHead | None] = {}
         self._endpoints = endpoints
         self._keys = keys
+        self._own: dict[bytes, KnownHead] = {}
         if keys is not None:
             keys.on_change(self.known.clear)
+            keys.on_change(self._own.clear)
 
     def learn(self, head: bytes) -> KnownHead | None:
         """Return how to answer a request with this head, with a plan that is valid; None: through ASGI."""
         if len(head) > MAX_HEAD_BYTES:
             return None
+        known = self._own.get(head)
+        if known is not None and known.plan is not None and known.plan.is_valid():
+            return known
+        own = {name.lower(): value for name, value in _PER_REQUEST.findall(head)}
+        if not own:
+            return self._look_up(head)
+        shared, found = _PER_REQUEST.subn(b"", head)
+        known = self._look_up(shared) if found == len(own) else None
+        if known is None or not own.keys().isdisjoint(known.head.headers):
+            return self._look_up(head)  # one is there twice, or the head is unusual anyway
+        known = known.with_headers(own)
+        if known is not None:
+            _remember(self._own, head, known)
+        return known
+
+    def _look_up(self, head: bytes) -> KnownHead | None:
+        """As `learn`, for a head that is cached as it is."""
         if head not in self.known:
-            if len(self.known) >= KNOWN_HEADS:
-                del self.known[next(iter(self.known))]
-            self.known[head] = self._read(head)
+            _remember(self.known, head, self._read(head))
         known = self.known[head]
         if known is None:
             return None
-        known.plan = self._plan(known)
+        if known.plan is None or not known.plan.is_valid():
+            known.plan = self._plan(known)
         return None if known.plan is None else known
 
     def _read(self, head: bytes) -> KnownHead | None:
@@ -130,3 +167,10 @@ class FastPath:
             return known.endpoint.plan(known.head)
         except InkserveError:  # the ASGI path says what is wrong
             return None
+
+
+def _remember(heads: dict[bytes, T], head: bytes, known: T) -> None:
+    """Add a head, in place of the one that was added first if there are too many."""
+    if len(heads) >= KNOWN_HEADS:
+        del heads[next(iter(heads))]
+    heads[head] = known

@@ -18,10 +18,13 @@ from hypothesis import strategies as st
 
 from service.batching.queue import Item
 from service.batching.request import InferenceRequest
+from service.http.fast.endpoint import FastPath
 from service.http.fast.head import Head, parse_head
 from service.http.fast.protocol import FastCall
+from service.http.lifecycle import Lifecycle
 from service.http.responses import Response
 from service.http.routes.raw_plan import RawPlan
+from service.observability.metrics import Metrics
 from service.observability.tracing import Tracing
 from service.serving.local import LocalPredictor
 from service.serving.predictor import Cancel
@@ -413,6 +416,73 @@ async def test_a_request_may_name_its_priority(
             )
             assert response.status == status
     assert seen == ([] if expected is None else [expected] * 2)
+
+
+SHARED_LINES = (
+    b"Host: test",
+    b"Content-Type: application/octet-stream",
+    b"Accept: application/octet-stream",
+    b"Content-Length: 784",
+    b"Inkserve-Timeout: 5",
+)
+OWN_LINES = st.one_of(
+    st.builds(
+        lambda name, value: name + b": " + value,
+        st.sampled_from([b"X-Request-Id", b"x-request-id", b"traceparent", b"Traceparent", b"tracestate"]),
+        st.one_of(
+            st.sampled_from([b"an-id", b"two words", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-00", b""]),
+            st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=12).map(str.encode),
+        ),
+    ),
+    st.sampled_from([b"X-Request-Id:no-space", b"x-request-id: trailing ", b"traceparent:  two-spaces"]),
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, len(SHARED_LINES)), OWN_LINES), max_size=4), st.booleans())
+def test_a_head_with_headers_of_its_own_is_read_as_if_it_were_new(
+    own: list[tuple[int, bytes]], folded: bool
+) -> None:
+    """Whatever is cached under the other headers: the shortcut may change no header and no decision."""
+    lines = [*SHARED_LINES]
+    for place, line in own:
+        lines.insert(place, line + (b"\r\n folded" if folded else b""))
+    head = b"POST /classify HTTP/1.1\r\n" + b"\r\n".join(lines) + b"\r\n\r\n"
+    fast_path = FastPath({b"/classify": Always()}, Lifecycle(Metrics()))
+    fast_path.learn(b"POST /classify HTTP/1.1\r\n" + b"\r\n".join(SHARED_LINES) + b"\r\n\r\n")
+    expected = parse_head(head)
+    for _ in range(2):
+        known = fast_path.learn(head)
+        assert (None if known is None else known.head) == expected
+
+
+class Always:
+    """An endpoint that has a plan for every head."""
+
+    model = ""
+    any_body = True
+
+    def plan(self, _: Head) -> Any:
+        return self
+
+    def is_valid(self) -> bool:
+        return True
+
+
+async def test_heads_that_differ_in_their_own_headers_share_a_plan(
+    listener: Listener, predictor: LocalPredictor, add_classifier: Callable[..., Path]
+) -> None:
+    assert listener.dispatch.fast_path is not None
+    async with connected(listener.port) as connection:
+        for number in range(40):
+            response = await exchange(connection, request(extra=f"X-Request-Id: id-{number}"))
+            assert (response.status, response.headers["x-request-id"]) == (200, f"id-{number}")
+        assert listener.through_asgi == []
+        assert len(listener.dispatch.fast_path.known) == 1
+        add_classifier(version=2, labels=tuple("ABCDEFGHIJ"))
+        assert await predictor.reload() == []
+        for extra in ("X-Request-Id: id-39", "X-Request-Id: new"):
+            response = await exchange(connection, request(extra=extra))
+            assert b'"label":"H"' in response.body
 
 
 async def test_an_unforeseen_error_is_a_500(listener: Listener, predictor: LocalPredictor) -> None:
