@@ -2,22 +2,22 @@
 
 InkserveError
 ├── RequestError            the caller's mistake
-│   ├── InvalidInput        a value, shape, dtype or size that the model cannot take
+│   ├── InvalidInput        a value, shape, dtype or size that the model does not accept
 │   ├── PayloadTooLarge     more bytes or rows than the settings allow
 │   ├── UnsupportedMedia    a Content-Type that no codec reads
-│   ├── Unauthorized        no API key, or none that is known
+│   ├── Unauthorized        the API key is missing or unknown
 │   ├── NotAcceptable       an Accept header that no codec can satisfy
-│   └── ModelNotFound       no such model, or no such version of it
+│   └── ModelNotFound       the model or its version is unknown
 ├── Unavailable             try again later
-│   ├── QueueFull           the model's queue holds all the rows that it may
+│   ├── QueueFull           the model's queue has no room
 │   ├── DeadlineExceeded    the request's deadline passed before its rows were run
-│   ├── ModelNotReady       the model is loading, draining or gone
+│   ├── ModelNotReady       the model is loading, draining or unavailable
 │   └── ShuttingDown        the service accepts no new work
 ├── EngineError             the device or the graph failed on a valid batch
 ├── RepositoryError         a model folder that must not be served
-│   └── ManifestError       manifest.json is missing, malformed or untrue
-├── FrameError              another process of the service sent what it must not
-└── SettingsError           the environment or the flags do not make valid settings
+│   └── ManifestError       manifest.json is missing, malformed or wrong
+├── FrameError              another process sent an invalid or unexpected frame
+└── SettingsError           the environment or the flags are not valid settings
 """
 
 
@@ -30,7 +30,7 @@ class RequestError(InkserveError):
 
 
 class InvalidInput(RequestError):
-    """A value, shape, dtype or size that the model cannot take."""
+    """A value, shape, dtype or size that the model does not accept."""
 
 
 class PayloadTooLarge(RequestError):
@@ -42,7 +42,7 @@ class UnsupportedMedia(RequestError):
 
 
 class Unauthorized(RequestError):
-    """No API key, or none that is known."""
+    """The API key is missing or unknown."""
 
 
 class NotAcceptable(RequestError):
@@ -50,7 +50,7 @@ class NotAcceptable(RequestError):
 
 
 class ModelNotFound(RequestError):
-    """No such model, or no such version of it."""
+    """The model or its version is unknown."""
 
 
 class Unavailable(InkserveError):
@@ -58,7 +58,7 @@ class Unavailable(InkserveError):
 
 
 class QueueFull(Unavailable):
-    """The model's queue already holds as many rows as it may."""
+    """The model's queue has no room for the request."""
 
 
 class DeadlineExceeded(Unavailable):
@@ -66,7 +66,7 @@ class DeadlineExceeded(Unavailable):
 
 
 class ModelNotReady(Unavailable):
-    """The model is loading, draining or gone."""
+    """The model is loading, draining or unavailable."""
 
 
 class ShuttingDown(Unavailable):
@@ -82,12 +82,12 @@ class RepositoryError(InkserveError):
 
 
 class ManifestError(RepositoryError):
-    """manifest.json is missing, malformed or does not tell the truth about its model."""
+    """manifest.json is missing, malformed or does not match its model."""
 
 
 class FrameError(InkserveError):
-    """Another process of the service sent what is not a frame, or not one that makes sense."""
+    """Another process of the service sent an invalid or unexpected frame."""
 
 
 class SettingsError(InkserveError):
-    """The environment or the flags do not make valid settings."""
+    """The environment or the flags are not valid settings."""

@@ -1,7 +1,7 @@
 """One model's requests: queues each, runs its rows in whatever batches they fall into, delivers its outcome.
 
-`queue` decides which rows go next, `device` when they run, and the runner what a batch computes. Lives on the
-event loop.
+`queue` forms the batches, `deadlines` expires requests, `device` decides when a batch runs, and the runner
+what it computes. Lives on the event loop.
 """
 
 import asyncio
@@ -12,11 +12,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from service.batching.deadlines import Deadlines
 from service.batching.device import Device, Runner
 from service.batching.on_loop import on_loop_rows
 from service.batching.queue import Batch, BatchQueue, BatchRecord, Item
 from service.batching.request import Array, Done, InferenceRequest, InferenceResult, Outcome, Priority
-from service.errors import DeadlineExceeded, EngineError, ShuttingDown
+from service.errors import EngineError, ShuttingDown
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +45,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._entered = False
         self._release: asyncio.TimerHandle | None = None
-        self._expiry: asyncio.TimerHandle | None = None
-        self._expiry_at = math.inf
+        self._deadlines = Deadlines(queue, device.lock)
         self.on_loop = on_loop_rows(
             runner.seconds_for, queue.max_batch_size, device.on_loop_seconds, device.brief_seconds
         )
@@ -95,12 +95,12 @@ class Batcher:
                 self._enter_when_due()
             next_deadline = self._queue.next_deadline
         self._unanswered += 1
-        if next_deadline < self._expiry_at:
-            self._watch_deadlines(next_deadline)
+        if next_deadline < self._deadlines.earliest:
+            self._deadlines.watch(next_deadline, self._settle)
         return item
 
     def cancel(self, item: Item) -> None:
-        """Nobody waits for this result any more: take the queued rows out of the queue."""
+        """Cancel a request: remove its queued rows from the queue; its `done` is never called."""
         if not item.settled:
             with self._device.lock:
                 self._queue.remove(item)
@@ -153,13 +153,13 @@ class Batcher:
                 self._enter_when_due()
 
     async def close(self) -> None:
-        """Refuse new requests, then wait until every accepted one has its outcome."""
+        """Reject new requests, then wait until every accepted one has its outcome."""
         self._closed = True
         if self._unanswered:
             await self._all_answered.wait()
-        for timer in (self._release, self._expiry):
-            if timer is not None:
-                timer.cancel()  # it would keep the model alive for a request that has its outcome
+        self._deadlines.close()
+        if self._release is not None:
+            self._release.cancel()  # it would keep the model alive for a request that has its outcome
 
     def _settle(self, item: Item, outcome: Outcome) -> None:
         if not item.settled:
@@ -214,29 +214,6 @@ class Batcher:
         with self._device.lock:
             if not self._entered:
                 self._enter_when_due()
-
-    def _watch_deadlines(self, next_deadline: float) -> None:
-        if self._expiry is not None:
-            self._expiry.cancel()
-        self._expiry_at = next_deadline
-        self._expiry = self._loop.call_later(max(0.0, next_deadline - time.monotonic()), self._expire)
-
-    def _expire(self) -> None:
-        self._expiry, self._expiry_at = None, math.inf
-        now = time.monotonic()
-        with self._device.lock:
-            expired = self._queue.expire(now)
-            next_deadline = self._queue.next_deadline
-        for item in expired:
-            queued = now - item.enqueued
-            self._settle(
-                item,
-                DeadlineExceeded(
-                    f"{item.rows} rows were queued for {queued:.3f} s, their deadline has passed"
-                ),
-            )
-        if next_deadline < math.inf:
-            self._watch_deadlines(next_deadline)
 
 
 def _joined(outputs: list[tuple[Array, ...]]) -> tuple[Array, ...]:

@@ -50,7 +50,7 @@ class Source(Protocol):
     on_loop: OnLoopRows
 
     def take(self, *, on_loop: bool) -> Batch:
-        """The next batch, empty if there is none any more. on_loop: the event loop would run it.
+        """Return the next batch; empty if no rows are left. on_loop: the event loop would run it.
 
         Called with the device's lock held, from its thread or the event loop.
         """
@@ -105,9 +105,8 @@ class Device:
 
     on_loop_seconds: a source's batches run on the event loop instead of the thread if ON_LOOP_ROWS are
         expected to take no longer than this. They are cut to fit, and between two of them the loop reads and
-        responds. If
-        that takes longer than a batch, several run in the next iteration: reading and rejecting leave half of
-        the loop to the accepted requests.
+        responds. If that takes longer than a batch, several run in the next iteration: reading and rejecting
+        leave half of the loop to the accepted requests.
     brief_seconds: of slower models, only batches that take no longer than this; on_loop_seconds if None.
     """
 

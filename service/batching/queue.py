@@ -1,4 +1,4 @@
-"""Which rows form the next batch: pure decisions, with the time as an argument.
+"""Where a batch is formed: which rows go next. Pure decisions, with the time as an argument.
 
 Knows nothing of threads, timers or models; `batcher` acts on what is decided here.
 """

@@ -1,9 +1,8 @@
 """Where a picture becomes a digit: normalised to 28x28 like MNIST's. Knows nothing of files, models or HTTP.
 
-MNIST's digits were scaled to fit a 20x20 box with their proportions kept, anti-aliased, and centred
-in 28x28 by their centre of mass (LeCun et al. 1998, "Gradient-Based Learning Applied to Document
-Recognition", section III.A). A classifier that was trained on them expects the same of a drawing or
-a photo.
+MNIST's digits were scaled to fit a 20x20 box with their proportions kept, anti-aliased, and centred in 28x28
+by their centre of mass (LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition",
+section III.A). A classifier that was trained on them expects the same of a drawing or a photo.
 """
 
 from typing import Any
@@ -34,8 +33,8 @@ differ by less."""
 def digit_from_picture(picture: Image.Image) -> Gray:
     """The digit in a picture of any size and mode: (28, 28) uint8, light ink on a black background.
 
-    The border shows the background. A 28x28 picture counts as normalised already: it is inverted if
-    its background is light, and otherwise left as it is, bit by bit.
+    The border shows the background. A 28x28 picture counts as normalised already: it is inverted if its
+    background is light, and otherwise left as it is, bit by bit.
     Raises InvalidInput for a picture without ink.
     """
     gray = _gray(picture)

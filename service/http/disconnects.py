@@ -14,7 +14,7 @@ DISCONNECT_TICK_SECONDS = 0.05
 
 
 class ClientDisconnected(Exception):
-    """Nobody waits for the response any more."""
+    """The client disconnected before it had its response."""
 
 
 class DisconnectWatch:

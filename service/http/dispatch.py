@@ -1,5 +1,4 @@
-"""The outermost ASGI application: inference routes, API keys, the life cycle, and the last to catch an
-error."""
+"""The outermost ASGI application: API keys, routes to endpoints, and the last catch for errors."""
 
 from collections.abc import Awaitable, Callable, Mapping
 

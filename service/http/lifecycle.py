@@ -108,7 +108,7 @@ class Call:
         return self.answered(error_response(error, self.request_id, self.traceparent))
 
     def client_disconnected(self) -> None:
-        """Nobody waits for the response any more."""
+        """The client has disconnected."""
         self._lifecycle.metrics.count_rejected(self.model, REJECTIONS[ClientDisconnected])
         self.ended(CLIENT_CLOSED_REQUEST)
 

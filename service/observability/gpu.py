@@ -1,6 +1,7 @@
-"""A GPU's memory and utilisation, asked of NVML whenever the metrics are collected.
+"""A GPU's memory and utilisation, read from NVML whenever the metrics are collected.
 
-The package nvidia-ml-py comes with the extra `gpu`; without it, or without a driver, there are no figures.
+The package nvidia-ml-py comes with the extra `gpu`; without it, or without a driver, these metrics are
+missing.
 """
 
 import logging
@@ -17,9 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 class GpuCollector:
-    """The figures of one GPU; see `prometheus_client.registry.Collector`.
+    """The metrics of one GPU; see `prometheus_client.registry.Collector`.
 
-    nvml: the module pynvml, initialised. handle: the device, as NVML gave it. index: the label's value.
+    nvml: the module pynvml, initialised. handle: NVML's handle of the device. index: the label's value.
     """
 
     def __init__(self, nvml: Any, handle: Any, index: int) -> None:
@@ -28,18 +29,18 @@ class GpuCollector:
         self._index = str(index)
 
     def collect(self) -> Iterator[Metric]:
-        """Ask the device; leaves out what it does not tell, as a MIG slice does not tell its utilisation."""
+        """Read the device; omits what it does not report, such as the utilisation of a MIG slice."""
         nvml, handle = self._nvml, self._handle
-        used = self._family("memory_used_bytes", "Memory in use on the GPU, other processes' too.")
+        used = self._family("memory_used_bytes", "Memory in use on the GPU, by all processes.")
         total = self._family("memory_total_bytes", "Memory of the GPU.")
-        busy = self._family("utilization_ratio", "Share of the last second or less in which a kernel ran.")
+        busy = self._family("utilization_ratio", "Fraction of the last second or less in which a kernel ran.")
         try:
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)
             used.add_metric([self._index], memory.used)
             total.add_metric([self._index], memory.total)
             busy.add_metric([self._index], nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
         except nvml.NVMLError as error:
-            logger.debug("the GPU does not tell all: %s", error)
+            logger.debug("the GPU does not report everything: %s", error)
         return iter((used, total, busy))
 
     def _family(self, name: str, text: str) -> GaugeMetricFamily:
@@ -47,7 +48,8 @@ class GpuCollector:
 
 
 def open_gpu(device_id: int) -> GpuCollector | None:
-    """The collector of a GPU that CUDA numbers so, or None where NVML cannot be asked; says why."""
+    """Return the collector for the GPU with this CUDA index; None, with the reason logged, if NVML is
+    unavailable."""
     try:
         import pynvml
     except ImportError:
@@ -62,14 +64,15 @@ def open_gpu(device_id: int) -> GpuCollector | None:
 
 
 def visible_devices() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES says: CUDA's numbers begin anew with the first of these. Empty if unset."""
+    """Return the entries of CUDA_VISIBLE_DEVICES; CUDA numbers from the first of these. Empty if unset."""
     return [each.strip() for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]
 
 
 def find_device(nvml: Any, device_id: int, visible: list[str]) -> Any:
-    """NVML's handle of a device, which numbers all of the host's. Raises NVMLError.
+    """Return NVML's handle of a device; NVML numbers all GPUs of the host. Raises NVMLError.
 
-    CUDA orders GPUs of several kinds by speed unless CUDA_DEVICE_ORDER is PCI_BUS_ID, NVML by bus.
+    CUDA orders GPUs of several kinds by speed unless CUDA_DEVICE_ORDER is PCI_BUS_ID; NVML orders them by
+    bus.
     """
     name = visible[device_id] if device_id < len(visible) else str(device_id)
     if name.isdecimal():

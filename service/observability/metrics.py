@@ -1,4 +1,7 @@
-"""Every metric, declared once: its name and its buckets, not where its values come from."""
+"""Where metrics are declared: name, labels and buckets, not where the values come from.
+
+`histograms` puts those of requests together, `gpu` adds a GPU's.
+"""
 
 import platform
 from collections.abc import Callable, Iterable, Sequence

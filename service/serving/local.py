@@ -1,16 +1,15 @@
 """The predictor of one process: the versions of the models folder on one device.
 
-Opens, verifies, warms, swaps and drains them. A version that cannot be loaded makes startup fail; on a
-reload it changes nothing.
+Opens, verifies, warms and drains them; `swap` swaps them. A version that cannot be loaded makes startup fail;
+on a reload it changes nothing.
 """
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from service.batching.batcher import Batcher
 from service.batching.device import Device
 from service.batching.request import Array, Done, InferenceRequest, Priority
 from service.errors import InkserveError, RepositoryError
@@ -23,6 +22,7 @@ from service.onnx.engine import Engine
 from service.serving.checks import check_inputs
 from service.serving.loaded_model import RECORDS, LoadedModel, TraceBatch, assemble, open_engine
 from service.serving.predictor import Cancel
+from service.serving.swap import Served, log_changes
 from service.serving.tuning import BRIEF_SECONDS, ON_LOOP_SECONDS
 from service.settings import Settings
 
@@ -41,9 +41,7 @@ class LocalPredictor:
         self._trace_batch = trace_batch
         on_loop_seconds = ON_LOOP_SECONDS if settings.provider == "cpu" else 0.0
         self._device = Device(settings.provider, on_loop_seconds, BRIEF_SECONDS)
-        self._loaded: dict[Key, LoadedModel] = {}
-        self._serving: dict[tuple[str, int | None], LoadedModel] = {}
-        self._catalogue = Catalogue([])
+        self._served = Served()
         self._ready = False
         self._reloading = asyncio.Lock()
         metrics.registry.before_collect(self._count_batches)
@@ -58,9 +56,8 @@ class LocalPredictor:
 
     def submit(self, request: InferenceRequest, done: Done, *, admitted: bool = False) -> Cancel:
         """Run a request's rows; see `Predictor.submit`."""
-        loaded = self._serving.get((request.model, request.version)) or self._find_version(
-            request.model, request.version
-        )
+        key = request.model, request.version
+        loaded = self._served.by_request.get(key) or self._served.find(*key)
         inputs, rows = request.inputs, request.rows
         arrays = []
         for name, dtype, shape in loaded.tensors:
@@ -87,21 +84,16 @@ class LocalPredictor:
         self, model: str, version: int | None, rows: int, seconds: float, priority: Priority = "normal"
     ) -> str | None:
         """Return the reason to reject this many rows now, or None; see `Predictor.check_admission`."""
-        loaded = self._serving.get((model, version)) or self._find_version(model, version)
+        loaded = self._served.by_request.get((model, version)) or self._served.find(model, version)
         return loaded.batcher.check_admission(rows, seconds, priority)
 
     def note_rejection(self, model: str, version: int | None) -> None:
         """See `Predictor.note_rejection`."""
-        self._find_version(model, version).batcher.note_rejection()
-
-    def _find_version(self, model: str, version: int | None) -> LoadedModel:
-        """Raises ModelNotFound."""
-        manifest = self._catalogue.find(model, version).manifest
-        return self._loaded[model, manifest.version]
+        self._served.find(model, version).batcher.note_rejection()
 
     def models(self) -> Catalogue:
         """The models that are being served now."""
-        return self._catalogue
+        return self._served.catalogue
 
     def ready(self) -> bool:
         """Whether every model is loaded and warm, and new work is accepted."""
@@ -120,7 +112,7 @@ class LocalPredictor:
             except RepositoryError as error:
                 logger.error("nothing was reloaded: %s", error)
                 return [str(error)]
-            before = dict(self._loaded)
+            before = list(self._served)
             kept, problems = [], []
             for key, folder in found.items():
                 try:
@@ -128,9 +120,9 @@ class LocalPredictor:
                 except InkserveError as error:
                     problems.append(str(error))
                     logger.error("a model version was not loaded: %s", error)
-                    kept.extend(loaded for other, loaded in self._loaded.items() if other[0] == key[0])
+                    kept.extend(self._served.versions(key[0]))
             replaced = self._swap(kept)
-            _log_changes(before, self._loaded)
+            log_changes(before, self._served)
             await asyncio.gather(*(loaded.batcher.close() for loaded in replaced))
             _count_batches(replaced)
             del before, replaced
@@ -140,7 +132,7 @@ class LocalPredictor:
     async def close(self) -> None:
         """Accept no more work, finish what was accepted, end the device's thread."""
         self._ready = False
-        await asyncio.gather(*(loaded.batcher.close() for loaded in self._loaded.values()))
+        await asyncio.gather(*(loaded.batcher.close() for loaded in self._served))
         self._device.close()
 
     def stop_being_ready(self) -> None:
@@ -148,29 +140,22 @@ class LocalPredictor:
         self._ready = False
 
     def _swap(self, models: Iterable[LoadedModel]) -> list[LoadedModel]:
-        """Serve exactly these; returns those that were served before and no longer are."""
-        before = list(self._loaded.values())
-        self._loaded = {(m.info.manifest.name, m.info.manifest.version): m for m in models}
-        self._catalogue = Catalogue(loaded.info for loaded in self._loaded.values())
-        self._serving = dict(self._loaded.items())
-        for name in {key[0] for key in self._loaded}:
-            self._serving[name, None] = self._find_version(name, None)
+        """Serve exactly these and watch their queues; returns those that are no longer served."""
+        replaced = self._served.swap(models)
+        for name in {loaded.info.manifest.name for loaded in self._served}:
             self._metrics.watch_model(
                 name, partial(self._rows_waiting, name), partial(self._requests_waiting, name)
             )
-        return [loaded for loaded in before if loaded not in self._loaded.values()]
+        return replaced
 
     def _rows_waiting(self, name: str) -> int:
-        return sum(batcher.rows_waiting for batcher in self._batchers(name))
+        return sum(loaded.batcher.rows_waiting for loaded in self._served.versions(name))
 
     def _requests_waiting(self, name: str) -> int:
-        return sum(batcher.requests_waiting for batcher in self._batchers(name))
-
-    def _batchers(self, name: str) -> Iterator[Batcher]:
-        return (loaded.batcher for key, loaded in self._loaded.items() if key[0] == name)
+        return sum(loaded.batcher.requests_waiting for loaded in self._served.versions(name))
 
     async def _load_if_changed(self, key: Key, folder: Path) -> LoadedModel:
-        current = self._loaded.get(key)
+        current = self._served.get(key)
         if current is not None and current.info == await asyncio.to_thread(read_info, folder):
             return current
         return await self._load(folder)
@@ -188,7 +173,7 @@ class LocalPredictor:
         return assemble(info, engine, self._device, self._settings, self._metrics, self._trace_batch)
 
     def _count_batches(self) -> None:
-        _count_batches(self._loaded.values())
+        _count_batches(self._served)
 
     async def _warm_up(self, engine: Engine) -> None:
         """On CUDA in the thread that runs the batches, between two of them.
@@ -205,20 +190,3 @@ class LocalPredictor:
 def _count_batches(models: Iterable[LoadedModel]) -> None:
     for loaded in models:
         loaded.count_batches()
-
-
-def _log_changes(before: dict[Key, LoadedModel], now: dict[Key, LoadedModel]) -> None:
-    """Log what a reload changed, also if that is nothing: whoever sent SIGHUP looks for a line."""
-    loaded = [
-        f"{name}/{version}" for name, version in now if before.get((name, version)) is not now[name, version]
-    ]
-    unloaded = [f"{name}/{version}" for name, version in before.keys() - now.keys()]
-    if not loaded and not unloaded:
-        logger.info("reloaded: nothing has changed, %d model versions are served", len(now))
-        return
-    logger.info(
-        "reloaded: %s loaded, %s unloaded, %d model versions are served",
-        ", ".join(loaded) or "none",
-        ", ".join(sorted(unloaded)) or "none",
-        len(now),
-    )

@@ -88,7 +88,7 @@ class EngineServer:
         self._send_state(link)
 
     def link_lost(self, link: Link) -> None:
-        """See `service.split.frames.Owner`: nobody waits for these results any more."""
+        """See `service.split.frames.Owner`: cancels the client's calls."""
         for cancel in self._links.pop(link).values():
             cancel()
         if not self._links:

@@ -33,8 +33,8 @@ _DTYPES = {dtype.str: dtype for dtype in DTYPES.values()}
 class Kind(IntEnum):
     """The kinds of frames. Their headers begin with the id of the call, but for STATE and READY.
 
-    METRICS asks for the service's or the process's metrics. With the id 0 the answer is pushed, as
-    another METRICS.
+    METRICS asks for the service's or the process's metrics. With the id 0 the answer is pushed, as another
+    METRICS.
     """
 
     INFER = 1

@@ -280,9 +280,7 @@ async def test_the_halves_run_on_their_own_and_stop_together(models_dir: Path, t
         assert await asyncio.wait_for(engine.wait(), 120) == 0
 
 
-async def test_an_engine_that_is_told_to_end_first_still_answers_what_http_accepted(
-    models_dir: Path, tmp_path: Path
-) -> None:
+async def test_an_engine_stopped_first_answers_what_http_accepted(models_dir: Path, tmp_path: Path) -> None:
     waits = ("--max-batch-size", "2", "--max-batch-delay-seconds", "4")
     flags = ("--socket", str(tmp_path / "engine.sock"), "--models-dir", str(models_dir), *waits)
     command = [sys.executable, "-m", "service", "engine", *flags]

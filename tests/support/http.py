@@ -58,7 +58,7 @@ def request(
     extra: str = "",
     chunked: bool = False,
 ) -> bytes:
-    """A POST. chunked: the same in the form that the short way does not take."""
+    """A POST. chunked: the same request in chunks, which takes the ASGI path."""
     lines = [f"POST {path} HTTP/1.1", "Host: test"]
     lines += [f"Content-Type: {kind}"] if kind else []
     lines += [f"Accept: {accept}"] if accept else []

@@ -160,7 +160,7 @@ async def test_models_on_one_device_take_turns(device: Device) -> None:
     assert order == ["first", "first", "second", "first", "second"]
 
 
-async def test_a_whole_batch_begins_while_another_runs_and_one_that_can_grow_does_not(device: Device) -> None:
+async def test_only_a_full_batch_begins_while_another_runs(device: Device) -> None:
     runner = Doubler(held=True, depth=2)
     batcher = Batcher(device, runner, BatchQueue(2, 100))
     tasks = [submit(batcher, *range(5))]
@@ -341,7 +341,7 @@ async def test_other_work_takes_its_turn_between_two_batches(device: Device) -> 
     assert order == [("device-test", 2)]
 
 
-async def test_other_work_is_done_by_the_thread_where_batches_run_on_the_event_loop() -> None:
+async def test_the_thread_does_other_work_while_batches_run_on_the_loop() -> None:
     device = Device("test", on_loop_seconds=2.0)
     runner = Doubler()
     batcher = Batcher(device, runner, BatchQueue(4, 100))
@@ -351,7 +351,7 @@ async def test_other_work_is_done_by_the_thread_where_batches_run_on_the_event_l
     device.close()
 
 
-async def test_other_work_that_nobody_awaits_any_more_is_left_out(device: Device) -> None:
+async def test_cancelled_work_is_skipped(device: Device) -> None:
     runner = Doubler(held=True)
     batcher = Batcher(device, runner, BatchQueue(1, 100))
     task = submit(batcher, 1)
@@ -367,7 +367,7 @@ async def test_other_work_that_nobody_awaits_any_more_is_left_out(device: Device
     assert done == ["awaited"]
 
 
-async def test_other_work_that_fails_tells_its_caller_and_leaves_the_device_running(device: Device) -> None:
+async def test_failed_other_work_raises_and_leaves_the_device_running(device: Device) -> None:
     def fail() -> None:
         raise EngineError("no graph")
 
@@ -541,7 +541,7 @@ async def test_short_batches_run_on_the_event_loop_and_long_ones_on_the_thread()
     device.close()
 
 
-async def test_batches_are_made_to_fit_the_loop_where_it_can_run_large_ones() -> None:
+async def test_large_batches_are_cut_to_fit_the_loop() -> None:
     device = Device("test", on_loop_seconds=70.5)
     runner = Doubler()
     batcher = Batcher(device, runner, BatchQueue(256, 1000))
@@ -551,7 +551,7 @@ async def test_batches_are_made_to_fit_the_loop_where_it_can_run_large_ones() ->
     device.close()
 
 
-async def test_batches_stay_whole_where_the_loop_can_run_small_ones_alone() -> None:
+async def test_batches_stay_whole_if_the_loop_runs_only_small_ones() -> None:
     device = Device("test", on_loop_seconds=63.5)
     runner = Doubler()
     batcher = Batcher(device, runner, BatchQueue(256, 1000))

@@ -166,7 +166,7 @@ def test_requests_are_bounded_as_rows_are() -> None:
     assert queue.requests == 2
 
 
-def test_a_small_request_waits_for_small_ones_and_a_large_one_for_all() -> None:
+def test_small_requests_wait_only_for_small_ones() -> None:
     queue = BatchQueue(max_batch_size=16, max_queue_rows=100)
     for each in (item(2), item(1), item(10)):
         queue.push(each)
@@ -222,7 +222,7 @@ def test_the_rest_of_a_request_that_fits_in_one_batch_comes_next() -> None:
     assert taken(queue) == [(first, 7, 8), (second, 0, 7)]
 
 
-def test_rows_beyond_the_bound_are_refused_and_the_queue_is_unchanged() -> None:
+def test_rejected_rows_leave_the_queue_unchanged() -> None:
     queue = BatchQueue(max_batch_size=4, max_queue_rows=10)
     queue.push(item(8))
     with pytest.raises(QueueFull, match="8 rows are queued and 3 more were sent, expected at most 10"):

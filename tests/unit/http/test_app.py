@@ -151,7 +151,7 @@ async def test_top_k_keeps_the_largest_in_descending_order(client: httpx.AsyncCl
     assert response.json()["version"] == 3
 
 
-async def test_probabilities_come_raw_where_they_are_accepted_so(client: httpx.AsyncClient) -> None:
+async def test_accepting_octet_stream_returns_raw_probabilities(client: httpx.AsyncClient) -> None:
     body = image(3).tobytes() + image(0).tobytes()
     headers = OCTETS | {"accept": "application/octet-stream"}
     response = await client.post("/classify?version=1", content=body, headers=headers)
@@ -251,7 +251,7 @@ async def test_the_same_seed_gives_a_prefix_of_the_same_images(client: httpx.Asy
     assert (await client.get("/generate?seed=10&count=3", headers=headers)).content != few
 
 
-async def test_a_seed_that_was_chosen_is_told(client: httpx.AsyncClient) -> None:
+async def test_a_chosen_seed_is_returned(client: httpx.AsyncClient) -> None:
     first = await client.get("/generate?count=2")
     again = await client.get(f"/generate?count=2&seed={first.headers['inkserve-seed']}")
     assert first.content == again.content
@@ -416,7 +416,7 @@ def test_every_error_has_a_status(kind: type[InkserveError]) -> None:
     assert (b"retry-after" in dict(response.headers)) == (response.status == 503)
 
 
-async def test_an_unforeseen_error_is_logged_and_told_to_nobody(
+async def test_an_unexpected_error_is_logged_and_not_sent(
     client: httpx.AsyncClient, predictor: LocalPredictor, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> Cancel:

@@ -100,7 +100,7 @@ async def test_work_that_ends_soon_is_not_watched() -> None:
     await asyncio.sleep(0.01)
 
 
-async def test_a_cancelled_server_task_is_not_taken_for_a_client_that_left() -> None:
+async def test_a_cancelled_task_is_no_disconnect() -> None:
     started = asyncio.Event()
 
     async def work() -> None:

@@ -44,7 +44,7 @@ def test_versions_can_be_restricted_to_those_that_hold_a_file(tmp_path: Path) ->
     assert latest_version(tmp_path, holding=MANIFEST_FILE) == tmp_path / "1"
 
 
-def test_model_without_a_version_is_an_error_only_where_one_is_needed(tmp_path: Path) -> None:
+def test_a_model_without_versions_is_an_error_only_if_one_is_needed(tmp_path: Path) -> None:
     make(tmp_path, "empty/x")
     assert version_folders(tmp_path / "empty") == version_folders(tmp_path / "missing") == {}
     with pytest.raises(RepositoryError, match="empty holds no version folder, expected empty/1 or the like"):

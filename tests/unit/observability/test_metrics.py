@@ -119,7 +119,7 @@ def total(registry: CollectorRegistry, name: str) -> float:
     return sum(sample.value for sample in samples if sample.name == name)
 
 
-def test_good_is_an_answer_of_a_model_with_2xx_within_the_objective() -> None:
+def test_a_good_request_has_2xx_within_the_objective() -> None:
     metrics = Metrics()
     metrics.requests.of("/classify", MODEL, 200).add(LATENCY_OBJECTIVE_SECONDS)
     metrics.requests.of("/classify", MODEL, 200).add(LATENCY_OBJECTIVE_SECONDS + 0.001)

@@ -34,7 +34,7 @@ Open = Callable[..., Awaitable[LocalPredictor]]
 
 
 @pytest.fixture
-async def open_repository(tmp_path: Path) -> AsyncIterator[Open]:
+async def open_predictor(tmp_path: Path) -> AsyncIterator[Open]:
     """Starts a predictor over `tmp_path`."""
     opened: list[LocalPredictor] = []
 
@@ -62,21 +62,21 @@ async def classify(predictor: LocalPredictor, *first_pixels: int, version: int |
 
 
 async def test_every_model_is_served(
-    add_classifier: Callable[..., Path], add_generator: Callable[..., Path], open_repository: Open
+    add_classifier: Callable[..., Path], add_generator: Callable[..., Path], open_predictor: Open
 ) -> None:
     add_classifier()
     add_generator()
-    predictor = await open_repository()
+    predictor = await open_predictor()
     assert predictor.ready()
     assert [info.manifest.name for info in predictor.models()] == ["first-pixel", "ramp"]
     assert await classify(predictor, *range(10)) == list(range(10))
 
 
 async def test_answers_never_mix_between_callers(
-    add_classifier: Callable[..., Path], open_repository: Open
+    add_classifier: Callable[..., Path], open_predictor: Open
 ) -> None:
     add_classifier()
-    predictor = await open_repository()
+    predictor = await open_predictor()
     rng = np.random.default_rng(0)
     requests = [rng.integers(0, 10, size).tolist() for size in rng.integers(1, 20, 300)]
     assert await asyncio.gather(*(classify(predictor, *pixels) for pixels in requests)) == requests
@@ -102,11 +102,11 @@ async def test_on_a_cpu_a_graph_with_convolutions_runs_in_small_batches(
 
 @pytest.mark.parametrize(("which", "versions"), [("latest", [10]), ("all", [2, 10])])
 async def test_the_latest_version_is_the_highest_number(
-    add_classifier: Callable[..., Path], open_repository: Open, which: str, versions: list[int]
+    add_classifier: Callable[..., Path], open_predictor: Open, which: str, versions: list[int]
 ) -> None:
     add_classifier(version=2)
     add_classifier(version=10)
-    predictor = await open_repository(serve_versions=which)
+    predictor = await open_predictor(serve_versions=which)
     assert predictor.models().versions("first-pixel") == versions
     assert predictor.models().find("first-pixel").manifest.version == 10
 
@@ -122,9 +122,9 @@ def test_folders_that_are_not_models_are_passed_over(
     assert find_versions(tmp_path, "all") == {("first-pixel", 1): folder}
 
 
-async def test_an_empty_or_missing_folder_stops_the_start(open_repository: Open, tmp_path: Path) -> None:
+async def test_an_empty_or_missing_folder_stops_the_start(open_predictor: Open, tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="holds no models"):
-        await open_repository()
+        await open_predictor()
     with pytest.raises(RepositoryError, match="none is missing"):
         find_versions(tmp_path / "none", "latest")
     (tmp_path / "empty").mkdir()
@@ -158,22 +158,22 @@ def rename_input(folder: Path) -> None:
 )
 async def test_a_version_that_cannot_be_trusted_stops_the_start(
     add_classifier: Callable[..., Path],
-    open_repository: Open,
+    open_predictor: Open,
     damage: Callable[[Path], None],
     error: type[InkserveError],
     message: str,
 ) -> None:
     damage(add_classifier())
     with pytest.raises(error, match=message):
-        await open_repository()
+        await open_predictor()
 
 
 async def test_a_gpu_that_is_not_there_stops_the_start(
-    add_classifier: Callable[..., Path], open_repository: Open
+    add_classifier: Callable[..., Path], open_predictor: Open
 ) -> None:
     add_classifier()
     with pytest.raises(EngineError, match="provider cuda"):
-        await open_repository(provider="cuda", device_id=99)
+        await open_predictor(provider="cuda", device_id=99)
 
 
 @pytest.mark.parametrize(
@@ -189,15 +189,15 @@ async def test_a_gpu_that_is_not_there_stops_the_start(
         ({"z": (5, LATENT), "label": [0] * 5}, PayloadTooLarge, "request has 5 rows, expected at most 4"),
     ],
 )
-async def test_a_request_that_does_not_fit_the_model_is_refused_before_it_is_queued(
+async def test_an_unfit_request_is_rejected_before_the_queue(
     add_generator: Callable[..., Path],
-    open_repository: Open,
+    open_predictor: Open,
     inputs: dict[str, object],
     error: type[InkserveError],
     message: str,
 ) -> None:
     add_generator()
-    predictor = await open_repository(max_request_rows=4)
+    predictor = await open_predictor(max_request_rows=4)
     arrays = {
         name: np.zeros(value, np.float32) if isinstance(value, tuple) else np.array(value, np.int64)
         for name, value in inputs.items()
@@ -206,20 +206,20 @@ async def test_a_request_that_does_not_fit_the_model_is_refused_before_it_is_que
         await infer(predictor, request_for("ramp", None, arrays, time.monotonic() + 30))
 
 
-async def test_a_wrong_dtype_is_refused(add_classifier: Callable[..., Path], open_repository: Open) -> None:
+async def test_a_wrong_dtype_is_refused(add_classifier: Callable[..., Path], open_predictor: Open) -> None:
     add_classifier()
-    predictor = await open_repository()
+    predictor = await open_predictor()
     with pytest.raises(InvalidInput, match="images has dtype int64, expected uint8"):
         await infer(
             predictor, request_for("first-pixel", None, {"images": np.zeros((1, 28, 28), np.int64)}, 1e12)
         )
 
 
-async def test_unknown_models_and_versions_are_told_what_there_is(
-    add_classifier: Callable[..., Path], open_repository: Open
+async def test_an_unknown_model_names_the_known_ones(
+    add_classifier: Callable[..., Path], open_predictor: Open
 ) -> None:
     add_classifier()
-    models = (await open_repository()).models()
+    models = (await open_predictor()).models()
     with pytest.raises(ModelNotFound, match="there is no model 'x', expected one of first-pixel"):
         models.find("x")
     with pytest.raises(ModelNotFound, match="model 'first-pixel' has no version 7, expected one of 1"):
@@ -229,10 +229,10 @@ async def test_unknown_models_and_versions_are_told_what_there_is(
 
 
 async def test_the_same_latents_give_the_same_bytes_in_any_company(
-    add_generator: Callable[..., Path], open_repository: Open
+    add_generator: Callable[..., Path], open_predictor: Open
 ) -> None:
     add_generator()
-    predictor = await open_repository(fixed_batch_size=8)
+    predictor = await open_predictor(fixed_batch_size=8)
     rng = np.random.default_rng(0)
 
     async def generate(z: np.ndarray) -> np.ndarray:
@@ -250,11 +250,11 @@ async def test_the_same_latents_give_the_same_bytes_in_any_company(
 
 
 async def test_reload_serves_a_new_version_and_drops_a_removed_model(
-    add_classifier: Callable[..., Path], add_generator: Callable[..., Path], open_repository: Open
+    add_classifier: Callable[..., Path], add_generator: Callable[..., Path], open_predictor: Open
 ) -> None:
     add_classifier()
     generator = add_generator()
-    predictor = await open_repository()
+    predictor = await open_predictor()
     add_classifier(version=2)
     shutil.rmtree(generator.parent)
     assert await predictor.reload() == []
@@ -263,10 +263,10 @@ async def test_reload_serves_a_new_version_and_drops_a_removed_model(
 
 
 async def test_a_bad_version_never_replaces_a_good_one(
-    add_classifier: Callable[..., Path], open_repository: Open
+    add_classifier: Callable[..., Path], open_predictor: Open
 ) -> None:
     add_classifier()
-    predictor = await open_repository()
+    predictor = await open_predictor()
     damage_graph(add_classifier(version=2))
     (problem,) = await predictor.reload()
     assert "2/model.onnx has sha256" in problem
@@ -275,10 +275,10 @@ async def test_a_bad_version_never_replaces_a_good_one(
 
 
 async def test_no_request_is_lost_while_versions_are_swapped(
-    add_classifier: Callable[..., Path], open_repository: Open
+    add_classifier: Callable[..., Path], open_predictor: Open
 ) -> None:
     add_classifier()
-    predictor = await open_repository()
+    predictor = await open_predictor()
     answered = 0
     reloading = True
 
@@ -331,10 +331,10 @@ async def test_an_unchanged_model_is_not_loaded_again(
 
 
 async def test_after_close_nothing_is_accepted(
-    add_classifier: Callable[..., Path], open_repository: Open
+    add_classifier: Callable[..., Path], open_predictor: Open
 ) -> None:
     add_classifier()
-    predictor = await open_repository()
+    predictor = await open_predictor()
     await predictor.close()
     assert not predictor.ready()
     with pytest.raises(ShuttingDown):

@@ -286,9 +286,7 @@ async def test_a_deadline_holds_over_there(start_engine: Start, connect: Connect
         await classify(await connect(), 1, seconds=0.05)
 
 
-async def test_when_the_engine_goes_its_calls_fail_at_once_and_the_next_one_is_found(
-    start_engine: Start, path: Path
-) -> None:
+async def test_calls_fail_at_once_if_the_engine_exits(start_engine: Start, path: Path) -> None:
     engine = await start_engine(max_batch_delay_seconds=10)
     lost = []
     predictor = EngineClient(path, lambda: lost.append(True))
@@ -322,7 +320,7 @@ async def test_before_there_is_an_engine_nothing_is_ready(connect: Connect) -> N
         await classify(predictor, 1)
 
 
-async def test_an_engine_that_falls_silent_is_left(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unresponsive_engine_is_disconnected(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     connections: list[asyncio.StreamWriter] = []
 
     async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -348,7 +346,7 @@ async def test_an_engine_that_answers_pings_is_kept(start_engine: Start, connect
     assert predictor.ready()
 
 
-async def test_every_client_hears_of_a_reload(
+async def test_every_client_is_notified_of_a_reload(
     start_engine: Start, connect: Connect, add_classifier: Callable[..., Path]
 ) -> None:
     await start_engine()
@@ -363,7 +361,7 @@ async def test_every_client_hears_of_a_reload(
     assert folder.is_dir()
 
 
-async def test_clients_hear_that_the_engine_is_about_to_stop(start_engine: Start, connect: Connect) -> None:
+async def test_clients_are_notified_before_the_engine_stops(start_engine: Start, connect: Connect) -> None:
     engine = await start_engine()
     predictor = await connect()
     engine.predictor.stop_being_ready()
@@ -374,7 +372,7 @@ async def test_clients_hear_that_the_engine_is_about_to_stop(start_engine: Start
     await asyncio.wait_for(engine.host.wait_until_no_clients(), 60)
 
 
-async def test_the_engines_metrics_are_told(start_engine: Start, connect: Connect) -> None:
+async def test_the_engines_metrics_are_returned(start_engine: Start, connect: Connect) -> None:
     await start_engine()
     predictor = await connect()
     await classify(predictor, 1, 2)
@@ -383,7 +381,7 @@ async def test_the_engines_metrics_are_told(start_engine: Start, connect: Connec
     assert registry_of(families).get_sample_value("inkserve_rows_total", labels) == 2
 
 
-async def test_a_frame_beyond_the_limit_costs_its_sender_the_connection_and_nobody_else(
+async def test_an_oversized_frame_closes_only_its_senders_connection(
     start_engine: Start, connect: Connect, path: Path
 ) -> None:
     await start_engine()
@@ -414,7 +412,7 @@ def infer_frame(number: int) -> bytes:
     ],
     ids=["an id twice", "an engine's frame", "no such priority", "no request", "no such kind"],
 )
-async def test_a_frame_that_makes_no_sense_costs_its_sender_the_connection(
+async def test_an_invalid_frame_closes_its_senders_connection(
     start_engine: Start, connect: Connect, path: Path, sent: bytes
 ) -> None:
     engine = await start_engine(max_batch_delay_seconds=10)

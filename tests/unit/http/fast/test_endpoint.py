@@ -170,7 +170,7 @@ async def test_a_request_may_come_in_any_two_pieces(listener: Listener, wish: di
 @hypothesis_settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-async def test_answers_come_in_the_order_of_the_requests_however_these_are_cut(
+async def test_responses_keep_the_order_of_requests_in_any_pieces(
     predictor: LocalPredictor, tmp_path: Path, digits: list[int], kinds: list[str], cuts: list[int]
 ) -> None:
     forms: dict[str, Callable[[int], bytes]] = {
@@ -485,7 +485,7 @@ async def test_heads_that_differ_in_their_own_headers_share_a_plan(
             assert b'"label":"H"' in response.body
 
 
-async def test_an_unforeseen_error_is_a_500(listener: Listener, predictor: LocalPredictor) -> None:
+async def test_an_unexpected_error_is_a_500(listener: Listener, predictor: LocalPredictor) -> None:
     def fail(*_: object, **__: object) -> Cancel:
         raise RuntimeError("a secret")
 

@@ -109,9 +109,7 @@ EIGHT = replace(COSTS, max_batch_size=8)
         (64, 3),  # 6.4 ms, but an iteration may run batches for 5
     ],
 )
-def test_batches_follow_in_an_iteration_until_they_took_as_long_as_everything_else(
-    requests: int, batches: int
-) -> None:
+def test_batches_use_half_of_the_loop(requests: int, batches: int) -> None:
     tally = sent(EIGHT, (0.0, requests))
     first = requests * 0.0001 + batches * 0.0018 + 0.0001
     assert tally.latencies.quantile(0.001) == pytest.approx(first, rel=0.025)
