@@ -216,7 +216,7 @@ class Visitor(FastHttpUser):
     def generate(self) -> None:
         """Generate a digit from a seed, or several in a sprite; the same seed must give the same bytes."""
         count, seed = random.choice(COUNTS), random.randrange(SEEDS)
-        path = f"/generate?digit={random.randrange(10)}&count={count}&seed={seed}{self._generator}"
+        path = f"/generate?label={random.randrange(10)}&count={count}&seed={seed}{self._generator}"
         headers = {"Accept": "image/png"}
         with self.client.get(path, headers=headers, name="/generate", catch_response=True) as response:
             judge(response, lambda response: check_sprite(response, path, count))

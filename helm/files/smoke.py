@@ -79,7 +79,7 @@ def check_classify(url: str, key: str, expected_label: str) -> str:
 
 def check_generate(url: str, key: str) -> str:
     """Generate a seven. Raises ValueError if the response is not a PNG."""
-    image = ask(f"{url}/generate?digit=7&seed=1", key)
+    image = ask(f"{url}/generate?label=7&seed=1", key)
     if not image.startswith(PNG_SIGNATURE):
         raise ValueError(f"/generate returned {image[:8]!r}, expected a PNG")
     return f"a seven was generated, a PNG of {len(image)} bytes"
