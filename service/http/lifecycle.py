@@ -14,7 +14,7 @@ from service.http.error_responses import REJECTIONS, error_response
 from service.http.headers import TRACERESPONSE
 from service.http.responses import Response
 from service.http.types import Headers
-from service.observability.access_log import AccessLog
+from service.observability.access_log import Access, AccessLog
 from service.observability.histograms import FOLD_AT, Tally
 from service.observability.metrics import Metrics
 from service.observability.request_ids import REQUEST_ID, new_request_id
@@ -128,7 +128,7 @@ class Call:
         if self.span is not None:
             self.span.end(self.route, status)
         if lifecycle.access_log is not None and self.request_id is not None:
-            lifecycle.access_log.log(
+            access = Access(
                 self.method,
                 self.path,
                 status,
@@ -138,6 +138,7 @@ class Call:
                 self.request_id,
                 self.traceparent,
             )
+            lifecycle.access_log.log(access)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the response headers that are this request's own; once it is answered."""

@@ -7,14 +7,30 @@ of one iteration of the event loop are written together.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal, TextIO
+from typing import Literal, NamedTuple, TextIO
 from urllib.parse import quote
 
 import orjson
 
 LOGGER = "inkserve.access"
+
+
+class Access(NamedTuple):
+    """A request that was answered. Its query is the caller's affair and left out.
+
+    seconds: from its arrival to its response. model, client: empty if not known.
+    traceparent: of its span, if tracing is on.
+    """
+
+    method: str
+    path: str
+    status: int
+    seconds: float
+    model: str
+    client: str
+    request_id: bytes
+    traceparent: bytes | None
 
 
 class AccessLog:
@@ -25,31 +41,14 @@ class AccessLog:
 
     def __init__(self, stream: TextIO, log_format: Literal["json", "text"]) -> None:
         self._stream = stream
-        self._render: Callable[..., str] = _json_line if log_format == "json" else _text_line
+        self._render = _json_line if log_format == "json" else _text_line
         self._lines: list[str] = []
 
-    def log(
-        self,
-        method: str,
-        path: str,
-        status: int,
-        seconds: float,
-        model: str,
-        client: str,
-        request_id: bytes,
-        traceparent: bytes | None,
-    ) -> None:
-        """Log a request that was answered. Its query is the caller's affair and left out.
-
-        seconds: from its arrival to its response. model, client: empty if not known.
-        """
+    def log(self, access: Access) -> None:
+        """Log a request."""
         if not self._lines:
             asyncio.get_running_loop().call_soon(self.flush)
-        self._lines.append(
-            self._render(
-                time.time(), method, _quoted(path), status, seconds, model, client, request_id, traceparent
-            )
-        )
+        self._lines.append(self._render(time.time(), access))
 
     def flush(self) -> None:
         """Write the lines of this iteration of the event loop."""
@@ -83,24 +82,15 @@ def _local(second: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
 
 
-def _json_line(
-    now: float,
-    method: str,
-    path: str,
-    status: int,
-    seconds: float,
-    model: str,
-    client: str,
-    request_id: bytes,
-    traceparent: bytes | None,
-) -> str:
+def _json_line(now: float, access: Access) -> str:
+    method, path, status, seconds, model, client, request_id, traceparent = access
     fields: dict[str, object] = {
         "time": f"{_utc(int(now))}.{int(now % 1 * 1000):03d}Z",
         "level": "info",
         "logger": LOGGER,
         "message": "answered",
         "method": method,
-        "path": path,
+        "path": _quoted(path),
         "status": status,
         "seconds": round(seconds, 6),
         "model": model,
@@ -112,20 +102,11 @@ def _json_line(
     return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE).decode()
 
 
-def _text_line(
-    now: float,
-    method: str,
-    path: str,
-    status: int,
-    seconds: float,
-    model: str,
-    client: str,
-    request_id: bytes,
-    traceparent: bytes | None,
-) -> str:
+def _text_line(now: float, access: Access) -> str:
+    method, path, status, seconds, model, client, request_id, traceparent = access
     trace = "" if traceparent is None else f" trace_id={traceparent[3:35].decode('ascii')}"
     return (
-        f"{_local(int(now))},{int(now % 1 * 1000):03d} INFO    answered method={method} path={path} "
+        f"{_local(int(now))},{int(now % 1 * 1000):03d} INFO    answered method={method} path={_quoted(path)} "
         f"status={status} seconds={round(seconds, 6)} model={model} client={client} "
         f"request_id={request_id.decode('ascii')}{trace}\n"
     )

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.http.app import create_app
-from service.observability.access_log import AccessLog
+from service.observability.access_log import Access, AccessLog
 from service.observability.logs import FIELDS, JsonFormatter, TextFormatter
 from service.observability.metrics import Metrics
 from service.serving.local import LocalPredictor
@@ -144,7 +144,7 @@ def test_an_access_line_is_what_the_formatters_would_write(
 
         async def log(stream: io.StringIO = stream, log_format: Any = log_format) -> None:
             access_log = AccessLog(stream, log_format)
-            access_log.log("GET", path, status, seconds, "cnn", client, b"an-id", traceparent)
+            access_log.log(Access("GET", path, status, seconds, "cnn", client, b"an-id", traceparent))
             access_log.flush()
 
         asyncio.run(log())
