@@ -140,14 +140,14 @@ class Device:
             self._busy = True
             self._batch_ended = time.monotonic()
             # In the next iteration of the event loop: requests that arrived together run as one batch.
-            self._loop.call_soon(self._begin)
+            self._loop.call_soon(self._run_on_loop)
 
     def close(self) -> None:
         """End the thread after the batches that it was given."""
         self._jobs.put(None)
         self._thread.join()
 
-    def _begin(self) -> None:
+    def _run_on_loop(self) -> None:
         """Run short batches here for one iteration, or hand all that follow to the thread."""
         began = time.monotonic()
         elsewhere = began - self._batch_ended
@@ -159,12 +159,12 @@ class Device:
                 self._jobs.put(job)
                 return
             running = _Running(job)
-            outcome = running.end()
+            outcome = running.wait()
             self._batch_ended = time.monotonic()
             job.source.finish(job.batch, outcome, running.began, self._batch_ended)
             if self._batch_ended - began >= min(elsewhere, self.on_loop_seconds):
                 break
-        self._loop.call_soon(self._begin)
+        self._loop.call_soon(self._run_on_loop)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -184,7 +184,7 @@ class Device:
         self._end(running)
 
     def _end(self, running: "_Running") -> None:
-        outcome = running.end()
+        outcome = running.wait()
         # The time that it waited for the previous batch to end was not its own.
         started, self._ended = max(running.began, self._ended), time.monotonic()
         source, batch = running.job
@@ -230,7 +230,7 @@ class _Running:
         except Exception as error:  # the batch's edge: whatever failed, each of its requests gets an outcome
             self._error = error
 
-    def end(self) -> tuple[Array, ...] | Exception:
+    def wait(self) -> tuple[Array, ...] | Exception:
         """Wait for the batch; its outputs, or its error."""
         # The traceback refers to this object: a reference cycle would keep the model.
         failed, self._error = self._error, None

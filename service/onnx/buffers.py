@@ -20,11 +20,11 @@ GPU_MEMORY = "cuda"
 class Binding(Protocol):
     """Runs a session on fixed buffers; one thread at a time may call it."""
 
-    def begin(self, rows: int) -> None:
+    def launch(self, rows: int) -> None:
         """Start a run on the current inputs; may return before it is done. rows: without the padding."""
         ...
 
-    def end(self) -> tuple[Array, ...]:
+    def wait(self) -> tuple[Array, ...]:
         """Wait for the run. Returns the outputs, which the next run may overwrite."""
         ...
 
@@ -44,13 +44,13 @@ class HostBinding:
         for name, array in outputs.items():
             self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
-    def begin(self, rows: int) -> None:
-        """Run on the arrays themselves and wait; see `Binding.begin`."""
+    def launch(self, rows: int) -> None:
+        """Run on the arrays themselves and wait; see `Binding.launch`."""
         del rows
         self._session.run_with_iobinding(self._binding)
 
-    def end(self) -> tuple[Array, ...]:
-        """See `Binding.end`."""
+    def wait(self) -> tuple[Array, ...]:
+        """See `Binding.wait`."""
         return self._outputs
 
 
@@ -98,15 +98,15 @@ class DeviceBinding:
         for name, buffer in zip(outputs, self._outputs, strict=True):
             self._binding.bind_ortvalue_output(name, buffer.device)
 
-    def begin(self, rows: int) -> None:
-        """Copy in, run and wait; see `Binding.begin`. With CUDA graphs, always call it from one thread."""
+    def launch(self, rows: int) -> None:
+        """Copy in, run and wait; see `Binding.launch`. With CUDA graphs, always call it from one thread."""
         del rows
         for buffer in self._inputs:
             buffer.device.update_inplace(buffer.host)
         self._session.run_with_iobinding(self._binding, self._options)
 
-    def end(self) -> tuple[Array, ...]:
-        """Copy out; see `Binding.end`."""
+    def wait(self) -> tuple[Array, ...]:
+        """Copy out; see `Binding.wait`."""
         return tuple(buffer.device.numpy() for buffer in self._outputs)
 
 
@@ -121,7 +121,7 @@ class OverlappedBinding:
 
     Events prevent races: compute starts after the copy in, the copy out after compute. The caller must not
     overwrite a buffer in use: it ends one run before it begins the next on the same memory. The host memory
-    is pinned, so nothing blocks before `end`. A run option makes onnxruntime return once the work is
+    is pinned, so nothing blocks before `wait`. A run option makes onnxruntime return once the work is
     launched; the replay of a CUDA graph respects it too (onnxruntime's pull requests 14088 and 28686).
     """
 
@@ -149,8 +149,8 @@ class OverlappedBinding:
                 shape = (size, *buffer.host.shape[1:])
                 bind(name, GPU_MEMORY, device_id, buffer.host.dtype, shape, buffer.device.data_ptr())
 
-    def begin(self, rows: int) -> None:
-        """Launch copies and run; see `Binding.begin`. With CUDA graphs, always call it from one thread."""
+    def launch(self, rows: int) -> None:
+        """Launch copies and run; see `Binding.launch`. With CUDA graphs, always call it from one thread."""
         self._rows = rows
         streams = self._streams
         streams.use_device()
@@ -169,8 +169,8 @@ class OverlappedBinding:
             streams.drain()  # the caller may refill these buffers
             raise
 
-    def end(self) -> tuple[Array, ...]:
-        """Wait for the copies of the outputs; see `Binding.end`."""
+    def wait(self) -> tuple[Array, ...]:
+        """Wait for the copies of the outputs; see `Binding.wait`."""
         try:
             self._copied_out.wait()
         except Exception:

@@ -134,18 +134,18 @@ class Engine:
         for index, buffer in enumerate(bucket.inputs):
             np.concatenate([arrays[index] for arrays in parts], out=buffer[:rows])
         # The rows after these keep an earlier batch's data: padding, whose outputs are not read.
-        return self._begin(bucket, rows)
+        return self._launch(bucket, rows)
 
-    def _begin(self, bucket: _Bucket, rows: int) -> Callable[[], tuple[Array, ...]]:
+    def _launch(self, bucket: _Bucket, rows: int) -> Callable[[], tuple[Array, ...]]:
         try:
-            bucket.binding.begin(rows)
+            bucket.binding.launch(rows)
         except Exception as error:  # onnxruntime raises its own types, RuntimeError and more
             raise EngineError(str(error)) from error
-        return partial(self._end, self._idle.pop(0), bucket, rows)
+        return partial(self._wait, self._idle.pop(0), bucket, rows)
 
-    def _end(self, slot: _Slot, bucket: _Bucket, rows: int) -> tuple[Array, ...]:
+    def _wait(self, slot: _Slot, bucket: _Bucket, rows: int) -> tuple[Array, ...]:
         try:
-            return tuple(output[:rows].copy() for output in bucket.binding.end())
+            return tuple(output[:rows].copy() for output in bucket.binding.wait())
         except Exception as error:  # as above
             raise EngineError(str(error)) from error
         finally:
@@ -154,7 +154,7 @@ class Engine:
     def _time(self, size: int) -> float:
         """Run a bucket on its buffers' current contents; returns the seconds that it took."""
         started = time.perf_counter()
-        self._begin(self._idle[0][size], size)()
+        self._launch(self._idle[0][size], size)()
         return time.perf_counter() - started
 
     def _slot(self, manifest: Manifest, number: int) -> _Slot:

@@ -46,9 +46,9 @@ MAX_ROWS = 40
 class Engine:
     """What the engine's process holds, in this one."""
 
-    def __init__(self, predictor: LocalPredictor, host: EngineServer, metrics: Metrics) -> None:
+    def __init__(self, predictor: LocalPredictor, server: EngineServer, metrics: Metrics) -> None:
         self.predictor = predictor
-        self.host = host
+        self.server = server
         self.metrics = metrics
 
     def rows_waiting(self) -> float | None:
@@ -57,7 +57,7 @@ class Engine:
 
     async def close(self) -> None:
         await self.predictor.close()
-        await self.host.close()
+        await self.server.close()
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ async def start_engine(
         await predictor.start()
         engine = Engine(predictor, EngineServer(predictor, MAX_ROWS, metrics.registry.collect), metrics)
         engines.append(engine)
-        await engine.host.start(path)
+        await engine.server.start(path)
         return engine
 
     yield start
@@ -293,7 +293,7 @@ async def test_calls_fail_at_once_if_the_engine_exits(start_engine: Start, path:
     await predictor.connected()
     calls = [asyncio.ensure_future(classify(predictor, 1)) for _ in range(3)]
     await until(lambda: engine.rows_waiting() == 3)
-    for link in list(engine.host._links):
+    for link in list(engine.server._links):
         link.abort()  # as the system does for a process that is killed
     for call in calls:
         with pytest.raises(ModelNotReady, match="the engine has exited"):
@@ -365,11 +365,11 @@ async def test_clients_are_notified_before_the_engine_stops(start_engine: Start,
     engine = await start_engine()
     predictor = await connect()
     engine.predictor.stop_being_ready()
-    engine.host.send_state()
+    engine.server.send_state()
     await until(lambda: not predictor.ready())
     assert (await classify(predictor, 4)).version == 1
     await predictor.close()
-    await asyncio.wait_for(engine.host.wait_until_no_clients(), 60)
+    await asyncio.wait_for(engine.server.wait_until_no_clients(), 60)
 
 
 async def test_the_engines_metrics_are_returned(start_engine: Start, connect: Connect) -> None:
