@@ -57,14 +57,14 @@ Rejection = Literal["queue_full", "deadline", "not_ready", "shutting_down", "cli
 
 
 class Registry(CollectorRegistry):
-    """A registry that has what was put off counted before it is collected."""
+    """A registry that counts deferred observations before it is collected."""
 
     def __init__(self) -> None:
         super().__init__()
         self._before: list[Callable[[], None]] = []
 
     def before_collect(self, count: Callable[[], None]) -> None:
-        """Have `count` called whenever the metrics are collected."""
+        """Call `count`, which counts what was deferred, whenever the metrics are collected."""
         self._before.append(count)
 
     def collect(self) -> Iterable[Metric]:

@@ -1,4 +1,4 @@
-"""The ids that tell requests apart in logs: the client's own, or one of ours."""
+"""The ids that identify requests in logs: the client's own, or a new one."""
 
 import itertools
 import re

@@ -143,7 +143,7 @@ class FastPath:
         return known
 
     def _look_up(self, head: bytes) -> KnownHead | None:
-        """As `learn`, for a head that is cached as it is."""
+        """Do what `learn` does, with the whole head as the cache's key."""
         if head not in self.known:
             _remember(self.known, head, self._read(head))
         known = self.known[head]
@@ -170,7 +170,7 @@ class FastPath:
 
 
 def _remember(heads: dict[bytes, T], head: bytes, known: T) -> None:
-    """Add a head, in place of the one that was added first if there are too many."""
+    """Add a head; if the cache is full, drop the oldest one."""
     if len(heads) >= KNOWN_HEADS:
         del heads[next(iter(heads))]
     heads[head] = known
