@@ -3,9 +3,9 @@
 serve: the whole service; with `--workers N`, split into N HTTP workers and an engine process.
 http, engine: the halves of a split service on their own, for containers that share `--socket`.
 ping SOCKET: whether the engine behind a Unix socket responds, for exec probes.
-(worker: what the first two start for each of their workers.)
+(worker: one HTTP worker; `serve` and `http` start it.)
 
-Imports nothing before it knows the command: a ping is over before pydantic would be imported.
+Nothing is imported before the command is known: a ping takes less time than importing pydantic.
 """
 
 import sys
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 SWITCH_SECONDS = 0.0005
-"""How long the event loop may hold the GIL while a device thread has a result ready. Python's own 5 ms is as
-long
-as a batch takes: the MLP took 157 us of wall time per row with the default, 126 with this."""
+"""How long the event loop may hold the GIL while a device thread has a result ready. Python's own
+5 ms is as long as a batch takes: the MLP took 157 us of wall time per row with the default, 126 with this."""
 
 COMMANDS = ("serve", "http", "engine", "worker")
 
@@ -59,11 +58,11 @@ def _run(command: str, fds: list[int], flags: list[str]) -> int:
         return 2
     configure_logging(settings)
     logger = logging.getLogger("inkserve")
-    if not fds:  # a supervisor passes its flags on, and has warned already
+    if not fds:  # with `fds`, the supervisor has warned about these flags already
         for warning in deprecations(flags):
             logger.warning("%s", warning)
     sys.setswitchinterval(SWITCH_SECONDS)
-    before = signal.signal(signal.SIGTERM, _leave)
+    before = signal.signal(signal.SIGTERM, _exit_at_once)
     disable_gc()
     try:
         return uvloop.run(work)
@@ -91,7 +90,7 @@ def _work(command: str, fds: list[int], settings: "Settings", flags: list[str]) 
         split = settings.workers > 0
         return compose.supervise(settings, flags, with_engine=True) if split else compose.serve(settings)
     if settings.socket is None:
-        raise SettingsError(f"socket is not set, expected the path of one for the command {command}")
+        raise SettingsError(f"socket is not set, expected a path for the command {command}")
     if command == "http":
         return compose.supervise(settings, flags, with_engine=False)
     if command == "engine":
@@ -99,11 +98,11 @@ def _work(command: str, fds: list[int], settings: "Settings", flags: list[str]) 
     return compose.run_worker(settings, settings.socket, *fds)
 
 
-def _leave(sig: int, _: "FrameType | None") -> NoReturn:
-    """Exit at once: nothing is accepted yet. What serves has a handler of its own.
+def _exit_at_once(sig: int, _: "FrameType | None") -> NoReturn:
+    """Exit at once: no request is accepted yet. A running server has a handler of its own.
 
-    The default action is not enough: it has no effect on PID 1, as in a container. Nor is there an orderly
-    way out of loading a model, which may take minutes in a thread of its own.
+    The default action is not enough: it has no effect on PID 1, as in a container. An orderly exit would have
+    to wait for the thread that loads a model, which may take minutes.
     """
     import logging
     import os

@@ -33,7 +33,7 @@ logger = logging.getLogger("inkserve")
 
 @dataclass(frozen=True)
 class Parts:
-    """What every process of a service has.
+    """The parts that every process of a service has.
 
     tracing: None if it is off.
     """
@@ -44,7 +44,7 @@ class Parts:
 
     @classmethod
     def open(cls, settings: Settings) -> "Parts":
-        """Raises SettingsError if tracing is on and OpenTelemetry's SDK is missing."""
+        """Build the parts. Raises SettingsError if tracing is on and OpenTelemetry's SDK is missing."""
         return cls(settings, Metrics(), _open_tracing(settings))
 
     def keys(self) -> "ApiKeys | None":
@@ -73,7 +73,7 @@ class Parts:
         return create_app(predictor, self.settings, self.metrics, gather, keys, self.tracing)
 
     async def close(self) -> None:
-        """Send the spans that are left."""
+        """Send the remaining spans."""
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
 
@@ -115,9 +115,8 @@ async def supervise(settings: Settings, arguments: Sequence[str], with_engine: b
     from service.http.api_keys import read_keys
     from service.split.supervisor import Supervisor, private_socket
 
-    read_keys(
-        settings.api_keys_file
-    )  # the workers need the keys; fail early, and only once, if the file is bad
+    # The workers need the keys; fail early, and only once, if the file is bad.
+    read_keys(settings.api_keys_file)
     freeze_and_enable_gc()
     if settings.socket is not None:
         return await Supervisor(settings, arguments, settings.socket, with_engine).run()
@@ -128,8 +127,8 @@ async def supervise(settings: Settings, arguments: Sequence[str], with_engine: b
 async def run_engine(settings: Settings, path: Path, lifeline: int | None) -> int:
     """Serve the models on a Unix socket until a signal.
 
-    lifeline: the reading end of a pipe; end-of-file means the supervisor has died, and this process exits
-        too.
+    lifeline: the reading end of a pipe from the supervisor; at end-of-file the supervisor has died, and this
+        process exits too. None without a supervisor.
     """
     from service.split.engine_server import EngineServer
 

@@ -11,7 +11,7 @@ with this one a request's Python code takes 10 us instead of 12."""
 def disable_gc() -> None:
     """Disable garbage collection until `freeze_and_enable_gc` is called.
 
-    Startup allocates much that stays and next to no garbage, 0.4 MB; collecting it took 70 ms of CPU time.
+    Startup allocates many lasting objects and next to no garbage, 0.4 MB; collections took 70 ms of CPU time.
     """
     gc.disable()
 
@@ -30,8 +30,8 @@ def freeze_and_enable_gc() -> None:
 def give_back_free_memory() -> None:
     """Return the C library's free memory to the system; takes about a millisecond.
 
-    glibc keeps what was freed, separately for each thread: for every model that was opened, the bytes of its
-    file and its weights from before onnxruntime packed them. Other C libraries are left alone.
+    glibc keeps freed memory, separately for each thread: for every opened model, the bytes of its file and
+    the weights that onnxruntime has since packed. Has no effect with other C libraries.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

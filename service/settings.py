@@ -177,7 +177,7 @@ def load_settings(arguments: Sequence[str]) -> Settings:
     arguments: the command line after the command. `--help` prints and exits.
     Raises SettingsError with the setting's name, the value seen and the value expected.
     """
-    _refuse_unknown_variables()
+    _reject_unknown_variables()
     try:
         source = CliSettingsSource[Settings](
             Settings,
@@ -232,7 +232,7 @@ def _from_old_variables() -> dict[str, Any]:
     }
 
 
-def _refuse_unknown_variables() -> None:
+def _reject_unknown_variables() -> None:
     known = {variable(name) for name in (*Settings.model_fields, *RENAMED)}
     for name in os.environ:
         if name.startswith(ENV_PREFIX) and name not in known:

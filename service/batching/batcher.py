@@ -1,7 +1,7 @@
 """One model's requests: queues each, runs its rows in whatever batches they fall into, delivers its outcome.
 
 `queue` forms the batches, `deadlines` expires requests, `device` decides when a batch runs, and the runner
-what it computes. Lives on the event loop.
+computes it. Lives on the event loop.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 class Batcher:
     """One model version's queue on a device. Lives on the event loop.
 
-    version: of the model, for the results.
-    record: receives what happened to each batch.
+    version: the model's, for the results.
+    record: called with the record of each batch that has run.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Batcher:
         self.on_loop = on_loop_rows(
             runner.seconds_for, queue.max_batch_size, device.on_loop_seconds, device.brief_seconds
         )
-        # What the next batch on the loop is cut to, by whether a request was rejected since the last one.
+        # The rows that a batch on the loop is cut to: without a rejection since the last one, and with one.
         self._cut = self.on_loop.most(rejecting=False), self.on_loop.most(rejecting=True)
         self._closed = False
         self._unanswered = 0
@@ -70,7 +70,7 @@ class Batcher:
         return self._queue.check_admission(rows, seconds, priority)
 
     def note_rejection(self) -> None:
-        """A request was rejected on what `check_admission` said: keep the next batch on the loop short."""
+        """Keep the next batch on the loop short, because a request was rejected by `check_admission`."""
         self._queue.refused_since_batch = True
 
     def submit(
@@ -78,12 +78,12 @@ class Batcher:
     ) -> Item:
         """Queue a request's rows, to run as part of whatever batches they fall into.
 
-        inputs: the request's, in the order of the graph's, already validated against the model.
+        inputs: the request's arrays in the order of the graph's inputs, already validated.
         done: called once, in a later iteration of the event loop, with the result; or with DeadlineExceeded
             if rows are still queued at the deadline, or EngineError if a batch failed.
         admitted: `check_admission` accepted it in this iteration of the event loop.
-        Returns what `cancel` accepts. Raises QueueFull if `check_admission` gives a reason, and ShuttingDown
-        after `close`.
+        Returns the item that `cancel` accepts. Raises QueueFull if `check_admission` gives a reason, and
+        ShuttingDown after `close`.
         """
         if self._closed:
             raise ShuttingDown("the model is being unloaded and accepts no new requests")
@@ -114,8 +114,7 @@ class Batcher:
     def take(self, *, on_loop: bool) -> Batch:
         """Hand the device the next batch; see `service.batching.device.Source`.
 
-        Rows that are due at a later time are looked at when this batch is finished, because timers belong to
-        the event loop.
+        Sets no timer for rows that are due later, because timers belong to the event loop: `finish` sets it.
         """
         batch = self._queue.take(self._cut[self._queue.refused_since_batch] if on_loop else None)
         self._entered = self._queue.release_at() == -math.inf

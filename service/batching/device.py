@@ -1,6 +1,6 @@
 """Runs batches one after another: on a device's thread, or on the event loop.
 
-`batcher` decides which rows form a batch, and delivers what it computed.
+`batcher` decides which rows form a batch, and delivers the results.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ Work = Callable[[], None]
 
 
 class Runner(Protocol):
-    """What runs batches; `service.onnx.engine.Engine` is the real one.
+    """Runs batches; `service.onnx.engine.Engine` implements it.
 
     depth: how many batches may be in flight, 1 or 2.
     """
@@ -28,20 +28,20 @@ class Runner(Protocol):
     depth: int
 
     def begin(self, parts: Sequence[tuple[Array, ...]], rows: int) -> Callable[[], tuple[Array, ...]]:
-        """Begin to run the parts as one batch; with depth 1 it may run to its end.
+        """Start the parts as one batch; with depth 1 it may block until the batch is done.
 
-        Returns a function that waits for the batch and returns its outputs. Neither is ever called from two
-        threads at a time, and a batch that began earlier is ended earlier.
+        Returns a function that waits for the batch and returns its outputs. Only one thread at a time calls
+        either, and the batches are waited for in the order in which they began.
         """
         ...
 
     def seconds_for(self, rows: int) -> float:
-        """How long a batch of `rows` rows is expected to take."""
+        """Return how long a batch of `rows` rows is expected to take."""
         ...
 
 
 class Source(Protocol):
-    """What a device takes batches from: a `service.batching.batcher.Batcher`.
+    """A source of batches for a device: a `service.batching.batcher.Batcher`.
 
     on_loop: which of its batches run on the event loop.
     """
@@ -57,13 +57,13 @@ class Source(Protocol):
         ...
 
     def has_full_batch(self) -> bool:
-        """Whether `take` would give a batch that cannot grow. Called as `take` is."""
+        """Whether `take` would return a batch that cannot grow. Called under the same conditions."""
         ...
 
     def finish(
         self, batch: Batch, outcome: tuple[Array, ...] | Exception, started: float, ended: float
     ) -> None:
-        """A batch has run, or failed. Called on the event loop; the times are `time.monotonic`'s."""
+        """Handle a batch that has run or failed; on the event loop. The times are `time.monotonic`'s."""
         ...
 
 
@@ -75,12 +75,12 @@ class _Errand:
         self.done: Future[None] = Future()
 
     def run(self) -> None:
-        """Do it, unless nobody waits for it any more."""
+        """Do the work, unless the caller has been cancelled."""
         if not self.done.set_running_or_notify_cancel():
             return
         try:
             self._work()
-        except Exception as error:  # the caller's to judge
+        except Exception as error:  # the caller handles it
             self.done.set_exception(error)
             del self  # the traceback refers to this frame: a reference cycle would keep, say, a failed model
         else:
@@ -98,16 +98,17 @@ class Device:
     """A thread that runs one batch after another, for all of its sources alternately.
 
     A batch that can still grow is formed only when the device is free: while it is busy the queues fill, and
-    an idle device starts at once. If the runner has a depth of 2, a batch that is full when the previous one
-    has begun begins too. The thread forms its next batch itself, so it need not wait for an event loop that
-    is busy with the last one's responses; `lock` guards the order of the sources and every queue. Everything
-    else is called from the event loop.
+    an idle device starts at once. If the runner has a depth of 2, a full batch begins while the previous one
+    still runs. The thread forms its next batch itself, so it need not wait for an event loop that is busy
+    with the last one's responses; `lock` guards the order of the sources and every queue. Everything else is
+    called from the event loop.
 
     on_loop_seconds: a source's batches run on the event loop instead of the thread if ON_LOOP_ROWS are
         expected to take no longer than this. They are cut to fit, and between two of them the loop reads and
-        responds. If that takes longer than a batch, several run in the next iteration: reading and rejecting
-        leave half of the loop to the accepted requests.
-    brief_seconds: of slower models, only batches that take no longer than this; on_loop_seconds if None.
+        responds. If that takes longer than a batch, several run in the next iteration, so that reading and
+        rejecting leave half of the loop to the accepted requests.
+    brief_seconds: a slower model's batches run on the event loop only if they are expected to take no longer
+        than this; None for on_loop_seconds.
     """
 
     def __init__(self, name: str, on_loop_seconds: float = 0.0, brief_seconds: float | None = None) -> None:
@@ -124,17 +125,17 @@ class Device:
         self._thread.start()
 
     async def call(self, work: Work) -> None:
-        """Let the thread do other work, between two batches. Raises what it raises."""
+        """Have the thread do other work, between two batches. Raises the work's own errors."""
         errand = _Errand(work)
         with self.lock:
             self.enter(errand)
         try:
             await asyncio.wrap_future(errand.done)
         finally:
-            del errand  # as in its `run`
+            del errand  # see `_Errand.run`
 
     def enter(self, entry: Source | _Errand) -> None:
-        """Ask to run next after those that asked before. The lock must be held."""
+        """Queue an entry to run after those that entered before. The lock must be held."""
         self._entered.append(entry)
         if not self._busy:
             self._busy = True
@@ -143,7 +144,7 @@ class Device:
             self._loop.call_soon(self._run_on_loop)
 
     def close(self) -> None:
-        """End the thread after the batches that it was given."""
+        """Stop the thread once it has run the batches that it was given."""
         self._jobs.put(None)
         self._thread.join()
 
@@ -185,7 +186,7 @@ class Device:
 
     def _end(self, running: "_Running") -> None:
         outcome = running.wait()
-        # The time that it waited for the previous batch to end was not its own.
+        # Without the time that it waited for the previous batch to end.
         started, self._ended = max(running.began, self._ended), time.monotonic()
         source, batch = running.job
         self._loop.call_soon_threadsafe(source.finish, batch, outcome, started, self._ended)
@@ -203,7 +204,7 @@ class Device:
         return None
 
     def _next_full(self) -> _Job | None:
-        """The next batch, if it is full."""
+        """Return the next batch if it is full, else None."""
         with self.lock:
             entry = self._entered[0] if self._entered else None
             if entry is None or isinstance(entry, _Errand) or not entry.has_full_batch():
@@ -231,7 +232,7 @@ class _Running:
             self._error = error
 
     def wait(self) -> tuple[Array, ...] | Exception:
-        """Wait for the batch; its outputs, or its error."""
+        """Wait for the batch; returns its outputs, or its error."""
         # The traceback refers to this object: a reference cycle would keep the model.
         failed, self._error = self._error, None
         if failed is not None:

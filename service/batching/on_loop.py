@@ -13,8 +13,8 @@ the model's batches, cut to fit: with this many rows, a row costs nearly as litt
 
 REJECTING_BATCH_SECONDS = 0.0025
 """After a rejection the next batch on the loop is cut to this time, or to ON_LOOP_ROWS: requests about to be
-rejected sit unread while it runs. It is not the rule, because it costs what many rows in one batch save: 5 to
-12 % of the responses to bodies of 16 to 256 images."""
+rejected sit unread while it runs. Other batches are not cut to it, because smaller batches cost more per row:
+5 to 12 % of the responses to bodies of 16 to 256 images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +22,18 @@ class OnLoopRows:
     """The largest batches that run on the event loop.
 
     rows: 0 if none does.
-    rejecting_rows: what larger batches are cut to after a rejection, and otherwise to `rows`; None if larger
-        ones are not cut, but run on the device thread.
+    rejecting_rows: larger batches are cut to this after a rejection, and to `rows` otherwise; None if they
+        are not cut, but run on the device thread.
     """
 
     rows: int
     rejecting_rows: int | None
 
     def most(self, *, rejecting: bool) -> int | None:
-        """Rows that the next batch is cut to, or None. rejecting: a request was rejected since the last
-        batch."""
+        """Return the rows that the next batch is cut to, or None.
+
+        rejecting: a request was rejected since the last batch.
+        """
         return self.rejecting_rows if rejecting or self.rejecting_rows is None else self.rows
 
 
@@ -40,7 +42,7 @@ def on_loop_rows(
 ) -> OnLoopRows:
     """Return which batches run on the event loop.
 
-    seconds_for: how long a batch of so many rows takes, up to `most` rows.
+    seconds_for: how long a batch of a given number of rows takes, up to `most` rows.
     on_loop_seconds, brief_seconds: the budgets, see `service.batching.device.Device`.
     """
     sizes = range(1, most + 1)

@@ -5,9 +5,9 @@ ROW_SECONDS_GAIN = 0.1
 
 DEADLINE_SHARE = 0.8
 """A request is accepted only if its response is expected within this fraction of its remaining time. The
-remainder covers what the queue cannot see: the time before the request was read, the way of the response, and
-a changing pace. Without it 17 % of the responses to 16-image requests were late at 1.2 times the capacity,
-and 31 % at twice the capacity."""
+remainder covers what the queue cannot see: the time before the request was read, the time to deliver the
+response, and a changing pace. Without it 17 % of the responses to 16-image requests were late at 1.2 times
+the capacity, and 31 % at twice the capacity."""
 
 
 class Pace:
@@ -38,8 +38,8 @@ class Pace:
         if not 0 < longest < wait:
             return None
         return (
-            f"an answer would take {wait:.3f} s, expected at most {longest:.3f} s, "
-            f"as the deadline is in {seconds:.3f} s"
+            f"a response would take {wait:.3f} s, expected at most {longest:.3f} s, "
+            f"because the deadline is in {seconds:.3f} s"
         )
 
     def note_batch(self, rows: int, started: float, ended: float, rows_queued: int) -> None:

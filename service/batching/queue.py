@@ -28,7 +28,7 @@ class Item:
     done: receives the outcome, once.
     settled: the outcome was delivered or the request cancelled.
     taken: rows handed out in batches. dequeued: no row is in the queue any more.
-    traceparent: the span that asks, if it is traced.
+    traceparent: the W3C Trace Context of the request's span, if it is traced.
     """
 
     inputs: tuple[Array, ...]
@@ -56,7 +56,7 @@ class Part(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """What runs next, in the order of its rows."""
+    """The rows that run next, in order."""
 
     parts: list[Part]
     rows: int
@@ -64,11 +64,11 @@ class Batch:
 
 
 class BatchRecord(NamedTuple):
-    """What happened to one batch, for metrics and traces.
+    """A batch that has run or failed, for metrics and traces.
 
     started: on the clock of `time.monotonic`. queue_seconds: one figure per request that started in this
         batch.
-    traceparents: of those of its requests that are traced.
+    traceparents: those of the traced requests with rows in this batch.
     """
 
     rows: int
@@ -83,7 +83,7 @@ class BatchRecord(NamedTuple):
 class BatchQueue:
     """Decides which rows form the next batch. First come, first served in each lane.
 
-    Bounded in rows, which is memory, and in requests, which is time: bounded by rows alone, small requests
+    Bounded in rows, which take memory, and in requests, which take time: bounded only by rows, small requests
     would queue for seconds and mostly time out.
 
     Small requests have a lane of their own and the first half of every batch, so they never wait for a large
@@ -91,7 +91,7 @@ class BatchQueue:
     after each one while it still has a full batch to go. Requests of low priority have a third lane, which
     gets the space that the other two leave.
 
-    pace: how long a row takes, learned by whoever runs the batches.
+    pace: how long a row takes; the batcher updates it after each batch.
     refused_since_batch: whether a request was rejected since the last batch was formed.
     """
 
@@ -155,7 +155,7 @@ class BatchQueue:
         lane.items.append(item)
 
     def remove(self, item: Item) -> None:
-        """Forget the rows of an item that were not handed out yet."""
+        """Drop the rows of an item that have not been handed out yet."""
         if not item.dequeued:
             item.dequeued = True
             rows = item.rows - item.taken
@@ -184,7 +184,7 @@ class BatchQueue:
         return self.rows >= self.max_batch_size
 
     def release_at(self) -> float:
-        """When the queued rows are due: -inf for now, a time, or inf if none is queued."""
+        """Return when the queued rows are due: -inf for now, a time, or inf if none is queued."""
         if not self.rows:
             return math.inf
         if not self.max_batch_delay_seconds or self.rows >= self.max_batch_size:
@@ -212,7 +212,7 @@ class BatchQueue:
         return Batch(parts, rows, reason if space else "full")
 
     def _fill(self, lane: "_Lane", space: int, parts: list[Part]) -> int:
-        """Move rows from the lane into the parts; returns the space that is left."""
+        """Move rows from the lane into the parts; returns the remaining space."""
         before = space
         items = lane.items
         while space and items:
@@ -249,7 +249,7 @@ class _Lane:
         self.rows = 0
 
     def head(self) -> Item | None:
-        """The first item that has rows to hand out, or None."""
+        """Return the first item that has rows to hand out, or None."""
         while self.items and self.items[0].dequeued:
             self.items.popleft()
         return self.items[0] if self.items else None

@@ -1,4 +1,4 @@
-"""What a request asks of a model, and what comes back: one pair of objects from HTTP to the device."""
+"""A request to a model and its result: one pair of objects all the way from HTTP to the device."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -15,9 +15,9 @@ class InferenceRequest(NamedTuple):
     """Rows for one model.
 
     version: None for the latest when the request is submitted.
-    inputs: every input of the model by name, each (rows, ...); unchanged until the result is there.
+    inputs: every input of the model by name, each (rows, ...); must not change until the result is delivered.
     deadline: on the clock of `time.monotonic`, which on Linux all processes of a host share.
-    traceparent: the W3C Trace Context of the span that asks, if it is traced.
+    traceparent: the W3C Trace Context of the request's span, if it is traced.
     """
 
     model: str
@@ -30,7 +30,7 @@ class InferenceRequest(NamedTuple):
 
 
 class InferenceResult(NamedTuple):
-    """What a model version made of a request's rows, and how long it took.
+    """A model version's outputs for a request's rows, and how long they took.
 
     outputs: in the order of the manifest's outputs, each (rows, ...), owned by the caller.
     queue_seconds: from submission until the request's first batch started.

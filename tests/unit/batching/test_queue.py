@@ -93,7 +93,7 @@ def test_the_time_between_batches_counts_while_rows_are_queued() -> None:
     assert queue.rows == 200
     assert queue.check_admission(1, seconds=25.6) is None
     assert queue.check_admission(1, seconds=25.4) == (
-        "an answer would take 20.400 s, expected at most 20.320 s, as the deadline is in 25.400 s"
+        "a response would take 20.400 s, expected at most 20.320 s, because the deadline is in 25.400 s"
     )
     with pytest.raises(QueueFull):
         queue.push(item(1, enqueued=100.0, deadline=125.4))
