@@ -22,14 +22,14 @@ MIN_LENGTH = 16
 """Shorter keys could be guessed: 16 characters drawn from 64 are 96 bits."""
 
 LOOK_SECONDS = 5.0
-"""How often to look whether the file has changed: the kubelet itself takes up to a minute."""
+"""Interval between checks for a changed file; the kubelet itself takes up to a minute to update it."""
 
 OPEN = ("/", "/docs", "/openapi.json", "/metrics")
 OPEN_BELOW = ("/v2/health/", "/docs/")
-"""What needs no API key: probes, scrapes and documentation."""
+"""Paths that need no API key, and prefixes of such paths: documentation, scrapes and probes."""
 
 _SENDABLE = re.compile(r"[A-Za-z0-9._~+/-]+=*")
-"""What RFC 6750 lets stand behind `Bearer`."""
+"""A key as RFC 6750 allows it after `Bearer`."""
 
 _SCHEME = b"bearer"
 
@@ -49,7 +49,7 @@ class ApiKeys:
         return cls(path, _read_digests(path))
 
     def on_change(self, call: Callable[[], None]) -> None:
-        """Have `call` called whenever the keys have changed."""
+        """Call `call` whenever the keys have changed."""
         self._on_change.append(call)
 
     def permits(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
@@ -69,14 +69,14 @@ class ApiKeys:
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
 
     def reread(self) -> None:
-        """Replace the keys by those that the file has now, all at once; on the event loop.
+        """Replace all keys at once by the file's current ones; on the event loop.
 
         If the file is bad, the log says why and the keys stay as they are.
         """
         try:
             digests = _read_digests(self._path)
         except SettingsError as error:
-            logger.error("the API keys were not read again: %s", error)
+            logger.error("the API keys were not reloaded: %s", error)
             return
         self._digests = digests
         for call in self._on_change:
@@ -94,8 +94,10 @@ class ApiKeys:
 
 
 def permits(keys: ApiKeys | None, path: str, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether a request to a path may pass. keys: None if no key is required. headers: as for
-    `ApiKeys.permits`."""
+    """Whether a request to a path may pass.
+
+    keys: None if no key is required. headers: as for `ApiKeys.permits`.
+    """
     return keys is None or is_open(path) or keys.permits(headers)
 
 
@@ -121,7 +123,7 @@ async def kept_current(keys: ApiKeys | None) -> AsyncIterator[None]:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes with a file; a mounted Secret's is a link to another file each time."""
+    """Return figures that change with a file; a mounted Secret becomes a link to another file."""
     try:
         status = path.stat()
     except OSError:
@@ -144,11 +146,11 @@ def _read_digests(path: Path) -> tuple[bytes, ...]:
 
 
 def _check(key: str, where: str) -> None:
-    """Raises SettingsError, whose message must not show the key: it goes into logs."""
+    """Check a key. Raises SettingsError; its message must not show the key, because it is logged."""
     if len(key) < MIN_LENGTH:
         raise SettingsError(f"{where}: API key has {len(key)} characters, expected at least {MIN_LENGTH}")
     if not _SENDABLE.fullmatch(key):
-        raise SettingsError(f"{where}: API key has other characters than letters, digits and -._~+/=")
+        raise SettingsError(f"{where}: API key has characters other than letters, digits and -._~+/=")
 
 
 def _digest(key: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""The HTTP application, put together from its routes."""
+"""Assembles the HTTP application from its routes."""
 
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING

@@ -18,9 +18,9 @@ class ClientDisconnected(Exception):
 
 
 class DisconnectWatch:
-    """Cancels the work of clients that have disconnected, watching only what takes longer than a tick.
+    """Cancels the work of clients that have disconnected, if it takes longer than a tick.
 
-    A timer and a task for each request would cost more than the rest of a small one.
+    A timer and a task per request would cost more than everything else about a small one.
     """
 
     def __init__(self, tick_seconds: float = DISCONNECT_TICK_SECONDS) -> None:

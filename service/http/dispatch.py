@@ -1,4 +1,4 @@
-"""The outermost ASGI application: API keys, routes to endpoints, and the last catch for errors."""
+"""The outermost ASGI application: checks API keys, picks the endpoint, and catches the last errors."""
 
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -21,11 +21,11 @@ AsgiEndpoint = Callable[[Scope, Receive, Call], Awaitable[Response]]
 
 
 class Dispatch:
-    """The outermost application: inference routes go to their endpoints, all else to FastAPI.
+    """The outermost application: inference routes go to their endpoints, all others to FastAPI.
 
     endpoints: by path and method.
-    keys: one of which each request must send, unless its path is open; None if no key is required.
-    fast_path: answers what it can inside the HTTP protocol, without coming here.
+    keys: a request must send one of them, unless its path is open; None if no key is required.
+    fast_path: answers its requests inside the HTTP protocol; they never come here.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Dispatch:
         call = self._start(scope)
         endpoints = self._endpoints.get(scope["path"])
         if not permits(self._keys, scope["path"], scope["headers"]):
-            await self._serve({scope["method"]: _refuse}, call, scope, receive, send)
+            await self._serve({scope["method"]: _reject_key}, call, scope, receive, send)
         elif endpoints is None:
             await self._pass_on(call, scope, receive, send)
         else:
@@ -109,8 +109,8 @@ class Dispatch:
             call.ended(status)
 
 
-async def _refuse(scope: Scope, _: Receive, __: Call) -> Response:
-    sent = "not one that is known" if any(n == b"authorization" for n, _ in scope["headers"]) else "missing"
+async def _reject_key(scope: Scope, _: Receive, __: Call) -> Response:
+    sent = "unknown" if any(n == b"authorization" for n, _ in scope["headers"]) else "missing"
     raise Unauthorized(f"API key is {sent}, expected Authorization: Bearer <key>")
 
 

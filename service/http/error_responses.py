@@ -72,13 +72,13 @@ REJECTIONS: dict[type[Exception], Rejection] = {
 def error_response(error: Exception, request_id: bytes = b"", traceparent: bytes | None = None) -> Response:
     """Return the response to a request that failed.
 
-    Our own faults are logged; details of bugs are not sent.
+    Server errors are logged; details of unexpected ones are not sent.
     """
     fields = {FIELDS: request_fields(request_id, traceparent)}
     if not isinstance(error, InkserveError):
         logger.error("a request failed", exc_info=error, extra=fields)
         return plain_error(500, "internal error")
-    status = _row_of(type(error)).status  # type: ignore[arg-type]  # mypy takes a class for unhashable
+    status = _row_of(type(error)).status  # type: ignore[arg-type]  # mypy considers a class unhashable
     if status == 500:
         logger.error("a request failed: %s", error, extra=fields)
     return plain_error(status, str(error))

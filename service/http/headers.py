@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 class Header:
     """A header of requests, responses or both.
 
-    name: as documents write it. wire: the same in lower case, as ASGI has it.
-    schema: of its value, as JSON Schema.
+    name: as documentation writes it. wire: in lower case, as in ASGI.
+    schema: the JSON Schema of its value.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Header:
 
 TIMEOUT = Header(
     "Inkserve-Timeout",
-    "Seconds until the deadline; at most, and if absent, the service's own limit.",
+    "Seconds until the deadline, at most the service's own limit, which also applies if this is absent.",
     {"type": "number", "exclusiveMinimum": 0},
 )
 PRIORITY = Header(

@@ -29,9 +29,9 @@ TRACE_RESPONSE = TRACERESPONSE.wire
 
 
 class Lifecycle:
-    """What happens to each request, wherever it is answered.
+    """The metrics, log and traces that every request goes into, wherever it is answered.
 
-    metrics: of this process. access_log, tracing: None if they are off.
+    metrics: this process's own. access_log, tracing: None if they are off.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Call:
     """One request, from its arrival to its response.
 
     route: one of a closed set; `other` for unknown paths.
-    model: the name of the model that it is for, once that is known, or empty.
+    model: the name of its model; empty until that is known.
     request_id: as the client sent it; otherwise one of ours, if a log line or the client needs it.
     """
 
@@ -81,26 +81,26 @@ class Call:
         return None if self.span is None else self.span.header()
 
     def submitted(self) -> str | None:
-        """The request's rows are submitted now. Returns the trace context to send with them, if sampled."""
+        """Note that the rows are submitted now; returns the trace context to send with them, if sampled."""
         return None if self.span is None else self.span.submitted()
 
     def note_inference(self, result: InferenceResult) -> None:
-        """The model has answered."""
+        """Note the model's result in the request's span."""
         if self.span is not None:
             self.span.note_inference(result.queue_seconds, result.compute_seconds, result.batch_rows)
 
     def answered(self, response: Response) -> Response:
-        """The response that is going to be sent."""
+        """Count and log a request that gets this response; returns the response."""
         self.ended(response.status)
         return response
 
     def rejected(self, why: str) -> Response:
-        """Return the response to a request that the queue has no room for."""
+        """Return the response to a request that was rejected because the queue has no room for it."""
         self._lifecycle.metrics.count_rejected(self.model, "queue_full")
         return self.answered(_no_room(why))
 
     def failed(self, error: Exception) -> Response:
-        """Return the response to a request that failed, which is counted as rejected if it was."""
+        """Return the response to a failed request; counts it as rejected if the error is a rejection."""
         reason = REJECTIONS.get(type(error))
         if reason is not None:
             self._lifecycle.metrics.count_rejected(self.model, reason)
@@ -108,7 +108,7 @@ class Call:
         return self.answered(error_response(error, self.request_id, self.traceparent))
 
     def client_disconnected(self) -> None:
-        """The client has disconnected."""
+        """Count and log a request whose client has disconnected."""
         self._lifecycle.metrics.count_rejected(self.model, REJECTIONS[ClientDisconnected])
         self.ended(CLIENT_CLOSED_REQUEST)
 
@@ -141,7 +141,7 @@ class Call:
             lifecycle.access_log.log(access)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Return the response headers that are this request's own; once it is answered."""
+        """Return this request's own response headers. Call it once the request is answered."""
         pairs = []
         if self.request_id is not None:
             pairs.append((REQUEST_ID, self.request_id))

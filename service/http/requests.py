@@ -1,6 +1,6 @@
 """Request bodies and queries, read straight from ASGI.
 
-FastAPI's routing and validation cost more than the rest of a small request together, so `/classify` and
+FastAPI's routing and validation cost more than everything else about a small request, so `/classify` and
 `/generate` do without. Knows nothing of models.
 """
 

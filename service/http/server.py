@@ -21,7 +21,7 @@ logger = logging.getLogger("inkserve")
 
 ACCEPTED_PER_ITERATION = 128
 """uvloop accepts one connection per iteration of the event loop, and an iteration may hold a batch: of 1,000
-that came at once, the last waited 3 s. This many more, at 16 us each, are accepted per iteration."""
+that came at once, the last waited 3 s. Up to this many more, at 16 us each, are accepted per iteration."""
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s that common proxies keep idle connections, so that the proxies close them."""
@@ -31,7 +31,7 @@ class Server(uvicorn.Server):
     """uvicorn, but SIGTERM first makes the service unready and then, after `drain_seconds`, stops it.
 
     unready: called at the first signal.
-    listening: called with the listener's socket once it listens.
+    listening: called with the listener once it listens.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Server(uvicorn.Server):
             self._listening(listener)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop; connections that were only just accepted are closed in order too."""
+        """Stop; connections that were accepted a moment ago are also closed cleanly."""
         if self._acceptor is not None:
             await self._acceptor.close()
         await super().shutdown(sockets)
@@ -119,7 +119,7 @@ class _Acceptor:
 
 
 def log_ready(listener: socket.socket) -> None:
-    """Log where the service is."""
+    """Log the address of the service."""
     host, port = listener.getsockname()[:2]
     logger.info("ready at http://%s:%d, documentation at /docs", host, port)
 

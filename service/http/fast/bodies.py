@@ -4,7 +4,7 @@ from service.http.fast.endpoint import Body
 
 
 class PartialBody:
-    """A body of which some has come. head: the bytes before it. whole: (size,), filled as it comes."""
+    """A body that has come in part. head: the bytes before it. whole: (size,), filled as they come."""
 
     def __init__(self, head: bytes, size: int, begun: Body) -> None:
         self.head = head

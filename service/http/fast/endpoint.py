@@ -1,7 +1,7 @@
 """The fast path: which request heads it knows, and how each is answered.
 
-A scope, a task, two messages in and two out cost more than the rest of a small request together. What is not
-plain (chunked, pipelined, HTTP/1.0, any path or format that no endpoint here accepts) takes the ASGI path.
+ASGI's scope, task and four messages cost more than everything else about a small request. A request that is
+not plain (chunked, pipelined, HTTP/1.0, a path or format that no endpoint here accepts) takes the ASGI path.
 Knows nothing of models or sockets.
 """
 
@@ -22,7 +22,7 @@ Body = bytes | memoryview
 T = TypeVar("T")
 
 KNOWN_HEADS = 1024
-"""Clients send the same head again and again; parsing it costs 10 us, finding it 0.2 us."""
+"""Clients send the same head again and again; parsing it costs 10 us, looking it up 0.2 us."""
 
 MAX_HEAD_BYTES = 4096
 """A longer head takes the ASGI path, so that the cache stays small."""
@@ -30,14 +30,14 @@ MAX_HEAD_BYTES = 4096
 _PER_REQUEST = re.compile(
     rb"\r\n(x-request-id|traceparent|tracestate): ([!-~](?:[ -~]*[!-~])?)(?=\r\n[^ \t])", re.IGNORECASE
 )
-"""Headers that proxies and tracing clients set anew in every request. Heads that differ only in these are
-one head: without them it is found in 3 us, and need not be parsed again."""
+"""Headers that proxies and tracing clients set anew in every request. Heads that differ only in these count
+as one: removing them and looking up the remainder takes 3 us, and nothing is parsed again."""
 
 
 class Plan(Protocol):
-    """What an endpoint does for all requests with one head.
+    """How an endpoint answers all requests with one head.
 
-    model: the name of the model that they are for.
+    model: the name of their model.
     any_body: whether every body can be answered here; otherwise `accepts` decides.
     """
 
@@ -45,7 +45,7 @@ class Plan(Protocol):
     any_body: bool
 
     def is_valid(self) -> bool:
-        """Whether the plan is still right; if not, another is made."""
+        """Whether the plan can still be used; if not, a new one is made."""
         ...
 
     def accepts(self, body: Body) -> bool:
@@ -57,7 +57,7 @@ class Plan(Protocol):
         ...
 
     def note_rejection(self) -> None:
-        """Such a request was rejected on what `check_admission` said."""
+        """Note that such a request was rejected by `check_admission`."""
         ...
 
     def submit(self, body: Body, traceparent: str | None, done: Done, *, admitted: bool) -> Cancel:
@@ -65,7 +65,7 @@ class Plan(Protocol):
         ...
 
     def respond(self, result: InferenceResult) -> Response:
-        """Return the response that a result makes."""
+        """Return the response for a result."""
         ...
 
 
@@ -73,8 +73,10 @@ class FastEndpoint(Protocol):
     """An endpoint that answers some of its requests here."""
 
     def plan(self, head: Head) -> Plan | None:
-        """Return how to answer requests with this head; None, or an error of the domain, means through
-        ASGI."""
+        """Return the plan for requests with this head, or None for the ASGI path.
+
+        An error of the domain also means the ASGI path.
+        """
         ...
 
 
@@ -104,11 +106,11 @@ class KnownHead:
 
 
 class FastPath:
-    """The endpoints by their paths, and the heads that are known to lead to them.
+    """The endpoints by their paths, and the heads that lead to them.
 
-    known: by their bytes, up to and with the empty line; None for heads that never come here. Whoever finds
-        one with a valid plan need not call `learn`.
-    keys: one of which a request must send; those without take the ASGI path, which says so.
+    known: heads by their bytes, up to and including the empty line; None for heads that always take the ASGI
+        path. If the plan found here is valid, `learn` need not be called.
+    keys: a request must send one of them; without one it takes the ASGI path, which rejects it.
     """
 
     def __init__(
@@ -124,7 +126,7 @@ class FastPath:
             keys.on_change(self._own.clear)
 
     def learn(self, head: bytes) -> KnownHead | None:
-        """Return how to answer a request with this head, with a plan that is valid; None: through ASGI."""
+        """Return this head with a valid plan, or None for the ASGI path."""
         if len(head) > MAX_HEAD_BYTES:
             return None
         known = self._own.get(head)
@@ -136,16 +138,16 @@ class FastPath:
         shared, found = _PER_REQUEST.subn(b"", head)
         known = self._look_up(shared) if found == len(own) else None
         if known is None or not own.keys().isdisjoint(known.head.headers):
-            return self._look_up(head)  # one is there twice, or the head is unusual anyway
+            return self._look_up(head)  # a header is there twice, or the head is unusual anyway
         known = known.with_headers(own)
         if known is not None:
-            _remember(self._own, head, known)
+            _cache(self._own, head, known)
         return known
 
     def _look_up(self, head: bytes) -> KnownHead | None:
         """Do what `learn` does, with the whole head as the cache's key."""
         if head not in self.known:
-            _remember(self.known, head, self._read(head))
+            _cache(self.known, head, self._read(head))
         known = self.known[head]
         if known is None:
             return None
@@ -165,12 +167,12 @@ class FastPath:
             return None
         try:
             return known.endpoint.plan(known.head)
-        except InkserveError:  # the ASGI path says what is wrong
+        except InkserveError:  # the ASGI path reports it
             return None
 
 
-def _remember(heads: dict[bytes, T], head: bytes, known: T) -> None:
-    """Add a head; if the cache is full, drop the oldest one."""
+def _cache(heads: dict[bytes, T], head: bytes, known: T) -> None:
+    """Cache a head; if the cache is full, drop the oldest one."""
     if len(heads) >= KNOWN_HEADS:
         del heads[next(iter(heads))]
     heads[head] = known

@@ -9,7 +9,7 @@ from service.observability.request_ids import REQUEST_ID, sent_request_id
 
 
 class Head(NamedTuple):
-    """A request's head that has nothing unusual. headers: names in lower case, the last of each."""
+    """A request's head, with nothing unusual in it. headers: names in lower case, the last of each."""
 
     method: str
     path: bytes
@@ -20,7 +20,7 @@ class Head(NamedTuple):
 
 
 class _Reader:
-    """Notes what a parser finds."""
+    """Collects the URL and the headers that a parser finds."""
 
     def __init__(self) -> None:
         self.url = b""
@@ -34,7 +34,7 @@ class _Reader:
 
 
 def parse_head(head: bytes) -> Head | None:
-    """Parse a head, up to and with its empty line; None if anything about it is unusual."""
+    """Parse a head, up to and including its empty line; None if anything about it is unusual."""
     reader = _Reader()
     parser = httptools.HttpRequestParser(reader)
     try:

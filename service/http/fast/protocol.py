@@ -1,7 +1,7 @@
 """uvicorn's HTTP/1.1 protocol, with a fast path for known heads and one write per response instead of two.
 
-uvicorn writes head and body of a response one after another, and uvloop makes a system call of each, which
-wakes the client twice. Here everything written in one iteration of the event loop goes out together.
+uvicorn writes head and body of a response one after another, and uvloop makes one system call for each,
+which wakes the client twice. Here everything written in one iteration of the event loop goes out together.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ class FastPathProtocol(HttpToolsProtocol):
         super().connection_made(self._corked)  # type: ignore[arg-type]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End a connection; the request that it was waiting for is cancelled."""
+        """End a connection; its request in flight is cancelled."""
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         self._body = None
@@ -96,7 +96,7 @@ class FastPathProtocol(HttpToolsProtocol):
         )
 
     def _receive_head(self, fast_path: FastPath, data: bytes) -> bool:
-        """Handle a request from its first bytes on; False if it is one for uvicorn."""
+        """Handle a request, given its first bytes; returns False if uvicorn must handle it."""
         body_at = data.find(END_OF_HEAD) + len(END_OF_HEAD)
         if body_at < len(END_OF_HEAD):
             return False
@@ -129,7 +129,7 @@ class FastPathProtocol(HttpToolsProtocol):
         return True
 
     def _receive_body(self, body: PartialBody | RejectedBody, data: bytes) -> None:
-        """Handle what comes after a head whose body was not whole."""
+        """Handle more bytes of a request whose body was incomplete."""
         remainder = body.add(data)
         if body.missing:
             return
@@ -207,8 +207,8 @@ class FastCall(Call):
         )
         self.plan = plan
         self._protocol = protocol
-        # Refers back to this call: clear it when done, or the reference cycle keeps the body until the next
-        # collection.
+        # Refers back to this call: cleared when done, or the reference cycle would keep the body until the
+        # next collection.
         self._cancel: Cancel | None = None
 
     def submit(self, body: Body, *, admitted: bool) -> None:
@@ -220,7 +220,7 @@ class FastCall(Call):
             self._protocol._reply(self, self.failed(error))
 
     def abandon(self) -> None:
-        """The client has disconnected."""
+        """Cancel the request, because its client has disconnected."""
         if self._cancel is not None:
             self._cancel()
             self._cancel = None
@@ -259,7 +259,7 @@ def encode(response: Response, status_line: bytes, default_lines: bytes, own_lin
 
 @lru_cache(256)
 def _header_lines(content_type: str, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    """Encode what most responses of one kind have in common."""
+    """Encode the header lines that most responses of one kind share."""
     pairs = ((b"content-type", content_type.encode("latin-1")), *headers)
     return b"".join(b"%b: %b\r\n" % pair for pair in pairs)
 

@@ -72,8 +72,10 @@ class Classify:
         return options.respond(self._predictor, result)
 
     def plan(self, head: Head) -> "RawPlan | None":
-        """Return how to answer without ASGI: only if the body may be raw rows. Raises as the endpoint
-        does."""
+        """Return the fast path's plan, or None if the body cannot be raw rows.
+
+        Raises the same errors as the endpoint.
+        """
         kind = media_type(head.headers)
         if head.method != "POST" or (kind != OCTETS and kind not in UNDECLARED):
             return None
@@ -133,7 +135,7 @@ class Classify:
         )
 
     async def _from_form(self, headers: Headers, body: bytes, manifest: Manifest) -> Array:
-        """Every file of a form, in its order: a PNG, a JPEG, or raw rows."""
+        """Return the rows of every file of a form, in order: a PNG, a JPEG, or raw rows."""
         most = self._settings.max_request_rows
         parts: list[Array] = []
         for content in await read_files(headers, body, most):

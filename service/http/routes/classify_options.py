@@ -1,4 +1,4 @@
-"""What the head of a POST /classify asks for, and the response that a result makes."""
+"""The options in the head of a POST /classify, and the response that they give a result."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from service.serving.predictor import Predictor
 
 @dataclass(frozen=True, slots=True)
 class ClassifyOptions:
-    """What a request's head asks for.
+    """The options in a request's head.
 
     timeout: seconds that the response may take. accepted: the response's media type.
     """
@@ -32,7 +32,7 @@ class ClassifyOptions:
     top_k: int | None
 
     def respond(self, predictor: Predictor, result: InferenceResult) -> Response:
-        """Return the response that it asks for."""
+        """Return the response to the request, in the accepted media type."""
         manifest = answered_by(predictor, self.target.manifest, result)
         probabilities = result.outputs[0]
         if self.accepted == OCTETS:

@@ -59,7 +59,7 @@ _HEADERS = {"Cache-Control": "max-age=3600", "X-Content-Type-Options": "nosniff"
 
 
 def routes() -> APIRouter:
-    """The page and its files."""
+    """Return the routes of the page and its files."""
     router = APIRouter(prefix="/docs", include_in_schema=False)
 
     @router.get("")
@@ -80,7 +80,7 @@ def routes() -> APIRouter:
 
 
 def _folder() -> Path:
-    """Where the package keeps Swagger UI's files."""
+    """Return the folder of Swagger UI's files in the package."""
     found = find_spec(PACKAGE)
     assert found is not None  # a dependency
     assert found.origin is not None

@@ -20,12 +20,12 @@ IMAGES = 16
 
 
 def classify_body() -> Mapping[str, object]:
-    """A JSON body of POST /classify."""
+    """Return a JSON body of POST /classify."""
     return {"images": [SEVEN]}
 
 
 def generate_fields(models: Catalogue, settings: Settings) -> Mapping[str, str | int]:
-    """Fields of a request for images from the default generator; the same in a query and in a JSON body."""
+    """Return the fields of a request to the default generator, the same in a query and in a JSON body."""
     fields = GenerateRequest(
         count=min(IMAGES, settings.max_request_rows), label=_label(models, settings.default_generator), seed=1
     )
@@ -33,12 +33,12 @@ def generate_fields(models: Catalogue, settings: Settings) -> Mapping[str, str |
 
 
 def model_name(models: Catalogue) -> str | None:
-    """The name of a model that is served; None if none is."""
+    """Return the name of a model that is served, or None."""
     return next((info.manifest.name for info in models), None)
 
 
 def _label(models: Catalogue, generator: str | None) -> str:
-    """A label that the generator accepts: 7 if it is one of them."""
+    """Return a label that the generator accepts, if possible 7."""
     try:
         info = models.first("generation") if generator is None else models.find(generator)
     except ModelNotFound:

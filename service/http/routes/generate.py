@@ -116,7 +116,7 @@ class Generate:
     async def _read(
         self, scope: Scope, headers: Headers, receive: Receive
     ) -> tuple[GenerateRequest, bytes | None]:
-        """The fields of the query and of a JSON body, and the body if it is raw latents."""
+        """Return the fields of the query and of a JSON body, and the body if it is raw latents."""
         values: dict[str, Any] = dict(read_query(scope["query_string"], QUERY))
         body = await read_body(headers, receive, self._settings.max_body_bytes)
         kind, raw_z = media_type(headers), None
@@ -134,7 +134,7 @@ class Generate:
     def _latents(
         self, wanted: GenerateRequest, raw_z: bytes | None, manifest: Manifest
     ) -> tuple[Array, int | None]:
-        """z, (rows, size), and the seed that it was drawn from; None if the client sent z."""
+        """Return z, (rows, size), and the seed that it was drawn from, None if the client sent z."""
         spec = manifest.input("z")
         assert spec is not None  # a generator's manifest has it
         most = self._settings.max_request_rows
@@ -147,7 +147,7 @@ class Generate:
         return draw_latents(seed, count, spec.shape[1]), seed
 
     def _sent_latents(self, wanted: GenerateRequest, raw_z: bytes | None, spec: TensorSpec) -> Array:
-        """z, (rows, size), from the body. Raises InvalidInput, PayloadTooLarge."""
+        """Return z, (rows, size), from the body. Raises InvalidInput, PayloadTooLarge."""
         limits = self._settings
         if wanted.seed is not None or (raw_z is not None and wanted.z is not None):
             raise InvalidInput("latents are given more than once, expected one of seed, z or a raw body")
@@ -163,7 +163,7 @@ class Generate:
 
 
 def _label_indexes(wanted: GenerateRequest, rows: int, manifest: Manifest) -> NDArray[np.int64] | None:
-    """The label input of each row, or None for a model without one. Raises InvalidInput."""
+    """Return the label input, (rows,), or None for a model without one. Raises InvalidInput."""
     field, label = _wanted_label(wanted)
     if manifest.input("label") is None:
         if label != MIXED:
@@ -178,7 +178,7 @@ def _label_indexes(wanted: GenerateRequest, rows: int, manifest: Manifest) -> ND
 
 
 def _wanted_label(wanted: GenerateRequest) -> tuple[str, str]:
-    """The field that names the label, as the client wrote it, and the label. Raises InvalidInput."""
+    """Return the field that the client used for the label, and the label. Raises InvalidInput."""
     if wanted.label is not None and wanted.digit is not None:
         raise InvalidInput("label and digit are both given, expected only label")
     if wanted.digit is not None:
@@ -191,7 +191,7 @@ def _sprite_png(images: NDArray[np.uint8]) -> bytes:
 
 
 def _pictures(images: NDArray[np.uint8], labels: Sequence[str | None]) -> list[dict[str, str | None]]:
-    """Each image, as `schemas.GeneratedImage` describes it."""
+    """Return each image, as `schemas.GeneratedImage` describes it."""
     return [
         {
             "label": label,

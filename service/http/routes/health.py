@@ -9,7 +9,7 @@ from service.serving.predictor import Predictor
 
 
 def routes(predictor: Predictor) -> APIRouter:
-    """The two probes."""
+    """Return the routes of the two probes."""
     router = APIRouter(prefix="/v2/health", tags=["operations"])
 
     @router.get("/live", summary="Liveness")

@@ -12,13 +12,13 @@ from service.models.catalogue import Catalogue, ModelInfo
 from service.serving.predictor import Predictor
 
 NO_CATALOGUE = (ModelNotReady, InkserveError)
-"""What asking for the models raises: an HTTP worker may not be connected to the engine yet."""
+"""The errors of `Predictor.models`: an HTTP worker may not be connected to the engine yet."""
 
 Version = Annotated[int | None, Query(ge=1, le=MAX_VERSION, description="The latest if absent.")]
 
 
 def routes(predictor: Predictor) -> APIRouter:
-    """The list of models, and each model's details."""
+    """Return the routes of the list of models, and of each model's details."""
     router = APIRouter(prefix="/models", tags=["models"])
 
     @router.get("", summary="List models", responses=describe_errors(*NO_CATALOGUE))

@@ -1,7 +1,7 @@
-"""The OpenAPI description, made from what answers: the models of bodies and queries, the media types that
-are negotiated, the headers and the table of errors.
+"""The OpenAPI description, made from the objects that serve requests.
 
-FastAPI describes its own routes; /classify and /generate do without it and are described here.
+These are the models of bodies and queries, the media types that are negotiated, the headers and the table of
+errors. FastAPI describes its own routes; /classify and /generate do without it and are described here.
 """
 
 from collections.abc import Callable, Iterator
@@ -60,7 +60,7 @@ class Description:
         self._catalogue: Catalogue | None = None
 
     def document(self) -> Json:
-        """The document."""
+        """Return the document for the models that are served now."""
         models = self._models()
         if self._catalogue is not models:
             self._app.openapi_schema = None

@@ -44,7 +44,7 @@ INFERENCE_ERRORS = (
     *(InvalidInput, ModelNotFound, NotAcceptable, PayloadTooLarge, UnsupportedMedia),
     *(QueueFull, ModelNotReady, ShuttingDown, DeadlineExceeded, EngineError),
 )
-"""What /classify and /generate raise."""
+"""The errors that /classify and /generate raise."""
 
 _FILES: Json = {
     "schema": {
@@ -56,7 +56,7 @@ _FILES: Json = {
 
 
 def inference_paths(models: Catalogue, settings: Settings) -> Json:
-    """The paths of the document. models, settings: for examples that get 200."""
+    """Return the paths of the document. models, settings: for examples that get 200."""
     fields = examples.generate_fields(models, settings)
     return {
         "/classify": {"post": _classify()},
@@ -78,7 +78,7 @@ def _classify() -> Json:
         "rows follow one another without separators, for MNIST models 28 x 28 bytes each. For these models a "
         "PNG or JPEG is normalised like MNIST: grey, light on dark, cropped, fitted to 20 x 20, centred by "
         "mass; a 28 x 28 PNG on a dark background stays as it is.\n\nWith `Accept: application/octet-stream` "
-        "the response is the probabilities alone, little-endian float32, (images, labels). A body without a "
+        "the response is only the probabilities, little-endian float32, (images, labels). A body without a "
         "Content-Type is read as a PNG or JPEG if it starts like one, otherwise as raw rows.",
         "parameters": [
             *query_parameters(ClassifyQuery, classify.QUERY, {}),
@@ -99,7 +99,7 @@ def _generate_get(fields: Mapping[str, object]) -> Json:
         "summary": "Generate images",
         "operationId": "generate",
         "description": "The response is a PNG (several images form one sheet), JSON (a PNG for each image) "
-        "or raw pixels, as Accept asks. The same seed gives the same images.",
+        "or raw pixels, depending on Accept. The same seed gives the same images.",
         "parameters": [
             *query_parameters(GenerateRequest, generate.QUERY, fields),
             header_parameter(headers.TIMEOUT),

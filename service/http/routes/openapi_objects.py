@@ -14,7 +14,7 @@ from service.http.types import JSON
 Json = dict[str, Any]
 
 Responses = dict[int | str, Json]
-"""Responses by status, as FastAPI's `responses` has them."""
+"""Responses by status, as in FastAPI's `responses`."""
 
 REF = "#/components/schemas/{model}"
 
@@ -23,12 +23,12 @@ BINARY: Json = {"schema": {"type": "string", "format": "binary"}}
 
 
 def describe_errors(*kinds: type[InkserveError]) -> Responses:
-    """The responses to these errors, by status, as an operation's `responses` hold them."""
+    """Return the responses to these errors, by status, as an operation's `responses` hold them."""
     return describe_rows([row_of(kind) for kind in kinds])
 
 
 def describe_rows(rows: Sequence[ErrorRow]) -> Responses:
-    """The responses of these rows of the error table; rows of the same status share one."""
+    """Return the responses of these rows of the error table; rows of the same status share one."""
     described: Responses = {}
     for row in rows:
         same = described.setdefault(
@@ -41,14 +41,14 @@ def describe_rows(rows: Sequence[ErrorRow]) -> Responses:
 
 
 def json_body(body: type[BaseModel]) -> Json:
-    """The content of a JSON body; the document's components must hold the model's schema."""
+    """Return the content of a JSON body; the document's components must hold the model's schema."""
     return {"schema": {"$ref": REF.format(model=body.__name__)}}
 
 
 def query_parameters(
     model: type[BaseModel], names: Sequence[str], filled_in: Mapping[str, object]
 ) -> list[Json]:
-    """Parameters of a query that `model` describes. filled_in: values that /docs fills in."""
+    """Return the parameters of a query that `model` describes. filled_in: values that /docs fills in."""
     fields = model.model_json_schema()["properties"]
     parameters = []
     for name in names:
@@ -62,19 +62,19 @@ def query_parameters(
 
 
 def by_text(responses: Responses) -> dict[str, Json]:
-    """The same, by the status as text, as a document has them."""
+    """Return the responses by their status as text, as a document has them."""
     return {str(status): response for status, response in responses.items()}
 
 
 def _plain(field: Json) -> Json:
-    """A query parameter's schema: it is absent rather than null."""
+    """Return a query parameter's schema: it may be absent, but never null."""
     choices = [choice for choice in field.get("anyOf", []) if choice.get("type") != "null"]
     schema: Json = choices[0] if choices else {"type": field["type"]}
     return schema
 
 
 def header_parameter(header: Header) -> Json:
-    """A request's header."""
+    """Return the description of a request's header."""
     return {
         "name": header.name,
         "in": "header",
@@ -84,7 +84,7 @@ def header_parameter(header: Header) -> Json:
 
 
 def header_entry(header: Header, *, required: bool) -> tuple[str, Json]:
-    """A response's header: its name and its description."""
+    """Return the name and the description of a response's header."""
     described: Json = {"description": header.description, "schema": dict(header.schema)}
     if required:
         described["required"] = True

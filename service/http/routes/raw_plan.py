@@ -1,4 +1,4 @@
-"""How the fast path answers POST /classify if the body is raw rows."""
+"""How the fast path answers a POST /classify with a body of raw rows."""
 
 import time
 
@@ -23,7 +23,7 @@ UNDECLARED = ("", "application/x-www-form-urlencoded")
 
 
 class RawPlan:
-    """How requests are answered whose body is raw rows; see `service.http.fast.endpoint.Plan`."""
+    """The plan for requests with a body of raw rows; see `service.http.fast.endpoint.Plan`."""
 
     def __init__(
         self, predictor: Predictor, max_rows: int, options: ClassifyOptions, kind: str, content_length: int
@@ -43,7 +43,7 @@ class RawPlan:
         self._likely_rows = rows if self.any_body and 1 <= rows <= max_rows else 1
 
     def is_valid(self) -> bool:
-        """Whether the models are still those that it was made for."""
+        """Whether the served models have not changed since the plan was made."""
         return self._predictor.models() is self._catalogue
 
     def accepts(self, body: Body) -> bool:
@@ -66,7 +66,7 @@ class RawPlan:
         options = self._options
         deadline = time.monotonic() + options.timeout
         if self._shape is None:
-            images = codecs.rows_from_raw(body, self._spec, self._max_rows)  # says what is wrong
+            images = codecs.rows_from_raw(body, self._spec, self._max_rows)  # raises the right error
         else:
             images = np.ndarray(self._shape, self._dtype, body)
         request = InferenceRequest(
@@ -84,7 +84,7 @@ class RawPlan:
         """Return the response to the request."""
         if self._options.accepted != OCTETS:
             return self._options.respond(self._predictor, result)
-        # As `raw_response`, in a third of the calls.
+        # The same as `raw_response`, with a third of its calls.
         probabilities = result.outputs[0]
         headers = raw_headers(self.model, result.version, probabilities.shape)
         timing = SERVER_TIMING % (result.queue_seconds * 1e3, result.compute_seconds * 1e3, result.batch_rows)

@@ -13,7 +13,7 @@ _DEPRECATED: dict[str, JsonValue] = {"deprecated": True}
 
 
 Rows = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "array", "minItems": 1}, {"type": "string"}]})]
-"""Rows of a tensor; `service.content.codecs.rows_from_json` checks them, for pydantic would take long."""
+"""Rows of a tensor; `service.content.codecs.rows_from_json` checks them, because pydantic would take long."""
 
 
 class _Body(BaseModel):
@@ -67,7 +67,7 @@ class GenerateRequest(_Body):
     )
     label: str | int | None = Field(
         None,
-        description="The label of every image, one of the model's; `mixed`, as if absent: image i gets the "
+        description="The label of every image, one of the model's; `mixed`, the default: image i gets the "
         "i-th label, wrapping around.",
     )
     digit: str | int | None = Field(
@@ -150,7 +150,7 @@ class ModelList(_Body):
 
 
 def invalid_input(error: ValidationError) -> InvalidInput:
-    """The first problem of a body or a query as an InvalidInput."""
+    """Return the first problem of a body or a query as an InvalidInput."""
     problem = error.errors(include_url=False)[0]
     name = ".".join(str(part) for part in problem["loc"] if isinstance(part, int) or part.islower())
     if problem["type"] == "extra_forbidden":
@@ -161,6 +161,6 @@ def invalid_input(error: ValidationError) -> InvalidInput:
 
 
 def _known_fields(body: str) -> list[str]:
-    """The fields of the request body with that class name, without deprecated ones."""
+    """Return the fields of the request body with that class name, without deprecated ones."""
     fields = next(kind.model_fields for kind in (ClassifyRequest, GenerateRequest) if kind.__name__ == body)
     return [name for name, field in fields.items() if field.json_schema_extra != _DEPRECATED]

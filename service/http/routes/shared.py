@@ -1,4 +1,4 @@
-"""What `/classify` and `/generate` share: finding the model, deadlines, raw responses."""
+"""Steps that `/classify` and `/generate` share: finding the model, deadlines, raw responses."""
 
 import asyncio
 import math

@@ -82,9 +82,9 @@ BAD_FILES = [
     ("", "holds no API key, expected one per line"),
     ("\n  \n# nothing yet\n", "holds no API key, expected one per line"),
     (f"{FIRST}\n\nshort-key-15-ch\n", "line 3: API key has 15 characters, expected at least 16"),
-    (f"{FIRST} two words\n", "line 1: API key has other characters than letters, digits"),
-    ("schlüssel-0123456789\n", "line 1: API key has other characters"),
-    (f"{FIRST} # of the web shop\n", "line 1: API key has other characters"),
+    (f"{FIRST} two words\n", "line 1: API key has characters other than letters, digits"),
+    ("schlüssel-0123456789\n", "line 1: API key has characters other"),
+    (f"{FIRST} # of the web shop\n", "line 1: API key has characters other"),
 ]
 
 
@@ -137,7 +137,7 @@ def test_rereading_a_bad_file_keeps_the_old_keys_and_says_why(
     with caplog.at_level(logging.ERROR):
         keys.reread()
     (line,) = caplog.messages
-    assert line.startswith("the API keys were not read again: ")
+    assert line.startswith("the API keys were not reloaded: ")
     assert message in line
     assert permitted(keys) == {FIRST, SECOND}
 
