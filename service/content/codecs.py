@@ -33,7 +33,7 @@ def is_image(content: bytes) -> bool:
 
 
 def rows_from_raw(content: bytes | memoryview, spec: TensorSpec, max_rows: int) -> Array:
-    """The rows of a body that holds them one after another, little-endian: (rows, ...), a view of `content`.
+    """Return a body's rows, which follow one another, little-endian: (rows, ...), a view of `content`.
 
     Raises InvalidInput if the length is not a multiple of a row's, PayloadTooLarge above `max_rows`.
     """
@@ -49,19 +49,19 @@ def rows_from_raw(content: bytes | memoryview, spec: TensorSpec, max_rows: int) 
 
 
 def row_bytes(spec: TensorSpec) -> int:
-    """The bytes of one row of a tensor."""
+    """Return the bytes of one row of a tensor."""
     return _row_layout(spec.datatype, spec.shape)[1]
 
 
 @lru_cache
 def _row_layout(datatype: Datatype, shape: tuple[int, ...]) -> tuple[np.dtype[Any], int]:
-    """The dtype of a tensor and the bytes of one of its rows."""
+    """Return the dtype of a tensor and the bytes of one of its rows."""
     dtype = DTYPES[datatype]
     return dtype, dtype.itemsize * math.prod(shape[1:])
 
 
 def image_to_rows(content: bytes, spec: TensorSpec, max_pixels: int, preprocess: Preprocess) -> Array:
-    """A PNG or JPEG as one row of the tensor, (1, ...) uint8.
+    """Decode a PNG or JPEG into one row of the tensor, (1, ...) uint8.
 
     preprocess: the manifest's `picture_preprocess`.
     Raises InvalidInput if the file is broken or the model accepts no pictures, PayloadTooLarge above
@@ -84,7 +84,7 @@ def image_to_rows(content: bytes, spec: TensorSpec, max_pixels: int, preprocess:
 def rows_from_json(
     value: Any, spec: TensorSpec, max_rows: int, max_pixels: int, preprocess: Preprocess = "none"
 ) -> Array:
-    """One row or a list of rows: each nested as the tensor is, flat, or base64 (raw, PNG or JPEG).
+    """Decode one row or a list of rows: each nested like the tensor, flat, or base64 (raw, PNG or JPEG).
 
     preprocess: as in `image_to_rows`; by default pictures are rejected.
     Raises InvalidInput, naming the value that is wrong, and PayloadTooLarge.
@@ -118,14 +118,14 @@ def rows_from_json(
 
 
 def png_from_image(image: NDArray[np.uint8]) -> bytes:
-    """A PNG of (height, width) or (height, width, 3) uint8."""
+    """Encode (height, width) or (height, width, 3) uint8 as a PNG."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
 
 
 def sprite(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Images (n, height, width, ...) in one picture, row by row, with about as many columns as rows."""
+    """Arrange images (n, height, width, ...) in one picture, row by row, in about as many columns as rows."""
     count, height, width = images.shape[:3]
     columns = math.ceil(math.sqrt(count))
     lines = math.ceil(count / columns)
@@ -136,7 +136,7 @@ def sprite(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _resized(picture: Image.Image, layout: ImageLayout) -> NDArray[np.uint8]:
-    """The picture's pixels in grey or RGB at the layout's size, in the order of its axes."""
+    """Return the picture's pixels in grey or RGB at the layout's size, in the order of its axes."""
     mode = "L" if layout.channels == 1 else "RGB"
     pixels = np.asarray(_flat(picture, mode).resize((layout.width, layout.height)))
     if layout.channels == 3 and layout.channels_first:
@@ -145,9 +145,9 @@ def _resized(picture: Image.Image, layout: ImageLayout) -> NDArray[np.uint8]:
 
 
 def _open(content: bytes, max_pixels: int) -> Image.Image:
-    """Decode a picture and turn it upright as its EXIF says.
+    """Decode a picture, and turn it upright according to its EXIF.
 
-    Its header gives the size before any pixel is decoded.
+    Its header gives the size, which is checked before any pixel is decoded.
     """
     try:
         picture = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -167,7 +167,7 @@ def _open(content: bytes, max_pixels: int) -> Image.Image:
 
 
 def _flat(picture: Image.Image, mode: str) -> Image.Image:
-    """The picture in that mode; transparent parts become white."""
+    """Convert the picture to a mode; transparent parts become white."""
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.has_transparency_data:
@@ -195,7 +195,7 @@ def _rows_from_lists(value: list[Any], name: str, spec: TensorSpec) -> Array:
 
 
 def _rows_shape(seen: tuple[int, ...], name: str, spec: TensorSpec) -> tuple[int, ...]:
-    """The shape (rows, ...) of one row or many, nested or flat."""
+    """Return the shape (rows, ...) of one row or many, nested or flat."""
     shape = spec.shape[1:]
     flat = (math.prod(shape),)
     if seen in (shape, flat):
@@ -206,7 +206,7 @@ def _rows_shape(seen: tuple[int, ...], name: str, spec: TensorSpec) -> tuple[int
 
 
 def _exact(array: Array, name: str, spec: TensorSpec) -> Array:
-    """The array in the tensor's dtype. Raises InvalidInput for a value that the dtype cannot hold."""
+    """Cast the array to the tensor's dtype. Raises InvalidInput for a value that the dtype cannot hold."""
     dtype = dtype_of(spec)
     with np.errstate(over="ignore", invalid="ignore"):
         cast = array.astype(dtype)
@@ -229,14 +229,14 @@ def _value_text(dtype: np.dtype[Any]) -> str:
 
 
 def _row_text(spec: TensorSpec) -> str:
-    """What a row may look like, for errors."""
+    """Describe the accepted formats of a row, for errors."""
     shape = list(spec.shape[1:])
     flat = f", {math.prod(shape)} numbers" if len(shape) > 1 else ""
     return f"rows of shape {shape}{flat} or base64"
 
 
 def _odd_one(array: Array) -> str:
-    """The first value of an array that is not a number."""
+    """Return the first value of an array that is not a number."""
     for value in array.ravel().tolist():
         if isinstance(value, bool) or not isinstance(value, int | float):
             return _shown(value)

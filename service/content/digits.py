@@ -2,7 +2,7 @@
 
 MNIST's digits were scaled to fit a 20x20 box with their proportions kept, anti-aliased, and centred in 28x28
 by their centre of mass (LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition",
-section III.A). A classifier that was trained on them expects the same of a drawing or a photo.
+section III.A). A classifier trained on them needs drawings and photos normalised in the same way.
 """
 
 from typing import Any
@@ -31,10 +31,10 @@ differ by less."""
 
 
 def digit_from_picture(picture: Image.Image) -> Gray:
-    """The digit in a picture of any size and mode: (28, 28) uint8, light ink on a black background.
+    """Return the digit in a picture of any size and mode: (28, 28) uint8, light ink on a black background.
 
     The border shows the background. A 28x28 picture counts as normalised already: it is inverted if its
-    background is light, and otherwise left as it is, bit by bit.
+    background is light, and otherwise left as it is, bit for bit.
     Raises InvalidInput for a picture without ink.
     """
     gray = _gray(picture)
@@ -47,7 +47,7 @@ def digit_from_picture(picture: Image.Image) -> Gray:
 
 
 def _gray(picture: Image.Image) -> Gray:
-    """Grey levels, at most WORKING_SIDE in each direction."""
+    """Return a picture's grey levels, at most WORKING_SIDE in each direction."""
     factor = -(-max(picture.size) // WORKING_SIDE)
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
@@ -58,10 +58,10 @@ def _gray(picture: Image.Image) -> Gray:
 
 
 def _without_transparency(luma: Gray, alpha: Gray) -> Gray:
-    """Grey levels of a picture with transparent parts.
+    """Return the grey levels of a picture with transparent parts.
 
-    If the background is transparent, the opacity shows the strokes, whatever their colour. A sheet with
-    transparent parts, such as round corners, has these filled with its own background.
+    If the background is transparent, the opacity shows the strokes, whatever their colour. On a sheet with
+    transparent parts, such as round corners, these are filled with the sheet's own background.
     """
     seen = luma[alpha > 0]
     if alpha.min() == 255:
@@ -77,7 +77,7 @@ def _border(gray: NDArray[Any]) -> NDArray[Any]:
 
 
 def _threshold(gray: Gray) -> int:
-    """The grey level that best divides a picture into dark, up to it, and light, above it (Otsu 1979)."""
+    """Return the grey level that best divides a picture into dark, up to it, and light (Otsu 1979)."""
     counts = np.bincount(gray.ravel(), minlength=256)
     below = np.cumsum(counts)
     sums = np.cumsum(counts * np.arange(256))
@@ -89,7 +89,7 @@ def _threshold(gray: Gray) -> int:
 
 
 def _ink(gray: Gray) -> Ink:
-    """How much lighter than the background each pixel is; 0 for the background and its noise.
+    """Return how much lighter than the background each pixel is; 0 for the background and its noise.
 
     Raises InvalidInput if nothing stands out.
     """
@@ -113,13 +113,13 @@ def _ink(gray: Gray) -> Ink:
 
 
 def _border_noise(ink: Ink, strokes: NDArray[np.bool_]) -> float:
-    """The standard deviation of the border, without the strokes that cross it."""
+    """Return the standard deviation of the border, without the strokes that cross it."""
     background = _border(ink)[~_border(strokes)]
     return float(np.std(background)) if background.size else 0.0
 
 
 def _background(gray: Gray) -> Ink:
-    """The background under the ink, as a quadratic surface: uneven light on a sheet has no edges.
+    """Return the background under the ink, as a quadratic surface: uneven light on a sheet has no edges.
 
     Fitted to the border first, then to all cells near the previous fit.
     """
@@ -139,7 +139,7 @@ def _background(gray: Gray) -> Ink:
 
 
 def _fitted(ink: Ink) -> Ink:
-    """The ink scaled to 20 pixels in its longer direction, with its strongest pixel at 255."""
+    """Return the ink scaled to 20 pixels in its longer direction, with its strongest pixel at 255."""
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     scale = BOX / max(bottom - top, right - left)
@@ -151,7 +151,7 @@ def _fitted(ink: Ink) -> Ink:
 
 
 def _centred(digit: Ink) -> Gray:
-    """The digit in 28x28, with its centre of mass in the middle."""
+    """Return the digit in 28x28, with its centre of mass in the middle."""
     canvas = np.zeros((SIDE, SIDE), np.uint8)
     top, left = (_offset(digit.sum(axis=axis)) for axis in (1, 0))
     canvas[top : top + digit.shape[0], left : left + digit.shape[1]] = np.rint(digit)
@@ -159,6 +159,6 @@ def _centred(digit: Ink) -> Gray:
 
 
 def _offset(mass: Ink) -> int:
-    """The first row or column of the digit that puts its centre of mass on CENTRE, within the canvas."""
+    """Return the row or column to start the digit at, with its centre of mass on CENTRE if it fits."""
     centre = float(mass @ np.arange(len(mass)) / mass.sum())
     return min(max(round(CENTRE - centre), 0), SIDE - len(mass))

@@ -1,7 +1,7 @@
 """Latents drawn from a seed: row i depends only on the seed and on i, never on how many rows are drawn.
 
-The service draws its samples here, and training those that it measures, so a manifest's metrics are
-those of images that the service generates. Imports numpy alone.
+The service draws its samples here, and training draws the samples that it measures, so a manifest's metrics
+hold for the images that the service generates. Imports only numpy.
 """
 
 import math
@@ -16,16 +16,17 @@ _WORDS_PER_BLOCK = 4
 
 
 def random_seed() -> int:
-    """A seed for a caller who gave none, small enough for a JSON number to hold exactly."""
+    """Return a random seed, small enough for a JSON number to hold exactly."""
     return secrets.randbelow(2**53)
 
 
 def draw_latents(seed: int, rows: int, size: int) -> NDArray[np.float32]:
-    """z ~ N(0, 1), (rows, size).
+    """Draw z ~ N(0, 1), (rows, size).
 
     seed: 0..MAX_SEED.
     Philox4x64-10 (Salmon et al. 2011), keyed by the seed, gives each row a block of words of its own;
-    Box and Muller (1958) turn uniform numbers into normal ones, always as many words per value.
+    the method of Box and Muller (1958) turns uniform numbers into normal ones, with a fixed number of words
+    per value.
     """
     pairs = math.ceil(size / 2)
     blocks = math.ceil(2 * pairs / _WORDS_PER_BLOCK)
@@ -37,7 +38,7 @@ def draw_latents(seed: int, rows: int, size: int) -> NDArray[np.float32]:
 
 
 def draw_uniforms(seed: int, count: int) -> NDArray[np.float64]:
-    """Uniform numbers in (0, 1], (count,), from Philox's raw words.
+    """Draw uniform numbers in (0, 1], (count,), from Philox's raw words.
 
     numpy promises never to change the raw words, but promises nothing for its own distributions;
     callers keep seeds, and metrics must be the same years later.

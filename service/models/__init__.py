@@ -1,1 +1,1 @@
-"""What a model is: its manifest, its tensors, the catalogue of those that are served."""
+"""A model's folder, manifest and tensors, and the catalogue of the models that are served."""

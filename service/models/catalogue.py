@@ -28,22 +28,22 @@ class Catalogue:
         return (info for versions in self._versions.values() for info in versions.values())
 
     def find(self, name: str, version: int | None = None) -> ModelInfo:
-        """That version of a model, or its latest. Raises ModelNotFound."""
+        """Return a version of a model, or its latest. Raises ModelNotFound."""
         info = self._latest.get(name) if version is None else self._versions.get(name, {}).get(version)
         if info is not None:
             return info
         if name not in self._versions:
-            raise ModelNotFound(f"there is no model {name!r}, expected one of {', '.join(self._versions)}")
+            raise ModelNotFound(f"model {name!r} is unknown, expected one of {', '.join(self._versions)}")
         versions = ", ".join(str(known) for known in self._versions[name])
         raise ModelNotFound(f"model {name!r} has no version {version}, expected one of {versions}")
 
     def versions(self, name: str) -> list[int]:
-        """The versions of a model, ascending. Raises ModelNotFound."""
+        """Return the versions of a model, ascending. Raises ModelNotFound."""
         self.find(name)
         return list(self._versions[name])
 
     def first(self, task: Task) -> ModelInfo:
-        """The latest version of the first model, by name, for a task. Raises ModelNotFound."""
+        """Return the latest version of the first model, by name, for a task. Raises ModelNotFound."""
         for info in self._latest.values():
             if info.manifest.task == task:
                 return info

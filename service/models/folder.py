@@ -1,4 +1,4 @@
-"""The models folder: the one place that knows how models and versions lie in it.
+"""The models folder: the one module that knows where models and versions lie in it.
 
 <models folder>/<model>/<version>/{model.onnx,manifest.json,README.md}. The service, the export, the
 evaluation, the quantisation and the load tests all look for versions here.
@@ -20,7 +20,7 @@ _VERSION = re.compile(r"[1-9][0-9]*")
 
 
 def model_folders(models_dir: Path) -> list[Path]:
-    """The folders of all models, by name; names that start with "." or "_" are not models.
+    """Return the folders of all models, by name; names that start with "." or "_" are not models.
 
     Raises RepositoryError if the models folder is missing.
     """
@@ -30,7 +30,7 @@ def model_folders(models_dir: Path) -> list[Path]:
 
 
 def version_folders(model: Path, holding: str | None = None) -> dict[int, Path]:
-    """A model's version folders by version, ascending; empty if there are none.
+    """Return a model's version folders by version, ascending; empty if there are none.
 
     A version folder is named by a positive decimal number without leading zeros.
     holding: leave out the folders that do not hold a file of this name.
@@ -46,7 +46,7 @@ def version_folders(model: Path, holding: str | None = None) -> dict[int, Path]:
 
 
 def latest_version(model: Path, holding: str | None = None) -> Path:
-    """The folder of a model's highest version. Raises RepositoryError if it has none."""
+    """Return the folder of a model's highest version. Raises RepositoryError if it has none."""
     versions = version_folders(model, holding)
     if not versions:
         expected = f"{model.name}/1/{holding}" if holding else f"{model.name}/1"
@@ -55,7 +55,7 @@ def latest_version(model: Path, holding: str | None = None) -> Path:
 
 
 def find_versions(models_dir: Path, which: str) -> dict[Key, Path]:
-    """The version folders to serve: of each model the latest, or "all".
+    """Return the version folders to serve: each model's latest, or all if `which` is "all".
 
     Raises RepositoryError if the models folder is missing or a model has no version folder.
     """
@@ -68,7 +68,7 @@ def find_versions(models_dir: Path, which: str) -> dict[Key, Path]:
 
 
 def read_info(folder: Path) -> ModelInfo:
-    """A version folder's manifest and model card. Raises ManifestError."""
+    """Read a version folder's manifest and model card. Raises ManifestError."""
     card = folder / CARD_FILE
     return ModelInfo(read_manifest(folder), card.read_text() if card.is_file() else "")
 

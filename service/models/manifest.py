@@ -22,7 +22,7 @@ Datatype = Literal[
 Task = Literal["classification", "generation", "encoding"]
 
 Preprocess = Literal["mnist-digit", "resize", "none"]
-"""What happens to a PNG or a JPEG before it is a row of a model's image input; see `Manifest`."""
+"""How a PNG or a JPEG becomes a row of a model's image input; see `Manifest`."""
 
 DIGIT_SIZES = (28, 28, 1)
 """Height, width and channels of an image that "mnist-digit" makes."""
@@ -54,7 +54,7 @@ class TensorSpec(_Frozen):
     shape: tuple[int, ...] = Field(min_length=1)
 
     def image_layout(self) -> ImageLayout | None:
-        """The layout of the image in a row, or None if the tensor holds no images.
+        """Return the layout of the image in a row, or None if the tensor holds no images.
 
         Images are UINT8 (height, width), (height, width, 1 or 3) or (1 or 3, height, width).
         """
@@ -87,8 +87,8 @@ class Manifest(_Frozen):
 
     labels: the names of the classes, in the order of the probabilities; for generation and encoding,
         the names of the conditions, in the order of the values of `label`.
-    preprocess: what happens to a PNG or a JPEG before it is a row of the image input. Rows that are
-        sent as numbers, raw or in JSON, are never preprocessed.
+    preprocess: how a PNG or a JPEG becomes a row of the image input. Rows that are sent as numbers, raw or in
+        JSON, are never preprocessed.
         "mnist-digit": the digit in the picture is found, made light on black, scaled to 20x20 and
         centred by its mass, like MNIST's (`service.content.digits`); only for grey 28x28 images.
         "resize": the picture is made grey or RGB and resized to the input's height and width.
@@ -112,12 +112,12 @@ class Manifest(_Frozen):
     command: str = ""
 
     def input(self, name: str) -> TensorSpec | None:
-        """The input of that name, or None."""
+        """Return the input of that name, or None."""
         return next((spec for spec in self.inputs if spec.name == name), None)
 
     @property
     def picture_preprocess(self) -> Preprocess:
-        """What happens to a picture: `preprocess`, or the default of a manifest without it."""
+        """The preprocessing of a picture: `preprocess`, or the default of a manifest without it."""
         if self.preprocess is not None:
             return self.preprocess
         layout = self._image_layout()
@@ -126,7 +126,7 @@ class Manifest(_Frozen):
         return "mnist-digit" if layout[:3] == DIGIT_SIZES else "resize"
 
     def _image_layout(self) -> ImageLayout | None:
-        """The layout of the first input that holds images, or None."""
+        """Return the layout of the first input that holds images, or None."""
         return next((layout for spec in self.inputs if (layout := spec.image_layout())), None)
 
     @model_validator(mode="after")
@@ -201,7 +201,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def sha256_of(path: Path) -> str:
-    """The file's SHA-256, as 64 hexadecimal digits."""
+    """Return the file's SHA-256, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

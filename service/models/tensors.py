@@ -19,7 +19,7 @@ DTYPES: dict[Datatype, np.dtype[Any]] = {
 
 
 def dtype_of(spec: TensorSpec) -> np.dtype[Any]:
-    """The numpy dtype of a tensor."""
+    """Return the numpy dtype of a tensor."""
     return DTYPES[spec.datatype]
 
 

@@ -14,7 +14,7 @@ from service.models.tensors import Array
 from service.onnx.streams import Event, Streams
 
 GPU_MEMORY = "cuda"
-"""onnxruntime's name of NVIDIA GPU memory."""
+"""onnxruntime's name for NVIDIA GPU memory."""
 
 
 class Binding(Protocol):

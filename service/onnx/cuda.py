@@ -1,4 +1,4 @@
-"""Calls CUDA's libraries directly, for what onnxruntime does not do: check that they load, and pin memory.
+"""Calls CUDA's libraries directly for two tasks that onnxruntime lacks: check that they load, and pin memory.
 
 Every call into CUDA's runtime goes through `call`; `service.onnx.streams` adds streams and events. Knows
 nothing of sessions, models or batches.
@@ -24,7 +24,7 @@ def load_libraries(version: str) -> None:
 
     version: CUDA's, such as 13.0. The provider is linked to all of them except cuDNN, which it loads later
     (readelf, onnxruntime-gpu 1.31.1).
-    Raises EngineError that names the missing libraries. onnxruntime itself would only print them and then
+    Raises an EngineError that names the missing libraries. onnxruntime itself would only print them and then
     run on the CPU.
     """
     major = version.partition(".")[0]

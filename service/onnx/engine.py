@@ -80,7 +80,7 @@ class Engine:
         """Run the buckets whose first run is slower than later ones, and time them.
 
         On a GPU that is every bucket. The largest runs first and grows the memory arena to its final size.
-        The smallest follows: TensorRT rebuilds its engine for a shape outside the range that it knows, and so
+        The smallest follows: TensorRT rebuilds its engine for a shape outside the range that it knows, so it
         builds only twice. With CUDA graphs, call this from the thread that will call `begin`, because
         onnxruntime keeps a thread's graphs only for that thread. Each bucket runs twice: the first run
         captures, the second is the first replay.
@@ -171,7 +171,7 @@ class Engine:
         }
 
     def _pinned_buffer(self, spec: TensorSpec, rows: int) -> Array:
-        """Return what `_buffer` does, in memory that stays pinned as long as the engine exists."""
+        """Return a buffer like `_buffer`'s, in memory that stays pinned as long as the engine exists."""
         array = cuda.whole_pages((rows, *spec.shape[1:]), dtype_of(spec))
         unpin = cuda.pin(array, self._options.device_id, cuda.runtime(ort.cuda_version))
         # When the process exits, the driver frees everything.
@@ -201,7 +201,7 @@ class Engine:
 
 
 def _buckets(session: ort.InferenceSession, options: EngineOptions) -> tuple[int, ...]:
-    """Return the options' buckets, without the too large ones if the graph has convolutions; at least one."""
+    """Return the options' buckets; with convolutions, only small ones, but at least one."""
     if options.convolution_rows is None or not _has_convolutions(session):
         return options.buckets
     suitable = tuple(size for size in options.buckets if size <= options.convolution_rows)

@@ -26,7 +26,7 @@ CUDA_OPTIONS = {
     # A heuristic, not a benchmark, chooses the convolution algorithm: every start, and every replica on the
     # same kind of GPU, computes the same bits. The benchmark would also run for each bucket at startup.
     "cudnn_conv_algo_search": "HEURISTIC",
-    # TF32 keeps 10 of the 23 mantissa bits of float32. Answers must match the CPU's except for rounding.
+    # TF32 keeps 10 of the 23 mantissa bits of float32. Results must match the CPU's except for rounding.
     "use_tf32": "0",
 }
 
@@ -67,8 +67,8 @@ class EngineOptions:
 
 @cache
 def _load_cuda() -> None:
-    """Load CUDA's libraries, once for all models. Raises EngineError that names the missing ones."""
-    # For each session onnxruntime warns that its CUDA provider is not of the new, plugin kind.
+    """Load CUDA's libraries, once for all models. Raises an EngineError that names the missing ones."""
+    # Otherwise onnxruntime warns at each session that its CUDA provider is not of the new, plugin kind.
     ort.set_default_logger_severity(3)
     # CUDA and cuDNN from their Python packages if installed, otherwise from the system's search path.
     with redirect_stdout(io.StringIO()):  # it prints missing libraries; `load_libraries` reports them

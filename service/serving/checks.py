@@ -32,7 +32,7 @@ def check_inputs(manifest: Manifest, inputs: Mapping[str, Array], max_rows: int)
 
 
 def _check_labels(manifest: Manifest, labels: Array) -> None:
-    """Before queueing: a graph that looks up a label it does not have fails its whole batch."""
+    """Check the labels before they are queued: an unknown one would fail its whole batch."""
     wrong = (labels < 0) | (labels >= len(manifest.labels))
     if wrong.any():
         row = int(np.argmax(wrong))

@@ -1,4 +1,4 @@
-"""A model version that is ready to run: its engine, its batcher, and the batches that are to be counted."""
+"""A model version that is ready to run: its engine, its batcher, and the batches not counted yet."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ TraceBatch = Callable[[str, BatchRecord], None]
 
 RECORDS = 256
 """Batches whose records are kept before they are counted, unless the metrics are collected earlier: counting
-each at once would take longer than the rest of a small batch."""
+each at once would take longer than everything else about a small batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class LoadedModel:
 
     tensors: the name, dtype and row shape of each input, in the graph's order.
     plain: whether no input holds labels, whose values would have to be checked.
-    records: of the batches that are not counted yet.
+    records: the batches that are not counted yet.
     """
 
     info: ModelInfo

@@ -74,7 +74,7 @@ class LocalPredictor:
         return partial(loaded.batcher.cancel, item)
 
     def _checked(self, manifest: Manifest, request: InferenceRequest) -> list[Array]:
-        """The request's inputs in the graph's order. Raises InvalidInput, PayloadTooLarge."""
+        """Return the request's inputs in the graph's order. Raises InvalidInput, PayloadTooLarge."""
         rows = check_inputs(manifest, request.inputs, self._settings.max_request_rows)
         if rows != request.rows:
             raise ValueError(f"request says {request.rows} rows, its inputs have {rows}")
@@ -92,7 +92,7 @@ class LocalPredictor:
         self._served.find(model, version).batcher.note_rejection()
 
     def models(self) -> Catalogue:
-        """The models that are being served now."""
+        """Return the models that are served now."""
         return self._served.catalogue
 
     def ready(self) -> bool:
@@ -100,9 +100,9 @@ class LocalPredictor:
         return self._ready
 
     async def reload(self) -> list[str]:
-        """Load what is new or changed, swap it in, drain and free what it replaces.
+        """Load new and changed versions, swap them in, then drain and free the replaced ones.
 
-        Returns a line for each version that could not be loaded; whatever was served instead of it still is.
+        Returns a line for each version that could not be loaded; the model's versions served before stay.
         The next reload waits for this one to end: there are never more than two generations in memory, and no
         CUDA graph is captured while device memory is freed.
         """
@@ -130,13 +130,13 @@ class LocalPredictor:
         return problems
 
     async def close(self) -> None:
-        """Accept no more work, finish what was accepted, end the device's thread."""
+        """Accept no more work, finish the accepted requests, stop the device's thread."""
         self._ready = False
         await asyncio.gather(*(loaded.batcher.close() for loaded in self._served))
         self._device.close()
 
     def stop_being_ready(self) -> None:
-        """Have load balancers send no more, while what they send is still answered."""
+        """Report unready, so that load balancers stop sending; requests are still answered."""
         self._ready = False
 
     def _swap(self, models: Iterable[LoadedModel]) -> list[LoadedModel]:
@@ -176,10 +176,10 @@ class LocalPredictor:
         _count_batches(self._served)
 
     async def _warm_up(self, engine: Engine) -> None:
-        """On CUDA in the thread that runs the batches, between two of them.
+        """Warm up an engine; on CUDA, in the thread that runs the batches, between two of them.
 
         A CUDA graph can only be replayed by the thread that captured it, and while it is captured no other
-        thread may so much as copy. The rest takes longer to warm up and need not hold up the batches.
+        thread may so much as copy. Other providers capture none, and so need not hold up the batches.
         """
         if self._settings.provider == "cuda":
             await self._device.call(engine.warm_up)

@@ -1,4 +1,4 @@
-"""The seam between the protocols and inference: what a route may ask of the models.
+"""The seam between the protocols and inference: the calls that a route may make.
 
 A route sees models only as manifests; it knows nothing of engines, queues or devices.
 """
@@ -17,36 +17,35 @@ Cancel = Callable[[], None]
 
 
 class Predictor(Protocol):
-    """What serves the models, in this process or in another."""
+    """Serves the models, in this process or in another."""
 
     def submit(self, request: InferenceRequest, done: Done, *, admitted: bool = False) -> Cancel:
         """Run a request's rows.
 
-        done: called once, in a later iteration of the event loop, with the result, one of Unavailable's
-            kinds or EngineError.
+        done: called once, in a later iteration of the event loop, with the result, a subclass of Unavailable,
+            or EngineError.
         admitted: `check_admission` accepted the request in this iteration of the event loop.
         Returns a function that cancels the request; `done` is then never called.
-        Raises InvalidInput, PayloadTooLarge, ModelNotFound, Unavailable's kinds.
+        Raises InvalidInput, PayloadTooLarge, ModelNotFound, subclasses of Unavailable.
         """
         ...
 
     def check_admission(
         self, model: str, version: int | None, rows: int, seconds: float, priority: Priority = "normal"
     ) -> str | None:
-        """Return the reason `submit` would raise QueueFull for this many rows, or None, which promises
-        nothing.
+        """Return the reason why `submit` would raise QueueFull for this many rows, or None.
 
-        A quick look before anything is read or decoded; it changes nothing. seconds: until the deadline.
-        Raises ModelNotFound.
+        A quick check before anything is read or decoded; it changes nothing, and None promises nothing.
+        seconds: until the deadline. Raises ModelNotFound.
         """
         ...
 
     def note_rejection(self, model: str, version: int | None) -> None:
-        """A request was rejected on what `check_admission` said, and was not submitted."""
+        """Note that a request was rejected by `check_admission`, and not submitted."""
         ...
 
     def models(self) -> Catalogue:
-        """The models that are served now; the same object until they change."""
+        """Return the models that are served now; the same object until they change."""
         ...
 
     def ready(self) -> bool:
@@ -54,12 +53,12 @@ class Predictor(Protocol):
         ...
 
     async def reload(self) -> list[str]:
-        """Bring the served models in line with the folder; returns what could not be loaded, and why."""
+        """Bring the served models in line with the folder; returns a line for each that cannot be loaded."""
         ...
 
 
 def resolve(future: "asyncio.Future[T]", outcome: T | Exception) -> None:
-    """Hand a future its outcome, unless it was cancelled and its task has not run since."""
+    """Set a future's result or exception, unless it was cancelled meanwhile."""
     if future.done():
         return
     if isinstance(outcome, Exception):
@@ -69,8 +68,7 @@ def resolve(future: "asyncio.Future[T]", outcome: T | Exception) -> None:
 
 
 async def infer(predictor: Predictor, request: InferenceRequest) -> InferenceResult:
-    """Run a request's rows and wait for them; see `Predictor.submit`. Raises the error that is its
-    outcome."""
+    """Run a request's rows and wait for the result; see `Predictor.submit`. Raises its error, if any."""
     future: asyncio.Future[InferenceResult] = asyncio.get_running_loop().create_future()
     cancel = predictor.submit(request, partial(resolve, future))
     try:

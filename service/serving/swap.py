@@ -14,7 +14,7 @@ class Served:
     """The model versions that are served now. Lives on the event loop.
 
     by_request: by name and version, and by name and None for the latest version.
-    catalogue: what the versions say of themselves; another object after each swap.
+    catalogue: the versions' manifests and cards; a new object after each swap.
     """
 
     def __init__(self) -> None:

@@ -22,25 +22,25 @@ captured graph."""
 
 CONVOLUTION_ROWS = 32
 CONVOLUTION_ROWS_PER_THREAD = 16
-"""On a CPU a graph with convolutions gains nothing from larger batches, because it uses its weights in
-hundreds of places of each image. CPU time per row in batches of 32 and of 256, in us on one AVX-512 core:
-cnn 128 and 134, cnn-int8 46 and 48, vae-encoder 31 and 32, gan 129 and 138, vae 108 and 112. The activations
-of cnn take 45 MB for 256 rows and 5 MB for 32, which the arena keeps. Threads share a batch: each gets 16
+"""On a CPU a graph with convolutions gains nothing from larger batches, because it uses each weight at
+hundreds of places of an image. CPU time per row in batches of 32 and of 256, in us on one AVX-512 core: cnn
+128 and 134, cnn-int8 46 and 48, vae-encoder 31 and 32, gan 129 and 138, vae 108 and 112. The activations of
+cnn take 45 MB for 256 rows and 5 MB for 32, which the arena keeps. Threads share a batch: each gets 16
 rows."""
 
 ON_LOOP_SECONDS = 0.010
 BRIEF_SECONDS = 0.001
-"""On a CPU, batches that take no longer run on the event loop itself: with a device thread, the GIL would
-change hands at every callback of the loop. mlp, 64 connections: 20,000 requests/s on the loop, 15,000 on the
-thread (2 AVX-512 cores, shared with wrk and other work). A model too slow for 64 rows in 10 ms gains less,
-and gets 1 ms."""
+"""On a CPU, batches that take no longer than this run on the event loop itself: with a device thread, the GIL
+would change hands at every callback of the loop. mlp, 64 connections: 20,000 requests/s on the loop, 15,000
+on the thread (2 AVX-512 cores, shared with wrk and other work). A model too slow for 64 rows in 10 ms gains
+less, and gets 1 ms."""
 
 
 def default_threads(cores: int) -> int:
-    """Return onnxruntime's threads for one batch: every core of one or two, else all but one for the event
-    loop.
+    """Return onnxruntime's threads for one batch: all cores, or all but one if there are more than two.
 
-    On two cores the MLP served 6,100 requests/s with two threads and 5,600 with one.
+    The event loop gets that core. On two cores the MLP served 6,100 requests/s with two threads and 5,600
+    with one.
     """
     return cores if cores <= 2 else cores - 1
 

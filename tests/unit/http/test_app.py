@@ -193,7 +193,7 @@ RAW = image(1).tobytes()
             RAW,
             OCTETS,
             404,
-            "there is no model 'x', expected one of another, first-pixel",
+            "model 'x' is unknown, expected one of another, first-pixel",
         ),
         ("/classify?version=9", RAW, OCTETS, 404, "model 'first-pixel' has no version 9"),
         ("/classify?version=x", RAW, OCTETS, 400, "version is 'x', expected a whole number"),

@@ -220,7 +220,7 @@ async def test_an_unknown_model_names_the_known_ones(
 ) -> None:
     add_classifier()
     models = (await open_predictor()).models()
-    with pytest.raises(ModelNotFound, match="there is no model 'x', expected one of first-pixel"):
+    with pytest.raises(ModelNotFound, match="model 'x' is unknown, expected one of first-pixel"):
         models.find("x")
     with pytest.raises(ModelNotFound, match="model 'first-pixel' has no version 7, expected one of 1"):
         models.find("first-pixel", 7)
