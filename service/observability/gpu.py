@@ -29,7 +29,7 @@ class GpuCollector:
         self._index = str(index)
 
     def collect(self) -> Iterator[Metric]:
-        """Read the device; omits what it does not report, such as the utilisation of a MIG slice."""
+        """Read the device; omits figures that it does not report, such as the utilisation of a MIG slice."""
         nvml, handle = self._nvml, self._handle
         used = self._family("memory_used_bytes", "Memory in use on the GPU, by all processes.")
         total = self._family("memory_total_bytes", "Memory of the GPU.")
@@ -48,8 +48,10 @@ class GpuCollector:
 
 
 def open_gpu(device_id: int) -> GpuCollector | None:
-    """Return the collector for the GPU with this CUDA index; None, with the reason logged, if NVML is
-    unavailable."""
+    """Return the collector for the GPU with this CUDA index.
+
+    Without NVML, logs the reason and returns None.
+    """
     try:
         import pynvml
     except ImportError:
@@ -64,7 +66,7 @@ def open_gpu(device_id: int) -> GpuCollector | None:
 
 
 def visible_devices() -> list[str]:
-    """Return the entries of CUDA_VISIBLE_DEVICES; CUDA numbers from the first of these. Empty if unset."""
+    """Return the entries of CUDA_VISIBLE_DEVICES, which CUDA numbers from 0; empty if unset."""
     return [each.strip() for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]
 
 

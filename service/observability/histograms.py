@@ -1,6 +1,6 @@
 """Histograms of seconds: each observation is one list append; bucketing is deferred.
 
-prometheus_client's Counter and Histogram take 4 us of a request that takes 25 in all.
+prometheus_client's Counter and Histogram take 4 of the 25 us of a request.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,9 +18,9 @@ FOLD_AT = 4096
 class Tally:
     """Seconds, and how many of them fall into which bucket. For one thread.
 
-    bounds: the buckets' upper bounds, ascending; a last bucket without bound comes on top.
-    pending: observations that are not in their buckets yet. Whoever appends here directly calls `fold` when
-        it holds FOLD_AT of them.
+    bounds: the buckets' upper bounds, ascending; a last bucket without a bound follows.
+    pending: observations that are not in their buckets yet. Code that appends here directly must call `fold`
+        once it holds FOLD_AT of them.
     """
 
     __slots__ = ("_bounds", "_counts", "_sum", "pending")
@@ -44,17 +44,17 @@ class Tally:
             self.fold()
 
     def counts(self) -> NDArray[np.int64]:
-        """The count of each bucket, not cumulative."""
+        """Return the count of each bucket, not cumulative."""
         self.fold()
         return self._counts.copy()
 
     def sum(self) -> float:
-        """The sum of all observations."""
+        """Return the sum of all observations."""
         self.fold()
         return self._sum
 
     def fold(self) -> None:
-        """Put what is pending into its buckets."""
+        """Put the pending observations into their buckets."""
         if self.pending:
             buckets = np.searchsorted(self._bounds, self.pending)  # a bound belongs to its own bucket
             self._counts += np.bincount(buckets, minlength=len(self._counts))
@@ -82,11 +82,11 @@ class SecondsByModel:
         self._tallies: dict[str, Tally] = {}
 
     def of(self, model: str) -> Tally:
-        """One model's observations."""
+        """Return one model's observations."""
         return self._tallies.setdefault(model, Tally(np.asarray(self._bounds)))
 
     def collect(self) -> Iterator[Metric]:
-        """The histogram now."""
+        """Return the histogram now."""
         family = HistogramMetricFamily(self._name, self._text, labels=["model"])
         for model, tally in self._tallies.items():
             add_histogram(family, [model], self._bounds, [tally])
@@ -107,14 +107,14 @@ class RequestMetrics:
         self._tallies: dict[tuple[str, str, int], Tally] = {}
 
     def of(self, route: str, model: str, status: int) -> Tally:
-        """The seconds of the requests with these labels. model: empty if none was found."""
+        """Return the seconds of the requests with these labels. model: empty if none was found."""
         tally = self._tallies.get((route, model, status))
         if tally is None:
             tally = self._tallies[route, model, status] = Tally(np.asarray(self._bounds))
         return tally
 
     def collect(self) -> Iterator[Metric]:
-        """The three metrics now."""
+        """Return the three metrics now."""
         requests = CounterMetricFamily(
             f"{self._prefix}_requests", "Requests answered.", labels=["route", "model", "status"]
         )

@@ -15,8 +15,10 @@ FIELDS = "fields"
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: time (UTC, RFC 3339), level, logger, message, its own fields, the
-    exception."""
+    """One JSON object per line.
+
+    It has the time (UTC, RFC 3339), level, logger and message, the line's own fields and the exception.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Render one record."""
@@ -34,13 +36,13 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """One line for people, its own fields at the end."""
+    """One line of text, with its own fields at the end."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, logging's name
-        """Render one record but for its exception."""
+        """Render one record without its exception."""
         fields = getattr(record, FIELDS, {})
         return " ".join([super().formatMessage(record), *(f"{name}={fields[name]}" for name in fields)])
 

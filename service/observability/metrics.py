@@ -1,6 +1,6 @@
 """Where metrics are declared: name, labels and buckets, not where the values come from.
 
-`histograms` puts those of requests together, `gpu` adds a GPU's.
+`histograms` assembles the metrics of requests, `gpu` adds a GPU's.
 """
 
 import platform
@@ -23,7 +23,7 @@ from prometheus_client import (
 
 from service.observability.histograms import RequestMetrics, SecondsByModel
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series per counter, which nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series per counter, never read
 
 PREFIX = "inkserve"
 SECONDS = (
@@ -64,7 +64,7 @@ class Registry(CollectorRegistry):
         self._before: list[Callable[[], None]] = []
 
     def before_collect(self, count: Callable[[], None]) -> None:
-        """Call `count`, which counts what was deferred, whenever the metrics are collected."""
+        """Call `count`, which counts deferred observations, before each collection."""
         self._before.append(count)
 
     def collect(self) -> Iterable[Metric]:
@@ -114,18 +114,18 @@ class Metrics:
     def count_rejected(self, model: str, reason: Rejection) -> None:
         """Count a request that was not served. model: empty if none was found."""
         counter = self._of_rejected.get((model, reason))
-        if counter is None:  # looking labels up costs more than counting
+        if counter is None:  # looking up labels costs more than counting
             counter = self._of_rejected[model, reason] = self.rejected.labels(model, reason)
         counter.inc()
 
     def of_batches(self, model: str) -> "BatchMetrics":
-        """The metrics of one model's batches."""
+        """Return the metrics of one model's batches."""
         return BatchMetrics(self, model)
 
     def watch_model(
         self, model: str, rows_waiting: Callable[[], float], requests_waiting: Callable[[], float]
     ) -> None:
-        """Read a model's queue whenever the metrics are collected, and export what has not happened yet as 0.
+        """Read a model's queue at each collection, and export counters without an event yet as 0.
 
         A counter that first appears with its first event hides that event from `rate`.
         """
@@ -136,11 +136,11 @@ class Metrics:
         self.model_loads.labels(model, "failed")
 
     def watch_ready(self, ready: Callable[[], bool]) -> None:
-        """Add whether new requests are accepted, read whenever the metrics are collected."""
+        """Add a gauge of whether new requests are accepted, read at each collection."""
         self._gauge("ready", "1 if new requests are accepted, else 0.").set_function(ready)
 
     def watch_process(self) -> None:
-        """Add what the process is and uses: versions, memory, CPU time, garbage collections."""
+        """Add metrics of the process: versions, memory, CPU time, garbage collections."""
         self.build.info({"version": package_version(), "python": platform.python_version()})
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
@@ -193,7 +193,7 @@ class BatchMetrics:
 
 
 def package_version() -> str:
-    """inkserve's own version."""
+    """Return inkserve's own version."""
     try:
         return version("inkserve")
     except PackageNotFoundError:  # run from a checkout that was never installed

@@ -16,7 +16,7 @@ _SANE_ID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 
 
 def sent_request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-    """Return the id that a request came with, or a new one if that is unfit for a log line or a header."""
+    """Return the id that a client sent, or None; a new one if it is unfit for a log line or a header."""
     for name, value in headers:
         if name == REQUEST_ID:
             return value if is_sane(value) else new_request_id()

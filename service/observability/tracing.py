@@ -1,7 +1,7 @@
 """Traces through OpenTelemetry. Imported only if tracing is on; knows nothing of HTTP messages or of models.
 
 A request is a span with two children, `queue` and `compute`; a batch is a span with a link to each of its
-requests. Endpoint, sampler and the like are the SDK's own variables, OTEL_*.
+requests. The SDK's own variables, OTEL_*, set the endpoint, the sampler and so on.
 """
 
 import re
@@ -84,7 +84,7 @@ class Tracing:
         return RequestSpan(method, made.trace_id, made.span_id, span, self._tracer)
 
     def _extract(self, sent: Mapping[bytes, bytes]) -> tuple[Context, int]:
-        """Return the context that the propagator's fields have, and its trace id, 0 if they name none."""
+        """Return the context in the propagator's fields, and its trace id, 0 if there is none."""
         text = {name.decode("ascii"): value.decode("latin-1") for name, value in sent.items()}
         context = self._propagator.extract(text, _ROOT)
         return context, get_current_span(context).get_span_context().trace_id
@@ -102,7 +102,7 @@ class Tracing:
     ) -> None:
         """Record a batch that has just run, if any of its requests is sampled.
 
-        started: on the clock of `time.monotonic`. traceparents: of its requests that are traced.
+        started: on the clock of `time.monotonic`. traceparents: those of its traced requests.
         """
         links = [link for link in map(_link, traceparents) if link is not None]
         if not links:
@@ -122,14 +122,14 @@ class Tracing:
         span.end(started_ns + int(compute_seconds * 1e9))
 
     def close(self) -> None:
-        """Send what is left; blocks."""
+        """Send the remaining spans; blocks."""
         self._provider.shutdown()
 
 
 def read_traceparent(value: bytes) -> tuple[Context, int]:
-    """Return the context that a header of W3C Trace Context names, and its trace id, 0 if it names none.
+    """Return the context in a W3C Trace Context header, and its trace id, 0 if there is none.
 
-    What the SDK's propagator returns, in 2 us instead of 5, and almost every traced request has just this
+    The result is the SDK's propagator's, in 2 us instead of 5. Almost every traced request has only this
     header.
     """
     match = _VERSION_00.fullmatch(value)
@@ -164,19 +164,19 @@ class RequestSpan:
         self._submitted = 0
 
     def submitted(self) -> str | None:
-        """The rows are submitted now. Returns the trace context to send with them, None if not sampled."""
+        """Note that the rows are submitted now; returns the trace context to send with them, if sampled."""
         if self._span is None:
             return None
         self._submitted = time.time_ns()
         return self.header().decode("ascii")
 
     def header(self) -> bytes:
-        """The span in the format of W3C Trace Context."""
+        """Return the span in the format of W3C Trace Context."""
         flags = 0 if self._span is None else self._span.get_span_context().trace_flags
         return b"00-%032x-%016x-%02x" % (self.trace_id, self.span_id, flags)
 
     def note_inference(self, queue_seconds: float, compute_seconds: float, batch_rows: int) -> None:
-        """Add the spans `queue` and `compute`. Those of a request that was split over batches are sums."""
+        """Add the spans `queue` and `compute`; for a request split over batches, `compute` is a sum."""
         if self._span is None or self._tracer is None:
             return
         parent = set_span_in_context(self._span)
@@ -187,7 +187,7 @@ class RequestSpan:
         computing.end(started + int(compute_seconds * 1e9))
 
     def end(self, route: str, status: int) -> None:
-        """The request has its response. route: one of a closed set."""
+        """End the span of a request that has its response. route: one of a closed set."""
         span = self._span
         if span is None:
             return
@@ -202,8 +202,8 @@ class RequestSpan:
 class _Decided(Sampler, IdGenerator):
     """Gives the next root span a trace id and a sampling decision that were made before.
 
-    The SDK takes 5 us to make a span that is not sampled; asking its sampler first takes 1 us. Asked twice
-    about one trace, a sampler that counts or draws would decide anew.
+    The SDK takes 5 us to make a span that is not sampled; asking its sampler first takes 1 us. A sampler that
+    counts or draws must be asked only once per trace, because it could decide differently the second time.
     """
 
     def __init__(self, sampler: Sampler, ids: IdGenerator) -> None:

@@ -19,7 +19,7 @@ LASTING_SECONDS = 10.0
 class Child:
     """A process that is restarted whenever it exits, with a growing delay.
 
-    spawn: starts it. ended: called each time that it has exited.
+    spawn: starts it. ended: called each time it has exited.
     settled: restart the process when it exits; while false, an exit is final.
     """
 
@@ -35,7 +35,7 @@ class Child:
         self._over = asyncio.Event()
 
     async def keep(self) -> int:
-        """Run the process, again and again, until `stop`; returns the exit code of its last run."""
+        """Run the process, restarting it until `stop`; returns the exit code of its last run."""
         delay = FIRST_DELAY_SECONDS
         try:
             while True:
@@ -79,7 +79,7 @@ class Child:
     async def _run(self) -> int:
         try:
             self._process = await self._spawn()
-        except OSError as error:  # the system has no processes or descriptors left
+        except OSError as error:  # the system is out of processes or descriptors
             logger.error("%s cannot be started: %s", self._name, error)
             return 1
         if self._stopping.is_set():  # it started too late to receive the signal

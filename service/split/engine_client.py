@@ -1,4 +1,4 @@
-"""The predictor in another process, as an HTTP worker sees it: one socket, calls identified by an id.
+"""The predictor in another process, as an HTTP worker sees it: one socket, and an id for each call.
 
 The models and readiness are answered from memory: the engine sends its state on connecting and at every
 change. `engine_server` is the other end.
@@ -35,7 +35,7 @@ class EngineClient:
 
     While it is not connected, calls raise ModelNotReady at once; so do pending calls when the connection is
     lost.
-    on_lost: called each time that happens.
+    on_lost: called each time the connection is lost.
     """
 
     def __init__(
@@ -71,15 +71,15 @@ class EngineClient:
     def check_admission(
         self, model: str, version: int | None, rows: int, seconds: float, priority: Priority = "normal"
     ) -> str | None:
-        """Nothing is known here: the queue is in the engine; see `Predictor.check_admission`."""
+        """Return None, because only the engine knows its queue; see `Predictor.check_admission`."""
         del model, version, rows, seconds, priority
         return None
 
     def note_rejection(self, model: str, version: int | None) -> None:
-        """Never called, as nothing is rejected here; see `Predictor.note_rejection`."""
+        """Do nothing, because nothing is rejected here; see `Predictor.note_rejection`."""
 
     def models(self) -> Catalogue:
-        """The models that are served now. Raises ModelNotReady if that was never known."""
+        """Return the models that the engine served last. Raises ModelNotReady before the first connection."""
         if self._state is None:
             raise ModelNotReady("the engine is not connected yet")
         return self._state.models
@@ -94,16 +94,16 @@ class EngineClient:
         return messages.read_lines(await self._ask(Kind.RELOAD, number, [number]))
 
     async def metrics(self) -> tuple[str, list[Metric]]:
-        """Return the engine's run and that run's metrics now."""
+        """Return the id of the engine's run, and its current metrics."""
         number = next(self._numbers)
         return messages.read_metrics(await self._ask(Kind.METRICS, number, [number]))
 
     async def connected(self) -> None:
-        """Wait until there is an engine and its models are known."""
+        """Wait until an engine is connected and its models are known."""
         await self._connected.wait()
 
     def stop_being_ready(self) -> None:
-        """Have load balancers send no more, while what they send is still answered."""
+        """Report unready, so that load balancers stop sending; requests are still answered."""
         self._accepting = False
 
     async def close(self) -> None:
@@ -148,7 +148,7 @@ class EngineClient:
         self, link: Link, kind: Kind, number: int, header: object, arrays: Sequence[Array]
     ) -> None:
         await link.writable()
-        if number in self._waiting:  # neither cancelled meanwhile nor failed with its link
+        if number in self._waiting:  # it was not cancelled meanwhile, and has not failed with its link
             link.send(kind, header, arrays)
 
     def _cancel(self, number: int) -> None:
@@ -168,13 +168,13 @@ class EngineClient:
             await self._watch(link)
 
     async def _watch(self, link: Link) -> None:
-        """Ping until the link is lost; a peer that sends nothing any more is hung."""
+        """Ping until the link is lost, and close it if the peer is hung: it sends nothing."""
         self._missed_pings = 0
         while not self._lost.is_set():
             if self._missed_pings >= MISSED_PINGS:
                 logger.error("the engine stopped responding; closing its connection")
                 link.abort()
-            # Counted, not timed: a pause of the whole container makes nobody late.
+            # Counted, not timed: a pause of the whole container must not count as a hang.
             self._missed_pings += 1
             link.send(Kind.PING, [0])
             try:

@@ -1,6 +1,6 @@
 """Serves a predictor to other processes over a Unix socket; `engine_client` is the other end.
 
-All the clients' requests go to the one predictor, so its batches form across them.
+All clients' requests go to the same predictor, so its batches form across clients.
 """
 
 import asyncio
@@ -56,13 +56,13 @@ class EngineServer:
         )
 
     async def reload(self) -> list[str]:
-        """Reload the predictor, and send every client what it serves now."""
+        """Reload the predictor, and send every client the models that it serves now."""
         problems = await self._predictor.reload()
         self.send_state()
         return problems
 
     def send_state(self) -> None:
-        """Send every client what is served, and whether new work is accepted."""
+        """Send every client the served models, and whether new work is accepted."""
         for link in self._links:
             self._send_state(link)
 

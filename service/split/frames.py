@@ -21,7 +21,7 @@ PREFIX = struct.Struct("<III")
 """Before each frame: its kind, the bytes of its header, the bytes of its body."""
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
-"""Enough for the cards of a large models folder; a request's header has some 100 bytes."""
+"""Enough for the cards of a large models folder; a request's header has about 100 bytes."""
 
 JOIN_BYTES = 64 * 1024
 """Frames up to this size are joined: cheaper than a gathering write."""
@@ -61,7 +61,7 @@ class FrameReader:
         self._needed = PREFIX.size
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """The frames that these bytes complete.
+        """Yield the frames that these bytes complete.
 
         Raises FrameError if the peer exceeds a limit or the header is not JSON.
         """
@@ -79,7 +79,7 @@ class FrameReader:
         self._chunks = [whole[start:]] if self._held else []
 
     def _end(self, whole: memoryview, start: int) -> int:
-        """Where the frame that begins at `start` ends, or as far as is known of it."""
+        """Return where the frame at `start` ends, or its prefix if that is incomplete."""
         if len(whole) - start < PREFIX.size:
             return start + PREFIX.size
         _, header_bytes, body_bytes = PREFIX.unpack_from(whole, start)
@@ -101,18 +101,18 @@ def _frame(whole: memoryview) -> Frame:
 
 
 class Owner(Protocol):
-    """What a link belongs to."""
+    """The owner of a link, which handles its events."""
 
     def link_opened(self, link: "Link", /) -> None:
-        """Frames can be sent now."""
+        """Handle the opening of a link: frames can be sent now."""
         ...
 
     def link_lost(self, link: "Link", /) -> None:
-        """The link is closed, for whatever reason."""
+        """Handle the end of a link, for whatever reason."""
         ...
 
     def frame_received(self, link: "Link", frame: Frame, /) -> None:
-        """A frame has come. Raises FrameError if it makes no sense, which closes the link."""
+        """Handle a frame. Raises FrameError if it is invalid or unexpected, which closes the link."""
         ...
 
 
@@ -138,8 +138,8 @@ class Link(asyncio.Protocol):
     def send(self, kind: int, header: object, arrays: Sequence[NDArray[Any]] = ()) -> None:
         """Send a frame, or drop it if the link is closed.
 
-        The frames of one iteration of the event loop, which are many when a batch has run, are written in one
-        call, and so read in one: that halves the cost of a frame.
+        The frames of one iteration of the event loop are written in one call, and so read in one. After a
+        batch there are many: this halves the cost of a frame.
         """
         if self._transport is None or self._transport.is_closing():
             return

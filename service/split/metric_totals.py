@@ -11,7 +11,7 @@ COUNTING = ("counter", "histogram")
 OLDEST = ("process_start_time_seconds", "process_max_fds")
 """Gauges merged by minimum: the oldest start, the lowest limit."""
 READY = "inkserve_ready"
-"""A service is ready when each process that says so is."""
+"""Also merged by minimum: a service is ready if every process that exports this gauge is."""
 
 
 @dataclass
@@ -29,10 +29,10 @@ class Totals:
         self._retired: list[Metric] = []
 
     def update(self, role: str, run: str, families: Iterable[Metric]) -> None:
-        """Replace a process's metrics by those that it has now.
+        """Replace a process's metrics by its current ones.
 
         role: which process of the service. run: which of the successive processes in that role. A new run
-        starts at zero, so what the previous one counted is added to it.
+        starts at zero, so the counts of the previous one are kept and added.
         """
         before = self._sources.get(role)
         if before is not None and before.run != run:
@@ -45,7 +45,7 @@ class Totals:
             self._sources[role].alive = False
 
     def collect(self) -> Iterator[Metric]:
-        """The service's metrics; see `prometheus_client.registry.Collector`."""
+        """Return the service's metrics; see `prometheus_client.registry.Collector`."""
         families = (
             source.families if source.alive else _counting(source.families)
             for source in self._sources.values()
@@ -53,7 +53,7 @@ class Totals:
         return iter(merge(chain(*families, self._retired)))
 
     def registry(self) -> CollectorRegistry:
-        """The service's metrics as they are now, to be encoded."""
+        """Return the service's current metrics, to be encoded."""
         return registry_of(list(self.collect()))
 
 
@@ -66,14 +66,14 @@ class _Fixed:
 
 
 def registry_of(families: list[Metric]) -> CollectorRegistry:
-    """A registry that holds just these."""
+    """Return a registry that holds only these."""
     registry = CollectorRegistry()
     registry.register(_Fixed(families))
     return registry
 
 
 def merge(families: Iterable[Metric]) -> list[Metric]:
-    """One family for each name, one sample for each name and labels."""
+    """Return one family per name, with one sample per name and labels."""
     merged: dict[str, Metric] = {}
     values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
     for family in families:

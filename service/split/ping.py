@@ -1,6 +1,6 @@
 """The command `python -m service ping SOCKET`: whether the engine behind a Unix socket responds.
 
-For a container's exec probes, which run it again and again: it loads little of the standard library and
+For a container's exec probes, which run it every few seconds: it loads little of the standard library and
 nothing else. `engine_server` is the other end.
 """
 
@@ -51,7 +51,7 @@ def _read(link: socket.socket, size: int) -> bytes:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, 1 with a line on what happened instead of a reply, or 2 for wrong usage."""
+    """Run the command; returns 0, 1 with a line on stderr if there is no reply, or 2 for wrong usage."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if len(arguments) != 1 or arguments[0].startswith("-"):
         asked = list(arguments) in (["-h"], ["--help"])

@@ -32,7 +32,7 @@ logger = logging.getLogger("inkserve")
 TICK_SECONDS = 0.5
 UNRESPONSIVE_TICKS = 20
 """A worker that serves but sends nothing for this many ticks is hung. Counted, not timed: a pause of the
-whole container makes nobody late."""
+whole container must not count as a hang."""
 
 SCRAPE_SECONDS = 1.0
 """How long a scrape waits for the other processes; if one is late, its last values are used."""
@@ -55,7 +55,7 @@ class Worker:
         self._pushed = asyncio.Event()
 
     async def pushed(self) -> None:
-        """Have the worker push its metrics now; returns when they are there, or the worker has exited."""
+        """Have the worker push its metrics now; returns once they have come, or the worker has exited."""
         if self._link is not None:
             self._pushed.clear()
             self._link.send(Kind.METRICS, [0])
@@ -133,7 +133,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
-        """Serve until a signal; returns the exit code: 0, or that of a process which could not start."""
+        """Serve until a signal; returns the exit code: 0, or that of a process that could not start."""
         self._handle_signals()
         ending = [asyncio.ensure_future(child.keep()) for child in self._children]
         starting = asyncio.ensure_future(self._all_ready())
@@ -158,7 +158,7 @@ class Supervisor:
         self._start(self._answer_scrape(link, number))
 
     async def start_process(self, command: str, fds: tuple[int, ...]) -> asyncio.subprocess.Process:
-        """Start a process of the service; it inherits these file descriptors alone."""
+        """Start a process of the service; it inherits only these file descriptors."""
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -186,7 +186,7 @@ class Supervisor:
         link.send(Kind.REPLY, messages.metrics_header(number, "", list(self.totals.collect())))
 
     async def _count(self, timeout_seconds: float) -> None:
-        """Bring the engine's metrics and our own up to date."""
+        """Update the totals with the engine's metrics and our own."""
         self.totals.update("supervisor", "", self._metrics.registry.collect())
         with contextlib.suppress(Unavailable, TimeoutError):
             run, families = await asyncio.wait_for(self._predictor.metrics(), timeout_seconds)
@@ -233,9 +233,9 @@ class Supervisor:
             logger.error("the models were not reloaded: %s", error)
 
     async def _stop(self) -> None:
-        """The workers first, so that what they accepted finds its engine."""
+        """Stop the workers first, so that the requests they have accepted still find the engine."""
         self._stopping.set()
-        # They hold the listener too; when the last of them lets go, connections are refused.
+        # The workers hold the listener too; when the last of them closes it, connections are refused.
         self.listener.close()
         longest = self._settings.drain_seconds + self._settings.shutdown_timeout_seconds + GRACE_SECONDS
         await asyncio.gather(*(worker.child.stop(longest) for worker in self._workers))
@@ -246,7 +246,7 @@ class Supervisor:
 
 
 def bind_tcp(host: str, port: int) -> socket.socket:
-    """A socket to listen on, not listening yet. Raises InkserveError."""
+    """Return a bound socket that does not listen yet. Raises InkserveError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -259,7 +259,7 @@ def bind_tcp(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def private_socket() -> Iterator[Path]:
-    """A path for a socket, in a folder that nobody else can enter and that goes away afterwards."""
+    """Yield a path for a socket in a private folder, which is removed afterwards."""
     folder = tempfile.mkdtemp(prefix="inkserve-")
     try:
         yield Path(folder) / "engine.sock"

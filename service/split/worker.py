@@ -48,7 +48,7 @@ class SupervisorLink:
         await loop.create_unix_connection(lambda: self._link, sock=socket.socket(fileno=fd))
 
     async def keep_pushing(self) -> None:
-        """Push for ever; the pushes also serve as a heartbeat for the supervisor."""
+        """Push the metrics for ever; the pushes are also a heartbeat for the supervisor."""
         while True:
             self.push()
             await asyncio.sleep(PUSH_SECONDS)
@@ -125,7 +125,7 @@ async def run(
     predictor = EngineClient(path)
     app = build_app(predictor, keys, supervisor.gather)
     pushing = asyncio.ensure_future(supervisor.keep_pushing())
-    # The workers share a port: one that accepts connections before it has an engine would answer 503 while
+    # The workers share a port: one that accepted connections before it has an engine would answer 503 while
     # the others answer 200.
     await predictor.connected()
     server = Server(app, settings, predictor.stop_being_ready, lambda _: supervisor.send_ready())
