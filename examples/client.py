@@ -3,7 +3,7 @@
     python examples/client.py classify tests/digits/7.png
     python examples/client.py generate 7 --count 16 --seed 1 --out sevens.png
 
-Copy `Client` into your own program, or take any HTTP client: a request is one POST or GET.
+Copy `Client` into your own program, or use any HTTP client: a request is one POST or GET.
 """
 
 import argparse
@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 RETRIED = (429, 503)
-"""Too much work, or nobody to do it. No request changes anything on the service, so it is safe to repeat."""
+"""The service is overloaded or not ready. No request changes anything there, so it is safe to repeat."""
 
 LONGEST_WAIT_SECONDS = 10.0
-"""Longest wait for one attempt, whatever Retry-After says."""
+"""Longest wait before the next attempt, give or take 20 %, whatever Retry-After says."""
 
 
 class ServiceError(Exception):
-    """The service answered with an error. status: the HTTP status code."""
+    """The service returned an error. status: the HTTP status code."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"{status}: {message}")
@@ -36,10 +36,10 @@ class ServiceError(Exception):
 class Client:
     """Calls one service.
 
-    url: for instance http://127.0.0.1:8000.
+    url: for example http://127.0.0.1:8000.
     api_key: sent as `Authorization: Bearer`, if the service requires one.
-    timeout: seconds that an answer may take; also sent as the request's deadline.
-    attempts: how often to try a request that the service sheds with 429 or 503.
+    timeout: seconds that a response may take; also sent as the request's deadline.
+    attempts: how often to try a request that is shed with 503, or with 429 by a proxy.
     """
 
     def __init__(self, url: str, api_key: str | None = None, timeout: float = 5.0, attempts: int = 5) -> None:
@@ -88,7 +88,7 @@ class Client:
 
 
 def _message(error: urllib.error.HTTPError) -> str:
-    """The service's own message; a proxy in front may send anything."""
+    """Return the service's own message, or whatever a proxy in front sends."""
     body = error.read()
     try:
         return str(json.loads(body)["error"])
@@ -97,7 +97,7 @@ def _message(error: urllib.error.HTTPError) -> str:
 
 
 def _wait(error: urllib.error.HTTPError, attempt: int) -> float:
-    """Seconds until the next attempt: Retry-After, spread so that clients do not all return at once."""
+    """Return the seconds until the next attempt: Retry-After, spread so that clients do not coincide."""
     try:
         seconds = float(error.headers.get("Retry-After", ""))
     except ValueError:  # absent, or a date
@@ -109,7 +109,9 @@ def main() -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Ask a running inkserve.")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the service (default: %(default)s)")
-    parser.add_argument("--timeout", type=float, default=5.0, help="in seconds (default: %(default)s)")
+    parser.add_argument(
+        "--timeout", type=float, default=5.0, help="seconds per attempt (default: %(default)s)"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     classify = commands.add_parser("classify", help="print the labels of PNG, JPEG or raw files")
     classify.add_argument("files", nargs="+", type=Path, metavar="FILE")
@@ -117,7 +119,9 @@ def main() -> int:
     generate.add_argument("label", help="a label of the model, or `mixed`")
     generate.add_argument("--count", type=int, default=1, help="number of images (default: %(default)s)")
     generate.add_argument("--seed", type=int, help="the same seed gives the same images (default: random)")
-    generate.add_argument("--out", type=Path, default=Path("generated.png"), help="(default: %(default)s)")
+    generate.add_argument(
+        "--out", type=Path, default=Path("generated.png"), help="file to write (default: %(default)s)"
+    )
     options = parser.parse_args()
     client = Client(options.url, os.environ.get("API_KEY"), options.timeout)
     try:

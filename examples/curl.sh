@@ -25,7 +25,7 @@ ask -H 'Content-Type: application/octet-stream' -H 'Accept: application/octet-st
   --data-binary @tests/digits/digits.raw --dump-header - --output "$out/probabilities.f32" \
   "$url/classify?model=mlp"
 
-echo '# A deadline: an answer within 0.2 s, or none'
+echo '# A deadline: a response within 0.2 s, or an error'
 ask -H 'inkserve-timeout: 0.2' --data-binary @tests/digits/7.png "$url/classify?top_k=1"
 
 echo '# Sixteen sevens as one PNG; the seed makes the bytes repeatable'

@@ -1,4 +1,4 @@
-"""Serve an ONNX model of your own, from export to answer.
+"""Serve an ONNX model of your own, from export to response.
 
     python examples/own_model.py
 
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def build_graph(sharpness: float) -> onnx.ModelProto:
-    """A graph from uint8 pixels (-1, 32, 32, 3) to float32 probabilities (-1, 3).
+    """Return a graph from uint8 pixels (-1, 32, 32, 3) to float32 probabilities (-1, 3).
 
     The cast, the scaling and the softmax are nodes: the service adds nothing to a graph.
     sharpness: how far apart the probabilities of two colours lie.
@@ -104,14 +104,14 @@ def serving(models_dir: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def picture(colour: tuple[int, int, int]) -> bytes:
-    """A PNG of one colour. Its size does not matter: the service resizes it to the model's input."""
+    """Return a PNG of one colour. Its size does not matter: the service resizes it to the model's input."""
     file = io.BytesIO()
     Image.new("RGB", (200, 100), colour).save(file, "PNG")
     return file.getvalue()
 
 
 def ask(url: str, image: bytes) -> dict[str, Any]:
-    """The service's answer to a picture."""
+    """Return the service's response to a picture."""
     request = urllib.request.Request(f"{url}/classify?model={NAME}", image)
     with urllib.request.urlopen(request, timeout=10) as response:
         answer: dict[str, Any] = json.load(response)
@@ -119,7 +119,7 @@ def ask(url: str, image: bytes) -> dict[str, Any]:
 
 
 def served_version(url: str) -> int:
-    """The version that answers a request which names none."""
+    """Return the version that the service uses for requests without a version."""
     with urllib.request.urlopen(f"{url}/models/{NAME}", timeout=10) as response:
         return int(json.load(response)["version"])
 
