@@ -32,12 +32,12 @@ and both win over the default.
 
 | | example |
 |---|---|
-| flag | `--max-batch-size 64`; of a switch `--access-log` or `--no-access-log` |
-| environment variable | `INKSERVE_MAX_BATCH_SIZE=64`; of a switch `true` or `false` |
+| flag | `--max-batch-size 64`; for a switch, `--access-log` or `--no-access-log` |
+| environment variable | `INKSERVE_MAX_BATCH_SIZE=64`; for a switch, `true` or `false` |
 | chart | `settings.maxBatchSize: 64` |
 
-Startup fails with exit code 2 at an unknown flag, at an `INKSERVE_` variable that is not a setting, and at a
-value out of bounds.
+Startup fails with exit code 2 if a flag is unknown, an `INKSERVE_` variable is not a setting, or a value is
+out of bounds.
 
 | flag | default | meaning |
 |---|---|---|
@@ -47,7 +47,7 @@ OLD_NAMES = """
 ## Old names
 
 Version 0.3.0 removes these. Until then the service accepts them and logs a warning. If both variables or both
-values of the chart are set, the new one counts.
+values of the chart are set, the new one wins.
 
 | old name | new name |
 |---|---|

@@ -30,7 +30,7 @@ FILE = Path(__file__).with_suffix(".json")
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 S = 'namespace="$namespace",job="$job"'
-HOT = f'{S},route=~"/classify|/generate"'
+INFERENCE = f'{S},route=~"/classify|/generate"'
 RATE = "[$__rate_interval]"
 
 Queries = dict[str, str]
@@ -99,8 +99,8 @@ def waiting(what: str) -> timeseries.Panel:
 
 def overview(board: dashboard.Dashboard) -> None:
     """Add the service's state at a glance."""
-    good = f"sum(rate(inkserve_good_requests_total{{{HOT}}}{RATE}))"
-    every = f"sum(rate(inkserve_requests_total{{{HOT}}}{RATE}))"
+    good = f"sum(rate(inkserve_good_requests_total{{{INFERENCE}}}{RATE}))"
+    every = f"sum(rate(inkserve_requests_total{{{INFERENCE}}}{RATE}))"
     in_queues = f"sum(inkserve_rows_waiting{{{S}}})"
     board.with_row(dashboard.Row("Overview"))
     for panel in (
@@ -126,9 +126,9 @@ def objectives(board: dashboard.Dashboard) -> None:
 
 def requests(board: dashboard.Dashboard) -> None:
     """Add what clients see."""
-    statuses = {"{{status}}": rate("requests_total", "status", HOT)}
+    statuses = {"{{status}}": rate("requests_total", "status", INFERENCE)}
     rejected = {"{{reason}}": rate("rejected_requests_total", "reason")}
-    latency = quantiles("request_seconds", HOT, "route")
+    latency = quantiles("request_seconds", INFERENCE, "route")
     board.with_row(dashboard.Row("Requests"))
     for panel in (
         graph("Requests by status", "reqps", statuses, "499: the client disconnected before its response."),

@@ -33,7 +33,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- $annotations = merge $annotations (dict "kubectl.kubernetes.io/default-container" "http") }}
 {{- end }}
 {{- if .Values.apiKeys.inline }}
-{{- /* New keys make new pods. */}}
+{{- /* New keys replace the pods, because the pod template changes. */}}
 {{- $annotations = merge (dict "checksum/api-keys" (.Values.apiKeys.inline | toJson | sha256sum)) $annotations }}
 {{- end }}
 {{- with $annotations }}
