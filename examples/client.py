@@ -97,7 +97,7 @@ def _message(error: urllib.error.HTTPError) -> str:
 
 
 def _wait(error: urllib.error.HTTPError, attempt: int) -> float:
-    """Return the seconds until the next attempt: Retry-After, spread so that clients do not coincide."""
+    """Return the wait in seconds: Retry-After, spread so that clients do not all retry at once."""
     try:
         seconds = float(error.headers.get("Retry-After", ""))
     except ValueError:  # absent, or a date

@@ -2,7 +2,7 @@
 
 serve: the whole service; with `--workers N`, split into N HTTP workers and an engine process.
 http, engine: the halves of a split service on their own, for containers that share `--socket`.
-ping SOCKET: whether the engine behind a Unix socket responds, for exec probes.
+ping SOCKET: check that the engine behind a Unix socket responds, for exec probes.
 (worker: one HTTP worker; `serve` and `http` start it.)
 
 Nothing is imported before the command is known: a ping takes less time than importing pydantic.

@@ -1,4 +1,4 @@
-"""The errors of the domain; `service.http.error_responses` alone maps them to HTTP status codes.
+"""The errors of the domain; only `service.http.error_responses` maps them to HTTP status codes.
 
 InkserveError
 ├── RequestError            the caller's mistake

@@ -27,7 +27,7 @@ class Item:
     inputs: one array per graph input, each (rows, ...).
     done: receives the outcome, once.
     settled: the outcome was delivered or the request cancelled.
-    taken: rows handed out in batches. dequeued: no row is in the queue any more.
+    taken: rows handed out in batches. dequeued: no row is left in the queue.
     traceparent: the W3C Trace Context of the request's span, if it is traced.
     """
 

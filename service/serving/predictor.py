@@ -53,7 +53,7 @@ class Predictor(Protocol):
         ...
 
     async def reload(self) -> list[str]:
-        """Bring the served models in line with the folder; returns a line for each that cannot be loaded."""
+        """Make the served models match the folder; returns a line for each version that cannot be loaded."""
         ...
 
 

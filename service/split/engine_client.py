@@ -168,7 +168,7 @@ class EngineClient:
             await self._watch(link)
 
     async def _watch(self, link: Link) -> None:
-        """Ping until the link is lost, and close it if the peer is hung: it sends nothing."""
+        """Ping until the link is lost; close it if the peer sends nothing, because then it is hung."""
         self._missed_pings = 0
         while not self._lost.is_set():
             if self._missed_pings >= MISSED_PINGS:

@@ -4,7 +4,7 @@ from service.http.fast.endpoint import Body
 
 
 class PartialBody:
-    """A body that has come in part. head: the bytes before it. whole: (size,), filled as they come."""
+    """A body that has come in part. head: the bytes before it. whole: (size,), filled as bytes come."""
 
     def __init__(self, head: bytes, size: int, begun: Body) -> None:
         self.head = head

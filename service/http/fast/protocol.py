@@ -175,7 +175,7 @@ class FastPathProtocol(HttpToolsProtocol):
             self.data_received(data)
 
     def _close_if_idle(self) -> None:
-        """One keep-alive timer per connection, not per request; re-armed if a later response was sent."""
+        """Close an idle connection. One timer per connection, re-armed if a later response was sent."""
         self._idle_timer = None
         if self._call is not None or not self._is_idle():
             return  # the next response sets the timer again, uvicorn its own
