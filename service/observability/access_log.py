@@ -17,7 +17,7 @@ LOGGER = "inkserve.access"
 
 
 class Access(NamedTuple):
-    """A request that was answered. Its query is the caller's affair and left out.
+    """A request that was answered, without its query, which is the caller's data.
 
     seconds: from its arrival to its response. model, client: empty if not known.
     traceparent: of its span, if tracing is on.

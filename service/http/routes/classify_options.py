@@ -1,4 +1,4 @@
-"""The options in the head of a POST /classify, and the response that they give a result."""
+"""The options in the head of a POST /classify, and the response made to suit them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
