@@ -1,12 +1,11 @@
 import gzip
-import hashlib
 import io
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from tests.support.idx_files import write_folder
+from tests.support.idx_files import digests, known, write_folder
 from training.datasets.fetch import fetch
 from training.datasets.known import (
     FILES,
@@ -22,14 +21,6 @@ from training.errors import DataError
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "data")
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
-
-
-def known(folder: Path) -> tuple[KnownDataset, ...]:
-    return (KnownDataset("bars", tuple("abcdefghij"), digests(folder)),)
 
 
 def mirror_of(folder: Path, tmp_path: Path) -> str:

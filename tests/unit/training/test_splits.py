@@ -6,14 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.idx_files import idx, patterns, write_folder
+from tests.support.idx_files import digests, idx, known, patterns, write_folder
 from training.datasets.known import (
-    FILES,
     TEST_IMAGES,
     TEST_LABELS,
     TRAIN_IMAGES,
     TRAIN_LABELS,
-    KnownDataset,
 )
 from training.datasets.splits import SUMS_FILE, load, spread
 from training.errors import DataError
@@ -22,14 +20,6 @@ from training.errors import DataError
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "data")
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
-
-
-def known(folder: Path) -> tuple[KnownDataset, ...]:
-    return (KnownDataset("bars", tuple("abcdefghij"), digests(folder)),)
 
 
 def test_last_twelfth_of_the_training_file_is_held_out(folder: Path) -> None:
