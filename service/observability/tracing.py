@@ -86,8 +86,7 @@ class Tracing:
     def _extract(self, sent: Mapping[bytes, bytes]) -> tuple[Context, int]:
         """Return the context in the propagator's fields, and its trace id, 0 if there is none."""
         text = {name.decode("ascii"): value.decode("latin-1") for name, value in sent.items()}
-        context = self._propagator.extract(text, _ROOT)
-        return context, get_current_span(context).get_span_context().trace_id
+        return _with_trace_id(self._propagator.extract(text, _ROOT))
 
     def trace_batch(
         self,
@@ -134,8 +133,7 @@ def read_traceparent(value: bytes) -> tuple[Context, int]:
     """
     match = _VERSION_00.fullmatch(value)
     if match is None:
-        context = _W3C.extract({"traceparent": value.decode("latin-1")}, _ROOT)
-        return context, get_current_span(context).get_span_context().trace_id
+        return _with_trace_id(_W3C.extract({"traceparent": value.decode("latin-1")}, _ROOT))
     trace_id, span_id, flags = (int(part, 16) for part in match.groups())
     if not trace_id or not span_id:
         return _ROOT, 0
@@ -242,6 +240,11 @@ class _Decided(Sampler, IdGenerator):
         return self._ids.generate_trace_id() if self.next is None else self.next[1]
 
 
+def _with_trace_id(context: Context) -> tuple[Context, int]:
+    return context, get_current_span(context).get_span_context().trace_id
+
+
 def _link(traceparent: str) -> Span | None:
-    span = get_current_span(_W3C.extract({"traceparent": traceparent}))
+    context, _ = read_traceparent(traceparent.encode("latin-1"))
+    span = get_current_span(context)
     return span if span.get_span_context().trace_flags.sampled else None
