@@ -4,6 +4,7 @@ InkserveError
 ├── RequestError            the caller's mistake
 │   ├── InvalidInput        a value, shape, dtype or size that the model does not accept
 │   ├── PayloadTooLarge     more bytes or rows than the settings allow
+│   ├── RequestTimeout      the client did not send its whole request in time
 │   ├── UnsupportedMedia    a Content-Type that no codec reads
 │   ├── Unauthorized        the API key is missing or unknown
 │   ├── NotAcceptable       an Accept header that no codec can satisfy
@@ -35,6 +36,10 @@ class InvalidInput(RequestError):
 
 class PayloadTooLarge(RequestError):
     """More bytes or rows than the settings allow."""
+
+
+class RequestTimeout(RequestError):
+    """The client did not send its whole request in time."""
 
 
 class UnsupportedMedia(RequestError):

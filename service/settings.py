@@ -122,6 +122,43 @@ class Settings(BaseSettings):
         le=3600,
         description="default deadline of a request in seconds, and the longest that a client may ask for",
     )
+    max_connections: int = Field(
+        8192,
+        ge=1,
+        description="maximum open connections per process, and no more than its file descriptors allow; at "
+        "the limit, the connections that have been idle for longest are closed",
+    )
+    max_head_bytes: int = Field(
+        32 * 1024,
+        ge=1024,
+        le=1024 * 1024,
+        description="maximum bytes in a request's head; a larger one gets 431",
+    )
+    max_buffered_bytes: int = Field(
+        256 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="maximum bytes of bodies and unsent responses that a process holds for all connections "
+        "together; a request that needs more is rejected",
+    )
+    head_timeout_seconds: float = Field(
+        10.0,
+        gt=0,
+        le=600,
+        description="seconds that a client has to send a request's head, and a new connection to send its "
+        "first; a body must come within the request's deadline",
+    )
+    send_timeout_seconds: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="seconds after which a client that does not read its response is dropped",
+    )
+    keep_alive_seconds: float = Field(
+        75.0,
+        gt=0,
+        le=3600,
+        description="seconds that an idle connection is kept open; proxies usually keep theirs for 60",
+    )
     drain_seconds: float = Field(
         0.0,
         ge=0,

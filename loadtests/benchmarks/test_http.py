@@ -15,7 +15,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from uvicorn.server import ServerState
 
 from service.http.app import create_app
-from service.http.fast.protocol import FastPathProtocol
+from service.http.fast.connections import Connections, Limits
+from service.http.fast.protocol import HttpProtocol
 from service.observability.metrics import Metrics
 from service.serving.local import LocalPredictor
 from service.settings import Settings
@@ -62,7 +63,7 @@ def test_64_requests(
     settings = Settings(models_dir=mlp.parent.parent, default_classifier="mlp")
     metrics = Metrics()
 
-    async def start() -> tuple[LocalPredictor, list[FastPathProtocol]]:
+    async def start() -> tuple[LocalPredictor, list[HttpProtocol]]:
         predictor = LocalPredictor(settings, metrics)
         await predictor.start()
         dispatch = create_app(predictor, settings, metrics)
@@ -70,8 +71,9 @@ def test_64_requests(
         config.load()
         fast_path = dispatch.fast_path if path == "fast" else None
         state = ServerState()
+        connections = Connections(Limits.of(settings))
         protocols = [
-            FastPathProtocol(fast_path, config=config, server_state=state, app_state={})
+            HttpProtocol(connections, fast_path, config=config, server_state=state)
             for _ in range(CONNECTIONS)
         ]
         for protocol in protocols:

@@ -1,5 +1,6 @@
 """The outermost ASGI application: checks API keys, picks the endpoint, and catches the last errors."""
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import FastAPI
@@ -11,7 +12,7 @@ from service.http.error_responses import error_response, plain_error
 from service.http.fast.endpoint import FastPath
 from service.http.lifecycle import Call, Lifecycle
 from service.http.responses import Response
-from service.http.types import Message, Receive, Scope, Send
+from service.http.types import RECEIVED_AT, Message, Receive, Scope, Send
 from service.observability.request_ids import new_request_id, sent_request_id
 
 CALL = "inkserve.call"
@@ -66,6 +67,7 @@ class Dispatch:
             client[0] if client else "",
             dict(scope["headers"]),
             sent_request_id(scope["headers"]),
+            received_at=scope.get(RECEIVED_AT) or time.monotonic(),
         )
 
     async def _serve(

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 CLIENT_CLOSED_REQUEST = 499
 """Never sent: counts requests whose client disconnected, as in nginx."""
 
+MALFORMED = "malformed"
+"""The route that requests without a readable head are counted under."""
+
 TRACE_RESPONSE = TRACERESPONSE.wire
 
 
@@ -42,16 +45,40 @@ class Lifecycle:
         self.tracing = tracing
         self.tallies: dict[tuple[str, str, int], Tally] = {}
 
+    def count_malformed(self, status: int) -> None:
+        """Count a request that was no HTTP, or whose head came too slowly."""
+        self.tally(MALFORMED, "", status).pending.append(0.0)
+
+    def tally(self, route: str, model: str, status: int) -> Tally:
+        """Return the tally of such responses."""
+        key = route, model, status
+        tally = self.tallies.get(key)
+        if tally is None:
+            tally = self.tallies[key] = self.metrics.requests.of(*key)
+        return tally
+
 
 class Call:
     """One request, from its arrival to its response.
 
     route: one of a closed set; `other` for unknown paths.
     model: the name of its model; empty until that is known.
+    received_at: when its first byte came, on the clock of `time.monotonic`; its deadline counts from there.
     request_id: as the client sent it; otherwise one of ours, if a log line or the client needs it.
     """
 
-    __slots__ = ("_lifecycle", "client", "method", "model", "path", "request_id", "route", "span", "started")
+    __slots__ = (
+        "_lifecycle",
+        "client",
+        "method",
+        "model",
+        "path",
+        "received_at",
+        "request_id",
+        "route",
+        "span",
+        "started",
+    )
 
     def __init__(
         self,
@@ -63,7 +90,9 @@ class Call:
         headers: Headers,
         request_id: bytes | None,
         model: str = "",
+        received_at: float = 0.0,
     ) -> None:
+        self.received_at = received_at
         self.started = time.perf_counter()
         self._lifecycle = lifecycle
         self.method = method
@@ -116,10 +145,9 @@ class Call:
         """Count and log a request that has its response."""
         seconds = time.perf_counter() - self.started
         lifecycle = self._lifecycle
-        key = self.route, self.model, status
-        tally = lifecycle.tallies.get(key)
+        tally = lifecycle.tallies.get((self.route, self.model, status))
         if tally is None:
-            tally = lifecycle.tallies[key] = lifecycle.metrics.requests.of(*key)
+            tally = lifecycle.tally(self.route, self.model, status)
         tally.pending.append(seconds)
         if len(tally.pending) >= FOLD_AT:
             tally.fold()

@@ -1,19 +1,23 @@
 """The HTTP server: uvicorn, with a shutdown that loses nothing. Knows nothing of models."""
 
 import asyncio
+import errno
 import logging
 import math
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 
 import uvicorn
 
+from service.http.fast.connections import Connections, Limits
 from service.http.fast.endpoint import FastPath
-from service.http.fast.protocol import FastPathProtocol
+from service.http.fast.protocol import HttpProtocol
 from service.http.types import App
 from service.settings import Settings
 
@@ -23,13 +27,14 @@ ACCEPTED_PER_ITERATION = 128
 """uvloop accepts one connection per iteration of the event loop, and an iteration may hold a batch: of 1,000
 that came at once, the last waited 3 s. Up to this many more, at 16 us each, are accepted per iteration."""
 
-KEEP_ALIVE_SECONDS = 75
-"""Longer than the 60 s that common proxies keep idle connections, so that the proxies close them."""
+RESERVED_FILES = 128
+"""File descriptors that are kept for everything but connections: models, logs, the engine's socket."""
 
 
 class Server(uvicorn.Server):
     """uvicorn, but SIGTERM first makes the service unready and then, after `drain_seconds`, stops it.
 
+    From SIGTERM on, every response closes its connection.
     unready: called at the first signal.
     listening: called with the listener once it listens.
     """
@@ -41,7 +46,9 @@ class Server(uvicorn.Server):
         unready: Callable[[], None],
         listening: Callable[[socket.socket], None],
     ) -> None:
-        super().__init__(_config(app, settings, getattr(app, "fast_path", None)))
+        limits = Limits.of(settings)
+        self._connections = Connections(replace(limits, max_connections=_allowed(limits.max_connections)))
+        super().__init__(_config(app, settings, self._connections, getattr(app, "fast_path", None)))
         self._unready = unready
         self._listening = listening
         self._drain_seconds = settings.drain_seconds
@@ -57,6 +64,7 @@ class Server(uvicorn.Server):
             return
         self._stopping = True
         logger.info("%s: unready, stopping in %g s", signal.Signals(sig).name, self._drain_seconds)
+        self._connections.draining = True
         self._unready()
         self._loop.call_soon_threadsafe(self._loop.call_later, self._drain_seconds, self._stop)
 
@@ -65,54 +73,71 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             listener = self.servers[0].sockets[0]
-            if sockets is None:  # a shared listener must leave connections to the other workers
-                self._acceptor = self._accept_more(listener)
+            # A shared listener must leave connections to the other workers, until the service stops.
+            self._acceptor = _Acceptor(listener, self._make_protocol(), self._connections, sockets is None)
             self._listening(listener)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop; connections that were accepted a moment ago are also closed cleanly."""
+        """Stop. Connections that the kernel has completed are accepted and served first."""
         if self._acceptor is not None:
             await self._acceptor.close()
         await super().shutdown(sockets)
 
-    def _accept_more(self, listener: socket.socket) -> "_Acceptor":
-        """Accept more than one connection per iteration of the event loop."""
-        make: Callable[[], asyncio.Protocol] = partial(
+    def _make_protocol(self) -> Callable[[], asyncio.Protocol]:
+        return partial(
             self.config.http_protocol_class,  # type: ignore[call-arg]  # its class does not declare its parameters
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,
         )
-        return _Acceptor(listener, make)
 
     def _stop(self) -> None:
         self.should_exit = True
 
 
 class _Acceptor:
-    """Accepts all connections pending on the listener, in addition to uvloop's own server."""
+    """Accepts all connections pending on the listener, in addition to uvloop's own server.
 
-    def __init__(self, listener: socket.socket, make: Callable[[], asyncio.Protocol]) -> None:
+    always: otherwise only at the end.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        make: Callable[[], asyncio.Protocol],
+        connections: Connections,
+        always: bool,
+    ) -> None:
         self._listener = socket.socket(fileno=os.dup(listener.fileno()))
         self._listener.setblocking(False)
         self._make = make
+        self._connections = connections
+        self._always = always
         self._connecting: set[asyncio.Task[object]] = set()
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._listener, self._accept)
+        if always:
+            self._loop.add_reader(self._listener, self._accept)
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Accept what is pending; returns whether there may be more."""
         for _ in range(ACCEPTED_PER_ITERATION):
             try:
                 connection, _ = self._listener.accept()
-            except OSError:  # none left; uvloop's own server hits any other error too, and reports it
-                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                    self._connections.make_room(os.strerror(error.errno))
+                return False
             task = self._loop.create_task(self._loop.connect_accepted_socket(self._make, connection))
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
+        return True
 
     async def close(self) -> None:
-        """Accept no more, and wait until every accepted connection is set up."""
-        self._loop.remove_reader(self._listener)
+        """Accept what is pending, then no more, and wait until every accepted connection is set up."""
+        if self._always:
+            self._loop.remove_reader(self._listener)
+        while self._accept():
+            pass
         self._listener.close()
         if self._connecting:
             await asyncio.wait(self._connecting)
@@ -124,18 +149,40 @@ def log_ready(listener: socket.socket) -> None:
     logger.info("ready at http://%s:%d, documentation at /docs", host, port)
 
 
-def _config(app: App, settings: Settings, fast_path: FastPath | None) -> uvicorn.Config:
+def _allowed(connections: int) -> int:
+    """Return how many of these connections the process may open, after raising its soft limit of descriptors.
+
+    The soft limit is often 1,024, for the sake of programs that use select().
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + RESERVED_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < wanted:
+            logger.warning(
+                "max_connections is %d, the limit of file descriptors %d: keeping at most %d connections",
+                connections,
+                soft,
+                max(1, soft - RESERVED_FILES),
+            )
+            return max(1, soft - RESERVED_FILES)
+    return connections
+
+
+def _config(
+    app: App, settings: Settings, connections: Connections, fast_path: FastPath | None
+) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=partial(FastPathProtocol, fast_path),  # type: ignore[arg-type]  # it is only ever called
+        http=partial(HttpProtocol, connections, fast_path),  # type: ignore[arg-type]  # it is only ever called
         proxy_headers=False,
         lifespan="off",
         log_config=None,
         log_level="warning",
         access_log=False,  # `service.http.lifecycle` writes its own, with the request's id
         server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout_seconds),  # uvicorn wants whole seconds
     )

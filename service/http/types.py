@@ -10,6 +10,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = Mapping[bytes, bytes]
 
+RECEIVED_AT = "inkserve.received_at"
+"""The scope's key for when the request's first byte came, on the clock of `time.monotonic`."""
+
 JSON = "application/json"
 OCTETS = "application/octet-stream"
 PNG = "image/png"

@@ -13,7 +13,8 @@ from uvicorn.server import ServerState
 
 from service.http.app import create_app
 from service.http.dispatch import Dispatch
-from service.http.fast.protocol import FastPathProtocol
+from service.http.fast.connections import Connections, Limits
+from service.http.fast.protocol import HttpProtocol
 from service.http.types import Receive, Scope, Send
 from service.observability.metrics import Metrics
 from service.serving.local import LocalPredictor
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from service.observability.tracing import Tracing
 
 KEEP_ALIVE_SECONDS = 0.4
-"""Whole seconds are uvicorn's own; the protocol reads what is set on it."""
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Listener:
     state: ServerState
     metrics: Metrics
     through_asgi: list[str]
+    connections: Connections
 
     def counted(self, status: int, model: str = "first-pixel") -> float | None:
         labels = {"route": "/classify", "model": model, "status": str(status)}
@@ -46,6 +47,7 @@ async def listening(
     predictor: LocalPredictor, tmp_path: Path, tracing: "Tracing | None" = None, **changes: Any
 ) -> AsyncIterator[Listener]:
     metrics = Metrics()
+    changes = {"keep_alive_seconds": KEEP_ALIVE_SECONDS, **changes}
     configured = settings(tmp_path).model_copy(update=changes)
     dispatch = create_app(predictor, configured, metrics, tracing=tracing)
     seen: list[str] = []
@@ -57,10 +59,11 @@ async def listening(
     config = uvicorn.Config(app, lifespan="off", log_config=None, server_header=False)
     state = ServerState()
     config.load()
-    config.timeout_keep_alive = KEEP_ALIVE_SECONDS  # type: ignore[assignment]
-    make = partial(FastPathProtocol, dispatch.fast_path, config=config, server_state=state, app_state={})
+    limits = Limits.of(configured)
+    connections = Connections(limits, tick_seconds=0.02)
+    make = partial(HttpProtocol, connections, dispatch.fast_path, config=config, server_state=state)
     server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
     try:
-        yield Listener(server.sockets[0].getsockname()[1], dispatch, state, metrics, seen)
+        yield Listener(server.sockets[0].getsockname()[1], dispatch, state, metrics, seen, connections)
     finally:
         server.close()

@@ -38,10 +38,12 @@ class Plan(Protocol):
     """How an endpoint answers all requests with one head.
 
     model: the name of their model.
+    timeout: seconds from a request's first byte to its deadline.
     any_body: whether every body can be answered here; otherwise `accepts` decides.
     """
 
     model: str
+    timeout: float
     any_body: bool
 
     def is_valid(self) -> bool:
@@ -60,8 +62,13 @@ class Plan(Protocol):
         """Note that such a request was rejected by `check_admission`."""
         ...
 
-    def submit(self, body: Body, traceparent: str | None, done: Done, *, admitted: bool) -> Cancel:
-        """Submit the body's rows; see `Predictor.submit`. Raises the errors of the domain."""
+    def submit(
+        self, body: Body, traceparent: str | None, done: Done, received_at: float, *, admitted: bool
+    ) -> Cancel:
+        """Submit the body's rows; see `Predictor.submit`. Raises the errors of the domain.
+
+        received_at: when the request's first byte came, on the clock of `time.monotonic`.
+        """
         ...
 
     def respond(self, result: InferenceResult) -> Response:

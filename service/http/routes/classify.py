@@ -1,6 +1,5 @@
 """POST /classify: images in any of four formats -> labels and probabilities."""
 
-import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -53,7 +52,6 @@ class Classify:
 
     async def __call__(self, scope: Scope, receive: Receive, call: Call) -> Response:
         """Answer a request that came through ASGI."""
-        arrived = time.monotonic()
         headers: Headers = dict(scope["headers"])
         query = read_query(scope["query_string"], QUERY)
         target = self._target(query)
@@ -63,7 +61,7 @@ class Classify:
         spec = target.manifest.inputs[0]
         inputs = {spec.name: await self._decode(headers, body, target.manifest)}
         rows = check_inputs(target.manifest, inputs, self._settings.max_request_rows)
-        deadline = arrived + options.timeout
+        deadline = call.received_at + options.timeout
         request = InferenceRequest(
             call.model, target.version, inputs, rows, deadline, options.priority, call.submitted()
         )

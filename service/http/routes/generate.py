@@ -1,7 +1,6 @@
 """GET or POST /generate: a label and a seed, or latents -> images."""
 
 import base64
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,9 +93,8 @@ class Generate:
 
     async def __call__(self, scope: Scope, receive: Receive, call: Call) -> Response:
         """Answer a request."""
-        arrived = time.monotonic()
         headers: Headers = dict(scope["headers"])
-        deadline = arrived + read_timeout(headers, self._settings.request_timeout_seconds)
+        deadline = call.received_at + read_timeout(headers, self._settings.request_timeout_seconds)
         priority = read_priority(headers)
         accepted = negotiate(headers, OFFERED)
         wanted, raw_z = await self._read(scope, headers, receive)

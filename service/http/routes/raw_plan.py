@@ -1,7 +1,5 @@
 """How the fast path answers a POST /classify with a body of raw rows."""
 
-import time
-
 import numpy as np
 
 from service.batching.request import Done, InferenceRequest, InferenceResult
@@ -35,6 +33,7 @@ class RawPlan:
         self._spec = options.target.manifest.inputs[0]
         self._dtype = dtype_of(self._spec)
         self._max_rows = max_rows
+        self.timeout = options.timeout
         self._options = options
         rows, rest = divmod(content_length, codecs.row_bytes(self._spec))
         fits = not rest and 1 <= rows <= max_rows
@@ -61,10 +60,12 @@ class RawPlan:
         """See `Predictor.note_rejection`."""
         self._predictor.note_rejection(self.model, self._options.target.version)
 
-    def submit(self, body: Body, traceparent: str | None, done: Done, *, admitted: bool) -> Cancel:
+    def submit(
+        self, body: Body, traceparent: str | None, done: Done, received_at: float, *, admitted: bool
+    ) -> Cancel:
         """Submit the body's rows; see `Predictor.submit`."""
         options = self._options
-        deadline = time.monotonic() + options.timeout
+        deadline = received_at + options.timeout
         if self._shape is None:
             images = codecs.rows_from_raw(body, self._spec, self._max_rows)  # raises the right error
         else:
