@@ -160,7 +160,7 @@ def _allowed(connections: int) -> int:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         if soft < wanted:
-            logger.warning(
+            logger.info(
                 "max_connections is %d, the limit of file descriptors %d: keeping at most %d connections",
                 connections,
                 soft,

@@ -87,6 +87,7 @@ class Exchange:
         self._pieces += pieces
         self.buffered += sum(map(len, pieces))
         self._body_complete = complete
+        self.awaits_continue = False
         self._event.set()
 
     def fail(self, error: Exception) -> None:

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from service.batching.queue import Item
 from service.batching.request import InferenceRequest
+from service.http.fast.call import FastCall
 from service.http.fast.endpoint import FastPath
 from service.http.fast.head import Head, parse_head
-from service.http.fast.call import FastCall
 from service.http.lifecycle import Lifecycle
 from service.http.responses import Response
 from service.http.routes.raw_plan import RawPlan
