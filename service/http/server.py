@@ -80,6 +80,9 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop. Connections that the kernel has completed are accepted and served first."""
         if self._acceptor is not None:
+            self._acceptor.empty_queue()
+            for server in self.servers:
+                server.close()
             await self._acceptor.close()
         await super().shutdown(sockets)
 
@@ -132,13 +135,16 @@ class _Acceptor:
             task.add_done_callback(self._connecting.discard)
         return True
 
-    async def close(self) -> None:
-        """Accept what is pending, then no more, and wait until every accepted connection is set up."""
+    def empty_queue(self) -> None:
+        """Accept all that is pending, for the last time; the port must be closed at once."""
         if self._always:
             self._loop.remove_reader(self._listener)
         while self._accept():
             pass
         self._listener.close()
+
+    async def close(self) -> None:
+        """Wait until every accepted connection is set up. Call it after `empty_queue`."""
         if self._connecting:
             await asyncio.wait(self._connecting)
 

@@ -25,6 +25,7 @@ from service.http.fast.corked import CorkedTransport
 from service.http.fast.endpoint import FastPath, KnownHead, Plan
 from service.http.fast.exchange import HIGH_WATER, STATUS_LINES, Exchange
 from service.http.fast.head import END_OF_HEAD, MalformedRequest, RequestHead, read_head
+from service.http.headers import TIMEOUT
 from service.http.responses import Response
 from service.http.types import RECEIVED_AT, App, Scope
 
@@ -45,7 +46,7 @@ STOP_SECONDS = 0.5
 """At shutdown, a connection that was just active may send one more request within this time."""
 
 ACTIVE_SECONDS = 2.0
-"""A connection whose last response is older counts as inactive at shutdown."""
+"""A connection that has been idle for longer counts as inactive at shutdown, and is closed at once."""
 
 STALL_SECONDS = 2.0
 """At shutdown, how long a client may pause within a request."""
@@ -92,6 +93,7 @@ class HttpProtocol(asyncio.Protocol):
         self._head = b""
         self._body: PartialBody | RejectedBody | None = None
         self._framing: Framing | None = None
+        self._patience = 0.0  # seconds from the first byte in which the body must come
         self._early: list[bytes] = []
         self._early_since = 0.0
         self._buffered = 0
@@ -329,7 +331,8 @@ class HttpProtocol(asyncio.Protocol):
             exchange.feed([], complete=True)
             return data[body_at:]
         self._framing = framing
-        self.deadline = self._receive_until(self._began + self._limits.request_timeout_seconds)
+        self._patience = _patience(head, self._limits.request_timeout_seconds)
+        self.deadline = self._receive_until(self._began + self._patience)
         if len(data) > body_at:
             return self._receive_content(framing, data[body_at:])
         return b""
@@ -497,7 +500,7 @@ class HttpProtocol(asyncio.Protocol):
         if self._body is not None or self._framing is not None:
             self.deadline = min(self.deadline, now + STALL_SECONDS)
         elif self.idle_since is not None:
-            inactive = not self.served or now - self.idle_since > ACTIVE_SECONDS
+            inactive = now - self.idle_since > ACTIVE_SECONDS
             self.deadline = now + (0.0 if inactive and not self._head else STOP_SECONDS)
             if self.deadline <= now:
                 self.expire(now)
@@ -515,7 +518,7 @@ class HttpProtocol(asyncio.Protocol):
             self._expire_fast_body()
         elif self._framing is not None:
             self._connections.count("body_timeout")
-            self._cut_short(RequestTimeout("the body did not come in time"))
+            self._cut_short(self._body_timeout(self._patience))
         elif self._head:
             late = f"{self._limits.head_timeout_seconds:g} s"
             self._reject(MalformedRequest(f"request head is incomplete after {late}", 408), "head_timeout")
@@ -549,11 +552,15 @@ class HttpProtocol(asyncio.Protocol):
         self._cut_off = True
         if isinstance(body, RejectedBody):
             self.reply(call, call.rejected(body.reason))
-        elif call.plan.timeout < self._limits.request_timeout_seconds:  # the client's own deadline
-            late = f"the body did not come within the deadline of {call.plan.timeout:g} s"
-            self.reply(call, call.failed(DeadlineExceeded(late)))
         else:
-            self.reply(call, call.failed(RequestTimeout("the body did not come in time")))
+            self.reply(call, call.failed(self._body_timeout(call.plan.timeout)))
+
+    def _body_timeout(self, seconds: float) -> InkserveError:
+        """Return the error for a body that did not come within these seconds from the first byte."""
+        message = f"the body did not come within {seconds:g} s"
+        if seconds < self._limits.request_timeout_seconds:  # the deadline is the client's own
+            return DeadlineExceeded(message)
+        return RequestTimeout(message)
 
     def _cut_short(self, error: InkserveError) -> None:
         """End the request of an exchange with an error, though its body has not come; close after it."""
@@ -638,6 +645,15 @@ class HttpProtocol(asyncio.Protocol):
     def _release(self) -> None:
         self._connections.buffered -= self._buffered
         self._buffered = 0
+
+
+def _patience(head: RequestHead, longest: float) -> float:
+    """Return the seconds in which a request's body must come: its own deadline's, or `longest`."""
+    try:
+        seconds = float(dict(head.headers).get(TIMEOUT.wire, longest))
+    except ValueError:
+        return longest
+    return seconds if 0 < seconds <= longest else longest
 
 
 def _leading_lines(data: bytes) -> int:

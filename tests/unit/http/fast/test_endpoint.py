@@ -201,7 +201,7 @@ class Held:
         self.cancelled = 0
         predictor.submit = self.submit  # type: ignore[assignment,method-assign]
 
-    def submit(self, *arguments: object, admitted: bool) -> Cancel:
+    def submit(self, *arguments: object, admitted: bool = False) -> Cancel:
         self._waiting.append(partial(self._submit, *arguments, admitted=admitted))  # type: ignore[arg-type]
 
         def cancel() -> None:
