@@ -27,6 +27,7 @@ class Dispatch:
     endpoints: by path and method.
     keys: a request must send one of them, unless its path is open; None if no key is required.
     fast_path: answers its requests inside the HTTP protocol; they never come here.
+    lifecycle: counts and logs every request.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Dispatch:
         self.app = app
         self.fast_path = fast_path
         self._endpoints = endpoints
-        self._lifecycle = lifecycle
+        self.lifecycle = lifecycle
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,7 +61,7 @@ class Dispatch:
     def _start(self, scope: Scope) -> Call:
         path, client = scope["path"], scope.get("client")
         return Call(
-            self._lifecycle,
+            self.lifecycle,
             scope["method"],
             path,
             path if path in self._endpoints else "other",

@@ -12,13 +12,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
 
 from service.http.fast.connections import Connections, Limits
 from service.http.fast.endpoint import FastPath
 from service.http.fast.protocol import HttpProtocol
-from service.http.types import App
+from service.http.lifecycle import Lifecycle
+from service.http.types import Receive, Scope, Send
 from service.settings import Settings
 
 logger = logging.getLogger("inkserve")
@@ -31,6 +33,24 @@ RESERVED_FILES = 128
 """File descriptors that are kept for everything but connections: models, logs, the engine's socket."""
 
 
+class Application(Protocol):
+    """An ASGI application with a fast path; see `service.http.dispatch.Dispatch`."""
+
+    @property
+    def fast_path(self) -> FastPath | None:
+        """The requests that never come to the application."""
+        ...
+
+    @property
+    def lifecycle(self) -> Lifecycle:
+        """What counts every request."""
+        ...
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        ...
+
+
 class Server(uvicorn.Server):
     """uvicorn, but SIGTERM first makes the service unready and then, after `drain_seconds`, stops it.
 
@@ -41,14 +61,15 @@ class Server(uvicorn.Server):
 
     def __init__(
         self,
-        app: App,
+        app: Application,
         settings: Settings,
         unready: Callable[[], None],
         listening: Callable[[socket.socket], None],
     ) -> None:
         limits = Limits.of(settings)
-        self._connections = Connections(replace(limits, max_connections=_allowed(limits.max_connections)))
-        super().__init__(_config(app, settings, self._connections, getattr(app, "fast_path", None)))
+        limits = replace(limits, max_connections=_allowed(limits.max_connections))
+        self._connections = Connections(limits, app.lifecycle.metrics)
+        super().__init__(_config(app, settings, self._connections, app.fast_path))
         self._unready = unready
         self._listening = listening
         self._drain_seconds = settings.drain_seconds
@@ -177,7 +198,7 @@ def _allowed(connections: int) -> int:
 
 
 def _config(
-    app: App, settings: Settings, connections: Connections, fast_path: FastPath | None
+    app: Application, settings: Settings, connections: Connections, fast_path: FastPath | None
 ) -> uvicorn.Config:
     return uvicorn.Config(
         app,

@@ -56,6 +56,10 @@ Rejection = Literal["queue_full", "deadline", "not_ready", "shutting_down", "cli
 """Why a valid request was not served: shed, expired, too early, too late, or abandoned by its client."""
 
 
+Closing = Literal["malformed", "head_timeout", "body_timeout", "send_timeout", "evicted", "refused"]
+"""Why the service closed a connection before its client was done."""
+
+
 class Registry(CollectorRegistry):
     """A registry that counts deferred observations before it is collected."""
 
@@ -108,6 +112,9 @@ class Metrics:
         )
         self.rows_waiting = self._gauge("rows_waiting", "Rows in a model's queue.", "model")
         self.requests_waiting = self._gauge("requests_waiting", "Requests in a model's queue.", "model")
+        self.connections_closed = self._counter(
+            "connections_closed", "Connections that the service closed early, by reason.", "reason"
+        )
         self._of_rejected: dict[tuple[str, Rejection], Counter] = {}
         self.build = Info(f"{PREFIX}_build", "Versions of inkserve and Python.", registry=self.registry)
 
@@ -134,6 +141,16 @@ class Metrics:
         for reason in get_args(Rejection):
             self.rejected.labels(model, reason)
         self.model_loads.labels(model, "failed")
+
+    def watch_connections(self, open_connections: Callable[[], float]) -> None:
+        """Add a gauge of the open connections, and export the counters of those closed early as 0."""
+        self._gauge("connections", "Open connections.").set_function(open_connections)
+        for reason in get_args(Closing):
+            self.connections_closed.labels(reason)
+
+    def count_closed(self, reason: Closing) -> None:
+        """Count a connection that the service closed early."""
+        self.connections_closed.labels(reason).inc()
 
     def watch_ready(self, ready: Callable[[], bool]) -> None:
         """Add a gauge of whether new requests are accepted, read at each collection."""

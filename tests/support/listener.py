@@ -60,7 +60,7 @@ async def listening(
     state = ServerState()
     config.load()
     limits = Limits.of(configured)
-    connections = Connections(limits, tick_seconds=0.02)
+    connections = Connections(limits, metrics, tick_seconds=0.02)
     make = partial(HttpProtocol, connections, dispatch.fast_path, config=config, server_state=state)
     server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
     try:

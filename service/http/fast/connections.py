@@ -10,8 +10,9 @@ import select
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
+from service.observability.metrics import Closing, Metrics
 from service.settings import Settings
 
 logger = logging.getLogger("inkserve")
@@ -22,9 +23,6 @@ LOG_SECONDS = 10.0
 """One log line per this many seconds sums up the connections that were refused, closed or malformed."""
 
 POLLRDHUP = getattr(select, "POLLRDHUP", 0x2000)
-
-Closing = Literal["malformed", "head_timeout", "body_timeout", "send_timeout", "evicted", "refused"]
-"""Why a connection was closed by us before its client was done."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +87,16 @@ class Connections:
     buffered: bytes of request bodies and unsent responses that the connections hold.
     deaf: connections that do not read, whose clients' leaving must be looked for.
     closed: connections that we closed, by reason, since the start.
+    metrics: None if nobody collects them.
     """
 
-    def __init__(self, limits: Limits, tick_seconds: float = TICK_SECONDS) -> None:
+    def __init__(
+        self, limits: Limits, metrics: Metrics | None = None, tick_seconds: float = TICK_SECONDS
+    ) -> None:
         self.limits = limits
+        self._metrics = metrics
+        if metrics is not None:
+            metrics.watch_connections(lambda: len(self.open))
         self.draining = False
         self.buffered = 0
         self.open: set[Connection] = set()
@@ -129,6 +133,8 @@ class Connections:
     def count(self, why: Closing, problem: str = "") -> None:
         """Count a connection that we close. problem: what its client did, for the log."""
         self.closed[why] += 1
+        if self._metrics is not None:
+            self._metrics.count_closed(why)
         self._unlogged[why] += 1
         self._last_problem = problem or self._last_problem
 

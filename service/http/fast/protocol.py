@@ -20,7 +20,7 @@ from service.errors import DeadlineExceeded, InkserveError, InvalidInput, QueueF
 from service.http.error_responses import plain_error
 from service.http.fast.bodies import Framing, PartialBody, RejectedBody, framing_of
 from service.http.fast.call import FastCall, encode
-from service.http.fast.connections import Closing, Connections
+from service.http.fast.connections import Connections
 from service.http.fast.corked import CorkedTransport
 from service.http.fast.endpoint import FastPath, KnownHead, Plan
 from service.http.fast.exchange import HIGH_WATER, STATUS_LINES, Exchange
@@ -28,6 +28,7 @@ from service.http.fast.head import END_OF_HEAD, MalformedRequest, RequestHead, r
 from service.http.headers import TIMEOUT
 from service.http.responses import Response
 from service.http.types import RECEIVED_AT, App, Scope
+from service.observability.metrics import Closing
 
 REQUESTS_PER_ITERATION = 16
 """Pipelined requests that one connection may have handled before other connections have their turn."""

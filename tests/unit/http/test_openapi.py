@@ -17,9 +17,10 @@ from service.errors import DeadlineExceeded, EngineError, ModelNotReady, QueueFu
 from service.http import headers
 from service.http.api_keys import ApiKeys
 from service.http.app import create_app
+from service.http.dispatch import Dispatch
 from service.http.routes import classify, examples, generate
 from service.http.server import Server
-from service.http.types import App, Receive, Scope, Send
+from service.http.types import Receive, Scope, Send
 from service.observability.metrics import Metrics
 from service.observability.request_ids import REQUEST_ID
 from service.serving.local import LocalPredictor
@@ -143,16 +144,15 @@ ASKED: dict[tuple[str, str], dict[int, list[Ask]]] = {
 class Spy:
     """An application that notes which requests came through ASGI."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: Dispatch) -> None:
         self._app = app
+        self.fast_path = app.fast_path
+        self.lifecycle = app.lifecycle
         self.paths: list[str] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.paths.append(scope["path"])
         await self._app(scope, receive, send)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._app, name)
 
 
 class Running(NamedTuple):
