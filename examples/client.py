@@ -39,7 +39,7 @@ class Client:
     url: for example http://127.0.0.1:8000.
     api_key: sent as `Authorization: Bearer`, if the service requires one.
     timeout: seconds that a response may take; also sent as the request's deadline.
-    attempts: how often to try a request that is shed with 503, or with 429 by a proxy.
+    attempts: how often to try a request that is shed with 429, or gets 503.
     """
 
     def __init__(self, url: str, api_key: str | None = None, timeout: float = 5.0, attempts: int = 5) -> None:

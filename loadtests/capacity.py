@@ -247,7 +247,7 @@ def _search(pod: MeasuredPod, saturation: float, p99_seconds: float) -> Iterator
 
 def _report(step: Step) -> None:
     latencies = f"p50 {1e3 * step.p50_seconds:.2f} ms, p99 {1e3 * step.p99_seconds:.2f} ms"
-    say(f"{step.offered_rate:,.0f}/s: {latencies}, {step.shed} times 503, {step.failed} failed")
+    say(f"{step.offered_rate:,.0f}/s: {latencies}, {step.shed} times 429, {step.failed} failed")
 
 
 if __name__ == "__main__":

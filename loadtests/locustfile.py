@@ -49,7 +49,7 @@ FINISH_SECONDS = 30
 SETTLE_SECONDS = WORKER_REPORT_INTERVAL + 2
 """Time without users at the end, for the workers' last reports: locust's master waits only half a second."""
 
-SHED = "shed: 503"
+SHED = "shed: 429"
 """The message of a failure that is the correct response to overload, and counts separately from wrong
 ones."""
 
@@ -249,7 +249,7 @@ def judge(response: ResponseContextManager, check: Check) -> None:
 
 
 def _problem(response: ResponseContextManager, check: Check) -> str | None:
-    if response.status_code == 503 and _header(response, "retry-after"):
+    if response.status_code == 429 and _header(response, "retry-after"):
         return SHED
     if not response.status_code:
         return f"no response: {getattr(response, 'error', None)!r}"

@@ -48,7 +48,7 @@ class Step:
 class Spent:
     """What a service spent under load: CPU seconds of its process and of its main thread, and its batches.
 
-    answered, refused: requests answered 200 and 503. main_cpu_seconds: of the main thread, which runs the
+    answered, refused: requests answered 200 and 429. main_cpu_seconds: of the main thread, which runs the
     event loop and inline batches; main_delay_seconds: how long it was runnable without a core.
     batches, compute_seconds: their number, and their wall time. rows: of all batches; padded_rows: with
     padding.
@@ -85,8 +85,8 @@ def step_of(outcome: Outcome, opening_seconds: float = 0.0) -> Step:
     return Step(
         offered_rate=float(np.sum(counted) / seconds),
         answered_rate=float(np.sum(answered & (outcome.done <= outcome.seconds)) / seconds),
-        shed=int(np.sum(counted & (outcome.status == 503))),
-        failed=int(np.sum(counted & ~answered & (outcome.status != 503))),
+        shed=int(np.sum(counted & (outcome.status == 429))),
+        failed=int(np.sum(counted & ~answered & (outcome.status != 429))),
         p50_seconds=float(np.quantile(latency, 0.5)) if len(latency) else math.inf,
         p99_seconds=float(np.quantile(latency, 0.99)) if len(latency) else math.inf,
         late_p99_seconds=float(np.quantile(lateness, 0.99)) if len(lateness) else math.inf,
@@ -147,7 +147,7 @@ class MeasuredPod:
         rows = total("inkserve_batch_rows_sum")
         return {
             "answered": total("inkserve_requests_total", status="200"),
-            "refused": total("inkserve_requests_total", status="503"),
+            "refused": total("inkserve_requests_total", status="429"),
             "cpu_seconds": sum(self._process.cpu_times()[:2]),
             "main_cpu_seconds": running,
             "main_delay_seconds": waiting,

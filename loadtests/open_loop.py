@@ -74,7 +74,7 @@ Run = Callable[[Plan], Outcome]
 class Point:
     """The result of one offered load. Rates are per second of the load, latencies count from the due time.
 
-    goodput: answered 200 within the deadline. rejected_*: responses with 503, timed from sending. expired:
+    goodput: answered 200 within the deadline. rejected_*: responses with 429, timed from sending. expired:
     responses with 504, for requests whose deadline passed in the queue. waited: requests that found no free
     connection. late_*: how long after their due time the others were sent. generator_saturated: the figures
     are then the generator's, not the server's.
@@ -211,7 +211,7 @@ def summarise(load: float, outcome: Outcome, deadline_seconds: float) -> Point:
     """The figures of one load, from the results of its requests."""
     latency = outcome.done - outcome.due
     good = outcome.status == 200
-    rejected = outcome.status == 503
+    rejected = outcome.status == 429
     expired = outcome.status == 504
     lateness = (outcome.sent - outcome.due)[~np.isnan(outcome.sent) & ~outcome.waited]
     rejection = (outcome.done - outcome.sent)[rejected]

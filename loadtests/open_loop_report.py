@@ -22,13 +22,13 @@ HEAD = (
     "offered/s",
     "answered/s",
     "goodput/s",
-    "503/s",
+    "429/s",
     "504/s",
     "failed",
     "p50 ms",
     "p99 ms",
     "p99.9 ms",
-    "503 p50 / p99 / max ms",
+    "429 p50 / p99 / max ms",
     "waited",
     "lateness p50 / p99 ms",
     "generator's core",
@@ -49,7 +49,7 @@ def markdown(result: Json) -> str:
         "",
         f"Poisson arrivals, {result['seconds']:g} s per load. Latency counts from the time a request was "
         f"due; goodput is the requests answered 200 within {1e3 * result['deadline_seconds']:g} ms of it. "
-        "Each request sets that deadline (inkserve-timeout): a request that would be late gets 503 at once, "
+        "Each request sets that deadline (inkserve-timeout): a request that would be late gets 429 at once, "
         "one whose deadline passes in the queue gets 504.",
         "",
         "The generator sends at most "
@@ -69,7 +69,7 @@ def one_line(point: Json) -> str:
     """One point in one line, to follow a run."""
     return (
         f"load {point['load']:g}: {point['offered']:,.0f} offered, {point['goodput']:,.0f} good, "
-        f"{point['rejected']:,.0f} 503, p99 {1e3 * point['p99_seconds']:.1f} ms"
+        f"{point['rejected']:,.0f} 429, p99 {1e3 * point['p99_seconds']:.1f} ms"
         + (", generator saturated" if point["generator_saturated"] else "")
     )
 
@@ -86,7 +86,7 @@ def draw(result: Json, path: Path) -> None:
             axes[0].plot(loads, latencies, style, marker=".", color=colour, label=f"{label}, {name}")
         for name, style in (("goodput", "-"), ("rejected", ":")):
             shares = [point[name] / scenario["capacity"] for point in points]
-            what = "503" if name == "rejected" else name
+            what = "429" if name == "rejected" else name
             axes[1].plot(loads, shares, style, marker=".", color=colour, label=f"{label}, {what}")
     axes[0].set(yscale="log", ylabel="latency of answered requests, ms")
     axes[1].set(ylabel="requests/s, in capacities")
@@ -154,7 +154,7 @@ def _targets(points: Sequence[Json]) -> list[str]:
         slowest = point["rejected_p99_seconds"]
         quick = bool(point["rejected"]) and slowest <= REJECTION_SECONDS
         seen = f"{1e3 * slowest:.1f} ms" if point["rejected"] else "none"
-        lines.append(f"| {name}: p99 of 503 responses | <= 5 ms | {seen} | {_verdict(quick)} |")
+        lines.append(f"| {name}: p99 of 429 responses | <= 5 ms | {seen} | {_verdict(quick)} |")
         lines.append(
             f"| {name}: failed otherwise | 0 | {point['failed']:,} | {_verdict(not point['failed'])} |"
         )

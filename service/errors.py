@@ -11,6 +11,8 @@ InkserveError
 │   └── ModelNotFound       the model or its version is unknown
 ├── Unavailable             try again later
 │   ├── QueueFull           the model's queue has no room
+│   │   ├── DeadlineUnreachable  the queued work takes longer than the request's deadline
+│   │   └── BuffersFull      the connections together hold too many bytes
 │   ├── DeadlineExceeded    the request's deadline passed before its rows were run
 │   ├── ModelNotReady       the model is loading, draining or unavailable
 │   └── ShuttingDown        the service accepts no new work
@@ -63,7 +65,19 @@ class Unavailable(InkserveError):
 
 
 class QueueFull(Unavailable):
-    """The model's queue has no room for the request."""
+    """The model's queue has no room for the request. retry_seconds: when there may be room."""
+
+    def __init__(self, message: str, retry_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
+
+
+class DeadlineUnreachable(QueueFull):
+    """The queued work takes longer than the time to the request's deadline."""
+
+
+class BuffersFull(QueueFull):
+    """The connections together hold too many bytes of bodies and responses."""
 
 
 class DeadlineExceeded(Unavailable):

@@ -102,10 +102,10 @@ class Settings(BaseSettings):
         description="seconds that an idle device waits for a batch to fill; 0 starts at once",
     )
     max_queue_rows: int = Field(
-        16384, ge=1, description="maximum rows queued per model; further requests get 503"
+        16384, ge=1, description="maximum rows queued per model; further requests get 429"
     )
     max_queue_requests: int = Field(
-        512, ge=1, description="maximum requests queued per model; further requests get 503"
+        512, ge=1, description="maximum requests queued per model; further requests get 429"
     )
     max_request_rows: int = Field(
         4096, ge=1, description="maximum rows in one request; at most `max_queue_rows`"

@@ -93,7 +93,7 @@ def burn(title: str, ratio: str, budget: str, text: str) -> timeseries.Panel:
 def waiting(what: str) -> timeseries.Panel:
     """Return a panel of the longest queue of any pod, because each pod has its own limits."""
     fullest = {"{{model}}": f"max by (model) (inkserve_{what}_waiting{{{S}}})"}
-    text = f"In the pod with most {what} queued. Beyond max_queue_{what} a pod rejects requests with 503."
+    text = f"In the pod with most {what} queued. Beyond max_queue_{what} a pod rejects requests with 429."
     return graph(f"{what.capitalize()} queued", "none", fullest, text, span=6)
 
 

@@ -38,7 +38,7 @@ HEAD = (
     "peak/s",
     "requests",
     "answered",
-    "503",
+    "429",
     "expired",
     "refused",
     "p50 ms",

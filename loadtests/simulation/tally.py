@@ -49,7 +49,7 @@ class Latencies:
 
 @dataclass
 class Tally:
-    """Counts of requests by result. shed: answered 503. refused: sent to a pod that had closed its port."""
+    """Counts of requests by result. shed: answered 429. refused: sent to a pod that had closed its port."""
 
     arrived: float = 0.0
     answered: float = 0.0

@@ -17,6 +17,7 @@ from service.batching.device import Device, Runner
 from service.batching.on_loop import on_loop_rows
 from service.batching.queue import Batch, BatchQueue, BatchRecord, Item
 from service.batching.request import Array, Done, InferenceRequest, InferenceResult, Outcome, Priority
+from service.batching.retries import Refusal
 from service.errors import EngineError, ShuttingDown
 
 logger = logging.getLogger(__name__)
@@ -65,13 +66,16 @@ class Batcher:
         """Requests that have rows in the queue."""
         return self._queue.requests
 
-    def check_admission(self, rows: int, seconds: float, priority: Priority = "normal") -> str | None:
+    def check_admission(self, rows: int, seconds: float, priority: Priority = "normal") -> Refusal | None:
         """Return the reason to reject `rows` more rows, or None. seconds: until their deadline."""
         return self._queue.check_admission(rows, seconds, priority)
 
-    def note_rejection(self) -> None:
-        """Keep the next batch on the loop short, because a request was rejected by `check_admission`."""
-        self._queue.refused_since_batch = True
+    def note_rejection(self, refusal: Refusal, rows: int) -> float:
+        """Note that `check_admission` rejected a request; returns the seconds after which it should return.
+
+        The next batch on the loop is kept short.
+        """
+        return self._queue.note_rejection(refusal, rows, time.monotonic())
 
     def submit(
         self, request: InferenceRequest, inputs: tuple[Array, ...], done: Done, *, admitted: bool = False
@@ -82,8 +86,8 @@ class Batcher:
         done: called once, in a later iteration of the event loop, with the result; or with DeadlineExceeded
             if rows are still queued at the deadline, or EngineError if a batch failed.
         admitted: `check_admission` accepted it in this iteration of the event loop.
-        Returns the item that `cancel` accepts. Raises QueueFull if `check_admission` gives a reason, and
-        ShuttingDown after `close`.
+        Returns the item that `cancel` accepts. Raises QueueFull if `check_admission` gives a reason,
+        DeadlineExceeded if the deadline has passed, and ShuttingDown after `close`.
         """
         if self._closed:
             raise ShuttingDown("the model is being unloaded and accepts no new requests")
@@ -116,8 +120,9 @@ class Batcher:
 
         Sets no timer for rows that are due later, because timers belong to the event loop: `finish` sets it.
         """
-        batch = self._queue.take(self._cut[self._queue.refused_since_batch] if on_loop else None)
-        self._entered = self._queue.release_at() == -math.inf
+        queue = self._queue
+        batch = queue.take(self._cut[queue.refused_since_batch] if on_loop else None, time.monotonic())
+        self._entered = queue.release_at() == -math.inf
         if self._entered:
             self._device.enter(self)
         return batch

@@ -210,7 +210,8 @@ class Device:
             if entry is None or isinstance(entry, _Errand) or not entry.has_full_batch():
                 return None
             self._entered.popleft()
-            return _Job(entry, entry.take(on_loop=False))
+            batch = entry.take(on_loop=False)
+            return _Job(entry, batch) if batch.parts else None
 
 
 class _Running:

@@ -9,9 +9,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from service.batching.pace import Pace
+from service.batching.pace import ALLOWED_SHARE, Pace
 from service.batching.request import Array, Done, Priority
-from service.errors import QueueFull
+from service.batching.retries import Refusal, Retries
+from service.errors import DeadlineExceeded
 
 Reason = Literal["full", "idle", "delay"]
 
@@ -107,6 +108,8 @@ class BatchQueue:
         self.max_batch_delay_seconds = max_batch_delay_seconds
         self.max_queue_requests = max_queue_requests
         self.pace = Pace(max_batch_size)
+        self._retries = Retries()
+        self._expired: list[Item] = []
         self.rows = 0
         self.requests = 0
         self.refused_since_batch = False
@@ -118,16 +121,27 @@ class BatchQueue:
 
     def check_admission(
         self, rows: int, seconds: float = math.inf, priority: Priority = "normal"
-    ) -> str | None:
+    ) -> Refusal | None:
         """Return the reason to reject `rows` more rows, or None. seconds: until their deadline."""
         if self.rows + rows > self.max_queue_rows:
-            return (
+            return self._no_room(
                 f"{self.rows} rows are queued and {rows} more were sent, expected at most "
                 f"{self.max_queue_rows} in the queue"
             )
         if self.requests >= self.max_queue_requests:
-            return f"{self.requests} requests are queued, expected fewer than {self.max_queue_requests}"
+            return self._no_room(
+                f"{self.requests} requests are queued, expected fewer than {self.max_queue_requests}"
+            )
         return self.pace.check_deadline(self.rows_ahead(rows, priority), rows, seconds)
+
+    def _no_room(self, why: str) -> Refusal:
+        return Refusal(why, allowed_seconds=self.pace.seconds_of(self.rows) * ALLOWED_SHARE)
+
+    def note_rejection(self, refusal: Refusal, rows: int, now: float) -> float:
+        """Note that a request of `rows` rows is rejected; returns the seconds until it should return."""
+        self.refused_since_batch = True
+        backlog = self.pace.seconds_of(self.rows)
+        return self._retries.promise(now, backlog, rows * self.pace.row_seconds, refusal.allowed_seconds)
 
     def rows_ahead(self, rows: int, priority: Priority = "normal") -> int:
         """Return a lower bound on the queued rows that run before a new request of `rows` rows completes."""
@@ -139,13 +153,18 @@ class BatchQueue:
         """Add a request's rows.
 
         admitted: `check_admission` accepted it in this iteration of the event loop.
-        Raises QueueFull, and keeps nothing, if `check_admission` gives a reason now.
+        Raises QueueFull, and keeps nothing, if `check_admission` gives a reason now; and DeadlineExceeded if
+        the deadline has passed.
         """
+        if item.deadline <= item.enqueued:
+            late = item.enqueued - item.deadline
+            raise DeadlineExceeded(
+                f"the deadline passed {late:.3f} s before the request was read and decoded"
+            )
         if not admitted:
-            reason = self.check_admission(item.rows, item.deadline - item.enqueued, item.priority)
-            if reason is not None:
-                self.refused_since_batch = True
-                raise QueueFull(reason)
+            refusal = self.check_admission(item.rows, item.deadline - item.enqueued, item.priority)
+            if refusal is not None:
+                raise refusal.error(self.note_rejection(refusal, item.rows, item.enqueued))
         self.rows += item.rows
         self.requests += 1
         if item.deadline < self.next_deadline:
@@ -165,6 +184,12 @@ class BatchQueue:
 
     def expire(self, now: float) -> list[Item]:
         """Remove and return the items whose deadline has passed."""
+        expired = self._expired + self._overdue(now)
+        self._expired = []
+        return expired
+
+    def _overdue(self, now: float) -> list[Item]:
+        """Remove and return the queued items whose deadline has passed."""
         expired = []
         self.next_deadline = math.inf
         for lane in (self._small, self._large, self._low):
@@ -192,8 +217,13 @@ class BatchQueue:
         heads = [lane.head() for lane in (self._small, self._large, self._low) if lane.rows]
         return min(item.enqueued for item in heads if item) + self.max_batch_delay_seconds
 
-    def take(self, max_rows: int | None = None) -> Batch:
-        """Hand out the next batch, of at most `max_rows` rows if given; empty if nothing is queued."""
+    def take(self, max_rows: int | None = None, now: float = -math.inf) -> Batch:
+        """Hand out the next batch, of at most `max_rows` rows if given; empty if nothing is queued.
+
+        Rows whose deadline has passed at `now` are not handed out; `expire` returns their items.
+        """
+        if now >= self.next_deadline:
+            self._expired += self._overdue(now)
         parts: list[Part] = []
         most = self.max_batch_size if max_rows is None else min(max_rows, self.max_batch_size)
         space = most

@@ -68,6 +68,27 @@ SEED = Header(
 )
 ALLOW = Header("Allow", "The methods that the path has, separated by commas.", example="GET, POST")
 RETRY_AFTER = Header(
-    "Retry-After", "Seconds to wait before trying again.", {"type": "integer", "minimum": 0}, example=1
+    "Retry-After",
+    "Seconds to wait before trying again. With 429 they are computed from the queue, and differ from one "
+    "client to the next, so that not all return at once.",
+    {"type": "integer", "minimum": 1},
+    example=1,
+)
+REASON = Header(
+    "Inkserve-Reason",
+    "Why the request was not served; also the label `reason` of `inkserve_rejected_requests_total`.",
+    {
+        "type": "string",
+        "enum": [
+            "queue_full",
+            "deadline_unreachable",
+            "buffers_full",
+            "deadline",
+            "not_ready",
+            "shutting_down",
+            "unavailable",
+        ],
+    },
+    example="queue_full",
 )
 WWW_AUTHENTICATE = Header("WWW-Authenticate", "The scheme of the expected API key.", example="Bearer")

@@ -4,13 +4,12 @@ The same for the fast path and for ASGI. Knows nothing of sockets, ASGI messages
 """
 
 import time
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from service.batching.request import InferenceResult
 from service.errors import QueueFull
 from service.http.disconnects import ClientDisconnected
-from service.http.error_responses import REJECTIONS, error_response
+from service.http.error_responses import REJECTIONS, error_response, too_much_work, whole_seconds
 from service.http.headers import TRACERESPONSE
 from service.http.responses import Response
 from service.http.types import Headers
@@ -123,10 +122,11 @@ class Call:
         self.ended(response.status)
         return response
 
-    def rejected(self, why: str) -> Response:
-        """Return the response to a request that was rejected because the queue has no room for it."""
-        self._lifecycle.metrics.count_rejected(self.model, "queue_full")
-        return self.answered(_no_room(why))
+    def rejected(self, error: QueueFull) -> Response:
+        """Return the response to a request that was rejected because there is too much work."""
+        reason = REJECTIONS[type(error)]
+        self._lifecycle.metrics.count_rejected(self.model, reason)
+        return self.answered(too_much_work(reason, str(error), whole_seconds(error.retry_seconds)))
 
     def failed(self, error: Exception) -> Response:
         """Return the response to a failed request; counts it as rejected if the error is a rejection."""
@@ -176,8 +176,3 @@ class Call:
         if self.span is not None:
             pairs.append((TRACE_RESPONSE, self.span.header()))
         return pairs
-
-
-@lru_cache(64)
-def _no_room(why: str) -> Response:
-    return error_response(QueueFull(why))

@@ -52,8 +52,21 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 BatchReason = Literal["full", "idle", "delay"]
 """Why a batch ran when it did: it was full, the device was idle, or `max_batch_delay_seconds` had passed."""
 
-Rejection = Literal["queue_full", "deadline", "not_ready", "shutting_down", "client_left"]
-"""Why a valid request was not served: shed, expired, too early, too late, or abandoned by its client."""
+Rejection = Literal[
+    "queue_full",
+    "deadline_unreachable",
+    "buffers_full",
+    "deadline",
+    "not_ready",
+    "shutting_down",
+    "unavailable",
+    "client_left",
+]
+"""Why a valid request was not served: shed, for three reasons, expired, too early, too late, without an
+engine, or abandoned by its client."""
+
+SHED: tuple[Rejection, ...] = ("queue_full", "deadline_unreachable", "buffers_full")
+"""There was too much work; answered 429."""
 
 
 Closing = Literal["malformed", "head_timeout", "body_timeout", "send_timeout", "evicted", "refused"]

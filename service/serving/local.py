@@ -12,6 +12,7 @@ from pathlib import Path
 
 from service.batching.device import Device
 from service.batching.request import Array, Done, InferenceRequest, Priority
+from service.batching.retries import Refusal
 from service.errors import InkserveError, RepositoryError
 from service.memory import give_back_free_memory
 from service.models.catalogue import Catalogue
@@ -82,14 +83,14 @@ class LocalPredictor:
 
     def check_admission(
         self, model: str, version: int | None, rows: int, seconds: float, priority: Priority = "normal"
-    ) -> str | None:
+    ) -> Refusal | None:
         """Return the reason to reject this many rows now, or None; see `Predictor.check_admission`."""
         loaded = self._served.by_request.get((model, version)) or self._served.find(model, version)
         return loaded.batcher.check_admission(rows, seconds, priority)
 
-    def note_rejection(self, model: str, version: int | None) -> None:
+    def note_rejection(self, model: str, version: int | None, refusal: Refusal, rows: int) -> float:
         """See `Predictor.note_rejection`."""
-        self._served.find(model, version).batcher.note_rejection()
+        return self._served.find(model, version).batcher.note_rejection(refusal, rows)
 
     def models(self) -> Catalogue:
         """Return the models that are served now."""

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from service.batching.request import Done, InferenceRequest, InferenceResult, Priority
+from service.batching.retries import Refusal
 from service.models.catalogue import Catalogue
 
 T = TypeVar("T")
@@ -26,13 +27,14 @@ class Predictor(Protocol):
             or EngineError.
         admitted: `check_admission` accepted the request in this iteration of the event loop.
         Returns a function that cancels the request; `done` is then never called.
-        Raises InvalidInput, PayloadTooLarge, ModelNotFound, subclasses of Unavailable.
+        Raises InvalidInput, PayloadTooLarge, ModelNotFound, subclasses of Unavailable; DeadlineExceeded if
+        the deadline has passed.
         """
         ...
 
     def check_admission(
         self, model: str, version: int | None, rows: int, seconds: float, priority: Priority = "normal"
-    ) -> str | None:
+    ) -> Refusal | None:
         """Return the reason why `submit` would raise QueueFull for this many rows, or None.
 
         A quick check before anything is read or decoded; it changes nothing, and None promises nothing.
@@ -40,8 +42,11 @@ class Predictor(Protocol):
         """
         ...
 
-    def note_rejection(self, model: str, version: int | None) -> None:
-        """Note that a request was rejected by `check_admission`, and not submitted."""
+    def note_rejection(self, model: str, version: int | None, refusal: Refusal, rows: int) -> float:
+        """Note that a request was rejected by `check_admission`, and not submitted.
+
+        Returns the seconds after which it should return.
+        """
         ...
 
     def models(self) -> Catalogue:

@@ -14,6 +14,7 @@ from pathlib import Path
 from prometheus_client import Metric
 
 from service.batching.request import Array, Done, InferenceRequest, Priority
+from service.batching.retries import Refusal
 from service.errors import FrameError, ModelNotReady, ShuttingDown, Unavailable
 from service.models.catalogue import Catalogue
 from service.serving.checks import check_inputs
@@ -70,13 +71,14 @@ class EngineClient:
 
     def check_admission(
         self, model: str, version: int | None, rows: int, seconds: float, priority: Priority = "normal"
-    ) -> str | None:
+    ) -> Refusal | None:
         """Return None, because only the engine knows its queue; see `Predictor.check_admission`."""
         del model, version, rows, seconds, priority
         return None
 
-    def note_rejection(self, model: str, version: int | None) -> None:
-        """Do nothing, because nothing is rejected here; see `Predictor.note_rejection`."""
+    def note_rejection(self, model: str, version: int | None, refusal: Refusal, rows: int) -> float:
+        """Never called, because nothing is rejected here; see `Predictor.note_rejection`."""
+        raise NotImplementedError
 
     def models(self) -> Catalogue:
         """Return the models that the engine served last. Raises ModelNotReady before the first connection."""

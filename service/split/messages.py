@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from service import errors
 from service.batching.request import InferenceRequest, InferenceResult, Priority
-from service.errors import EngineError, FrameError, InkserveError
+from service.errors import EngineError, FrameError, InkserveError, QueueFull
 from service.models.catalogue import Catalogue, ModelInfo
 from service.models.manifest import Manifest, TensorSpec
 from service.models.tensors import DTYPES, Array, dtype_of
@@ -120,16 +120,21 @@ def read_result(frame: Frame) -> InferenceResult:
 
 def error_header(number: int, error: Exception) -> list[object]:
     """Return the header of an ERROR frame; details of unexpected exceptions are not sent."""
+    if isinstance(error, QueueFull):
+        return [number, type(error).__name__, str(error), error.retry_seconds]
     if isinstance(error, InkserveError):
-        return [number, type(error).__name__, str(error)]
-    return [number, EngineError.__name__, "internal error"]
+        return [number, type(error).__name__, str(error), None]
+    return [number, EngineError.__name__, "internal error", None]
 
 
 def read_error(frame: Frame) -> InkserveError:
     """Return the error in an ERROR frame, of its original class; an unknown class becomes EngineError."""
     with _reading("error"):
-        _, name, message = frame.header
-        return ERRORS.get(name, EngineError)(message)
+        _, name, message, retry_seconds = frame.header
+        kind = ERRORS.get(name, EngineError)
+        if issubclass(kind, QueueFull):
+            return kind(message, float(retry_seconds))
+        return kind(message)
 
 
 def state_header(state: State) -> list[object]:

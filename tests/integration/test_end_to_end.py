@@ -179,13 +179,13 @@ async def test_a_client_that_leaves_is_noticed(add_slow: Callable[[], Path]) -> 
             assert 'inkserve_requests_waiting{model="slow"} 0.0' in metrics
 
 
-async def test_a_full_queue_answers_503_at_once_and_loses_nobody_else(add_slow: Callable[[], Path]) -> None:
+async def test_a_full_queue_answers_429_at_once_and_loses_nobody_else(add_slow: Callable[[], Path]) -> None:
     limits = ("--max-queue-rows", "8", "--max-request-rows", "8", "--max-batch-size", "4")
     with serving("--models-dir", str(add_slow()), *limits) as service:
         answers = await post_all(service.port, "/classify", [bytes(784)] * 200, RAW)
     statuses = [answer.status for answer in answers]
-    assert set(statuses) == {200, 503}
-    refused = next(answer for answer in answers if answer.status == 503)
+    assert set(statuses) == {200, 429}
+    refused = next(answer for answer in answers if answer.status == 429)
     assert refused.headers["retry-after"] == "1"
     assert b"expected at most 8 in the queue" in refused.body
 

@@ -150,7 +150,7 @@ def test_shed_requests_count_separately_and_pass(
     requests, failures = counts(reports)["Aggregated"]
     assert 0 < failures < requests
     with (reports / "load_failures.csv").open() as file:
-        assert all("shed: 503" in row["Error"] for row in csv.DictReader(file))
+        assert all("shed: 429" in row["Error"] for row in csv.DictReader(file))
 
 
 def test_a_mistake_in_the_load_test_itself_fails_the_run(
@@ -275,7 +275,7 @@ class Overloaded(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
         self.server.authorizations.add(self.headers["authorization"])
-        self.send_response(503)
+        self.send_response(429)
         self.send_header("retry-after", "1")
         self.send_header("content-length", "0")
         self.end_headers()

@@ -9,6 +9,8 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from service.batching.request import Done, InferenceResult
+from service.batching.retries import Refusal
+from service.errors import QueueFull
 from service.http.fast.connections import Connections, Limits
 from service.http.fast.endpoint import Body, FastPath
 from service.http.fast.head import Head
@@ -109,11 +111,11 @@ class FastEcho:
         del body
         return True
 
-    def check_admission(self) -> str | None:
+    def check_admission(self) -> Refusal | None:
         return None
 
-    def note_rejection(self) -> None:
-        raise NotImplementedError
+    def reject(self, refusal: Refusal) -> QueueFull:
+        raise NotImplementedError(refusal)
 
     def submit(
         self, body: Body, traceparent: object, done: Done, received_at: float, *, admitted: bool

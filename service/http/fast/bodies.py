@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from service.errors import QueueFull
 from service.http.fast.endpoint import Body
 from service.http.fast.head import MalformedRequest
 
@@ -162,11 +163,11 @@ class PartialBody:
 class RejectedBody:
     """The body of a request rejected at its head: counted and discarded.
 
-    Many clients look for a response only once they have sent everything. reason: why it was rejected.
+    Many clients look for a response only once they have sent everything. error: why it was rejected.
     """
 
-    def __init__(self, reason: str, missing: int) -> None:
-        self.reason = reason
+    def __init__(self, error: QueueFull, missing: int) -> None:
+        self.error = error
         self.missing = missing
 
     def add(self, data: bytes) -> bytes:

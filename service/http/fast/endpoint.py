@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Protocol, TypeVar
 
 from service.batching.request import Done, InferenceResult
-from service.errors import InkserveError
+from service.batching.retries import Refusal
+from service.errors import InkserveError, QueueFull
 from service.http.api_keys import ApiKeys, permits
 from service.http.fast.head import Head, parse_head
 from service.http.lifecycle import Lifecycle
@@ -54,12 +55,12 @@ class Plan(Protocol):
         """Whether this body can be answered here."""
         ...
 
-    def check_admission(self) -> str | None:
+    def check_admission(self) -> Refusal | None:
         """Return the reason to reject such a request before its body is read, or None."""
         ...
 
-    def note_rejection(self) -> None:
-        """Note that such a request was rejected by `check_admission`."""
+    def reject(self, refusal: Refusal) -> QueueFull:
+        """Note that such a request is rejected by `check_admission`; returns its error."""
         ...
 
     def submit(

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import uvicorn
 from uvicorn.server import ServerState
 
-from service.errors import DeadlineExceeded, InkserveError, InvalidInput, QueueFull, RequestTimeout
+from service.errors import BuffersFull, DeadlineExceeded, InkserveError, InvalidInput, RequestTimeout
 from service.http.error_responses import plain_error
 from service.http.fast.bodies import Framing, PartialBody, RejectedBody, framing_of
 from service.http.fast.call import FastCall, encode
@@ -275,18 +275,18 @@ class HttpProtocol(asyncio.Protocol):
         end = body_at + known.content_length
         missing = end - len(data)
         body = memoryview(data)[body_at:end]
-        reason = plan.check_admission()
-        if reason is None and missing <= 0 and not plan.any_body and not plan.accepts(body):
+        refusal = plan.check_admission()
+        if refusal is None and missing <= 0 and not plan.any_body and not plan.accepts(body):
             return self._begin_exchange(data, body_at)
         self.idle_since, self.deadline = None, math.inf
         call = self._call = FastCall(self, fast_path, known, plan, self._began)
-        if reason is not None:
-            plan.note_rejection()
+        if refusal is not None:
+            error = plan.reject(refusal)
             if missing > 0:
-                self._body = RejectedBody(reason, missing)
+                self._body = RejectedBody(error, missing)
                 self.deadline = self._receive_until(call.deadline)
             else:
-                self.reply(call, call.rejected(reason))
+                self.reply(call, call.rejected(error))
         elif missing > 0:
             self._body = PartialBody(data[:body_at], known.content_length, body)
             self.deadline = self._receive_until(call.deadline)
@@ -308,7 +308,7 @@ class HttpProtocol(asyncio.Protocol):
         if remainder:
             self._keep(remainder)
         if isinstance(body, RejectedBody):
-            self.reply(call, call.rejected(body.reason))
+            self.reply(call, call.rejected(body.error))
         elif call.plan.any_body or call.plan.accepts(body.whole):
             call.submit(body.whole, admitted=False)
         else:
@@ -552,7 +552,7 @@ class HttpProtocol(asyncio.Protocol):
         self._connections.count("body_timeout")
         self._cut_off = True
         if isinstance(body, RejectedBody):
-            self.reply(call, call.rejected(body.reason))
+            self.reply(call, call.rejected(body.error))
         else:
             self.reply(call, call.failed(self._body_timeout(call.plan.timeout)))
 
@@ -635,7 +635,7 @@ class HttpProtocol(asyncio.Protocol):
             self._hold(size)
             return True
         most = self._limits.max_buffered_bytes
-        error = QueueFull(f"bodies of {self._connections.buffered} bytes are held, expected at most {most}")
+        error = BuffersFull(f"bodies of {self._connections.buffered} bytes are held, expected at most {most}")
         if self._call is None:
             self._cut_short(error)
         else:

@@ -3,7 +3,9 @@
 import numpy as np
 
 from service.batching.request import Done, InferenceRequest, InferenceResult
+from service.batching.retries import Refusal
 from service.content import codecs
+from service.errors import QueueFull
 from service.http.fast.endpoint import Body
 from service.http.responses import Response
 from service.http.routes.classify_options import ClassifyOptions
@@ -49,16 +51,17 @@ class RawPlan:
         """Whether the body is in none of the other formats."""
         return self.any_body or not codecs.is_image(bytes(body[: codecs.SIGNATURE_BYTES]))
 
-    def check_admission(self) -> str | None:
+    def check_admission(self) -> Refusal | None:
         """Return the reason to reject the rows now, or None; see `Predictor.check_admission`."""
         options = self._options
         return self._predictor.check_admission(
             self.model, options.target.version, self._likely_rows, options.timeout, options.priority
         )
 
-    def note_rejection(self) -> None:
-        """See `Predictor.note_rejection`."""
-        self._predictor.note_rejection(self.model, self._options.target.version)
+    def reject(self, refusal: Refusal) -> QueueFull:
+        """Note the rejection; returns the error that says when to return."""
+        version = self._options.target.version
+        return refusal.error(self._predictor.note_rejection(self.model, version, refusal, self._likely_rows))
 
     def submit(
         self, body: Body, traceparent: str | None, done: Done, received_at: float, *, admitted: bool

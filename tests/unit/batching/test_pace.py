@@ -32,7 +32,10 @@ def test_a_request_behind_a_full_batch_waits_for_a_full_batch_of_its_own() -> No
     pace = steady(0.25)
     limit = (4 + 4) * 0.25 / DEADLINE_SHARE
     assert pace.check_deadline(4, 1, limit * 1.01) is None
-    assert "a response would take 2.000 s" in (pace.check_deadline(4, 1, limit * 0.99) or "")
+    refusal = pace.check_deadline(4, 1, limit * 0.99)
+    assert refusal is not None
+    assert refusal.late
+    assert "a response would take 2.000 s" in refusal.why
 
 
 @given(

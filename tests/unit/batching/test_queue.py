@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from service.batching.pace import DEADLINE_SHARE
 from service.batching.queue import SMALL_FRACTION, BatchQueue, Item
 from service.batching.request import Priority
-from service.errors import QueueFull
+from service.errors import DeadlineExceeded, QueueFull
 
 
 def item(rows: int, enqueued: float = 0.0, deadline: float = math.inf, priority: Priority = "normal") -> Item:
@@ -92,7 +92,9 @@ def test_the_time_between_batches_counts_while_rows_are_queued() -> None:
         note(queue, 4, started=index * 0.4 + 0.3, ended=index * 0.4 + 0.304)
     assert queue.rows == 200
     assert queue.check_admission(1, seconds=25.6) is None
-    assert queue.check_admission(1, seconds=25.4) == (
+    refusal = queue.check_admission(1, seconds=25.4)
+    assert refusal is not None
+    assert refusal.why == (
         "a response would take 20.400 s, expected at most 20.320 s, because the deadline is in 25.400 s"
     )
     with pytest.raises(QueueFull):
@@ -119,10 +121,38 @@ def test_asking_for_admission_changes_nothing(pushed: list[int], rows: int, seco
         if queue.check_admission(each) is None:
             queue.push(item(each))
     queue.take()
-    before = vars(queue).copy(), vars(queue.pace).copy()
+    before = vars(queue).copy(), vars(queue.pace).copy(), vars(queue._retries).copy()
     answers = {queue.check_admission(rows, seconds) for _ in range(3)}
     assert len(answers) == 1
-    assert (vars(queue), vars(queue.pace)) == before
+    assert (vars(queue), vars(queue.pace), vars(queue._retries)) == before
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.floats(-1, 5)), min_size=1, max_size=12),
+    st.floats(0, 6),
+    st.integers(1, 12),
+)
+def test_rows_whose_deadline_has_passed_are_never_handed_out(
+    sent: list[tuple[int, float]], now: float, most: int
+) -> None:
+    """Whether the device was idle or not, and whether the timer that expires requests was late or not."""
+    queue = BatchQueue(max_batch_size=8, max_queue_rows=1000)
+    accepted = []
+    for rows, deadline in sent:
+        if deadline <= 0.0:
+            with pytest.raises(DeadlineExceeded):
+                queue.push(item(rows, enqueued=0.0, deadline=deadline), admitted=True)
+        else:
+            accepted.append(item(rows, enqueued=0.0, deadline=deadline))
+            queue.push(accepted[-1])
+    handed_out = []
+    while (batch := queue.take(most, now)).parts:
+        handed_out += [part.item for part in batch.parts]
+    assert all(each.deadline > now for each in handed_out)
+    expired = queue.expire(now)
+    assert all(each.deadline <= now for each in expired)
+    assert len({*map(id, handed_out), *map(id, expired)}) == len(accepted)
+    assert queue.rows == queue.requests == 0
 
 
 def test_what_was_admitted_is_not_asked_again() -> None:

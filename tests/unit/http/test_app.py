@@ -413,7 +413,8 @@ def test_every_error_has_a_status(kind: type[InkserveError]) -> None:
     row = row_of(kind)
     assert response.status == row.status
     assert {name.wire for name, _ in row.headers} == dict(response.headers).keys()
-    assert (b"retry-after" in dict(response.headers)) == (response.status == 503)
+    assert (b"retry-after" in dict(response.headers)) == (response.status in (429, 503))
+    assert (b"inkserve-reason" in dict(response.headers)) == (response.status in (429, 503, 504))
 
 
 async def test_an_unexpected_error_is_logged_and_not_sent(

@@ -13,7 +13,16 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from prometheus_client import CollectorRegistry
 
-from service.errors import DeadlineExceeded, EngineError, ModelNotReady, QueueFull, ShuttingDown
+from service.errors import (
+    BuffersFull,
+    DeadlineExceeded,
+    DeadlineUnreachable,
+    EngineError,
+    ModelNotReady,
+    QueueFull,
+    ShuttingDown,
+    Unavailable,
+)
 from service.http import headers
 from service.http.api_keys import ApiKeys
 from service.http.app import create_app
@@ -63,7 +72,8 @@ JSON = "application/json"
 BUG = RuntimeError("a bug")
 NO_ENGINE = ModelNotReady("the engine is not connected yet")
 RAW_BODY = {"body": RAW, "kind": OCTETS}
-UNAVAILABLE = (QueueFull("the queue is full"), ModelNotReady("it is loading"), ShuttingDown("it stops"))
+SHED = (QueueFull("the queue is full"), DeadlineUnreachable("too much work"), BuffersFull("too many bytes"))
+UNAVAILABLE = (ModelNotReady("it is loading"), ShuttingDown("it stops"), Unavailable("no engine"))
 
 
 def failing(**request: Any) -> dict[int, list[Ask]]:
@@ -74,6 +84,7 @@ def failing(**request: Any) -> dict[int, list[Ask]]:
         405: [Ask(**request, method="DELETE"), Ask(**request, method="PUT")],
         406: [Ask(**request, accept="text/html")],
         500: [Ask(**request, faults={"submit": fault}) for fault in (EngineError("it failed"), BUG)],
+        429: [Ask(**request, faults={"submit": fault}) for fault in SHED],
         503: [Ask(**request, faults={"submit": fault}) for fault in UNAVAILABLE],
         504: [Ask(**request, faults={"submit": DeadlineExceeded("too late")})],
     }

@@ -116,7 +116,7 @@ def test_goodput_counts_only_responses_within_the_deadline_of_their_due_time() -
         sent=np.array([0.0, 0.15, 0.2, 0.3, np.nan]),
         done=np.array([0.05, 0.25, 0.4, 0.302, np.nan]),
         waited=np.array([False, True, False, False, True]),
-        status=np.array([200, 200, 200, 503, 0], np.int16),
+        status=np.array([200, 200, 200, 429, 0], np.int16),
         seconds=1.0,
         connections=2,
         cpu_share=0.1,

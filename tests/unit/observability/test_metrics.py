@@ -72,8 +72,8 @@ async def test_a_request_that_finds_the_queue_full_is_counted_as_such(models_dir
     small = {"max_queue_rows": 1, "max_request_rows": 1, "max_batch_delay_seconds": 0.2}
     async with service(models_dir, **small) as (app, _, metrics):
         answers = await asyncio.gather(post(app), post(app), post(app))
-        assert sorted(answer.status_code for answer in answers) == [200, 503, 503]
-        assert rejected(metrics, "queue_full") == requests(metrics, 503) == 2
+        assert sorted(answer.status_code for answer in answers) == [200, 429, 429]
+        assert rejected(metrics, "queue_full") == requests(metrics, 429) == 2
 
 
 async def test_a_request_after_the_end_is_counted_as_such(models_dir: Path) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from service.batching.queue import Item
 from service.batching.request import InferenceRequest
+from service.batching.retries import Refusal
 from service.http.fast.call import FastCall
 from service.http.fast.endpoint import FastPath
 from service.http.fast.head import Head, parse_head
@@ -320,19 +321,20 @@ async def test_a_full_queue_rejects_before_the_body_is_read(
     listener: Listener, predictor: LocalPredictor
 ) -> None:
     why = "512 requests wait, expected fewer than 512"
-    predictor.check_admission = lambda *_: why  # type: ignore[method-assign]
+    predictor.check_admission = lambda *_: Refusal(why)  # type: ignore[method-assign]
     async with connected(listener.port) as connection:
         seen = [await exchange(connection, request()) for _ in range(2)]
         seen.append(await exchange(connection, request(extra="X-Request-Id: mine")))
         for response in seen:
-            assert (response.status, response.headers["retry-after"]) == (503, "1")
+            assert (response.status, response.headers["retry-after"]) == (429, "1")
+            assert response.headers["inkserve-reason"] == "queue_full"
             assert response.body == b'{"error":"%b"}' % why.encode()
         ids = [response.headers["x-request-id"] for response in seen]
         assert len({*ids}) == 3
         assert ids[2] == "mine"
         predictor.check_admission = lambda *_: None  # type: ignore[method-assign]
         assert (await exchange(connection, request())).status == 200
-    assert listener.counted(503) == 3
+    assert listener.counted(429) == 3
     labels = {"model": "first-pixel", "reason": "queue_full"}
     assert listener.metrics.registry.get_sample_value("inkserve_rejected_requests_total", labels) == 3
 
@@ -340,7 +342,7 @@ async def test_a_full_queue_rejects_before_the_body_is_read(
 async def test_the_body_of_a_rejected_request_is_discarded(
     listener: Listener, predictor: LocalPredictor
 ) -> None:
-    predictor.check_admission = lambda *_: "512 requests wait"  # type: ignore[method-assign]
+    predictor.check_admission = lambda *_: Refusal("512 requests wait")  # type: ignore[method-assign]
     whole = request(RAW * 9)
     async with connected(listener.port) as connection:
         connection.writer.write(whole[:-1000])
@@ -348,10 +350,10 @@ async def test_the_body_of_a_rejected_request_is_discarded(
             await asyncio.wait_for(connection.receive(), 0.05)
         predictor.check_admission = lambda *_: None  # type: ignore[method-assign]
         response = await exchange(connection, whole[-1000:-10], whole[-10:] + whole[:400])
-        assert (response.status, response.body) == (503, b'{"error":"512 requests wait"}')
+        assert (response.status, response.body) == (429, b'{"error":"512 requests wait"}')
         assert (await exchange(connection, whole[400:])).status == 200
-    assert listener.counted(503) == listener.counted(200) == 1
-    predictor.check_admission = lambda *_: "512 requests wait"  # type: ignore[method-assign]
+    assert listener.counted(429) == listener.counted(200) == 1
+    predictor.check_admission = lambda *_: Refusal("512 requests wait")  # type: ignore[method-assign]
     async with connected(listener.port) as connection:
         connection.writer.write(whole[:-1000])
         await connection.writer.drain()
@@ -366,7 +368,7 @@ async def test_admission_is_asked_once_with_what_will_be_sent(
 ) -> None:
     asked: list[tuple[object, ...]] = []
 
-    def check_admission(*arguments: object) -> str | None:
+    def check_admission(*arguments: object) -> Refusal | None:
         asked.append(arguments)
         return None
 
@@ -385,13 +387,14 @@ async def test_admission_is_asked_once_with_what_will_be_sent(
 
 
 async def test_a_rejection_is_noted_for_the_next_batch(listener: Listener, predictor: LocalPredictor) -> None:
-    noted: list[tuple[str, int | None]] = []
-    predictor.check_admission = lambda *_: "512 requests are queued"  # type: ignore[method-assign]
-    predictor.note_rejection = lambda *which: noted.append(which)  # type: ignore[method-assign]
+    noted: list[tuple[object, ...]] = []
+    predictor.check_admission = lambda *_: Refusal("512 requests are queued")  # type: ignore[method-assign]
+    predictor.note_rejection = lambda *which: noted.append(which) or 0.0  # type: ignore[func-returns-value,method-assign]
     async with connected(listener.port) as connection:
-        assert (await exchange(connection, request())).status == 503
-        assert (await exchange(connection, request(RAW * 3)[:-9], RAW[-9:])).status == 503
-    assert noted == [("first-pixel", None)] * 2
+        assert (await exchange(connection, request())).status == 429
+        assert (await exchange(connection, request(RAW * 3)[:-9], RAW[-9:])).status == 429
+    refusal = Refusal("512 requests are queued")
+    assert noted == [("first-pixel", None, refusal, 1), ("first-pixel", None, refusal, 3)]
 
 
 @pytest.mark.parametrize(
