@@ -103,6 +103,10 @@ load: $(VENV)/.develop ## Load the service with real digits: HOST= STAGES=ramp|s
 open-loop: $(VENV)/.develop ## Measure latency at fixed rates, and goodput under overload (6 min)
 	$(BIN)/python -m loadtests.open_loop $(ARGS)
 
+.PHONY: retry-after
+retry-after: $(VENV)/.develop ## Send bursts to clients that obey Retry-After, and to some that do not (3 min)
+	$(BIN)/python -m loadtests.retry_after $(ARGS)
+
 .PHONY: capacity
 capacity: $(VENV)/.develop ## Measure one pod, check the simulation, simulate up to a million requests/s (6 min)
 	$(BIN)/python -m loadtests.capacity measure

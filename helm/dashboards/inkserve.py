@@ -119,6 +119,7 @@ def objectives(board: dashboard.Dashboard) -> None:
     spent = "1 spends the month's budget in a month, 14.4 in two days."
     board.with_row(dashboard.Row("Objectives"))
     board.with_panel(burn("Error budget burn", "inkserve_request_errors", "0.001", f"5xx responses. {spent}"))
+    board.with_panel(burn("Shed budget burn", "inkserve_shed_requests", "0.01", f"Shed with 429. {spent}"))
     board.with_panel(
         burn("Latency budget burn", "inkserve_slow_requests", "0.01", f"Slower than 0.5 s. {spent}")
     )

@@ -126,6 +126,11 @@ class Connections:
         self.open.discard(connection)
         self.deaf.discard(connection)
 
+    def stop(self) -> None:
+        """Check no more deadlines."""
+        if self._timer is not None:
+            self._timer.cancel()
+
     def has_room(self, size: int) -> bool:
         """Whether `size` more bytes may be buffered."""
         return self.buffered + size <= self.limits.max_buffered_bytes

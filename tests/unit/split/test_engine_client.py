@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from service.batching.request import Done, InferenceRequest, InferenceResult, Priority
+from service.batching.retries import Refusal
 from service.errors import (
     DeadlineExceeded,
     EngineError,
@@ -213,10 +214,10 @@ class Failing:
 
     def check_admission(
         self, model: str, version: int | None, rows: int, seconds: float, priority: Priority = "normal"
-    ) -> str | None:
+    ) -> Refusal | None:
         raise NotImplementedError
 
-    def note_rejection(self, model: str, version: int | None) -> None:
+    def note_rejection(self, model: str, version: int | None, refusal: Refusal, rows: int) -> float:
         raise NotImplementedError
 
     def models(self) -> Catalogue:
