@@ -19,8 +19,12 @@ DOCUMENT = CHART.parent / "docs" / "settings.md"
 NARROWED: dict[str, dict[str, Any]] = {
     "port": {"minimum": 1},  # with 0 the system chooses, and the probes would not know the port
     "models_dir": {"pattern": "^/."},  # a volume is mounted there
+    "drain_seconds": {"type": ["number", "null"]},  # null: the chart chooses
 }
-"""Settings whose values the chart restricts further than the service does."""
+"""Settings whose values the chart restricts further than the service does, or whose null it replaces."""
+
+CHOSEN = {"drain_seconds": "`10`, or `0` for an only pod without a surge"}
+"""The values that the chart chooses where values.yaml has null."""
 
 INTRODUCTION = """\
 # Settings
@@ -108,7 +112,7 @@ def _properties() -> dict[str, dict[str, Any]]:
 def _row(name: str, field: dict[str, Any], in_chart: dict[str, Any]) -> str:
     default = _default(field["default"])
     if chart_name(name) in in_chart and in_chart[chart_name(name)] != field["default"]:
-        default += f"; in the chart {_default(in_chart[chart_name(name)])}"
+        default += f"; in the chart {CHOSEN.get(name) or _default(in_chart[chart_name(name)])}"
     return f"| `{flag(name)}` | {default} | {field['description']}{_values(field)} |\n"
 
 

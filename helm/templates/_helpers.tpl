@@ -57,7 +57,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{- /* The settings as environment variables. Helm reads numbers as floats, and prints integers as 1.6777216e+07. */}}
 {{- define "inkserve.env" -}}
-{{- range $name, $value := .root.Values.settings }}
+{{- $drain := include "inkserve.drainSeconds" .root | float64 }}
+{{- range $name, $value := set (deepCopy .root.Values.settings) "drainSeconds" $drain }}
 {{- if not (kindIs "invalid" $value) }}
 - name: INKSERVE_{{ $name | snakecase | upper }}
   {{- if and (kindIs "float64" $value) (eq $value (floor $value)) }}
@@ -167,12 +168,41 @@ http://{{ include "inkserve.fullname" . }}:{{ .Values.service.port | int64 }}
 {{- ternary .Values.replicas .Values.autoscaling.minReplicas (eq .Values.autoscaling.mode "off") | int64 }}
 {{- end }}
 
+{{- define "inkserve.maxReplicas" -}}
+{{- ternary .Values.replicas .Values.autoscaling.maxReplicas (eq .Values.autoscaling.mode "off") | int64 }}
+{{- end }}
+
+{{- /* The Deployment's replicas, or nothing. An autoscaler sets them, but without the field the upgrade that turns it on
+would go through Kubernetes' default of 1. So keep what there is; `lookup` finds nothing on the first installation and in
+tools that only render, whose next sync must not reset what the autoscaler has set. */}}
+{{- define "inkserve.replicas" -}}
+{{- if eq .Values.autoscaling.mode "off" }}
+{{- .Values.replicas | int64 }}
+{{- else }}
+{{- with lookup "apps/v1" "Deployment" .Release.Namespace (include "inkserve.fullname" .) }}
+{{- .spec.replicas | int64 }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "inkserve.drainSeconds" -}}
+{{- $given := .Values.settings.drainSeconds }}
+{{- $surge := int64 .Values.rollingUpdate.maxSurge }}
+{{- if not (kindIs "invalid" $given) }}
+{{- $given }}
+{{- else if and (eq (include "inkserve.maxReplicas" .) "1") (eq $surge 0) }}
+{{- 0 }}
+{{- else }}
+{{- 10 }}
+{{- end }}
+{{- end }}
+
 {{- /* The longest time from SIGTERM to the exit; an earlier SIGKILL would lose accepted requests. */}}
 {{- define "inkserve.gracePeriodSeconds" -}}
 {{- $timeout := .Values.settings.shutdownTimeoutSeconds | default 30 }}
 {{- /* An unresponsive collector delays the last spans by the SDK's timeout of 10 s. */}}
 {{- $spans := .Values.tracing.enabled | ternary 10 0 }}
-{{- $needed := addf (.Values.settings.drainSeconds | default 0) $timeout .Values.preStopSleepSeconds 5 $spans | ceil | int64 }}
+{{- $needed := addf (include "inkserve.drainSeconds" . | float64) $timeout .Values.preStopSleepSeconds 5 $spans | ceil | int64 }}
 {{- $given := .Values.terminationGracePeriodSeconds }}
 {{- if kindIs "invalid" $given }}
 {{- $needed }}
@@ -183,13 +213,19 @@ http://{{ include "inkserve.fullname" . }}:{{ .Values.service.port | int64 }}
 {{- end }}
 {{- end }}
 
-{{- /* Both halves of the restricted pod security standard. */}}
+{{- /* Both halves of the restricted pod security standard. An id that is null is left out, because int64 would make it
+root's 0: the platform or the image then chooses it, and runAsNonRoot rejects root. */}}
 {{- define "inkserve.podSecurityContext" -}}
 runAsNonRoot: true
-runAsUser: {{ .Values.podSecurity.runAsUser | int64 }}
-runAsGroup: {{ .Values.podSecurity.runAsGroup | int64 }}
-fsGroup: {{ .Values.podSecurity.fsGroup | int64 }}
+{{- range $name := list "runAsUser" "runAsGroup" "fsGroup" }}
+{{- $id := index $.Values.podSecurity $name }}
+{{- if not (kindIs "invalid" $id) }}
+{{ $name }}: {{ $id | int64 }}
+{{- end }}
+{{- end }}
+{{- if not (kindIs "invalid" .Values.podSecurity.fsGroup) }}
 fsGroupChangePolicy: OnRootMismatch
+{{- end }}
 seccompProfile:
   type: RuntimeDefault
 {{- end }}

@@ -76,6 +76,11 @@ ALLOWED = (
         cases=("object-store",),
     ),
     Allowed(
+        "CKV_K8S_40",  # run as a high UID
+        "OpenShift assigns a high one to each namespace, and rejects the chart's.",
+        cases=("openshift",),
+    ),
+    Allowed(
         "CKV2_K8S_6",  # pods without a network policy
         "The case is one pod with nothing around it, and switches the policy off.",
         kind="Pod",

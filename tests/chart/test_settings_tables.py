@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import yaml
 
-from helm.settings_tables import NARROWED, SCHEMA, chart_name, files
+from helm.settings_tables import CHOSEN, NARROWED, SCHEMA, VALUES, chart_name, files
 from service.settings import RENAMED, Settings
 
 
@@ -33,6 +34,11 @@ def test_the_schema_has_the_services_types_and_bounds() -> None:
     }
     assert settings["socket"]["type"] == ["string", "null"]
     assert settings["provider"]["enum"] == ["cpu", "cuda", "tensorrt"]
+
+
+def test_the_chart_chooses_every_setting_that_is_null_in_its_values() -> None:
+    in_chart = yaml.safe_load(VALUES.read_text())["settings"]
+    assert {name for name, value in in_chart.items() if value is None} == set(map(chart_name, CHOSEN))
 
 
 def test_the_chart_narrows_only_settings_that_exist() -> None:
