@@ -54,9 +54,13 @@ class Parts:
         return read_keys(self.settings.api_keys_file)
 
     def predictor(self) -> "LocalPredictor":
-        """Build the predictor of this process, with no model loaded yet."""
+        """Build the predictor of this process, with no model loaded yet. Raises SettingsError."""
         from service.serving.local import LocalPredictor
 
+        if self.settings.trusted_keys is not None:
+            from service.models.signatures import read_trusted_keys
+
+            read_trusted_keys(self.settings.trusted_keys)  # fail early, and only once, if one is bad
         _watch_gpu(self.settings, self.metrics)
         trace_batch = None if self.tracing is None else _batch_tracer(self.tracing)
         return LocalPredictor(self.settings, self.metrics, trace_batch)

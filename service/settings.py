@@ -50,6 +50,12 @@ class Settings(BaseSettings):
     models_dir: Path = Field(
         Path("models"), description="folder of models, as `<name>/<version>/{model.onnx,manifest.json}`"
     )
+    trusted_keys: Path | None = Field(
+        None,
+        description="file of one public key (PEM, elliptic curve), or folder of such files; each model "
+        "version must be signed by one of them, in all its files; if unset, no signature is required; needs "
+        "the extra `signing`",
+    )
     serve_versions: Literal["latest", "all"] = Field(
         "latest", description="versions of each model to serve: the latest (highest), or all"
     )

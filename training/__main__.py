@@ -1,8 +1,8 @@
-"""Commands: data, train, export, quantize, evaluate. Each reads its arguments and calls one function.
+"""Commands: data, train, export, quantize, evaluate, sign. Each reads its arguments and calls one function.
 
 A model family is a module with a configuration for each of its models, and two functions:
 `train(config, splits, run)` and `export(name, run_dir, splits, target)`. `data`, `quantize` and
-`evaluate` work on images and ONNX files, so they never load torch; `train` and `export` load it.
+`evaluate` work on images and ONNX files, so they never load torch; nor does `sign`. `train` and `export` do.
 """
 
 import argparse
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "export": _export,
         "quantize": _quantize,
         "evaluate": _evaluate,
+        "sign": _sign,
     }
     options = build_parser((__doc__ or "").splitlines()[0], commands, list(MODELS)).parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -83,6 +84,14 @@ def _train(options: argparse.Namespace) -> int:
         resume=options.resume,
     )
     module.train(config, splits, run)
+    return 0
+
+
+def _sign(options: argparse.Namespace) -> int:
+    from training.signing import sign
+
+    for folder in options.folders:
+        print(f"signed: {sign(folder, options.key)}")
     return 0
 
 

@@ -18,16 +18,17 @@ def build_parser(
     parser = argparse.ArgumentParser(prog="python -m training", description=about)
     actions = parser.add_subparsers(required=True, metavar="COMMAND")
     add = {"data": _add_data, "train": _add_train, "export": _add_export}
-    add |= {"quantize": _add_quantize, "evaluate": _add_evaluate}
+    add |= {"quantize": _add_quantize, "evaluate": _add_evaluate, "sign": _add_sign}
     for name, run in commands.items():
         command = add[name](actions)
         command.set_defaults(run=run)
-        command.add_argument(
-            "--data-dir",
-            type=Path,
-            default=Path("data/mnist"),
-            help="folder of the four IDX files (default: %(default)s)",
-        )
+        if name != "sign":
+            command.add_argument(
+                "--data-dir",
+                type=Path,
+                default=Path("data/mnist"),
+                help="folder of the four IDX files (default: %(default)s)",
+            )
         if name in ("train", "export"):
             command.add_argument("model", choices=sorted(models), help=f"model to {name}")
     return parser
@@ -120,6 +121,19 @@ def _add_evaluate(actions: Any) -> argparse.ArgumentParser:
     command = _add(actions, "evaluate", about)
     command.add_argument("models", nargs="*", help="names of models (default: all)")
     _add_models_dir(command)
+    return command
+
+
+def _add_sign(actions: Any) -> argparse.ArgumentParser:
+    about = "Sign every file of version folders, for services with --trusted-keys. Needs the extra `signing`."
+    command = _add(actions, "sign", about)
+    command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="such as models/cnn/1")
+    command.add_argument(
+        "--key",
+        type=Path,
+        required=True,
+        help="private key: elliptic curve (P-256, P-384 or P-521), in PEM, without a password",
+    )
     return command
 
 

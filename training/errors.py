@@ -6,7 +6,8 @@ TrainingError
 ├── RunError            the run cannot start or continue as asked
 ├── ExportError         the model was not published
 ├── EvaluationError     the model cannot be evaluated on this data
-└── QuantizationError   the int8 version was not published
+├── QuantizationError   the int8 version was not published
+└── SigningError        the version was not signed
 
 The message says what was seen and what was expected.
 """
@@ -38,3 +39,7 @@ class EvaluationError(TrainingError):
 
 class QuantizationError(TrainingError):
     """The int8 version was not published."""
+
+
+class SigningError(TrainingError):
+    """The version was not signed."""

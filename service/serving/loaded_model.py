@@ -14,6 +14,7 @@ from service.errors import RepositoryError
 from service.models.catalogue import ModelInfo
 from service.models.folder import read_info
 from service.models.manifest import MODEL_FILE, sha256_of
+from service.models.signatures import verified
 from service.models.tensors import dtype_of
 from service.observability.metrics import BatchMetrics, Metrics
 from service.onnx.engine import Engine
@@ -59,7 +60,12 @@ class LoadedModel:
 
 
 def open_engine(folder: Path, settings: Settings) -> tuple[ModelInfo, Engine]:
-    """Verify and open the version in a folder; blocks. Raises RepositoryError, EngineError."""
+    """Verify and open the version in a folder; blocks. Raises RepositoryError, EngineError, SettingsError."""
+    with verified(folder, settings.trusted_keys) as to_open:
+        return _open(to_open, settings)
+
+
+def _open(folder: Path, settings: Settings) -> tuple[ModelInfo, Engine]:
     info = read_info(folder)
     graph = folder / MODEL_FILE
     if not graph.is_file():
