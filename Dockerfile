@@ -5,7 +5,7 @@
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 # cpu or gpu.
 ARG ENGINE=cpu
-# tracing, cuda (the libraries that ENGINE=gpu loads, 1.5 GB), both ("tracing cuda") or empty.
+# Any of tracing, signing and cuda (the libraries that ENGINE=gpu loads, 1.5 GB), such as "tracing signing", or empty.
 ARG EXTRAS=tracing
 # baked: the image holds models/. mounted: /models is empty, for a volume.
 ARG MODELS=baked
@@ -31,11 +31,11 @@ WORKDIR /src
 FROM builder AS dependencies
 ARG ENGINE
 ARG EXTRAS
-COPY requirements/${ENGINE}.txt requirements/tracing.txt requirements/cuda.txt ./
+COPY requirements/${ENGINE}.txt requirements/tracing.txt requirements/signing.txt requirements/cuda.txt ./
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
     for lock in "${ENGINE}" ${EXTRAS}; do set -- "$@" --requirement "${lock}.txt"; done \
-    && /opt/build/bin/pip --python /opt/venv/bin/python install \
+    && /opt/build/bin/pip --python /opt/venv/bin/python install --report /opt/build/report.json \
     --no-cache-dir --only-binary :all: --require-hashes "$@"
 # Remove what the service never loads, 60 of 222 MB: tests, onnxruntime's tools and its C library, which the Python module
 # does not use.
@@ -71,6 +71,19 @@ COPY models /models
 # hadolint ignore=DL3006
 FROM models-${MODELS} AS models
 
+# What the service's image holds, with the hashes of the archives that pip installed.
+FROM dependencies AS sbom
+COPY requirements/sbom.txt ./
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
+    /opt/build/bin/pip install \
+    --no-cache-dir --only-binary :all: --require-hashes --requirement sbom.txt
+COPY .ci/sbom.py ./
+COPY --from=models /models /models
+COPY --from=project /opt/inkserve /opt/inkserve
+RUN /opt/build/bin/python sbom.py /opt/venv/lib/python3*/site-packages /opt/inkserve \
+    --report /opt/build/report.json --models /models --output /opt/inkserve.cdx.json
+
 FROM base AS loadtest
 LABEL org.opencontainers.image.title="inkserve-loadtest" \
     org.opencontainers.image.description="Load for inkserve: locust, real digits, checked answers" \
@@ -103,6 +116,7 @@ ENV PATH=/opt/venv/bin:${PATH} \
 COPY --from=dependencies /opt/venv /opt/venv
 COPY --from=models /models /models
 COPY --from=project /opt/inkserve /opt/inkserve
+COPY --from=sbom /opt/inkserve.cdx.json /opt/inkserve/
 # A number, because Kubernetes' runAsNonRoot cannot check a name. The user need not exist.
 USER 65532:65532
 WORKDIR /opt/inkserve

@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # The onnxruntime to install: cpu or gpu.
 ENGINE ?= cpu
+# The extras of the image: tracing, signing, cuda or none.
+EXTRAS ?= tracing
 # Options for the command that a target runs, for instance `make serve ARGS="--port 9000"`.
 ARGS ?=
 DATA_DIR ?= data/mnist
@@ -13,7 +15,9 @@ RATE ?= 200
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
+AUDIT := .cache/audit
 CHECKOV := .cache/checkov
+SBOM := .cache/sbom
 LOCKER := .cache/uv
 ENVIRONMENT = PYTHON="$(PYTHON)" .ci/environment
 # uv ignores pip's variables.
@@ -61,6 +65,18 @@ image-lint: $(VENV)/.develop ## Check the Dockerfile (1 s)
 image-check: ## Build, run and load the images without a Docker engine; as root on Debian; also with ENGINE=gpu
 	.ci/image-check
 
+.PHONY: sbom
+sbom: $(SBOM)/.installed ## Write the SBOM of the image's packages and models, build/inkserve.cdx.json (30 s)
+	rm -rf build/sbom && mkdir -p build
+	$(SBOM)/bin/python -m pip install --quiet --target build/sbom --report build/sbom.json --only-binary :all: \
+		--require-hashes $(foreach lock,$(ENGINE) $(EXTRAS),--requirement requirements/$(lock).txt)
+	$(SBOM)/bin/python -m pip install --quiet --target build/sbom --no-deps .
+	$(SBOM)/bin/python .ci/sbom.py build/sbom --report build/sbom.json --models models --output build/inkserve.cdx.json
+
+.PHONY: audit
+audit: $(AUDIT)/.installed ## Look up known vulnerabilities of every pinned package (1 min)
+	.ci/audit.py $(AUDIT)/bin/pip-audit constraints.txt requirements/*.txt
+
 .PHONY: bench
 bench: $(VENV)/.develop ## Run the micro-benchmarks of batching, codecs, engine and HTTP (40 s)
 	$(BIN)/python -m pytest loadtests/benchmarks $(ARGS)
@@ -87,8 +103,12 @@ lock: $(LOCKER)/.installed ## Pin and hash the packages of the image, at the ver
 	$(LOCK) --extra gpu --output-file requirements/gpu.txt pyproject.toml
 	$(LOCK) --extra cuda --output-file requirements/cuda.txt pyproject.toml
 	$(LOCK) --extra tracing --output-file requirements/tracing.txt pyproject.toml
+	$(LOCK) --extra signing --output-file requirements/signing.txt pyproject.toml
 	$(LOCK) --group loadtest --output-file requirements/loadtest.txt
 	echo hatchling | $(LOCK) --output-file requirements/build.txt -
+	printf 'cyclonedx-python-lib\npackaging\npip\n' | $(LOCK) --output-file requirements/sbom.txt -
+	echo pip-audit | UV_FIND_LINKS= $(LOCKER)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
+		--custom-compile-command "make lock" --output-file requirements/audit.txt -
 	echo checkov | UV_FIND_LINKS= $(LOCKER)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
 		--custom-compile-command "make lock" --output-file requirements/checkov.txt -
 
@@ -135,11 +155,18 @@ docs: $(VENV)/.develop ## Build the documentation site, build/site; a warning is
 
 .PHONY: clean
 clean: ## Remove the virtual environments and the caches
-	rm -rf $(VENV) $(VENV).new $(CHECKOV) $(LOCKER) build .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV).new $(AUDIT) $(CHECKOV) $(LOCKER) $(SBOM) build .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # An environment of its own, because it requires older versions of packages that the project uses.
 $(CHECKOV)/.installed: requirements/checkov.txt
 	@$(ENVIRONMENT) $(CHECKOV) .installed "checkov (1 min)" --no-deps --requirement $<
+
+# An environment of its own, because it may require other versions than those that it audits.
+$(AUDIT)/.installed: requirements/audit.txt
+	@$(ENVIRONMENT) $(AUDIT) .installed "pip-audit (10 s)" --no-deps --requirement $<
+
+$(SBOM)/.installed: requirements/sbom.txt
+	@$(ENVIRONMENT) $(SBOM) .installed "the SBOM's tools (10 s)" --require-hashes --requirement $<
 
 $(LOCKER)/.installed: constraints.txt
 	@$(ENVIRONMENT) $(LOCKER) .installed "uv (10 s)" --constraint constraints.txt uv
