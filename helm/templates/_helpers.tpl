@@ -83,6 +83,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - name: INKSERVE_API_KEYS_FILE
   value: {{ include "inkserve.apiKeysFile" .root }}
 {{- end }}
+{{- if and (ne .half "http") .root.Values.models.trustedKeysConfigMap }}
+- name: INKSERVE_TRUSTED_KEYS
+  value: {{ include "inkserve.trustedKeysDir" .root }}
+{{- end }}
 {{- if include "inkserve.gpu" .root }}
 {{- if eq .half "http" }}
 # Under NVIDIA's runtime an image that requests all GPUs of a node would get them in this container too.
@@ -149,6 +153,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{- define "inkserve.apiKeysFile" -}}
 /etc/inkserve/api-keys/keys
+{{- end }}
+
+{{- define "inkserve.trustedKeysDir" -}}
+/etc/inkserve/trusted-keys
 {{- end }}
 
 {{- define "inkserve.modelsDir" -}}
@@ -268,6 +276,9 @@ capabilities:
 {{- end }}
 {{- if and (include "inkserve.apiKeysSecret" .) .Values.settings.apiKeysFile }}
 {{- fail (printf "inkserve: settings.apiKeysFile is %s, expected none with apiKeys, which sets it" .Values.settings.apiKeysFile) }}
+{{- end }}
+{{- if and .Values.models.trustedKeysConfigMap .Values.settings.trustedKeys }}
+{{- fail (printf "inkserve: settings.trustedKeys is %s, expected none with models.trustedKeysConfigMap, which sets it" .Values.settings.trustedKeys) }}
 {{- end }}
 {{- if and (ne .Values.autoscaling.mode "off") (gt (int64 .Values.autoscaling.minReplicas) (int64 .Values.autoscaling.maxReplicas)) }}
 {{- fail (printf "inkserve: autoscaling.minReplicas is %d, expected at most maxReplicas (%d)" (int64 .Values.autoscaling.minReplicas) (int64 .Values.autoscaling.maxReplicas)) }}

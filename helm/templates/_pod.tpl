@@ -51,6 +51,11 @@
     {{- with include "inkserve.modelsMount" $root }}
     {{- . | trim | nindent 4 }}
     {{- end }}
+    {{- if $values.models.trustedKeysConfigMap }}
+    - name: trusted-keys
+      mountPath: {{ include "inkserve.trustedKeysDir" $root }}
+      readOnly: true
+    {{- end }}
     {{- end }}
     {{- if ne .half "engine" }}
     {{- with include "inkserve.apiKeysMount" $root }}

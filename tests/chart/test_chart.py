@@ -210,6 +210,10 @@ def test_the_schema_and_the_defaults_have_the_same_keys() -> None:
             {"apiKeys": {"existingSecret": "callers"}, "settings": {"apiKeysFile": "/keys"}},
             "settings.apiKeysFile is /keys, expected none with apiKeys",
         ),
+        (
+            {"models": {"trustedKeysConfigMap": "keys"}, "settings": {"trustedKeys": "/keys"}},
+            "settings.trustedKeys is /keys, expected none with models.trustedKeysConfigMap",
+        ),
         ({"tracing": {"enabled": True}}, "/tracing/endpoint'"),
         ({"tracing": {"endpoint": "otel-collector:4318"}}, "/tracing/endpoint'"),
         ({"tracing": {"sampler": "traceidratio_parentbased"}}, "/tracing/sampler'"),
@@ -262,7 +266,8 @@ def test_pods_meet_the_restricted_security_standard(case: str) -> None:
             assert pod["securityContext"]["runAsUser"] > 0
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         for volume in pod.get("volumes", []):
-            assert volume.keys() - {"name"} <= {"emptyDir", "persistentVolumeClaim", "image", "secret"}
+            kinds = {"configMap", "emptyDir", "image", "persistentVolumeClaim", "secret"}
+            assert volume.keys() - {"name"} <= kinds
         for container in [*pod["containers"], *pod.get("initContainers", [])]:
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
@@ -410,6 +415,18 @@ def test_both_halves_stop_after_the_same_pre_stop_sleep() -> None:
     pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
     assert [each["lifecycle"] for each in pod["containers"]] == 2 * [{"preStop": {"sleep": {"seconds": 2}}}]
     assert pod["terminationGracePeriodSeconds"] == 47
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_only_the_container_with_the_models_gets_the_trusted_keys(split: bool) -> None:
+    manifests = render(values_of("pvc-hpa") | {"split": {"enabled": split}})
+    pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
+    assert {"name": "trusted-keys", "configMap": {"name": "release-keys"}} in pod["volumes"]
+    for name, container in servers(manifests).items():
+        folder = environment(container).get("INKSERVE_TRUSTED_KEYS")
+        assert mounts(container).get("trusted-keys") == folder
+        assert (folder is None) == (name == "http")
+    assert "trusted-keys" not in json.dumps(render({}))
 
 
 def keys_volume(pod: Manifest) -> Manifest:
