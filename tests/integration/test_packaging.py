@@ -17,9 +17,9 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 ENGINES = {"cpu": "onnxruntime", "gpu": "onnxruntime-gpu"}
-EXTRAS = ["tracing", "cuda"]
+EXTRAS = ["tracing", "signing", "cuda"]
 SERVICE_LOCKS = [*ENGINES, *EXTRAS]
-LOCKS = [*SERVICE_LOCKS, "loadtest", "build"]
+LOCKS = [*SERVICE_LOCKS, "loadtest", "build", "sbom"]
 
 
 def pins(text: str) -> dict[str, str]:
