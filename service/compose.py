@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,7 +96,8 @@ async def serve(settings: Settings) -> int:
     from service.http.api_keys import kept_current
     from service.http.server import Server, log_ready
 
-    server = Server(parts.app(predictor, keys), settings, predictor.stop_being_ready, log_ready)
+    listening = partial(log_ready, root_path=settings.root_path)
+    server = Server(parts.app(predictor, keys), settings, predictor.stop_being_ready, listening)
     await loading
     _on_hangup(predictor.reload)
     freeze_and_enable_gc()
@@ -164,12 +166,12 @@ async def run_engine(settings: Settings, path: Path, lifeline: int | None) -> in
     return 0
 
 
-async def run_worker(settings: Settings, path: Path, listener_fd: int, link_fd: int) -> int:
+async def run_worker(settings: Settings, path: Path, link_fd: int, *listener_fds: int) -> int:
     """Serve HTTP for a supervisor, with the engine behind `path`."""
     from service.split.worker import run
 
     parts = Parts.open(settings)
-    await run(settings, path, listener_fd, link_fd, parts.metrics, parts.keys(), parts.app)
+    await run(settings, path, link_fd, listener_fds, parts.metrics, parts.keys(), parts.app)
     await parts.close()
     return 0
 

@@ -1,12 +1,14 @@
 """Every setting of the service: flags and environment variables in, one frozen, validated object out."""
 
 import os
+import re
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -16,6 +18,7 @@ from pydantic_settings import (
     SettingsError as SourceError,
 )
 
+from service.addresses import parse_host
 from service.errors import SettingsError
 
 ENV_PREFIX = "INKSERVE_"
@@ -28,12 +31,57 @@ Determinism = Literal["generation", "all", "off"]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
+RESERVED = ("classify", "docs", "generate", "metrics", "models", "openapi.json", "v2")
+"""First segments of the service's own paths: none of them may begin `root_path`."""
+
+_ROOT_PATH = re.compile(r"(/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
+
+
+def parse_list(text: str | None) -> list[str]:
+    """Return the parts of a setting that are separated by commas."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _parse_root_path(text: str) -> str:
+    path = text.rstrip("/")
+    if path and not _ROOT_PATH.fullmatch(path):
+        raise ValueError("expected a path such as /digits")
+    if path.split("/")[1:2] and path.split("/")[1] in RESERVED:
+        raise ValueError(f"expected a path that does not begin like the service's own: {', '.join(RESERVED)}")
+    return path
+
+
+def _parse_networks(text: str | None) -> str | None:
+    for part in parse_list(text):
+        if part != "*":
+            ip_network(part)  # its ValueError says what is wrong
+    return text
+
+
+def _parse_origins(text: str | None) -> str | None:
+    origins = parse_list(text)
+    if "*" in origins and len(origins) > 1:
+        raise ValueError("* is every origin, expected no other beside it")
+    for origin in origins:
+        if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+            raise ValueError(
+                f"{origin!r} is no origin, expected scheme://host or scheme://host:port in lower case, as a "
+                "browser sends it, or *"
+            )
+    return text
+
+
 class Settings(BaseSettings):
     """Each setting is a flag and an environment variable: --max-batch-size is INKSERVE_MAX_BATCH_SIZE."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
-    host: str = Field("127.0.0.1", description="address to listen on")
+    host: Annotated[str, AfterValidator(parse_host)] = Field(
+        "127.0.0.1",
+        description="address or name to listen on; `0.0.0.0` is every IPv4 address, `::` every address, "
+        "IPv4 and IPv6",
+    )
     port: Port = Field(8000, description="port to listen on; 0 lets the system choose one")
     workers: int = Field(
         0,
@@ -178,6 +226,21 @@ class Settings(BaseSettings):
         le=600,
         description="seconds that requests in flight may take after the port closes",
     )
+    root_path: Annotated[str, AfterValidator(_parse_root_path)] = Field(
+        "",
+        description="path prefix under which a proxy serves this service, such as `/digits`; requests are "
+        "answered with it and without it",
+    )
+    trusted_proxies: Annotated[str | None, AfterValidator(_parse_networks)] = Field(
+        None,
+        description="addresses and networks (CIDR) of proxies, separated by commas, whose X-Forwarded-For "
+        "and X-Forwarded-Proto are believed; `*` believes everybody; if unset, nobody",
+    )
+    cors_origins: Annotated[str | None, AfterValidator(_parse_origins)] = Field(
+        None,
+        description="origins whose pages may call this service from a browser (CORS), separated by commas, "
+        "such as `https://app.example.com`; `*` is every origin; if unset, none may",
+    )
     api_keys_file: Path | None = Field(
         None,
         description="file of API keys, one per line; each request except probes, metrics and documentation "
@@ -286,4 +349,5 @@ def _problem(problem: object) -> str:
     assert isinstance(problem, dict)
     name = ".".join(str(part) for part in problem["loc"])
     seen = f" (seen: {problem['input']!r})" if name else ""
-    return f"{name}: {problem['msg']}{seen}" if name else str(problem["msg"]).removeprefix("Value error, ")
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{name}: {message}{seen}" if name else message

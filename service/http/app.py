@@ -1,6 +1,6 @@
 """Assembles the HTTP application from its routes."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
@@ -10,11 +10,13 @@ from fastapi.responses import RedirectResponse
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
 
 from service.errors import InkserveError
 from service.http.api_keys import ApiKeys, is_open
 from service.http.disconnects import DisconnectWatch
-from service.http.dispatch import CALL, AsgiEndpoint, Dispatch
+from service.http.dispatch import CALL, AsgiEndpoint, Dispatch, allowing
+from service.http.edge import Edge
 from service.http.error_responses import error_response, plain_error
 from service.http.fast.endpoint import FastPath
 from service.http.lifecycle import Call, Lifecycle
@@ -61,7 +63,7 @@ def create_app(
     app.include_router(docs.routes())
     app.include_router(health.routes(predictor))
     app.include_router(models.routes(predictor))
-    _add_operations(app, metrics, gather)
+    _add_operations(app, metrics, gather, settings.root_path)
     metrics.watch_ready(predictor.ready)
     _add_error_handlers(app)
     needs_key = None if keys is None else lambda path: not is_open(path)
@@ -74,8 +76,9 @@ def create_app(
     }
     access_log = open_access_log(settings.log_format) if settings.access_log else None
     lifecycle = Lifecycle(metrics, access_log, tracing)
-    fast_path = FastPath({b"/classify": classify}, lifecycle, keys)
-    return Dispatch(app, endpoints, lifecycle, keys, fast_path)
+    edge = Edge.of(settings)
+    fast_path = FastPath({b"/classify": classify}, lifecycle, keys, edge)
+    return Dispatch(app, endpoints, lifecycle, keys, fast_path, edge)
 
 
 def _bare_app() -> FastAPI:
@@ -85,6 +88,7 @@ def _bare_app() -> FastAPI:
         description="Classifies and generates images, batching rows across requests on one device.",
         docs_url=None,  # FastAPI's own pages load their files from another host
         redoc_url=None,
+        redirect_slashes=False,  # to an address made of the Host that the client sent; see `Edge.route_path`
         generate_unique_id_function=lambda route: route.name,
     )
 
@@ -96,12 +100,13 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _on_bug)
 
 
-def _add_operations(app: FastAPI, metrics: Metrics, gather: Gather | None) -> None:
+def _add_operations(app: FastAPI, metrics: Metrics, gather: Gather | None, root_path: str) -> None:
     metrics.watch_process()
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
+        # Relative, so that a prefix that a proxy removes stays; one that is set may come without a slash.
+        return RedirectResponse(f"{root_path}/docs" if root_path else "docs")
 
     described = describe_errors(InkserveError) | {200: {"content": dict.fromkeys(METRICS_OFFERED, _TEXT)}}
 
@@ -121,7 +126,8 @@ def _add_operations(app: FastAPI, metrics: Metrics, gather: Gather | None) -> No
 
 def _as_response(response: Response) -> FastApiResponse:
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
-    return FastApiResponse(response.body, response.status, headers, response.content_type)
+    media_type = None if response.status == 204 else response.content_type
+    return FastApiResponse(response.body, response.status, headers, media_type)
 
 
 async def _on_error(request: Request, error: Exception) -> FastApiResponse:
@@ -137,8 +143,21 @@ async def _on_http_error(request: Request, error: Exception) -> FastApiResponse:
     assert isinstance(error, HTTPException)
     detail = error.detail
     if error.status_code == 404:
-        detail = f"path {request.url.path} is unknown, see /docs"
+        root_path = request.scope["root_path"]
+        path = request.scope["path"].removeprefix(root_path)
+        detail = f"path {path[:200]} is unknown, see {root_path}/docs"
+    if error.status_code == 405:
+        return _as_response(allowing(_methods(request), request.method))
     return _as_response(plain_error(error.status_code, detail, error.headers))
+
+
+def _methods(request: Request) -> list[str]:
+    """Return the methods that the routes of a request's path have."""
+    routes: Sequence[BaseRoute] = request.app.routes
+    asked = [(method, {**request.scope, "method": method}) for method in ("GET", "POST", "PUT", "DELETE")]
+    return [
+        method for method, scope in asked if any(route.matches(scope)[0] is Match.FULL for route in routes)
+    ]
 
 
 async def _on_validation_error(_: Request, error: Exception) -> FastApiResponse:

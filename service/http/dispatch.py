@@ -1,15 +1,18 @@
 """The outermost ASGI application: checks API keys, picks the endpoint, and catches the last errors."""
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from fastapi import FastAPI
 
 from service.errors import Unauthorized
 from service.http.api_keys import ApiKeys, permits
+from service.http.cors import METHODS
 from service.http.disconnects import ClientDisconnected
+from service.http.edge import Edge
 from service.http.error_responses import error_response, plain_error
 from service.http.fast.endpoint import FastPath
+from service.http.headers import ALLOW
 from service.http.lifecycle import Call, Lifecycle
 from service.http.responses import Response
 from service.http.types import RECEIVED_AT, Message, Receive, Scope, Send
@@ -28,6 +31,7 @@ class Dispatch:
     keys: a request must send one of them, unless its path is open; None if no key is required.
     fast_path: answers its requests inside the HTTP protocol; they never come here.
     lifecycle: counts and logs every request.
+    edge: the path prefix, trusted proxies and other origins; nothing of these by default.
     """
 
     def __init__(
@@ -37,12 +41,14 @@ class Dispatch:
         lifecycle: Lifecycle,
         keys: ApiKeys | None = None,
         fast_path: FastPath | None = None,
+        edge: Edge | None = None,
     ) -> None:
         self.app = app
         self.fast_path = fast_path
         self._endpoints = endpoints
         self.lifecycle = lifecycle
         self._keys = keys
+        self._edge = edge or Edge()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -50,35 +56,58 @@ class Dispatch:
             await self.app(scope, receive, send)
             return
         call = self._start(scope)
-        endpoints = self._endpoints.get(scope["path"])
-        if not permits(self._keys, scope["path"], scope["headers"]):
-            await self._serve({scope["method"]: _reject_key}, call, scope, receive, send)
+        path, method = call.path, call.method
+        cors, endpoints = self._edge.cors, self._endpoints.get(path)
+        preflight = None if cors is None else cors.preflight(scope)
+        if cors is not None and preflight is None:
+            send = cors.adding(scope, send)
+        if method == "HEAD":
+            send = _without_body(send)
+        if preflight is not None:
+            await self._serve({method: _always(preflight)}, call, scope, receive, send)
+        elif method == "OPTIONS" and path == "*":
+            await self._serve({method: _always(allowing(METHODS, method))}, call, scope, receive, send)
+        elif method != "OPTIONS" and not permits(self._keys, path, scope["headers"]):
+            await self._serve({method: _reject_key}, call, scope, receive, send)
         elif endpoints is None:
-            await self._pass_on(call, scope, receive, send)
+            await self._pass_on(call, self._seen_by_fastapi(scope, path), receive, send)
         else:
             await self._serve(endpoints, call, scope, receive, send)
 
     def _start(self, scope: Scope) -> Call:
-        path, client = scope["path"], scope.get("client")
+        path, headers = self._edge.route_path(scope["path"]), scope["headers"]
         return Call(
             self.lifecycle,
             scope["method"],
             path,
             path if path in self._endpoints else "other",
-            client[0] if client else "",
-            dict(scope["headers"]),
-            sent_request_id(scope["headers"]),
+            self._edge.client(scope.get("client"), headers),
+            dict(headers),
+            sent_request_id(headers),
             received_at=scope.get(RECEIVED_AT) or time.monotonic(),
         )
+
+    def _seen_by_fastapi(self, scope: Scope, path: str) -> Scope:
+        """Return the scope as FastAPI needs it: with the path prefix, and GET in place of HEAD."""
+        root = self._edge.root_path
+        seen = {**scope, "root_path": root, "path": root + path}
+        if scope["method"] == "HEAD":
+            seen["method"] = "GET"
+        client = scope.get("client")
+        if client is not None:
+            seen["client"] = (self._edge.client(client, scope["headers"]), client[1])
+            scheme = self._edge.proxies.scheme(client[0], scope["headers"])
+            seen["scheme"] = scheme or scope.get("scheme", "http")
+        return seen
 
     async def _serve(
         self, endpoints: Mapping[str, AsgiEndpoint], call: Call, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Answer a request to one of our own endpoints."""
-        endpoint = endpoints.get(call.method)
+        endpoint = endpoints.get(call.method) or (endpoints.get("GET") if call.method == "HEAD" else None)
         try:
             if endpoint is None:
-                response = _method_not_allowed(call.method, endpoints)
+                response = allowing(endpoints, call.method)
             else:
                 response = await endpoint(scope, receive, call)
         except ClientDisconnected:
@@ -117,6 +146,31 @@ async def _reject_key(scope: Scope, _: Receive, __: Call) -> Response:
     raise Unauthorized(f"API key is {sent}, expected Authorization: Bearer <key>")
 
 
-def _method_not_allowed(method: str, endpoints: Mapping[str, AsgiEndpoint]) -> Response:
-    allowed = ", ".join(endpoints)
-    return plain_error(405, f"method is {method}, expected {allowed}", {"allow": allowed})
+def allowing(methods: Collection[str], asked: str) -> Response:
+    """Return the response to a method that a path does not have: for OPTIONS its methods, else an error.
+
+    methods: those of its endpoints. HEAD comes with GET, OPTIONS with every path.
+    """
+    every = {*methods, "OPTIONS"} | ({"HEAD"} if "GET" in methods else set())
+    listed = ", ".join(sorted(every))
+    if asked == "OPTIONS":
+        return Response(b"", status=204, headers=((ALLOW.wire, listed.encode("ascii")),))
+    return plain_error(405, f"method is {asked[:40]}, expected {listed}", {"allow": listed})
+
+
+def _always(response: Response) -> AsgiEndpoint:
+    async def endpoint(_: Scope, __: Receive, ___: Call) -> Response:
+        return response
+
+    return endpoint
+
+
+def _without_body(send: Send) -> Send:
+    """Return a `send` for responses to HEAD: the headers are those of GET, and no body follows."""
+
+    async def send_head(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return send_head

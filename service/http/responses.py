@@ -24,11 +24,13 @@ class Response(NamedTuple):
 
     async def send(self, send: Send, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """Send it through ASGI. more: headers that are this request's own."""
-        start = [
-            (b"content-type", self.content_type.encode("latin-1")),
-            (b"content-length", str(len(self.body)).encode("ascii")),
-            *self.headers,
-        ]
+        start = list(self.headers)
+        if self.status != 204:  # it has no content, and so no length either (RFC 9110, 8.6)
+            start = [
+                (b"content-type", self.content_type.encode("latin-1")),
+                (b"content-length", str(len(self.body)).encode("ascii")),
+                *start,
+            ]
         if self.timing is not None:
             start.append((b"server-timing", self.timing))
         start += more

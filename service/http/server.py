@@ -16,6 +16,7 @@ from typing import Protocol
 
 import uvicorn
 
+from service.addresses import open_listeners, ready_line
 from service.http.fast.connections import Connections, Limits
 from service.http.fast.endpoint import FastPath
 from service.http.fast.protocol import HttpProtocol
@@ -75,7 +76,8 @@ class Server(uvicorn.Server):
         self._drain_seconds = settings.drain_seconds
         self._loop = asyncio.get_running_loop()
         self._stopping = False
-        self._acceptor: _Acceptor | None = None
+        self._host = settings.host
+        self._acceptors: list[_Acceptor] = []
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop at the first signal; at the second, stop at once."""
@@ -90,21 +92,25 @@ class Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._loop.call_later, self._drain_seconds, self._stop)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and report the socket."""
-        await super().startup(sockets)
+        """Listen, and report the first socket."""
+        bound = open_listeners(self._host, self.config.port) if sockets is None else sockets
+        await super().startup(bound)
         if self.started:
-            listener = self.servers[0].sockets[0]
+            listeners = [server.sockets[0] for server in self.servers]
             # A shared listener must leave connections to the other workers, until the service stops.
-            self._acceptor = _Acceptor(listener, self._make_protocol(), self._connections, sockets is None)
-            self._listening(listener)
+            make, always = self._make_protocol(), sockets is None
+            self._acceptors = [_Acceptor(each, make, self._connections, always) for each in listeners]
+            self._listening(listeners[0])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop. Connections that the kernel has completed are accepted and served first."""
-        if self._acceptor is not None:
-            self._acceptor.empty_queue()
+        for acceptor in self._acceptors:
+            acceptor.empty_queue()
+        if self._acceptors:
             for server in self.servers:
                 server.close()
-            await self._acceptor.close()
+        for acceptor in self._acceptors:
+            await acceptor.close()
         await super().shutdown(sockets)
 
     def _make_protocol(self) -> Callable[[], asyncio.Protocol]:
@@ -170,10 +176,9 @@ class _Acceptor:
             await asyncio.wait(self._connecting)
 
 
-def log_ready(listener: socket.socket) -> None:
+def log_ready(listener: socket.socket, root_path: str) -> None:
     """Log the address of the service."""
-    host, port = listener.getsockname()[:2]
-    logger.info("ready at http://%s:%d, documentation at /docs", host, port)
+    logger.info("%s", ready_line(listener, root_path))
 
 
 def _allowed(connections: int) -> int:

@@ -1,6 +1,6 @@
 """The parent of a split service: starts its processes, restarts those that exit, sums their metrics.
 
-Holds the listening socket, so that the workers share it and pending connections outlive any of them. Knows
+Holds the listening sockets, so that the workers share them and pending connections outlive any of them. Knows
 nothing of HTTP or onnxruntime.
 """
 
@@ -17,6 +17,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from service.addresses import open_listeners, ready_line
 from service.errors import FrameError, InkserveError, Unavailable
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -98,7 +99,7 @@ class Worker:
         self.unresponsive_ticks = 0
         ours, theirs = socket.socketpair()
         with theirs:
-            fds = (self._supervisor.listener.fileno(), theirs.fileno())
+            fds = (theirs.fileno(), *(listener.fileno() for listener in self._supervisor.listeners))
             process = await self._supervisor.start_process("worker", fds)
         await asyncio.get_running_loop().create_unix_connection(lambda: Link(self), sock=ours)
         return process
@@ -117,7 +118,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings, arguments: Sequence[str], path: Path, with_engine: bool) -> None:
         self.totals = Totals()
-        self.listener = bind_tcp(settings.host, settings.port)
+        self.listeners = open_listeners(settings.host, settings.port)
         self._settings = settings
         self._arguments = arguments
         self._path = path
@@ -143,8 +144,7 @@ class Supervisor:
         if starting.done():
             for child in self._children:
                 child.settled = True
-            host, port = self.listener.getsockname()[:2]
-            logger.info("ready at http://%s:%d, documentation at /docs", host, port)
+            logger.info("%s", ready_line(self.listeners[0], self._settings.root_path))
             await asyncio.wait({stopping, *ending}, return_when=asyncio.FIRST_COMPLETED)
         failed = [task.result() for task in ending if task.done()] if not stopping.done() else []
         for task in (starting, stopping, ticking):
@@ -235,26 +235,15 @@ class Supervisor:
     async def _stop(self) -> None:
         """Stop the workers first, so that the requests they have accepted still find the engine."""
         self._stopping.set()
-        # The workers hold the listener too; when the last of them closes it, connections are refused.
-        self.listener.close()
+        # The workers hold the listeners too; when the last of them closes one, connections are refused.
+        for listener in self.listeners:
+            listener.close()
         longest = self._settings.drain_seconds + self._settings.shutdown_timeout_seconds + GRACE_SECONDS
         await asyncio.gather(*(worker.child.stop(longest) for worker in self._workers))
         await self._predictor.close()
         if self._engine is not None:
             await self._engine.stop(self._settings.shutdown_timeout_seconds + GRACE_SECONDS)
         logger.info("stopped")
-
-
-def bind_tcp(host: str, port: int) -> socket.socket:
-    """Return a bound socket that does not listen yet. Raises InkserveError."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise InkserveError(f"{host}:{port} cannot be listened on: {error}") from error
-    return listener
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import itertools
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -109,13 +109,13 @@ class SupervisorLink:
 async def run(
     settings: Settings,
     path: Path,
-    listener_fd: int,
     link_fd: int,
+    listener_fds: Sequence[int],
     metrics: Metrics,
     keys: ApiKeys | None,
     build_app: Callable[[Predictor, ApiKeys | None, Gather], Dispatch],
 ) -> None:
-    """Serve HTTP on a listener's socket until SIGTERM, with the engine behind `path`.
+    """Serve HTTP on listening sockets until SIGTERM, with the engine behind `path`.
 
     link_fd: the connected socket to the supervisor.
     """
@@ -131,7 +131,7 @@ async def run(
     server = Server(app, settings, predictor.stop_being_ready, lambda _: supervisor.send_ready())
     freeze_and_enable_gc()
     async with kept_current(keys):
-        await server.serve([socket.socket(fileno=listener_fd)])
+        await server.serve([socket.socket(fileno=fd) for fd in listener_fds])
     pushing.cancel()
     supervisor.push()
     await predictor.close()

@@ -56,7 +56,7 @@ async def listening(
         seen.append(scope["path"])
         await dispatch(scope, receive, send)
 
-    config = uvicorn.Config(app, lifespan="off", log_config=None, server_header=False)
+    config = uvicorn.Config(app, lifespan="off", log_config=None, server_header=False, proxy_headers=False)
     state = ServerState()
     config.load()
     limits = Limits.of(configured)

@@ -31,13 +31,14 @@ class FastCall(Call):
     def __init__(
         self, connection: Replies, fast_path: FastPath, known: KnownHead, plan: Plan, received_at: float
     ) -> None:
-        client = connection.client
+        lifecycle = fast_path.lifecycle
+        logged = lifecycle.access_log is not None  # nothing else asks who the client is
         super().__init__(
-            fast_path.lifecycle,
+            lifecycle,
             known.method,
             known.path,
             known.path,
-            client[0] if client else "",
+            fast_path.edge.fast_client(connection.client, known.head.headers) if logged else "",
             known.head.headers,
             known.request_id,
             plan.model,

@@ -13,6 +13,7 @@ from service.batching.request import Done, InferenceResult
 from service.batching.retries import Refusal
 from service.errors import InkserveError, QueueFull
 from service.http.api_keys import ApiKeys, permits
+from service.http.edge import Edge
 from service.http.fast.head import Head, parse_head
 from service.http.lifecycle import Lifecycle
 from service.http.responses import Response
@@ -29,10 +30,12 @@ MAX_HEAD_BYTES = 4096
 """A longer head takes the ASGI path, so that the cache stays small."""
 
 _PER_REQUEST = re.compile(
-    rb"\r\n(x-request-id|traceparent|tracestate): ([!-~](?:[ -~]*[!-~])?)(?=\r\n[^ \t])", re.IGNORECASE
+    rb"\r\n(x-request-id|traceparent|tracestate|x-forwarded-for|x-real-ip|forwarded)"
+    rb": ([!-~](?:[ -~]*[!-~])?)(?=\r\n[^ \t])",
+    re.IGNORECASE,
 )
-"""Headers that proxies and tracing clients set anew in every request. Heads that differ only in these count
-as one: removing them and looking up the remainder takes 3 us, and nothing is parsed again."""
+"""Headers that proxies and tracing clients set anew for each request or client. Heads that differ only in
+these count as one: removing them and looking up the remainder takes 3 us, and nothing is parsed again."""
 
 
 class Plan(Protocol):
@@ -119,12 +122,18 @@ class FastPath:
     known: heads by their bytes, up to and including the empty line; None for heads that always take the ASGI
         path. If the plan found here is valid, `learn` need not be called.
     keys: a request must send one of them; without one it takes the ASGI path, which rejects it.
+    edge: the path prefix, trusted proxies and other origins; nothing of these by default.
     """
 
     def __init__(
-        self, endpoints: Mapping[bytes, FastEndpoint], lifecycle: Lifecycle, keys: ApiKeys | None = None
+        self,
+        endpoints: Mapping[bytes, FastEndpoint],
+        lifecycle: Lifecycle,
+        keys: ApiKeys | None = None,
+        edge: Edge | None = None,
     ) -> None:
         self.lifecycle = lifecycle
+        self.edge = edge or Edge()
         self.known: dict[bytes, KnownHead | None] = {}
         self._endpoints = endpoints
         self._keys = keys
@@ -165,8 +174,9 @@ class FastPath:
 
     def _read(self, head: bytes) -> KnownHead | None:
         parsed = parse_head(head)
-        if parsed is None:
+        if parsed is None or self.edge.needs_asgi(head, parsed.headers):
             return None
+        parsed = parsed._replace(path=self.edge.route_path(parsed.path.decode("latin-1")).encode("latin-1"))
         endpoint = self._endpoints.get(parsed.path)
         return None if endpoint is None else KnownHead(parsed, endpoint)
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fastapi import APIRouter, HTTPException
-from fastapi.responses import FileResponse, HTMLResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 PACKAGE = "fastapi_swagger"
 
@@ -65,6 +65,10 @@ def routes() -> APIRouter:
     @router.get("")
     async def page() -> HTMLResponse:
         return HTMLResponse(PAGE, headers=_HEADERS | {"Content-Security-Policy": POLICY})
+
+    @router.get("/")
+    async def below() -> RedirectResponse:
+        return RedirectResponse("../docs")
 
     @router.get("/start.js")
     async def start() -> Response:
