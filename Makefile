@@ -93,6 +93,10 @@ gpu-check: $(VENV)/.serve ## Compare the engine on a GPU with the CPU; with ENGI
 peers: $(VENV)/.develop ## Measure inkserve and other model servers; needs wrk (30 min)
 	$(BIN)/python -m loadtests.peers $(ARGS)
 
+.PHONY: chaos
+chaos: $(VENV)/.develop ## Trouble the service in every way and write docs/reliability.md's table; as root on Linux (25 min)
+	$(BIN)/python -m loadtests.chaos $(ARGS)
+
 .PHONY: data
 data: $(VENV)/.develop ## Fetch MNIST into data/mnist (5 s); tests that need it are skipped if that fails
 	-$(BIN)/python -m training data --data-dir $(DATA_DIR)

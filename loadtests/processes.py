@@ -39,10 +39,15 @@ class Memory:
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. cold_start_seconds: from starting the process to the first correct response."""
+    """A running server.
+
+    cold_start_seconds: from starting the process to the first correct response.
+    process: the one that was started; `processes` has its children too.
+    """
 
     mark: str
     cold_start_seconds: float
+    process: "subprocess.Popen[bytes]"
 
     def processes(self) -> list[psutil.Process]:
         """The server's processes that are alive now."""
@@ -95,7 +100,7 @@ def serving(
                         f"no correct response in {start_seconds:g} s: {_tail(output.fileno())}"
                     )
                 time.sleep(POLL_SECONDS)
-            yield Server(mark, time.monotonic() - started)
+            yield Server(mark, time.monotonic() - started, process)
         finally:
             _stop(process, mark)
 

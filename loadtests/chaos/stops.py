@@ -1,0 +1,130 @@
+"""SIGTERM under keep-alive load, in many short lives: what happens to the requests that were in flight."""
+
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+from loadtests.chaos.client import Connection, Hung, Lost
+from loadtests.chaos.scenario import Context
+from loadtests.chaos.subjects import Running, running
+from loadtests.chaos.verdicts import Figure, Row
+from loadtests.progress import say
+
+LIVES = 100
+CLIENTS = 32
+FRESH_CLIENTS = 8
+"""This many of them open a connection for each request, so that some are accepted in the last moment."""
+
+GRACE_SECONDS = 30.0
+"""The default of --shutdown-timeout-seconds."""
+
+DRAIN_SECONDS = 0.3
+"""Every fourth life of inkserve drains for this long first: its clients are told to leave."""
+
+LOADED_SECONDS = (0.05, 0.25)
+
+Fate = Literal["answered", "unanswered", "too late", "never accepted", "refused", "hung", "error status"]
+
+
+def stops(context: Context) -> Iterator[Row]:
+    """End many lives under load, and count the fates of their requests."""
+    random = context.random("stops")
+    fates: Counter[Fate] = Counter()
+    bad_exits, slowest = 0, 0.0
+    lives = context.count(LIVES, 3)
+    for number in range(lives):
+        drain = DRAIN_SECONDS if context.subject.ours and number % 4 == 3 else 0.0
+        flags = ["--drain-seconds", str(drain)] if context.subject.ours else []
+        with running(context.subject, flags=flags) as run:
+            code, seconds = _one_life(run, random.uniform(*LOADED_SECONDS), fates)
+        bad_exits += code != 0
+        slowest = max(slowest, seconds - drain)
+        if number % 10 == 9:
+            say(f"    {number + 1} of {lives} lives: {dict(fates)}, {bad_exits} bad exits")
+    figures: dict[str, Figure] = {
+        "lives": lives,
+        "answered": fates["answered"],
+        "unanswered": fates["unanswered"],
+        "hung": fates["hung"],
+        "error statuses": fates["error status"],
+        "sent after the close": fates["too late"],
+        "never accepted": fates["never accepted"],
+        "exits other than 0": bad_exits,
+        "slowest stop s": slowest,
+    }
+    bars = {"unanswered": 0, "hung": 0, "exits other than 0": 0, "slowest stop s": GRACE_SECONDS}
+    yield Row("SIGTERM under load", context.subject.name, figures, bars)
+
+
+def _one_life(run: Running, loaded_seconds: float, fates: Counter[Fate]) -> tuple[int, float]:
+    """Load a server, end it; return its exit code and how long it took."""
+    request = run.subject.request(1)
+    ended = threading.Event()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(_client, run.port, request, n < FRESH_CLIENTS, ended) for n in range(CLIENTS)]
+        time.sleep(loaded_seconds)
+        started = time.monotonic()
+        run.server.process.send_signal(signal.SIGTERM)
+        try:
+            code = run.server.process.wait(GRACE_SECONDS + 10)
+        except subprocess.TimeoutExpired:
+            code = -1
+        seconds = time.monotonic() - started
+        ended.set()
+        for client in clients:
+            fates.update(client.result())
+    return code, seconds
+
+
+def _client(port: int, request: bytes, fresh: bool, ended: threading.Event) -> "Counter[Fate]":
+    """Send requests one after another until the port is closed."""
+    fates: Counter[Fate] = Counter()
+    connection: Connection | None = None
+    answers = 0
+    while not ended.is_set():
+        if connection is None:
+            answers = 0
+            try:
+                connection = Connection(port)
+            except OSError:
+                fates["refused"] += 1
+                break
+        fate, keep = ask(connection, request, answers)
+        answers += 1
+        fates[fate] += 1
+        if fresh or not keep:
+            connection.close()
+            connection = None
+    if connection is not None:
+        connection.close()
+    return fates
+
+
+def ask(connection: Connection, request: bytes, answers: int) -> tuple[Fate, bool]:
+    """Send a request; return its fate, and whether the connection can be used again.
+
+    answers: how many the connection has had. On this machine's loopback a sent request is in the server's
+    receive buffer at once. So one that was sent while the connection was established, before and after, was
+    there before the server closed it, and is owed a response. If the connection never had one and is reset,
+    the server's kernel had completed it in the backlog, and no process saw it.
+    """
+    owed = connection.established()
+    try:
+        connection.socket.sendall(request)
+        owed = owed and connection.established()
+        answer = connection.receive()
+    except Hung:
+        return "hung", False
+    except (Lost, OSError) as lost:
+        partial = isinstance(lost, Lost) and lost.partial
+        if not owed and not partial:
+            return "too late", False
+        if not answers and not partial and isinstance(lost, Lost) and lost.reset:
+            return "never accepted", False
+        return "unanswered", False
+    return "answered" if answer.status == 200 else "error status", not answer.close
