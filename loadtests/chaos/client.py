@@ -1,6 +1,7 @@
 """A blocking HTTP/1.1 client that says how a connection ended. Knows nothing of the service's formats."""
 
 import socket
+import struct
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ import httptools
 
 ESTABLISHED = 1
 """The state of a TCP connection that neither side has closed, as in Linux's tcp_states.h."""
+
+BYTES_ACKED = struct.Struct("120x Q")
+"""The place of tcpi_bytes_acked in Linux's struct tcp_info."""
 
 RECEIVE_BYTES = 1 << 16
 
@@ -108,6 +112,12 @@ class Connection:
     def established(self) -> bool:
         """Whether the server has not closed its side, as far as this machine's kernel knows."""
         return self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == ESTABLISHED
+
+    def acknowledged(self) -> int:
+        """How many bytes the server's kernel has taken so far; also after the connection has ended."""
+        info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_ACKED.size)
+        acked: int = BYTES_ACKED.unpack(info)[0]
+        return acked
 
     def close(self) -> None:
         """Close the connection."""

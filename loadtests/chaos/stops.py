@@ -108,23 +108,24 @@ def _client(port: int, request: bytes, fresh: bool, ended: threading.Event) -> "
 def ask(connection: Connection, request: bytes, answers: int) -> tuple[Fate, bool]:
     """Send a request; return its fate, and whether the connection can be used again.
 
-    answers: how many the connection has had. On this machine's loopback a sent request is in the server's
-    receive buffer at once. So one that was sent while the connection was established, before and after, was
-    there before the server closed it, and is owed a response. If the connection never had one and is reset,
-    the server's kernel had completed it in the backlog, and no process saw it.
+    answers: how many the connection has had. A request is owed a response if the server's kernel took it
+    before the process closed the connection. That is so if it acknowledged the bytes, which it never does
+    after a close. It is also so if the connection was established before and after they were sent, because
+    this machine's loopback delivers at once. If the connection never had a response and is reset, the kernel
+    had completed it in the backlog, and no process saw it.
     """
-    owed = connection.established()
+    established, acknowledged = connection.established(), connection.acknowledged()
     try:
         connection.socket.sendall(request)
-        owed = owed and connection.established()
+        established = established and connection.established()
         answer = connection.receive()
     except Hung:
         return "hung", False
     except (Lost, OSError) as lost:
-        partial = isinstance(lost, Lost) and lost.partial
-        if not owed and not partial:
+        reset = isinstance(lost, Lost) and lost.reset
+        if isinstance(lost, Lost) and lost.partial:
+            return "unanswered", False
+        if not established and connection.acknowledged() - acknowledged < len(request):
             return "too late", False
-        if not answers and not partial and isinstance(lost, Lost) and lost.reset:
-            return "never accepted", False
-        return "unanswered", False
+        return "never accepted" if reset and not answers else "unanswered", False
     return "answered" if answer.status == 200 else "error status", not answer.close
