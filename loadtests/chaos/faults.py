@@ -33,22 +33,22 @@ MATES = 15
 def faults(context: Context) -> Iterator[Row]:
     """Inject one fault at a time."""
     subject = context.subject
-    yield _output(context, "Disk full", 'exec "$@" >/dev/full 2>/dev/full')
-    yield _output(context, "stdout and stderr closed", 'exec "$@" >&- 2>&-')
-    yield _output(context, "stderr that nobody reads", 'exec "$@" 2>"$PIPE"', unread=True)
+    yield output(context, "Disk full", 'exec "$@" >/dev/full 2>/dev/full')
+    yield output(context, "stdout and stderr closed", 'exec "$@" >&- 2>&-')
+    yield output(context, "stderr that nobody reads", 'exec "$@" 2>"$PIPE"', unread=True)
     yield _descriptors(subject)
     if FAKETIME.exists():
         yield _clock(subject)
     else:
         yield Row("Clock jumped", subject.name, {}, note="not run: libfaketime is missing")
-    yield _failing_batch(subject)
+    yield failing_batch(subject)
 
 
 def _shell(script: str) -> list[str]:
     return ["sh", "-c", script, "sh"]
 
 
-def _output(context: Context, name: str, script: str, *, unread: bool = False) -> Row:
+def output(context: Context, name: str, script: str, *, unread: bool = False) -> Row:
     """Take its output away, and let it log as much as a stranger can make it."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         environment = {}
@@ -187,7 +187,7 @@ def _clock(subject: Subject) -> Row:
     return Row("Clock jumped", subject.name, figures, bars)
 
 
-def _failing_batch(subject: Subject) -> Row:
+def failing_batch(subject: Subject) -> Row:
     """Send rows that make onnxruntime raise among rows that do not."""
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder) / "models"

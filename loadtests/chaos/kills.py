@@ -50,11 +50,12 @@ class Event:
 def kills(context: Context) -> Iterator[Row]:
     """Kill the workers, then the engine."""
     if context.subject.split:
-        yield _kills(context, "worker")
-        yield _kills(context, "engine")
+        yield kills_of(context, "worker")
+        yield kills_of(context, "engine")
 
 
-def _kills(context: Context, role: Role) -> Row:
+def kills_of(context: Context, role: Role) -> Row:
+    """Kill one role's processes, one at a time."""
     count = context.count(KILLS, KILLS_PER_LIFE)
     events: list[Event] = []
     first: list[float] = []
