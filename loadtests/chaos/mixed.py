@@ -21,7 +21,7 @@ from loadtests.chaos.verdicts import Figure, Row, slope
 from loadtests.progress import say
 
 REQUESTS = 1_000_000
-SPLIT_REQUESTS = 250_000
+SPLIT_REQUESTS = 100_000
 """For the split form, so that the whole command stays below half an hour: the models' code is the same."""
 
 CALLERS = 48

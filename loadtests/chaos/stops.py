@@ -7,11 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Literal
 
 from loadtests.chaos.client import Connection, Hung, Lost
 from loadtests.chaos.scenario import Context
-from loadtests.chaos.subjects import Running, running
+from loadtests.chaos.subjects import Subject, running
 from loadtests.chaos.verdicts import Figure, Row
 from loadtests.progress import say
 
@@ -34,16 +35,14 @@ Fate = Literal["answered", "unanswered", "too late", "never accepted", "refused"
 def stops(context: Context) -> Iterator[Row]:
     """End many lives under load, and count the fates of their requests."""
     random = context.random("stops")
+    lives = context.count(LIVES, 3)
     fates: Counter[Fate] = Counter()
     bad_exits, slowest = 0, 0.0
-    lives = context.count(LIVES, 3)
-    for number in range(lives):
-        drain = DRAIN_SECONDS if context.subject.ours and number % 4 == 3 else 0.0
-        flags = ["--drain-seconds", str(drain)] if context.subject.ours else []
-        with running(context.subject, flags=flags) as run:
-            code, seconds = _one_life(run, random.uniform(*LOADED_SECONDS), fates)
-        bad_exits += code != 0
-        slowest = max(slowest, seconds - drain)
+    for number in range(lives):  # one at a time: two would share the clients' cores, and load neither
+        end = _one_life(context.subject, number, random.uniform(*LOADED_SECONDS))
+        fates.update(end.fates)
+        bad_exits += end.code != 0
+        slowest = max(slowest, end.seconds)
         if number % 10 == 9:
             say(f"    {number + 1} of {lives} lives: {dict(fates)}, {bad_exits} bad exits")
     figures: dict[str, Figure] = {
@@ -61,11 +60,22 @@ def stops(context: Context) -> Iterator[Row]:
     yield Row("SIGTERM under load", context.subject.name, figures, bars)
 
 
-def _one_life(run: Running, loaded_seconds: float, fates: Counter[Fate]) -> tuple[int, float]:
-    """Load a server, end it; return its exit code and how long it took."""
-    request = run.subject.request(1)
-    ended = threading.Event()
-    with ThreadPoolExecutor(CLIENTS) as pool:
+@dataclass(frozen=True)
+class _End:
+    """How a life ended. seconds: from SIGTERM to the exit, without the drain."""
+
+    code: int
+    seconds: float
+    fates: "Counter[Fate]"
+
+
+def _one_life(subject: Subject, number: int, loaded_seconds: float) -> _End:
+    """Start a server, load it, and end it."""
+    drain = DRAIN_SECONDS if subject.ours and number % 4 == 3 else 0.0
+    flags = ["--drain-seconds", str(drain)] if subject.ours else []
+    request, ended = subject.request(1), threading.Event()
+    fates: Counter[Fate] = Counter()
+    with running(subject, flags=flags) as run, ThreadPoolExecutor(CLIENTS) as pool:
         clients = [pool.submit(_client, run.port, request, n < FRESH_CLIENTS, ended) for n in range(CLIENTS)]
         time.sleep(loaded_seconds)
         started = time.monotonic()
@@ -78,7 +88,7 @@ def _one_life(run: Running, loaded_seconds: float, fates: Counter[Fate]) -> tupl
         ended.set()
         for client in clients:
             fates.update(client.result())
-    return code, seconds
+    return _End(code, seconds - drain, fates)
 
 
 def _client(port: int, request: bytes, fresh: bool, ended: threading.Event) -> "Counter[Fate]":
