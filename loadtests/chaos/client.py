@@ -96,8 +96,14 @@ class Connection:
 
     def receive(self) -> Answer:
         """Return the next response. Raises Lost or Hung."""
+        while (answer := self.poll()) is None:
+            pass
+        return answer
+
+    def poll(self) -> Answer | None:
+        """Read once, unless a response is there already; return it if it is whole. Raises Lost or Hung."""
         reader = self._reader
-        while not reader.answers:
+        if not reader.answers:
             try:
                 data = self.socket.recv(RECEIVE_BYTES)
                 if not data:
@@ -107,7 +113,7 @@ class Connection:
                 raise Hung from None
             except (OSError, httptools.HttpParserError):
                 raise Lost(reset=True, partial=reader.partial) from None
-        return reader.answers.popleft()
+        return reader.answers.popleft() if reader.answers else None
 
     def established(self) -> bool:
         """Whether the server has not closed its side, as far as this machine's kernel knows."""

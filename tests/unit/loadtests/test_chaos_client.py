@@ -10,7 +10,7 @@ import pytest
 
 from loadtests.chaos.client import Connection, Hung, Lost, request
 from loadtests.chaos.probe import failures, probing
-from loadtests.chaos.stops import Fate, ask
+from loadtests.chaos.stops import Fate, fate_of, send
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 LAST = b"HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
@@ -48,6 +48,14 @@ def test_responses_are_read_whole_and_in_order() -> None:
     assert (second.status, second.body, second.close) == (200, b"ok", True)
 
 
+def fate_in(connection: Connection, answers: int) -> Fate:
+    """The fate of a request whose connection the server ends. answers: as if it had had so many."""
+    sent = send(connection, ASKED)
+    with pytest.raises(Lost) as lost:
+        connection.receive()
+    return fate_of(lost.value, connection, ASKED, sent, answers)
+
+
 def close_after_reading(connection: socket.socket) -> None:
     connection.recv(1000)
 
@@ -77,7 +85,7 @@ def test_a_request_sent_before_the_close_is_owed_a_response(
 ) -> None:
     with served_by(serve) as port:
         connection = Connection(port)
-        assert ask(connection, ASKED, answers) == (fate, False)
+        assert fate_in(connection, answers) == fate
         connection.close()
 
 
@@ -86,21 +94,7 @@ def test_a_request_sent_after_the_close_is_owed_nothing() -> None:
         connection = Connection(port)
         assert connection.socket.recv(1) == b"x"
         assert connection.socket.recv(1) == b""  # the server has closed
-        assert ask(connection, ASKED, 1) == ("too late", False)
-        connection.close()
-
-
-def test_an_answered_request_keeps_its_connection_unless_told_otherwise() -> None:
-    def serve(connection: socket.socket) -> None:
-        connection.recv(1000)
-        connection.sendall(OK)
-        connection.recv(1000)
-        connection.sendall(LAST)
-
-    with served_by(serve) as port:
-        connection = Connection(port)
-        assert ask(connection, ASKED, 0) == ("answered", True)
-        assert ask(connection, ASKED, 1) == ("answered", False)
+        assert fate_in(connection, 1) == "too late"
         connection.close()
 
 
