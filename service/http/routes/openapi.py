@@ -13,6 +13,7 @@ from service.errors import ModelNotReady, Unauthorized
 from service.http import headers
 from service.http.error_responses import METHOD_NOT_ALLOWED
 from service.http.routes import examples
+from service.http.routes.openapi_bodies import classify_schema, generate_schema
 from service.http.routes.openapi_inference import inference_paths
 from service.http.routes.openapi_objects import (
     REF,
@@ -82,6 +83,8 @@ class Description:
         for never_sent in ("HTTPValidationError", "ValidationError"):
             schemas.pop(never_sent, None)
         schemas.update(_schemas())
+        schemas["ClassifyRequest"] = classify_schema(models, self._settings)
+        schemas["GenerateRequest"] = generate_schema(models, self._settings)
         if self._needs_key is not None:
             components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             document["security"] = [{"key": []}]

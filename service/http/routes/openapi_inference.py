@@ -19,6 +19,7 @@ from service.errors import (
 from service.http import headers
 from service.http.headers import Header
 from service.http.routes import classify, examples, generate
+from service.http.routes.openapi_bodies import generate_schema
 from service.http.routes.openapi_objects import (
     BINARY,
     Json,
@@ -46,6 +47,9 @@ INFERENCE_ERRORS = (
 )
 """The errors that /classify and /generate raise."""
 
+DOCUMENTED_QUERY = tuple(name for name in generate.QUERY if name != "digit")
+"""Without the former name of `label`: a query's description cannot say that it is one or the other."""
+
 _FILES: Json = {
     "schema": {
         "type": "object",
@@ -58,9 +62,10 @@ _FILES: Json = {
 def inference_paths(models: Catalogue, settings: Settings) -> Json:
     """Return the paths of the document. models, settings: for examples that get 200."""
     fields = examples.generate_fields(models, settings)
+    get = _generate_get(generate_schema(models, settings), fields)
     return {
         "/classify": {"post": _classify()},
-        "/generate": {"get": _generate_get(fields), "post": _generate_post(fields)},
+        "/generate": {"get": get, "post": _generate_post(get, fields)},
     }
 
 
@@ -81,7 +86,7 @@ def _classify() -> Json:
         "the response is only the probabilities, little-endian float32, (images, labels). A body without a "
         "Content-Type is read as a PNG or JPEG if it starts like one, otherwise as raw rows.",
         "parameters": [
-            *query_parameters(ClassifyQuery, classify.QUERY, {}),
+            *query_parameters(ClassifyQuery.model_json_schema(), classify.QUERY, {}),
             header_parameter(headers.TIMEOUT),
             header_parameter(headers.PRIORITY),
         ],
@@ -93,7 +98,7 @@ def _classify() -> Json:
     }
 
 
-def _generate_get(fields: Mapping[str, object]) -> Json:
+def _generate_get(schema: Json, fields: Mapping[str, object]) -> Json:
     return {
         "tags": ["inference"],
         "summary": "Generate images",
@@ -101,7 +106,7 @@ def _generate_get(fields: Mapping[str, object]) -> Json:
         "description": "The response is a PNG (several images form one sheet), JSON (a PNG for each image) "
         "or raw pixels, depending on Accept. The same seed gives the same images.",
         "parameters": [
-            *query_parameters(GenerateRequest, generate.QUERY, fields),
+            *query_parameters(schema, DOCUMENTED_QUERY, fields),
             header_parameter(headers.TIMEOUT),
             header_parameter(headers.PRIORITY),
         ],
@@ -109,12 +114,14 @@ def _generate_get(fields: Mapping[str, object]) -> Json:
     }
 
 
-def _generate_post(fields: Mapping[str, object]) -> Json:
-    described = _generate_get({})  # a value in the query and in the body would be a mistake
+def _generate_post(get: Json, fields: Mapping[str, object]) -> Json:
+    """Describe the fields in the body only: one in the query and in the body would be a mistake."""
+    described = get | {"parameters": [each for each in get["parameters"] if each["in"] != "query"]}
     described["operationId"] = "generate_from_body"
     described["description"] += (
         " The body holds the fields as JSON, or raw latents: rows of little-endian float32. A field may be "
-        "in the query instead, but not in both."
+        "in the query instead, but not in both; beside raw latents, `model`, `version` and `label` are. In "
+        "JSON, `z` may also be base64 of raw latents."
     )
     content: Json = dict.fromkeys(generate.ACCEPTED, BINARY)
     content[JSON] = json_body(GenerateRequest) | _named_example("seeded images", fields)

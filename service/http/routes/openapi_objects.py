@@ -45,11 +45,9 @@ def json_body(body: type[BaseModel]) -> Json:
     return {"schema": {"$ref": REF.format(model=body.__name__)}}
 
 
-def query_parameters(
-    model: type[BaseModel], names: Sequence[str], filled_in: Mapping[str, object]
-) -> list[Json]:
-    """Return the parameters of a query that `model` describes. filled_in: values that /docs fills in."""
-    fields = model.model_json_schema()["properties"]
+def query_parameters(schema: Json, names: Sequence[str], filled_in: Mapping[str, object]) -> list[Json]:
+    """Return the parameters of a query that a model's schema describes. filled_in: values for /docs."""
+    fields = schema["properties"]
     parameters = []
     for name in names:
         parameter: Json = {"name": name, "in": "query", "description": fields[name]["description"]}
@@ -68,6 +66,8 @@ def by_text(responses: Responses) -> dict[str, Json]:
 
 def _plain(field: Json) -> Json:
     """Return a query parameter's schema: it may be absent, but never null."""
+    if "enum" in field:
+        return {"enum": list(dict.fromkeys(str(value) for value in field["enum"] if value is not None))}
     choices = [choice for choice in field.get("anyOf", []) if choice.get("type") != "null"]
     schema: Json = choices[0] if choices else {"type": field["type"]}
     return schema

@@ -152,9 +152,11 @@ class ModelList(_Body):
 def invalid_input(error: ValidationError) -> InvalidInput:
     """Return the first problem of a body or a query as an InvalidInput."""
     problem = error.errors(include_url=False)[0]
+    if problem["type"] == "extra_forbidden":  # named as the client named it, whatever that is
+        name = str(problem["loc"][-1])[:80]
+        shown = name if name.isidentifier() else repr(name)
+        return InvalidInput(f"{shown} is unknown, expected one of {', '.join(_known_fields(error.title))}")
     name = ".".join(str(part) for part in problem["loc"] if isinstance(part, int) or part.islower())
-    if problem["type"] == "extra_forbidden":
-        return InvalidInput(f"{name} is unknown, expected one of {', '.join(_known_fields(error.title))}")
     if problem["type"] == "missing":
         return InvalidInput(f"{name} is missing")
     return InvalidInput(f"{name} is {str(problem['input'])[:80]!r}, expected: {problem['msg']}")

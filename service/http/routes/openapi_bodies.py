@@ -1,0 +1,79 @@
+"""The schemas of JSON bodies and of /generate's query, narrowed to the models that are served.
+
+What a schema allows is accepted: a generated client or a fuzzer finds no value that gets 400. The limit of rows
+is left out, because more than that are 413: too many, not wrong.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from service.http.routes.generate import MIXED
+from service.http.routes.openapi_objects import Json
+from service.http.routes.schemas import ClassifyRequest, GenerateRequest
+from service.models.catalogue import Catalogue
+from service.models.manifest import Manifest, Task
+
+PICTURE = "base64-picture"
+"""The format of a string that holds a PNG, a JPEG or raw pixels as base64."""
+
+EXCLUSIVE = (("label", "digit"), ("z", "seed"), ("z", "count"))
+"""Fields of GenerateRequest that say the same thing twice."""
+
+LARGEST = 1e6
+"""Of a latent, in the description: they are drawn from a normal distribution."""
+
+
+def classify_schema(models: Catalogue) -> Json:
+    """Return the schema of ClassifyRequest."""
+    schema = ClassifyRequest.model_json_schema()
+    shapes = {manifest.inputs[0].shape[1:] for manifest in _of(models, "classification")}
+    kinds = {manifest.inputs[0].datatype for manifest in _of(models, "classification")}
+    if len(shapes) == 1 and kinds == {"UINT8"}:
+        nested = _array_of(shapes.pop())
+        picture: Json = {"type": "string", "format": PICTURE}
+        several = [{"type": "array", "items": each, "minItems": 1} for each in (nested, picture)]
+        schema["properties"]["images"] |= {"anyOf": [nested, picture, *several]}
+    return schema
+
+
+def generate_schema(models: Catalogue) -> Json:
+    """Return the schema of GenerateRequest."""
+    schema = GenerateRequest.model_json_schema()
+    generators = [*_of(models, "generation")]
+    properties = schema["properties"]
+    labels = _labels(generators)
+    for name in ("label", "digit") if labels else ():
+        properties[name].pop("anyOf")
+        properties[name]["enum"] = [*labels, None]
+    sizes = {spec.shape[1] for manifest in generators if (spec := manifest.input("z")) is not None}
+    if len(sizes) == 1:
+        properties["z"] |= _latents(sizes.pop())
+    schema["not"] = {"anyOf": [{"required": [*pair]} for pair in EXCLUSIVE]}
+    return schema
+
+
+def _of(models: Catalogue, task: Task) -> Iterable[Manifest]:
+    return (info.manifest for info in models if info.manifest.task == task)
+
+
+def _labels(generators: Iterable[Manifest]) -> list[str | int]:
+    """Return what a request may give as its label: names, `mixed`, and numbers for names that are numbers."""
+    names = dict.fromkeys(
+        label for each in generators if each.input("label") is not None for label in each.labels
+    )
+    numbers = [int(name) for name in names if name.isdecimal() and str(int(name)) == name]
+    return [*names, MIXED, *numbers] if names else []
+
+
+def _array_of(shape: tuple[int, ...]) -> Mapping[str, object]:
+    """Return the schema of one image as nested lists."""
+    described: Mapping[str, object] = {"type": "integer", "minimum": 0, "maximum": 255}
+    for size in reversed(shape):
+        described = {"type": "array", "items": described, "minItems": size, "maxItems": size}
+    return described
+
+
+def _latents(size: int) -> Json:
+    number = {"type": "number", "minimum": -LARGEST, "maximum": LARGEST}
+    row = {"type": "array", "items": number, "minItems": size, "maxItems": size}
+    rows = {"type": "array", "items": row, "minItems": 1}
+    return {"anyOf": [row, rows]}
