@@ -83,8 +83,8 @@ class Description:
         for never_sent in ("HTTPValidationError", "ValidationError"):
             schemas.pop(never_sent, None)
         schemas.update(_schemas())
-        schemas["ClassifyRequest"] = classify_schema(models, self._settings)
-        schemas["GenerateRequest"] = generate_schema(models, self._settings)
+        schemas["ClassifyRequest"] = classify_schema(models)
+        schemas["GenerateRequest"] = generate_schema(models, self._settings.default_generator)
         if self._needs_key is not None:
             components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             document["security"] = [{"key": []}]

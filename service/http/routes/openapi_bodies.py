@@ -1,16 +1,17 @@
 """The schemas of JSON bodies and of /generate's query, narrowed to the models that are served.
 
-What a schema allows is accepted: a generated client or a fuzzer finds no value that gets 400. The limit of rows
-is left out, because more than that are 413: too many, not wrong.
+What a schema allows is accepted: a generated client or a fuzzer finds no value that gets 400. The limit of
+rows is left out, because more than that are 413: too many, not wrong.
 """
 
 from collections.abc import Iterable, Mapping
 
+from service.errors import ModelNotFound
 from service.http.routes.generate import MIXED
 from service.http.routes.openapi_objects import Json
 from service.http.routes.schemas import ClassifyRequest, GenerateRequest
 from service.models.catalogue import Catalogue
-from service.models.manifest import Manifest, Task
+from service.models.manifest import Manifest, Task, TensorSpec
 
 PICTURE = "base64-picture"
 """The format of a string that holds a PNG, a JPEG or raw pixels as base64."""
@@ -35,20 +36,30 @@ def classify_schema(models: Catalogue) -> Json:
     return schema
 
 
-def generate_schema(models: Catalogue) -> Json:
-    """Return the schema of GenerateRequest."""
+def generate_schema(models: Catalogue, default: str | None) -> Json:
+    """Return the schema of GenerateRequest: for the default generator, with a latent of its size.
+
+    default: its name, if a setting has one.
+    """
     schema = GenerateRequest.model_json_schema()
-    generators = [*_of(models, "generation")]
     properties = schema["properties"]
-    labels = _labels(generators)
+    labels = _labels(_of(models, "generation"))
     for name in ("label", "digit") if labels else ():
         properties[name].pop("anyOf")
         properties[name]["enum"] = [*labels, None]
-    sizes = {spec.shape[1] for manifest in generators if (spec := manifest.input("z")) is not None}
-    if len(sizes) == 1:
-        properties["z"] |= _latents(sizes.pop())
+    z = _latent(models, default)
+    if z is not None:
+        properties["z"] |= _latents(z.shape[1])
     schema["not"] = {"anyOf": [{"required": [*pair]} for pair in EXCLUSIVE]}
     return schema
+
+
+def _latent(models: Catalogue, default: str | None) -> TensorSpec | None:
+    try:
+        info = models.first("generation") if default is None else models.find(default)
+    except ModelNotFound:
+        return None
+    return info.manifest.input("z")
 
 
 def _of(models: Catalogue, task: Task) -> Iterable[Manifest]:

@@ -55,18 +55,24 @@ _FILES: Json = {
         "type": "object",
         "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}}},
         "required": ["images"],
-    }
+    },
+    "encoding": {"images": {"contentType": "image/png, image/jpeg"}},
 }
 
 
 def inference_paths(models: Catalogue, settings: Settings) -> Json:
     """Return the paths of the document. models, settings: for examples that get 200."""
     fields = examples.generate_fields(models, settings)
-    get = _generate_get(generate_schema(models, settings), fields)
-    return {
+    get = _generate_get(generate_schema(models, settings.default_generator), fields)
+    paths: Json = {
         "/classify": {"post": _classify()},
         "/generate": {"get": get, "post": _generate_post(get, fields)},
     }
+    operations = [operation for path in paths.values() for operation in path.values()]
+    for parameter in (each for operation in operations for each in operation["parameters"]):
+        if parameter["name"] == headers.TIMEOUT.name:
+            parameter["schema"] = {**headers.TIMEOUT.schema, "maximum": settings.request_timeout_seconds}
+    return paths
 
 
 def _classify() -> Json:

@@ -407,14 +407,12 @@ async def test_queries_and_media_types_are_those_that_are_read(
 ) -> None:
     operation = documented.document["paths"][path][method]
     query = [each["name"] for each in operation["parameters"] if each["in"] == "query"]
-    assert query == [*names]
+    assert query == ([*names] if path == "/classify" else [])  # of /generate the fields are in the body
     assert operation["requestBody"]["content"].keys() == {*accepted}
     assert operation["responses"]["200"]["content"].keys() == {*offered}
 
 
 def test_deprecated_names_are_marked(documented: Documented) -> None:
-    get = documented.document["paths"]["/generate"]["get"]
-    assert [each["name"] for each in get["parameters"] if each.get("deprecated")] == ["digit"]
     schemas = documented.document["components"]["schemas"]
     for name in ("GenerateRequest", "GeneratedImage"):
         fields = schemas[name]["properties"]
