@@ -25,6 +25,7 @@ SEEDS = st.integers(0, 20)
 PNGS = st.builds(picture, SEEDS, st.just("PNG"))
 
 schemathesis.openapi.format("base64-picture", PNGS.map(lambda png: base64.b64encode(png).decode()))
+schemathesis.openapi.format("binary", PNGS)  # of a form's files
 schemathesis.openapi.media_type("image/png", PNGS)
 schemathesis.openapi.media_type("image/jpeg", st.builds(picture, SEEDS, st.just("JPEG")))
 # Whole rows of pixels, and whole rows of latents too.

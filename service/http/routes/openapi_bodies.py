@@ -50,6 +50,7 @@ def generate_schema(models: Catalogue, default: str | None) -> Json:
     z = _latent(models, default)
     if z is not None:
         properties["z"] |= _latents(z.shape[1])
+    properties["model"]["anyOf"][0] |= models_of(models, "generation")
     schema["not"] = {"anyOf": [{"required": [*pair]} for pair in EXCLUSIVE]}
     return schema
 
@@ -60,6 +61,12 @@ def _latent(models: Catalogue, default: str | None) -> TensorSpec | None:
     except ModelNotFound:
         return None
     return info.manifest.input("z")
+
+
+def models_of(models: Catalogue, task: Task) -> Json:
+    """Return the part of a schema that allows every name but those of models for other tasks."""
+    others = sorted({info.manifest.name for info in models if info.manifest.task != task})
+    return {"not": {"enum": others}} if others else {}
 
 
 def _of(models: Catalogue, task: Task) -> Iterable[Manifest]:

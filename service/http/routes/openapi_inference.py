@@ -19,7 +19,7 @@ from service.errors import (
 from service.http import headers
 from service.http.headers import Header
 from service.http.routes import classify, examples, generate
-from service.http.routes.openapi_bodies import generate_schema
+from service.http.routes.openapi_bodies import generate_schema, models_of
 from service.http.routes.openapi_objects import (
     BINARY,
     Json,
@@ -55,8 +55,7 @@ _FILES: Json = {
         "type": "object",
         "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}}},
         "required": ["images"],
-    },
-    "encoding": {"images": {"contentType": "image/png, image/jpeg"}},
+    }
 }
 
 
@@ -65,7 +64,7 @@ def inference_paths(models: Catalogue, settings: Settings) -> Json:
     fields = examples.generate_fields(models, settings)
     get = _generate_get(generate_schema(models, settings.default_generator), fields)
     paths: Json = {
-        "/classify": {"post": _classify()},
+        "/classify": {"post": _classify(models)},
         "/generate": {"get": get, "post": _generate_post(get, fields)},
     }
     operations = [operation for path in paths.values() for operation in path.values()]
@@ -75,7 +74,9 @@ def inference_paths(models: Catalogue, settings: Settings) -> Json:
     return paths
 
 
-def _classify() -> Json:
+def _classify(models: Catalogue) -> Json:
+    query = ClassifyQuery.model_json_schema()
+    query["properties"]["model"]["anyOf"][0] |= models_of(models, "classification")
     special: Json = {
         JSON: json_body(ClassifyRequest) | _named_example("a seven, as PNG", examples.classify_body()),
         FORM: _FILES,
@@ -92,7 +93,7 @@ def _classify() -> Json:
         "the response is only the probabilities, little-endian float32, (images, labels). A body without a "
         "Content-Type is read as a PNG or JPEG if it starts like one, otherwise as raw rows.",
         "parameters": [
-            *query_parameters(ClassifyQuery.model_json_schema(), classify.QUERY, {}),
+            *query_parameters(query, classify.QUERY, {}),
             header_parameter(headers.TIMEOUT),
             header_parameter(headers.PRIORITY),
         ],
