@@ -67,23 +67,28 @@ def _attack(subject: Subject, attack: Attack) -> Row:
         resources = Resources(run.server.processes())
         with probing(run.port, subject.live, PROBES_PER_SECOND, new_connections=True) as probe:
             time.sleep(0.5)
-            resources.reset_peak()
-            before = resources.rss()
-            started = time.monotonic()
-            attack.run(run, started + ATTACK_SECONDS)
-            time.sleep(max(0.0, started + LEAST_SECONDS - time.monotonic()))
-            ended = time.monotonic()
-            peak = resources.peak()
+            with resources.watching() as watch:
+                started = time.monotonic()
+                attack.run(run, started + ATTACK_SECONDS)
+                time.sleep(max(0.0, started + LEAST_SECONDS - time.monotonic()))
+                ended = time.monotonic()
         samples = probe.between(started, ended)
         alive = run.answers()
     figures: dict[str, Figure] = {
-        "MB grown": max(0.0, (peak - before) / MB),
+        "MB grown": max(0.0, watch.grown / MB),
         "/live p99 ms": p99_ms(samples),
         "/live failed": failures(samples),
         "s": ended - started,
+        "processes died": watch.exited,
         "dead at the end": int(not alive),
     }
-    bars = {"MB grown": MOST_MB, "/live p99 ms": MOST_MS, "/live failed": 0, "dead at the end": 0}
+    bars = {
+        "MB grown": MOST_MB,
+        "/live p99 ms": MOST_MS,
+        "/live failed": 0,
+        "processes died": 0,
+        "dead at the end": 0,
+    }
     return Row(f"Attack: {attack.name}", subject.name, figures, bars)
 
 

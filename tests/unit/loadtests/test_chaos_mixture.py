@@ -3,6 +3,9 @@
 import io
 import json
 import random
+import subprocess
+import sys
+import time
 from itertools import islice
 
 import numpy as np
@@ -12,7 +15,7 @@ from PIL import Image
 
 from loadtests.chaos import broken_model, mixture, payloads
 from loadtests.chaos.client import Answer
-from loadtests.chaos.proc import Resources, gauge
+from loadtests.chaos.proc import WATCH_SECONDS, Resources, gauge
 from loadtests.peers.wire import TOLERANCE
 
 psutil = pytest.importorskip("psutil")
@@ -86,20 +89,40 @@ def test_the_broken_model_raises_for_a_bad_row_and_for_its_whole_batch() -> None
         session.run(None, {"images": good})
 
 
-def test_the_peak_of_memory_begins_with_the_reset() -> None:
+def test_a_peak_is_watched_from_the_beginning_of_the_block() -> None:
     me = Resources([psutil.Process()])
     size = 64_000_000
     held = np.ones(size, np.uint8)
-    assert me.peak() >= me.rss() > size
+    assert me.rss() > size
     del held
-    me.reset_peak()
-    low = me.peak()
-    held = np.ones(size, np.uint8)
-    del held
+    with me.watching() as watch:
+        held = np.ones(size, np.uint8)
+        del held
     # Within a tenth: other threads of the test process allocate too.
-    assert me.peak() - low == pytest.approx(size, rel=0.1)
+    assert watch.grown == pytest.approx(size, rel=0.1)
+    assert watch.exited == 0
     assert me.descriptors() > 2
     assert me.threads() >= 1
+
+
+def test_a_process_that_exits_is_counted_with_the_peak_that_it_had() -> None:
+    code = (
+        "import sys; sys.stdin.readline(); b = bytearray(64_000_000); print(flush=True); sys.stdin.readline()"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with Resources([psutil.Process(process.pid)]).watching() as watch:
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            process.stdout.readline()
+            while watch.grown < 60_000_000:
+                time.sleep(WATCH_SECONDS)
+            process.kill()
+            process.wait()
+    assert watch.grown == pytest.approx(64_000_000, rel=0.1)
+    assert watch.exited == 1
 
 
 def test_a_gauge_is_the_sum_over_its_labels() -> None:
