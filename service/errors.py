@@ -6,6 +6,7 @@ InkserveError
 │   ├── PayloadTooLarge     more bytes or rows than the settings allow
 │   ├── RequestTimeout      the client did not send its whole request in time
 │   ├── UnsupportedMedia    a Content-Type that no codec reads
+│   │   └── UnsupportedCoding  a Content-Encoding that no codec reads
 │   ├── Unauthorized        the API key is missing or unknown
 │   ├── NotAcceptable       an Accept header that no codec can satisfy
 │   └── ModelNotFound       the model or its version is unknown
@@ -46,6 +47,10 @@ class RequestTimeout(RequestError):
 
 class UnsupportedMedia(RequestError):
     """A Content-Type that no codec reads."""
+
+
+class UnsupportedCoding(UnsupportedMedia):
+    """A Content-Encoding that no codec reads."""
 
 
 class Unauthorized(RequestError):

@@ -165,10 +165,44 @@ class Settings(BaseSettings):
         4096, ge=1, description="maximum rows in one request; at most `max_queue_rows`"
     )
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="maximum bytes in one request body")
+    max_json_values: int = Field(
+        1_000_000,
+        ge=1024,
+        description="maximum values in one JSON body, counted before it is parsed; lists and objects may be "
+        "a sixteenth of them",
+    )
     max_image_pixels: int = Field(
         16_000_000,
         ge=784,
-        description="maximum pixels in a posted PNG or JPEG, read from its header",
+        description="maximum pixels in a posted picture, after a large JPEG's reduction",
+    )
+    max_jpeg_pixels: int = Field(
+        64_000_000,
+        ge=784,
+        description="maximum pixels in a posted JPEG as its header says; above 4 million it is decoded at a "
+        "reduced scale",
+    )
+    max_jpeg_scans: int = Field(
+        100, ge=1, description="maximum scans in a progressive JPEG; each one is a pass over all pixels"
+    )
+    max_request_pixels: int = Field(
+        64_000_000, ge=784, description="maximum pixels in all pictures of one request together"
+    )
+    decoders: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="maximum number of processes that decode large bodies, for each process that speaks "
+        "HTTP; started when needed; 0 uses half of the available cores",
+    )
+    max_decode_seconds: float = Field(
+        3.0, gt=0, le=600, description="maximum CPU seconds for decoding one body"
+    )
+    max_decode_memory_bytes: int = Field(
+        384 * 1024 * 1024, ge=64 * 1024 * 1024, description="maximum memory for decoding one body, in bytes"
+    )
+    max_decode_queue: int = Field(
+        64, ge=0, description="maximum bodies waiting to be decoded; further requests are rejected"
     )
     request_timeout_seconds: float = Field(
         30.0,

@@ -11,11 +11,13 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from loadtests.peers.measure import images_of
 from service.content import codecs
+from service.content.picture_kinds import sniff
+from service.content.pictures import PictureLimits, PixelBudget
 from service.models.manifest import TensorSpec
 
 IMAGES = TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28))
 MAX_ROWS = 4096
-MAX_PIXELS = 16_000_000
+PIXELS = PixelBudget(PictureLimits(max_request_pixels=2**62))
 
 
 def encoded(image: NDArray[np.uint8], file_format: str) -> bytes:
@@ -40,27 +42,27 @@ def test_rows_from_raw(benchmark: BenchmarkFixture, rows: int) -> None:
 
 def test_rows_from_json_lists(benchmark: BenchmarkFixture) -> None:
     images = images_of(1)
-    seen = benchmark(codecs.rows_from_json, images.tolist(), IMAGES, MAX_ROWS, MAX_PIXELS)
+    seen = benchmark(codecs.rows_from_json, images.tolist(), IMAGES, MAX_ROWS, PIXELS)
     assert np.array_equal(seen, images)
 
 
 def test_rows_from_json_base64(benchmark: BenchmarkFixture) -> None:
     images = images_of(1)
     text = base64.b64encode(images.tobytes()).decode("ascii")
-    seen = benchmark(codecs.rows_from_json, text, IMAGES, MAX_ROWS, MAX_PIXELS)
+    seen = benchmark(codecs.rows_from_json, text, IMAGES, MAX_ROWS, PIXELS)
     assert np.array_equal(seen, images)
 
 
 def test_small_png(benchmark: BenchmarkFixture) -> None:
     image = images_of(1)[0]
-    seen = benchmark(codecs.image_to_rows, encoded(image, "PNG"), IMAGES, MAX_PIXELS, "mnist-digit")
+    seen = benchmark(codecs.image_to_rows, encoded(image, "PNG"), IMAGES, PIXELS, "mnist-digit")
     assert np.array_equal(seen, image[np.newaxis])
 
 
-@pytest.mark.parametrize("file_format", codecs.FORMATS)
+@pytest.mark.parametrize("file_format", ("PNG", "JPEG"))
 def test_drawing_of_512_pixels(benchmark: BenchmarkFixture, file_format: str) -> None:
     content = encoded(drawing(512), file_format)
-    seen = benchmark(codecs.image_to_rows, content, IMAGES, MAX_PIXELS, "mnist-digit")
+    seen = benchmark(codecs.image_to_rows, content, IMAGES, PIXELS, "mnist-digit")
     assert seen.shape == (1, 28, 28)
     assert seen.max() == 255
 
@@ -68,4 +70,4 @@ def test_drawing_of_512_pixels(benchmark: BenchmarkFixture, file_format: str) ->
 def test_png_of_a_sheet_of_16(benchmark: BenchmarkFixture) -> None:
     images = images_of(16)
     content = benchmark(lambda: codecs.png_from_image(codecs.sprite(images)))
-    assert codecs.is_image(content)
+    assert sniff(content)

@@ -6,30 +6,29 @@ Sizes are bounded before anything is allocated: a picture by its header, rows by
 import base64
 import binascii
 import io
+import logging
 import math
+import re
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from service.content import digits
-from service.errors import InvalidInput, PayloadTooLarge
+from service.content.brief import shown
+from service.content.picture_kinds import sniff
+from service.content.pictures import PixelBudget, open_picture
+from service.errors import InkserveError, InvalidInput, PayloadTooLarge
 from service.models.manifest import Datatype, ImageLayout, Preprocess, TensorSpec
 from service.models.tensors import DTYPES, Array, dtype_of
 
-FORMATS = ("PNG", "JPEG")
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-JPEG_SIGNATURE = b"\xff\xd8\xff"
-SIGNATURE_BYTES = len(PNG_SIGNATURE)
-PICTURE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-"""The errors that Pillow's plugins raise for broken files."""
+logger = logging.getLogger(__name__)
 
-
-def is_image(content: bytes) -> bool:
-    """Whether the first bytes are those of a PNG or a JPEG."""
-    return content.startswith((PNG_SIGNATURE, JPEG_SIGNATURE))
+_DATA_URL = re.compile(r"data:([^;,]*)(?:;[^,]*)?;base64,", re.IGNORECASE)
+_URL_SAFE = str.maketrans("-_", "+/", "=")
+"""To the standard alphabet of base64, without padding (RFC 4648, section 5)."""
 
 
 def rows_from_raw(content: bytes | memoryview, spec: TensorSpec, max_rows: int) -> Array:
@@ -60,12 +59,14 @@ def _row_layout(datatype: Datatype, shape: tuple[int, ...]) -> tuple[np.dtype[An
     return dtype, dtype.itemsize * math.prod(shape[1:])
 
 
-def image_to_rows(content: bytes, spec: TensorSpec, max_pixels: int, preprocess: Preprocess) -> Array:
-    """Decode a PNG or JPEG into one row of the tensor, (1, ...) uint8.
+def image_to_rows(
+    content: bytes, spec: TensorSpec, budget: PixelBudget, preprocess: Preprocess, declared: str = ""
+) -> Array:
+    """Decode a picture into one row of the tensor, (1, ...) uint8.
 
-    preprocess: the manifest's `picture_preprocess`.
-    Raises InvalidInput if the file is broken or the model accepts no pictures, PayloadTooLarge above
-    `max_pixels`.
+    preprocess: the manifest's `picture_preprocess`. declared: see `open_picture`.
+    Raises InvalidInput if the file is broken or the model accepts no pictures, PayloadTooLarge beyond the
+    budget, UnsupportedMedia.
     """
     layout = spec.image_layout()
     if layout is None:
@@ -75,31 +76,40 @@ def image_to_rows(content: bytes, spec: TensorSpec, max_pixels: int, preprocess:
         raise InvalidInput(
             "body is a picture, but the model accepts none (preprocess is none), expected raw rows or JSON"
         )
-    picture = _open(content, max_pixels)
-    if preprocess == "mnist-digit":
-        return digits.digit_from_picture(picture).reshape(1, *spec.shape[1:])
-    return _resized(picture, layout).reshape(1, *spec.shape[1:])
+    picture = open_picture(content, budget, declared)
+    try:
+        if preprocess == "mnist-digit":
+            return digits.digit_from_picture(picture).reshape(1, *spec.shape[1:])
+        return _resized(picture, layout).reshape(1, *spec.shape[1:])
+    except InkserveError:
+        raise
+    except Exception as error:  # whatever the picture is, it is the caller's
+        logger.warning("a picture of %s %s cannot be used", picture.mode, picture.size, exc_info=error)
+        raise InvalidInput(
+            f"image of {picture.width} x {picture.height} pixels cannot be used, expected one of a digit"
+        ) from None
 
 
 def rows_from_json(
-    value: Any, spec: TensorSpec, max_rows: int, max_pixels: int, preprocess: Preprocess = "none"
+    value: Any, spec: TensorSpec, max_rows: int, budget: PixelBudget, preprocess: Preprocess = "none"
 ) -> Array:
-    """Decode one row or a list of rows: each nested like the tensor, flat, or base64 (raw, PNG or JPEG).
+    """Decode one row or a list of rows: each nested like the tensor, flat, or base64 (raw or a picture).
 
     preprocess: as in `image_to_rows`; by default pictures are rejected.
-    Raises InvalidInput, naming the value that is wrong, and PayloadTooLarge.
+    Raises InvalidInput, naming the value that is wrong, PayloadTooLarge, and UnsupportedMedia.
     """
 
     def decode(text: str, name: str) -> Array:
-        content = _from_base64(text, name)
-        if is_image(content):
-            return image_to_rows(content, spec, max_pixels, preprocess)
+        declared, content = _from_base64(text, name)
+        if declared.startswith("image/") or sniff(content):
+            declared = declared if declared.startswith("image/") else ""
+            return image_to_rows(content, spec, budget, preprocess, declared)
         return rows_from_raw(content, spec, max_rows)
 
     if isinstance(value, str):
         return decode(value, spec.name)
     if not isinstance(value, list) or not value:
-        raise InvalidInput(f"{spec.name} is {_shown(value)}, expected a list of {_row_text(spec)}")
+        raise InvalidInput(f"{spec.name} is {shown(value)}, expected a list of {_row_text(spec)}")
     if not any(isinstance(row, str) for row in value):
         rows = _rows_from_lists(value, spec.name, spec)
         _check_rows(len(rows), spec, max_rows)
@@ -144,43 +154,30 @@ def _resized(picture: Image.Image, layout: ImageLayout) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels)
 
 
-def _open(content: bytes, max_pixels: int) -> Image.Image:
-    """Decode a picture, and turn it upright according to its EXIF.
-
-    Its header gives the size, which is checked before any pixel is decoded.
-    """
-    try:
-        picture = Image.open(io.BytesIO(content), formats=FORMATS)
-    except PICTURE_ERRORS:
-        raise InvalidInput(
-            f"image of {len(content)} bytes begins with {content[:8].hex(' ')}, expected a PNG or a JPEG"
-        ) from None
-    if picture.width * picture.height > max_pixels:
-        raise PayloadTooLarge(
-            f"image has {picture.width} x {picture.height} pixels, expected at most {max_pixels}"
-        )
-    try:
-        picture.load()
-        return ImageOps.exif_transpose(picture)
-    except PICTURE_ERRORS as error:
-        raise InvalidInput(f"image is a broken {picture.format}: {error}, expected a whole file") from None
-
-
 def _flat(picture: Image.Image, mode: str) -> Image.Image:
     """Convert the picture to a mode; transparent parts become white."""
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.has_transparency_data:
         above = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
     return picture.convert(mode)
 
 
-def _from_base64(text: str, name: str) -> bytes:
+def _from_base64(text: str, name: str) -> tuple[str, bytes]:
+    """Return the media type that a `data:` URL declares, empty if none, and the bytes.
+
+    Line breaks and missing padding are accepted, and so is the URL-safe alphabet.
+    """
     try:
-        return base64.b64decode(text, validate=True)
+        return "", base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidInput(f"{name} is {_shown(text)}, expected base64: {error}") from None
+        cause = error
+    url = _DATA_URL.match(text)
+    declared = "" if url is None else url[1].strip().lower()
+    plain = "".join(text[url.end() if url else 0 :].split()).translate(_URL_SAFE).rstrip("=")
+    try:
+        return declared, base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidInput(f"{name} is {shown(text)}, expected base64: {cause}") from None
 
 
 def _rows_from_lists(value: list[Any], name: str, spec: TensorSpec) -> Array:
@@ -208,6 +205,8 @@ def _rows_shape(seen: tuple[int, ...], name: str, spec: TensorSpec) -> tuple[int
 def _exact(array: Array, name: str, spec: TensorSpec) -> Array:
     """Cast the array to the tensor's dtype. Raises InvalidInput for a value that the dtype cannot hold."""
     dtype = dtype_of(spec)
+    if array.dtype.kind == "f" and spec.image_layout() and array.min() >= 0 and 0 < array.max() <= 1:
+        raise InvalidInput(f"{name} has pixels in 0..1, expected 0..255: multiply them by 255")
     with np.errstate(over="ignore", invalid="ignore"):
         cast = array.astype(dtype)
     wrong = ~np.isfinite(cast) if dtype.kind == "f" else cast.astype(array.dtype) != array
@@ -239,13 +238,8 @@ def _odd_one(array: Array) -> str:
     """Return the first value of an array that is not a number."""
     for value in array.ravel().tolist():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            return _shown(value)
+            return shown(value)
     return str(array.dtype)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _check_rows(rows: int, spec: TensorSpec, max_rows: int) -> None:

@@ -22,6 +22,7 @@ from service.http.fast.endpoint import FastPath
 from service.http.lifecycle import Call, Lifecycle
 from service.http.responses import Response
 from service.http.routes import docs, health, models
+from service.http.routes.bodies import BodyDecoder
 from service.http.routes.classify import Classify
 from service.http.routes.generate import Generate
 from service.http.routes.openapi import Description
@@ -69,7 +70,9 @@ def create_app(
     needs_key = None if keys is None else lambda path: not is_open(path)
     app.openapi = Description(app, predictor, settings, needs_key).document  # type: ignore[method-assign]
     watch = DisconnectWatch()
-    classify, generate = Classify(predictor, settings, watch), Generate(predictor, settings, watch)
+    bodies = BodyDecoder(settings, watch)
+    classify = Classify(predictor, settings, watch, bodies)
+    generate = Generate(predictor, settings, watch, bodies)
     endpoints: dict[str, dict[str, AsgiEndpoint]] = {
         "/classify": {"POST": classify},
         "/generate": {"GET": generate, "POST": generate},

@@ -22,10 +22,18 @@ from service.errors import (
     ShuttingDown,
     Unauthorized,
     Unavailable,
+    UnsupportedCoding,
     UnsupportedMedia,
 )
 from service.http.disconnects import ClientDisconnected
-from service.http.headers import ALLOW, REASON, RETRY_AFTER, WWW_AUTHENTICATE, Header
+from service.http.headers import (
+    ACCEPT_ENCODING,
+    ALLOW,
+    REASON,
+    RETRY_AFTER,
+    WWW_AUTHENTICATE,
+    Header,
+)
 from service.http.responses import Response, to_json
 from service.observability.logs import FIELDS, request_fields
 from service.observability.metrics import Rejection
@@ -53,6 +61,11 @@ ERRORS: dict[type[InkserveError], ErrorRow] = {
     NotAcceptable: ErrorRow(406, "The Accept header allows no media type offered here."),
     PayloadTooLarge: ErrorRow(413, "The request has too many bytes, pixels or rows."),
     RequestTimeout: ErrorRow(408, "The body did not come in time; the connection is closed."),
+    UnsupportedCoding: ErrorRow(
+        415,
+        "The body's Content-Encoding is not accepted here.",
+        ((ACCEPT_ENCODING, "gzip, deflate, identity"),),
+    ),
     UnsupportedMedia: ErrorRow(415, "The body's Content-Type is not accepted here."),
     RequestError: ErrorRow(400, "The request is not as expected; the error says what was seen."),
     DeadlineExceeded: ErrorRow(504, "The deadline passed before the request was run.", ((REASON, None),)),
@@ -97,8 +110,13 @@ def error_response(error: Exception, request_id: bytes = b"", traceparent: bytes
     status = _row_of(type(error)).status  # type: ignore[arg-type]  # mypy considers a class unhashable
     if status == 500:
         logger.error("a request failed: %s", error, extra=fields)
-    reason = REJECTIONS.get(type(error))
-    return plain_error(status, str(error), {REASON.name: reason} if reason else None)
+    headers: dict[str, str] = {}
+    if (reason := REJECTIONS.get(type(error))) is not None:
+        headers[REASON.name] = reason
+    if isinstance(error, UnsupportedCoding):
+        # Other responses with 415 must not have its header (RFC 9110, section 12.5.3).
+        headers |= {header.name: value or "" for header, value in ERRORS[UnsupportedCoding].headers}
+    return plain_error(status, str(error), headers)
 
 
 @lru_cache(256)

@@ -66,6 +66,11 @@ SEED = Header(
     {"type": "integer", "minimum": 0},
     example=1,
 )
+ACCEPT_ENCODING = Header(
+    "Accept-Encoding",
+    "The content codings that bodies may have; sent if the request's was none of them.",
+    example="gzip, deflate, identity",
+)
 ALLOW = Header("Allow", "The methods that the path has, separated by commas.", example="GET, POST")
 RETRY_AFTER = Header(
     "Retry-After",

@@ -4,7 +4,7 @@ FastAPI's routing and validation cost more than everything else about a small re
 `/generate` do without. Knows nothing of models.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from urllib.parse import parse_qsl
 
@@ -13,9 +13,16 @@ from service.http.disconnects import ClientDisconnected
 from service.http.negotiation import cached
 from service.http.types import Headers, Message, Receive
 
+CheckPiece = Callable[[bytes], None]
 
-async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
-    """Read the request's body. Raises PayloadTooLarge before it holds more than `max_bytes`."""
+
+async def read_body(
+    headers: Headers, receive: Receive, max_bytes: int, check: CheckPiece | None = None
+) -> bytes:
+    """Read the request's body. Raises PayloadTooLarge before it holds more than `max_bytes`.
+
+    check: sees each piece as it comes, and may raise to reject the body before it is whole.
+    """
     declared = headers.get(b"content-length")
     if declared is not None and int(declared) > max_bytes:
         raise PayloadTooLarge(f"body has {int(declared)} bytes, expected at most {max_bytes}")
@@ -24,11 +31,13 @@ async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes
     if not message.get("more_body", False) and message["type"] == "http.request":
         if len(body) > max_bytes:
             raise PayloadTooLarge(f"body has over {max_bytes} bytes, expected at most {max_bytes}")
+        if check is not None:
+            check(body)
         return body
-    return await _read_chunks(message, receive, max_bytes)
+    return await _read_chunks(message, receive, max_bytes, check)
 
 
-async def _read_chunks(message: Message, receive: Receive, max_bytes: int) -> bytes:
+async def _read_chunks(message: Message, receive: Receive, max_bytes: int, check: CheckPiece | None) -> bytes:
     chunks, size = [], 0
     while True:
         if message["type"] == "http.disconnect":
@@ -37,6 +46,8 @@ async def _read_chunks(message: Message, receive: Receive, max_bytes: int) -> by
         size += len(chunks[-1])
         if size > max_bytes:
             raise PayloadTooLarge(f"body has over {max_bytes} bytes, expected at most {max_bytes}")
+        if check is not None:
+            check(chunks[-1])
         if not message.get("more_body", False):
             return b"".join(chunks)
         message = await receive()

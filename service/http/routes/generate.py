@@ -11,20 +11,21 @@ from pydantic import ValidationError
 
 from service.batching.request import InferenceRequest, InferenceResult
 from service.content import codecs
+from service.content.json_bodies import JsonNames
 from service.content.latents import draw_latents, random_seed
 from service.errors import InvalidInput, PayloadTooLarge, UnsupportedMedia
 from service.http.disconnects import DisconnectWatch
 from service.http.headers import SEED
 from service.http.lifecycle import Call
 from service.http.negotiation import media_type, negotiate
-from service.http.requests import read_body, read_query
+from service.http.requests import read_query
 from service.http.responses import Response, to_json
-from service.http.routes.schemas import GenerateRequest, invalid_input
+from service.http.routes.bodies import Body, BodyDecoder
+from service.http.routes.schemas import GenerateRequest, current_fields, invalid_input
 from service.http.routes.shared import (
     Target,
     answered_by,
     find_target,
-    load_json,
     model_headers,
     off_loop,
     raw_response,
@@ -44,6 +45,7 @@ ACCEPTED = (JSON, OCTETS)
 """Media types of bodies, as errors and the OpenAPI description list them."""
 OFFERED = (PNG, JSON, OCTETS)
 """Media types of responses, the default one first."""
+NAMES = JsonNames(current_fields(GenerateRequest), "z", former=("digit",))
 MIXED = "mixed"
 ENCODE_ON_LOOP_IMAGES = 16
 """At most this many images are encoded on the event loop: a thread would take longer."""
@@ -86,10 +88,13 @@ class Generated:
 class Generate:
     """The endpoint, over a predictor."""
 
-    def __init__(self, predictor: Predictor, settings: Settings, watch: DisconnectWatch) -> None:
+    def __init__(
+        self, predictor: Predictor, settings: Settings, watch: DisconnectWatch, bodies: BodyDecoder
+    ) -> None:
         self._predictor = predictor
         self._settings = settings
         self._watch = watch
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, call: Call) -> Response:
         """Answer a request."""
@@ -97,12 +102,12 @@ class Generate:
         deadline = call.received_at + read_timeout(headers, self._settings.request_timeout_seconds)
         priority = read_priority(headers)
         accepted = negotiate(headers, OFFERED)
-        wanted, raw_z = await self._read(scope, headers, receive)
+        wanted, body = await self._read(scope, headers, receive, deadline)
         target = find_target(
             self._predictor, "generation", wanted.model, wanted.version, self._settings.default_generator
         )
         name = call.model = target.manifest.name
-        z, seed = self._latents(wanted, raw_z, target.manifest)
+        z, seed = await self._latents(wanted, body, media_type(headers), target.manifest)
         labels = _label_indexes(wanted, len(z), target.manifest)
         inputs = {"z": z} if labels is None else {"z": z, "label": labels}
         request = InferenceRequest(name, target.version, inputs, len(z), deadline, priority, call.submitted())
@@ -112,47 +117,41 @@ class Generate:
         return await Generated(manifest, result, seed, labels).respond(accepted)
 
     async def _read(
-        self, scope: Scope, headers: Headers, receive: Receive
-    ) -> tuple[GenerateRequest, bytes | None]:
-        """Return the fields of the query and of a JSON body, and the body if it is raw latents."""
+        self, scope: Scope, headers: Headers, receive: Receive, deadline: float
+    ) -> tuple[GenerateRequest, Body]:
+        """Return the fields of the query and of a JSON body, and the body."""
         values: dict[str, Any] = dict(read_query(scope["query_string"], QUERY))
-        body = await read_body(headers, receive, self._settings.max_body_bytes)
-        kind, raw_z = media_type(headers), None
-        if body and kind == OCTETS:
-            raw_z = body
-        elif body and kind == JSON:
-            values = _merge(values, load_json(body))
-        elif body:
+        kind = media_type(headers)
+        body = await self._bodies.read(scope, headers, receive, kind, deadline)
+        if body.content and kind == JSON:
+            values = _merge(values, await self._bodies.fields(body, NAMES))
+        elif body.content and kind != OCTETS:
             raise UnsupportedMedia(f"Content-Type is {kind[:80]!r}, expected {' or '.join(ACCEPTED)}")
         try:
-            return GenerateRequest.model_validate(values), raw_z
+            return GenerateRequest.model_validate(values), body
         except ValidationError as error:
             raise invalid_input(error) from None
 
-    def _latents(
-        self, wanted: GenerateRequest, raw_z: bytes | None, manifest: Manifest
+    async def _latents(
+        self, wanted: GenerateRequest, body: Body, kind: str, manifest: Manifest
     ) -> tuple[Array, int | None]:
         """Return z, (rows, size), and the seed that it was drawn from, None if the client sent z."""
         spec = manifest.input("z")
         assert spec is not None  # a generator's manifest has it
         most = self._settings.max_request_rows
-        if raw_z is not None or wanted.z is not None:
-            return self._sent_latents(wanted, raw_z, spec), None
+        if wanted.z is not None or (body.content and kind == OCTETS):
+            return await self._sent_latents(wanted, body, kind, spec), None
         count = wanted.count or 1
         if count > most:
             raise PayloadTooLarge(f"count is {count}, expected at most {most}")
         seed = random_seed() if wanted.seed is None else wanted.seed
         return draw_latents(seed, count, spec.shape[1]), seed
 
-    def _sent_latents(self, wanted: GenerateRequest, raw_z: bytes | None, spec: TensorSpec) -> Array:
+    async def _sent_latents(self, wanted: GenerateRequest, body: Body, kind: str, spec: TensorSpec) -> Array:
         """Return z, (rows, size), from the body. Raises InvalidInput, PayloadTooLarge."""
-        limits = self._settings
-        if wanted.seed is not None or (raw_z is not None and wanted.z is not None):
+        if wanted.seed is not None:
             raise InvalidInput("latents are given more than once, expected one of seed, z or a raw body")
-        if raw_z is not None:
-            z = codecs.rows_from_raw(raw_z, spec, limits.max_request_rows)
-        else:
-            z = codecs.rows_from_json(wanted.z, spec, limits.max_request_rows, limits.max_image_pixels)
+        z = await self._bodies.rows(body, "rows" if kind == OCTETS else "json", spec, NAMES)
         if not np.isfinite(z).all():
             raise InvalidInput("z holds a value that is not finite, expected numbers")
         if wanted.count is not None and wanted.count != len(z):
@@ -200,9 +199,7 @@ def _pictures(images: NDArray[np.uint8], labels: Sequence[str | None]) -> list[d
     ]
 
 
-def _merge(query: dict[str, Any], body: Any) -> dict[str, Any]:
-    if not isinstance(body, dict):
-        raise InvalidInput(f"body is a JSON {type(body).__name__}, expected an object")
+def _merge(query: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
     twice = sorted(query.keys() & body.keys())
     if twice:
         raise InvalidInput(f"{', '.join(twice)} is given in the query and in the body, expected once")

@@ -14,6 +14,7 @@ from service.errors import (
     PayloadTooLarge,
     QueueFull,
     ShuttingDown,
+    UnsupportedCoding,
     UnsupportedMedia,
 )
 from service.http import headers
@@ -42,7 +43,8 @@ from service.models.catalogue import Catalogue
 from service.settings import Settings
 
 INFERENCE_ERRORS = (
-    *(InvalidInput, ModelNotFound, NotAcceptable, PayloadTooLarge, UnsupportedMedia),
+    *(InvalidInput, ModelNotFound, NotAcceptable, PayloadTooLarge),
+    *(UnsupportedMedia, UnsupportedCoding),
     *(QueueFull, ModelNotReady, ShuttingDown, DeadlineExceeded, EngineError),
 )
 """The errors that /classify and /generate raise."""

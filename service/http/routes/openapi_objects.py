@@ -36,7 +36,9 @@ def describe_rows(rows: Sequence[ErrorRow]) -> Responses:
         )
         if row.reason not in same["description"]:
             same["description"] = f"{same['description']} {row.reason}".strip()
-        same["headers"].update(header_entry(header, required=True) for header, _ in row.headers)
+        for header in (header for header, _ in row.headers):
+            always = all(header in dict(each.headers) for each in rows if each.status == row.status)
+            same["headers"].update([header_entry(header, required=always)])
     return described
 
 

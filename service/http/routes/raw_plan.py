@@ -5,6 +5,7 @@ import numpy as np
 from service.batching.request import Done, InferenceRequest, InferenceResult
 from service.batching.retries import Refusal
 from service.content import codecs
+from service.content.picture_kinds import SIGNATURE_BYTES, sniff
 from service.errors import QueueFull
 from service.http.fast.endpoint import Body
 from service.http.responses import Response
@@ -49,7 +50,7 @@ class RawPlan:
 
     def accepts(self, body: Body) -> bool:
         """Whether the body is in none of the other formats."""
-        return self.any_body or not codecs.is_image(bytes(body[: codecs.SIGNATURE_BYTES]))
+        return self.any_body or sniff(bytes(body[:SIGNATURE_BYTES])) is None
 
     def check_admission(self) -> Refusal | None:
         """Return the reason to reject the rows now, or None; see `Predictor.check_admission`."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, WithJsonSchema
 
 from service.content.latents import MAX_SEED
 from service.errors import InvalidInput
@@ -14,6 +14,16 @@ _DEPRECATED: dict[str, JsonValue] = {"deprecated": True}
 
 Rows = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "array", "minItems": 1}, {"type": "string"}]})]
 """Rows of a tensor; `service.content.codecs.rows_from_json` checks them, because pydantic would take long."""
+
+
+def _not_a_boolean(value: Any) -> Any:
+    """Reject true and false, which pydantic would take for the numbers 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("a number, not a boolean")
+    return value
+
+
+NotBoolean = BeforeValidator(_not_a_boolean)
 
 
 class _Body(BaseModel):
@@ -35,7 +45,8 @@ class ClassifyRequest(_Body):
 
     images: Rows = Field(
         description="One image or a list of them. An image is a nested list of pixels in 0..255 (rows of "
-        "columns), a flat list of as many, or a string: base64 of a PNG, of a JPEG or of raw pixels."
+        "columns), a flat list of as many, or a string: base64 of a picture or of raw pixels, plain or as a "
+        "`data:` URL."
     )
 
 
@@ -61,19 +72,21 @@ class GenerateRequest(_Body):
     """The fields of a request to /generate, in its query or in a JSON body."""
 
     model: str | None = Field(None, description="A generator; the default one if absent.")
-    version: int | None = Field(None, ge=1, description="A version of it; the latest if absent.")
-    count: int | None = Field(
+    version: Annotated[int | None, NotBoolean] = Field(
+        None, ge=1, description="A version of it; the latest if absent."
+    )
+    count: Annotated[int | None, NotBoolean] = Field(
         None, ge=1, description="The number of images; 1 if absent, or the number of rows of z."
     )
-    label: str | int | None = Field(
+    label: Annotated[str | int | None, NotBoolean] = Field(
         None,
         description="The label of every image, one of the model's; `mixed`, the default: image i gets the "
         "i-th label, wrapping around.",
     )
-    digit: str | int | None = Field(
+    digit: Annotated[str | int | None, NotBoolean] = Field(
         None, description="The former name of `label`.", json_schema_extra=_DEPRECATED
     )
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
+    seed: Annotated[Annotated[int, Field(ge=0, le=MAX_SEED)] | None, NotBoolean] = Field(
         None,
         description="The same seed gives the same images; if absent, a random one is chosen and returned.",
     )
@@ -150,19 +163,13 @@ class ModelList(_Body):
 
 
 def invalid_input(error: ValidationError) -> InvalidInput:
-    """Return the first problem of a body or a query as an InvalidInput."""
+    """Return the first problem of a body's or a query's values as an InvalidInput."""
     problem = error.errors(include_url=False)[0]
-    if problem["type"] == "extra_forbidden":  # named as the client named it, whatever that is
-        name = str(problem["loc"][-1])[:80]
-        shown = name if name.isidentifier() else repr(name)
-        return InvalidInput(f"{shown} is unknown, expected one of {', '.join(_known_fields(error.title))}")
     name = ".".join(str(part) for part in problem["loc"] if isinstance(part, int) or part.islower())
-    if problem["type"] == "missing":
-        return InvalidInput(f"{name} is missing")
     return InvalidInput(f"{name} is {str(problem['input'])[:80]!r}, expected: {problem['msg']}")
 
 
-def _known_fields(body: str) -> list[str]:
-    """Return the fields of the request body with that class name, without deprecated ones."""
-    fields = next(kind.model_fields for kind in (ClassifyRequest, GenerateRequest) if kind.__name__ == body)
-    return [name for name, field in fields.items() if field.json_schema_extra != _DEPRECATED]
+def current_fields(body: type[BaseModel]) -> tuple[str, ...]:
+    """Return the fields of a request body, without deprecated ones."""
+    fields = body.model_fields.items()
+    return tuple(name for name, field in fields if field.json_schema_extra != _DEPRECATED)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
-import orjson
-
 from service.batching.request import InferenceResult, Priority
 from service.errors import InvalidInput
 from service.http.headers import MODEL, PRIORITY, SHAPE, VERSION
@@ -24,9 +22,6 @@ T = TypeVar("T")
 
 TIMEOUT = TIMEOUT_HEADER.wire
 MAX_VERSION = 2**31
-
-DECODE_ON_LOOP_BYTES = 16 * 1024
-"""Bodies up to this size are decoded on the event loop: handing them to a thread would take longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +115,6 @@ SERVER_TIMING = b'queue;dur=%.3f, compute;dur=%.3f, batch;desc="%d"'
 def server_timing(result: InferenceResult) -> bytes:
     """Return the value of the Server-Timing header."""
     return SERVER_TIMING % (result.queue_seconds * 1e3, result.compute_seconds * 1e3, result.batch_rows)
-
-
-def load_json(body: bytes) -> Any:
-    """Parse a JSON body. Raises InvalidInput."""
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidInput(f"body is not JSON: {error}") from None
 
 
 async def off_loop(large: bool, function: Callable[..., T], *arguments: Any) -> T:

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.content import codecs
+from service.content.picture_files import JPEG_SIGNATURE, PNG_SIGNATURE
+from service.content.picture_kinds import sniff
+from service.content.pictures import PictureLimits, PixelBudget
 from service.errors import InkserveError, InvalidInput, PayloadTooLarge
 from service.models.manifest import TensorSpec
 
@@ -17,8 +20,10 @@ COLOUR = TensorSpec(name="images", datatype="UINT8", shape=(-1, 4, 6, 3))
 PLANES = TensorSpec(name="images", datatype="UINT8", shape=(-1, 3, 4, 6))
 LATENT = TensorSpec(name="z", datatype="FP32", shape=(-1, 2))
 MANY = 10
-PIXELS = 10_000
-PIXELS_OF_A_PHOTO = 100_000
+
+
+def budget(most: int = 10_000) -> PixelBudget:
+    return PixelBudget(PictureLimits(most, most, max_request_pixels=10 * most))
 
 
 def picture(array: Any, kind: str = "PNG", **options: Any) -> bytes:
@@ -29,7 +34,7 @@ def picture(array: Any, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def from_json(value: Any, spec: TensorSpec = GRAY, most: int = MANY) -> np.ndarray:
-    return codecs.rows_from_json(value, spec, most, PIXELS, "mnist-digit")
+    return codecs.rows_from_json(value, spec, most, budget(), "mnist-digit")
 
 
 def digit() -> np.ndarray:
@@ -60,12 +65,12 @@ def test_raw_rows_are_counted_before_they_are_read(count: int, error: type[Inkse
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_first_bytes_identify_a_picture(kind: str) -> None:
-    assert codecs.is_image(picture(digit(), kind))
-    assert not codecs.is_image(digit().tobytes())
+    assert sniff(picture(digit(), kind)) == kind
+    assert sniff(digit().tobytes()) is None
 
 
 def test_png_of_a_digit_is_unchanged() -> None:
-    rows = codecs.image_to_rows(picture(digit()), GRAY, PIXELS, "mnist-digit")
+    rows = codecs.image_to_rows(picture(digit()), GRAY, budget(), "mnist-digit")
     assert np.array_equal(rows, digit()[None])
 
 
@@ -73,42 +78,42 @@ def test_resize_leaves_everything_where_it_was() -> None:
     """A shirt in the corner of a photo, say: cropping and centring would move and enlarge it."""
     photo = np.full((280, 280), 255, np.uint8)
     photo[:70, :70] = 0
-    resized = codecs.image_to_rows(picture(photo), GRAY, PIXELS_OF_A_PHOTO, "resize")[0]
+    resized = codecs.image_to_rows(picture(photo), GRAY, budget(100_000), "resize")[0]
     assert (resized[:6, :6].max(), resized[8:, 8:].min()) == (0, 255)
-    digit = codecs.image_to_rows(picture(photo), GRAY, PIXELS_OF_A_PHOTO, "mnist-digit")[0]
+    digit = codecs.image_to_rows(picture(photo), GRAY, budget(100_000), "mnist-digit")[0]
     assert (digit[:4].max(), digit[14, 14]) == (0, 255)
 
 
 def test_resize_keeps_a_picture_of_the_right_size_bit_by_bit() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
-    assert np.array_equal(codecs.image_to_rows(picture(pixels), GRAY, PIXELS, "resize")[0], pixels)
+    assert np.array_equal(codecs.image_to_rows(picture(pixels), GRAY, budget(), "resize")[0], pixels)
 
 
 @pytest.mark.parametrize("spec", [GRAY, COLOUR])
 def test_model_that_accepts_no_pictures_rejects_them(spec: TensorSpec) -> None:
     message = r"model accepts none \(preprocess is none\), expected raw rows or JSON"
     with pytest.raises(InvalidInput, match=message):
-        codecs.image_to_rows(picture(digit()), spec, PIXELS, "none")
+        codecs.image_to_rows(picture(digit()), spec, budget(), "none")
     png = base64.b64encode(picture(digit())).decode()
     for value in (png, [png]):
         with pytest.raises(InvalidInput, match=message):
-            codecs.rows_from_json(value, spec, MANY, PIXELS)
+            codecs.rows_from_json(value, spec, MANY, budget())
 
 
 def test_model_that_accepts_no_pictures_accepts_rows() -> None:
     raw = base64.b64encode(digit().tobytes()).decode()
     for value in (raw, [raw], digit().tolist()):
-        assert np.array_equal(codecs.rows_from_json(value, GRAY, MANY, PIXELS, "none"), digit()[None])
+        assert np.array_equal(codecs.rows_from_json(value, GRAY, MANY, budget(), "none"), digit()[None])
 
 
 def test_picture_is_resized_in_colour() -> None:
     red = np.zeros((40, 60, 3), np.uint8)
     red[..., 0] = 200
-    rows = codecs.image_to_rows(picture(red), COLOUR, PIXELS, "resize")
+    rows = codecs.image_to_rows(picture(red), COLOUR, budget(), "resize")
     assert rows.shape == (1, 4, 6, 3)
     assert np.unique(rows.reshape(-1, 3), axis=0).tolist() == [[200, 0, 0]]
     assert np.array_equal(
-        codecs.image_to_rows(picture(red), PLANES, PIXELS, "resize"), np.moveaxis(rows, -1, 1)
+        codecs.image_to_rows(picture(red), PLANES, budget(), "resize"), np.moveaxis(rows, -1, 1)
     )
 
 
@@ -116,12 +121,12 @@ def test_picture_is_resized_in_colour() -> None:
 def test_every_mode_of_png_becomes_colour(mode: str) -> None:
     gray = Image.new("L", (12, 8), 255)
     image = Image.fromarray(np.full((8, 12), 65535, np.uint16)) if mode == "I;16" else gray.convert(mode)
-    assert np.unique(codecs.image_to_rows(picture(image), COLOUR, PIXELS, "resize")).tolist() == [255]
+    assert np.unique(codecs.image_to_rows(picture(image), COLOUR, budget(), "resize")).tolist() == [255]
 
 
 def test_transparent_parts_become_white() -> None:
     clear = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
-    assert np.unique(codecs.image_to_rows(picture(clear), COLOUR, PIXELS, "resize")).tolist() == [255]
+    assert np.unique(codecs.image_to_rows(picture(clear), COLOUR, budget(), "resize")).tolist() == [255]
 
 
 def test_a_jpeg_is_turned_upright() -> None:
@@ -130,7 +135,7 @@ def test_a_jpeg_is_turned_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     spec = TensorSpec(name="images", datatype="UINT8", shape=(-1, 6, 4))
-    rows = codecs.image_to_rows(picture(image, "JPEG", exif=exif, quality=95), spec, PIXELS, "resize")
+    rows = codecs.image_to_rows(picture(image, "JPEG", exif=exif, quality=95), spec, budget(), "resize")
     assert rows[0, 0].min() > 200
     assert rows[0, -1].max() < 50
 
@@ -138,7 +143,7 @@ def test_a_jpeg_is_turned_upright() -> None:
 @pytest.mark.parametrize(
     ("content", "spec", "error", "message"),
     [
-        (b"GIF89a..", GRAY, InvalidInput, "begins with 47 49 46 38 39 61 2e 2e, expected a PNG or a JPEG"),
+        (b"GIF88a..", GRAY, InvalidInput, "begins with 47 49 46 38 38 61 2e 2e, expected PNG, JPEG, WEBP"),
         (picture(np.zeros((101, 100))), GRAY, PayloadTooLarge, "100 x 101 pixels, expected at most 10000"),
         (picture(digit())[:60], GRAY, InvalidInput, "image is a broken PNG"),
         (picture(digit(), "JPEG")[:-20], GRAY, InvalidInput, "image is a broken JPEG"),
@@ -150,14 +155,14 @@ def test_a_picture_that_cannot_be_used_is_refused(
     content: bytes, spec: TensorSpec, error: type[InkserveError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        codecs.image_to_rows(content, spec, PIXELS, "mnist-digit")
+        codecs.image_to_rows(content, spec, budget(), "mnist-digit")
 
 
 def test_small_file_of_a_huge_picture_is_refused() -> None:
     header = picture(np.zeros((1, 1)))
     huge = header[:16] + (2**31 - 1).to_bytes(4, "big") * 2 + header[24:]
     with pytest.raises((InvalidInput, PayloadTooLarge)):
-        codecs.image_to_rows(huge, GRAY, PIXELS, "mnist-digit")
+        codecs.image_to_rows(huge, GRAY, budget(), "mnist-digit")
 
 
 def test_json_rows_may_be_nested_flat_or_base64() -> None:
@@ -238,11 +243,11 @@ def test_any_json_gives_rows_or_our_own_error(value: object) -> None:
 
 @given(
     st.binary(max_size=200),
-    st.sampled_from([b"", codecs.PNG_SIGNATURE, codecs.JPEG_SIGNATURE, picture(digit())[:60]]),
+    st.sampled_from([b"", PNG_SIGNATURE, JPEG_SIGNATURE, picture(digit())[:60]]),
 )
 def test_any_bytes_give_a_picture_or_our_own_error(content: bytes, start: bytes) -> None:
     with pytest.raises(InkserveError):
-        codecs.image_to_rows(start + content, GRAY, PIXELS, "mnist-digit")
+        codecs.image_to_rows(start + content, GRAY, budget(), "mnist-digit")
 
 
 @pytest.mark.parametrize(

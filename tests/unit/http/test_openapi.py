@@ -13,6 +13,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from prometheus_client import CollectorRegistry
 
+from service.content.picture_kinds import MEDIA_TYPES
 from service.errors import (
     BuffersFull,
     DeadlineExceeded,
@@ -37,6 +38,7 @@ from service.settings import Settings
 from tests.support.http import OCTETS, RAW, png, settings
 from tests.support.live import Response, connected
 from tests.support.openapi import Documented
+from tests.support.pictures import FORMATS, encoded, seven
 
 KEY = "a-key-of-the-tests-0123"
 
@@ -322,8 +324,7 @@ def test_no_status_is_documented_that_is_never_sent(documented: Documented) -> N
     assert "HTTPValidationError" not in documented.document["components"]["schemas"]
 
 
-JPEG = Path(__file__).parents[2] / "digits" / "seven.jpg"
-CONTENT = {"image/png": png(7), "image/jpeg": JPEG.read_bytes()}
+CONTENT = {kind: encoded(seven(), name) for kind, name in MEDIA_TYPES.items() if name in FORMATS}
 """Files that a reader of /docs would choose."""
 
 

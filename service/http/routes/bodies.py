@@ -1,0 +1,120 @@
+"""Reads the bodies of /classify and /generate: as declared, bounded, and off the event loop if large."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from service.content.body_jobs import ON_LOOP_BYTES, BodyLimits, FieldsJob, Format, Job, RowsJob
+from service.content.decoder_frames import Result
+from service.content.decoders import DecoderPool
+from service.content.encodings import Coding
+from service.content.json_bodies import JsonMeter, JsonNames
+from service.content.picture_kinds import sniff
+from service.content.pictures import PictureLimits, TooLargeForLoop
+from service.errors import UnsupportedCoding
+from service.http.disconnects import DisconnectWatch
+from service.http.requests import read_body
+from service.http.types import JSON, Headers, Receive, Scope
+from service.models.manifest import Preprocess, TensorSpec
+from service.models.tensors import Array
+from service.settings import Settings
+
+CONTENT_ENCODING = b"content-encoding"
+
+_CODINGS: Mapping[bytes, Coding] = {
+    b"": "",
+    b"identity": "",
+    b"gzip": "gzip",
+    b"x-gzip": "gzip",
+    b"deflate": "deflate",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A request's body as it came. kind: its whole Content-Type. deadline: as `time.monotonic` counts."""
+
+    content: bytes
+    kind: str
+    coding: Coding
+    receive: Receive
+    deadline: float
+
+
+class BodyDecoder:
+    """Decodes bodies: small ones on the event loop, others in a pool of processes."""
+
+    def __init__(self, settings: Settings, watch: DisconnectWatch) -> None:
+        self._watch = watch
+        self._limits = _limits(settings)
+        self._pool = DecoderPool(
+            settings.decoders,
+            settings.max_decode_seconds,
+            settings.max_decode_memory_bytes,
+            settings.max_decode_queue,
+        )
+
+    async def read(
+        self, scope: Scope, headers: Headers, receive: Receive, kind: str, deadline: float
+    ) -> Body:
+        """Read the request's body. kind: its media type. Raises UnsupportedCoding, PayloadTooLarge."""
+        coding = _coding(scope) if CONTENT_ENCODING in headers else ""
+        most = self._limits.max_body_bytes
+        check = JsonMeter(self._limits.max_json_values).add if kind == JSON and not coding else None
+        content = await read_body(headers, receive, most, check)
+        return Body(content, headers.get(b"content-type", b"").decode("latin-1"), coding, receive, deadline)
+
+    async def rows(
+        self,
+        body: Body,
+        form: Format,
+        spec: TensorSpec,
+        names: JsonNames,
+        preprocess: Preprocess = "none",
+    ) -> Array:
+        """Return the body's rows of a tensor. preprocess: as in `codecs.image_to_rows`."""
+        kind = body.kind if form == "form" else body.kind.partition(";")[0].strip().lower()
+        if form == "undeclared" and not body.coding and sniff(body.content) is None:
+            form = "rows"
+        job = RowsJob(form, kind, body.coding, spec, preprocess, self._limits, names)
+        is_raw = form == "rows" and not body.coding  # the rows are the body's own bytes
+        result = await self._run(job, body, len(body.content) <= ON_LOOP_BYTES or is_raw)
+        assert isinstance(result, np.ndarray)
+        return result
+
+    async def fields(self, body: Body, names: JsonNames) -> dict[str, Any]:
+        """Return the fields of a JSON body, with True for its rows if it has any."""
+        job = FieldsJob(body.coding, self._limits, names)
+        result = await self._run(job, body, len(body.content) <= ON_LOOP_BYTES)
+        assert isinstance(result, dict)
+        return result
+
+    async def _run(self, job: Job, body: Body, on_loop: bool) -> Result:
+        if on_loop:
+            try:
+                return job.run(body.content, on_loop=True)
+            except TooLargeForLoop:
+                pass
+        return await self._watch.guard(body.receive, self._pool.run(job, body.content, body.deadline))
+
+
+def _coding(scope: Scope) -> Coding:
+    """Return the body's content coding. Raises UnsupportedCoding."""
+    sent = b", ".join(value.strip().lower() for name, value in scope["headers"] if name == CONTENT_ENCODING)
+    coding = _CODINGS.get(sent)
+    if coding is None:
+        shown = sent[:80].decode("latin-1")
+        raise UnsupportedCoding(f"Content-Encoding is {shown!r}, expected gzip, deflate or identity")
+    return coding
+
+
+def _limits(settings: Settings) -> BodyLimits:
+    pictures = PictureLimits(
+        settings.max_image_pixels,
+        settings.max_jpeg_pixels,
+        settings.max_jpeg_scans,
+        settings.max_request_pixels,
+    )
+    return BodyLimits(settings.max_body_bytes, settings.max_request_rows, settings.max_json_values, pictures)
