@@ -20,6 +20,9 @@ from service.models.tensors import Array
 _SIZES = struct.Struct("<QQ")
 SIZES_BYTES = _SIZES.size
 
+READY = b"R"
+"""A decoder's first byte, before any reply."""
+
 Result = Array | Mapping[str, Any]
 Log = list[tuple[int, str]]
 """Levels and messages that a decoder logged."""

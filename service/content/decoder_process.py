@@ -12,6 +12,8 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
+
 from service.content import decoder_frames
 from service.content.body_jobs import Job
 from service.content.decoder_frames import Log, Result
@@ -28,8 +30,11 @@ def main() -> None:
     warnings.simplefilter("ignore")
     log = _collect_logs()
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
+    np.linalg.lstsq(np.eye(2), np.ones(2))  # OpenBLAS allocates its buffers now, and exits if it cannot later
     limit = _data_bytes() + memory_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    replies.write(decoder_frames.READY)
+    replies.flush()
     while (request := decoder_frames.read_request(requests.read)) is not None:
         job, body = request
         del request

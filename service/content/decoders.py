@@ -158,15 +158,21 @@ class _Decoder:
             start_new_session=True,  # ^C in a terminal is for the service, which ends its decoders
         )
         self._stop = weakref.finalize(self, _stop, self._process)
+        if self._replies.read(1) != decoder_frames.READY:
+            raise InkserveError(f"a decoder process exited with code {self._process.wait()} at its start")
+
+    @property
+    def _replies(self) -> IO[bytes]:
+        assert self._process.stdout is not None
+        return self._process.stdout
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
     def run(self, job: Job, body: bytes) -> Result | RequestError:
         """Run a job. Raises RequestError if the process dies of it; then `stop` must follow."""
-        requests, replies = self._process.stdin, self._process.stdout
+        requests, replies = self._process.stdin, self._replies
         assert requests is not None
-        assert replies is not None
         try:
             for piece in decoder_frames.pack_request(job, body):
                 requests.write(piece)
@@ -186,16 +192,14 @@ class _Decoder:
         """End the process, without waiting for its job."""
         self._stop()
 
-    def _cause_of_death(self) -> InkserveError:
+    def _cause_of_death(self) -> RequestError:
         code = self._process.wait()
-        if code >= 0:
-            return InkserveError(f"a decoder process exited with code {code}")
-        logger.warning("a decoder was ended by signal %d; rejecting its body", -code)
+        logger.warning("a decoder exited with code %d; rejecting its body", code)
         if code == -signal.SIGPROF:
             return PayloadTooLarge(
                 f"body takes over {self._cpu_seconds:g} s of CPU time to decode, expected at most that"
             )
-        if code == -signal.SIGKILL:
+        if code in (1, -signal.SIGKILL):  # OpenBLAS without memory, or the kernel's OOM killer
             return PayloadTooLarge("body takes too much time or memory to decode, expected a smaller one")
         return InvalidInput("body crashes its decoder, expected a valid one")
 

@@ -1,5 +1,6 @@
 """The files of a multipart form (RFC 7578). Knows nothing of HTTP beyond the form's own headers."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from service.errors import InvalidInput
 
 MAX_FIELDS = 16
+
+_SILENT = logging.Logger("multipart", logging.CRITICAL)
 
 
 @dataclass(slots=True)
@@ -50,6 +53,7 @@ def read_files(content_type: str, body: bytes, most: int) -> list[Part]:
     reader = _Reader(most)
     try:
         parser = MultipartParser(boundary, reader.callbacks())  # type: ignore[arg-type]
+        parser.logger = _SILENT  # it would warn of every malformed form, beside the error that it raises
         parser.write(body)
         parser.finalize()
     except FormParserError as error:

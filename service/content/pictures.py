@@ -104,7 +104,8 @@ def open_picture(content: bytes, budget: PixelBudget, declared: str = "") -> Ima
     Raises InvalidInput for a broken file, PayloadTooLarge, UnsupportedMedia.
     """
     name = picture_kinds.format_of(declared, content)
-    if name is None or (picture_kinds.sniff(content) or name) != name:
+    found = picture_kinds.sniff(content)
+    if name is None or (found != name and (found or name in _READERS)):
         expected = name or ", ".join(picture_kinds.decodable())
         raise InvalidInput(
             f"image of {len(content)} bytes begins with {content[:8].hex(' ')}, expected {expected}"
