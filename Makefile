@@ -81,6 +81,11 @@ audit: $(AUDIT)/.installed ## Look up known vulnerabilities of every pinned pack
 bench: $(VENV)/.develop ## Run the micro-benchmarks of batching, codecs, engine and HTTP (40 s)
 	$(BIN)/python -m pytest loadtests/benchmarks $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(VENV)/.develop ## Fuzz the decoding of bodies, guided by coverage (10 min; SECONDS= for less)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt atheris pillow-heif
+	$(BIN)/python -m loadtests.fuzz -max_total_time=$(or $(SECONDS),600) -rss_limit_mb=2048 $(ARGS)
+
 .PHONY: fast-path
 fast-path: $(VENV)/.develop ## Compare CPU time per request with and without access log, tracing, API keys; needs wrk (2 min)
 	$(BIN)/python -m loadtests.fast_path $(ARGS)
