@@ -1,8 +1,8 @@
 """Fuzzes the decoding of bodies, guided by coverage: `make fuzz`.
 
 Any bytes, under any declared type, give rows or a RequestError; anything else ends the run with the input.
-The first two bytes choose the format and the content coding, the remainder is the body. Seeds are a picture of
-each format, a form and JSON.
+The first two bytes choose the format and the content coding, the remainder is the body. Seeds are a picture
+of each format, a form and JSON.
 """
 
 import logging

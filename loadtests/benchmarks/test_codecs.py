@@ -59,7 +59,7 @@ def test_small_png(benchmark: BenchmarkFixture) -> None:
     assert np.array_equal(seen, image[np.newaxis])
 
 
-@pytest.mark.parametrize("file_format", ("PNG", "JPEG"))
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
 def test_drawing_of_512_pixels(benchmark: BenchmarkFixture, file_format: str) -> None:
     content = encoded(drawing(512), file_format)
     seen = benchmark(codecs.image_to_rows, content, IMAGES, PIXELS, "mnist-digit")

@@ -88,12 +88,13 @@ def _classify(models: Catalogue) -> Json:
         "tags": ["inference"],
         "summary": "Classify images",
         "operationId": "classify",
-        "description": "The body holds raw rows, one PNG or JPEG of any size, a form of files, or JSON. Raw "
+        "description": "The body holds raw rows, one picture of any size, a form of files, or JSON. Raw "
         "rows follow one another without separators, for MNIST models 28 x 28 bytes each. For these models a "
-        "PNG or JPEG is normalised like MNIST: grey, light on dark, cropped, fitted to 20 x 20, centred by "
+        "picture is normalised like MNIST: grey, light on dark, cropped, fitted to 20 x 20, centred by "
         "mass; a 28 x 28 PNG on a dark background stays as it is.\n\nWith `Accept: application/octet-stream` "
         "the response is only the probabilities, little-endian float32, (images, labels). A body without a "
-        "Content-Type is read as a PNG or JPEG if it starts like one, otherwise as raw rows.",
+        "Content-Type is read as a picture if it starts like one, otherwise as raw rows. A body may be "
+        "compressed (Content-Encoding gzip or deflate).",
         "parameters": [
             *query_parameters(query, classify.QUERY, {}),
             header_parameter(headers.TIMEOUT),
