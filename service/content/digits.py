@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.content.lines import without_lines
+from service.content.sheet import read_sheet, widened
+from service.content.strokes import chosen_strokes, labels_of, runs_of
 from service.errors import InvalidInput
 
 Gray = NDArray[np.uint8]
@@ -33,17 +36,17 @@ differ by less."""
 def digit_from_picture(picture: Image.Image) -> Gray:
     """Return the digit in a picture of any size and mode: (28, 28) uint8, light ink on a black background.
 
-    The border shows the background. A 28x28 picture counts as normalised already: it is inverted if its
-    background is light, and otherwise left as it is, bit for bit.
-    Raises InvalidInput for a picture without ink.
+    A 28x28 picture counts as normalised already: it is inverted if its background is light, and otherwise
+    left as it is, bit for bit. On any other picture the ink is found first: see `sheet` and `strokes`.
+    Raises InvalidInput for a picture without ink, with more than one sign, or with a sign that the border cuts.
     """
     gray = _gray(picture)
     lowest, highest = int(gray.min()), int(gray.max())
     if lowest == highest:
         raise InvalidInput(f"image is blank: every pixel has grey level {lowest}, expected a digit")
-    if np.median(_border(gray)) > _threshold(gray):
-        gray = ~gray
-    return gray if gray.shape == (SIDE, SIDE) else _centred(_fitted(_ink(gray)))
+    if gray.shape == (SIDE, SIDE):
+        return ~gray if np.median(_border(gray)) > _threshold(gray) else gray
+    return _centred(_fitted(_ink(gray)))
 
 
 def _gray(picture: Image.Image) -> Gray:
@@ -89,53 +92,38 @@ def _threshold(gray: Gray) -> int:
 
 
 def _ink(gray: Gray) -> Ink:
-    """Return how much lighter than the background each pixel is; 0 for the background and its noise.
-
-    Raises InvalidInput if nothing stands out.
-    """
-    ink = np.maximum(gray - _background(gray), 0)
-    levels = np.minimum(ink, 255).astype(np.uint8)
-    strokes = levels > _threshold(levels)
-    contrast = float(ink[strokes].mean() - ink[~strokes].mean()) if strokes.any() else 0.0
+    """Return the digit's ink, 0 around it. Raises InvalidInput if no single whole sign stands out."""
+    sheet = read_sheet(gray)
+    floor = max(6 * sheet.noise, 4.0)
+    level = float(np.percentile(sheet.ink, 99.8))
+    dark = sheet.ink > max(0.4 * level, floor)
+    contrast = float(np.median(sheet.contrast[dark])) if dark.any() else 0.0
     if contrast < MIN_CONTRAST:
+        return _block(gray, contrast)
+    faint = sheet.ink > max(0.12 * level, floor)
+    marks = without_lines(faint, dark)
+    sign = chosen_strokes(marks, sheet.ink)
+    reach = max(1, round(max(np.ptp(axis) for axis in np.nonzero(sign)) / BOX))
+    ink = np.where(widened(sign, reach) & (faint & ~(dark & ~marks)), sheet.ink, np.float32(0))
+    strongest = float(np.median(ink[sign]))
+    ink[ink < 0.1 * strongest] = 0
+    return np.minimum(ink, strongest)
+
+
+def _block(gray: Gray, contrast: float) -> Ink:
+    """Return the ink of the only block on a picture without strokes."""
+    if np.median(_border(gray)) > _threshold(gray):
+        gray = ~gray
+    mask = gray > _threshold(gray)
+    runs = runs_of(mask)
+    labels = labels_of(runs)
+    spans = mask[[0, -1]].all(axis=1).any() or mask[:, [0, -1]].all(axis=0).any()
+    if labels.max() > 0 or spans or np.ptp(gray) < MIN_CONTRAST or (mask.sum() < 0.9 * mask.any(0).sum() * mask.any(1).sum()):
         raise InvalidInput(
-            f"image has no ink: its lightest and darkest parts differ by {contrast:.0f} grey levels, "
+            f"image has no ink: its strokes differ from the paper around them by {contrast:.0f} grey levels, "
             f"expected a digit that differs from its background by at least {MIN_CONTRAST:.0f}"
         )
-    level = np.median(ink[strokes])
-    noise = max(0.1 * level, 4 * _border_noise(ink, strokes))
-    if not (ink > noise).any():
-        raise InvalidInput(
-            f"image has no ink: its border varies by {noise:.0f} grey levels, as much as the rest, "
-            "expected a digit on an even background"
-        )
-    return np.where(ink <= noise, np.float32(0), np.minimum(ink, level))
-
-
-def _border_noise(ink: Ink, strokes: NDArray[np.bool_]) -> float:
-    """Return the standard deviation of the border, without the strokes that cross it."""
-    background = _border(ink)[~_border(strokes)]
-    return float(np.std(background)) if background.size else 0.0
-
-
-def _background(gray: Gray) -> Ink:
-    """Return the background under the ink, as a quadratic surface: uneven light on a sheet has no edges.
-
-    Fitted to the border first, then to all cells near the previous fit.
-    """
-    cells = np.asarray(Image.fromarray(gray).resize((32, 32), Image.Resampling.BOX), np.float32)
-    y, x = np.mgrid[-1:1:32j, -1:1:32j]
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
-    known = np.ones((32, 32), bool)
-    known[2:-2, 2:-2] = False
-    for _ in range(3):
-        known &= np.abs(cells - np.median(cells[known])) < 128
-        factors = np.linalg.lstsq(terms[known], cells[known], rcond=None)[0]
-        known = np.abs(cells - terms @ factors) < MIN_CONTRAST / 2
-        if known.sum() < 64:
-            break
-    surface = Image.fromarray((terms @ factors).astype(np.float32))
-    return np.asarray(surface.resize((gray.shape[1], gray.shape[0]), Image.Resampling.BILINEAR))
+    return mask.astype(np.float32)
 
 
 def _fitted(ink: Ink) -> Ink:

@@ -1,0 +1,123 @@
+"""The paper of a picture: how bright it is under the ink, and how much light the ink takes away.
+
+A stroke is narrow and paper is wide, in any light: a shadow, a desk around the sheet and black bars are wide too.
+So the paper's level is what remains when everything narrow is filled (a morphological closing, Serra 1982), and
+no edge between two wide parts is mistaken for ink. Knows nothing of digits.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+Gray = NDArray[np.uint8]
+Ink = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+NARROW = 0.25
+"""What is narrower than this fraction of the longer side can be a stroke: twice the fattest marker's."""
+
+SMOOTHED_FROM = 200
+"""Pictures of at least this side are smoothed over 3x3 pixels: their noise is not as wide as a stroke."""
+
+
+DIMMEST = 0.35
+"""Paper in a shadow has at least this fraction of the brightest paper's light; darker parts are no paper, and
+their noise is no ink."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What was written on a sheet.
+
+    ink: the fraction of the paper's light that each pixel lacks, 0..255; 0 on paper and where no stroke fits.
+    contrast: the same in grey levels of the picture, not relative to the paper.
+    noise: the standard deviation of the ink on plain paper.
+    """
+
+    ink: Ink
+    contrast: Gray
+    noise: float
+
+
+def read_sheet(gray: Gray) -> Sheet:
+    """Return the ink of a picture, dark on light or light on dark."""
+    if min(gray.shape) >= SMOOTHED_FROM:
+        gray = np.asarray(Image.fromarray(gray).filter(ImageFilter.BoxBlur(1)))
+    window = max(3, round(NARROW * max(gray.shape)))
+    closed, opened = filled(gray, window), ~filled(~gray, window)
+    if _is_dark(gray, closed, opened):
+        gray, closed = ~gray, ~opened
+    contrast = closed - gray
+    dimmest = max(1, int(DIMMEST * closed[::2, ::2].max()))
+    raw = contrast * (np.float32(255) / np.maximum(closed, dimmest))
+    sample = raw[::2, ::2]
+    usual = np.median(sample)
+    noise = 1.4826 * float(np.median(np.abs(sample - usual)))
+    return Sheet(np.maximum(raw - usual, 0), contrast, noise)
+
+
+def filled(gray: Gray, window: int) -> Gray:
+    """Return the picture with everything dark filled that no square of `window` pixels fits into.
+
+    Beyond the border the picture goes on as it ends: a dark strip along a side is wide.
+    """
+    padded = np.pad(gray, window - 1, mode="edge")
+    return eroded(grown(padded, window), window)
+
+
+def grown(values: NDArray[Any], window: int) -> NDArray[Any]:
+    """Return the maximum of each square of `window` pixels; smaller by `window` - 1 in each direction."""
+    return _running(_running(values, window, np.maximum).T, window, np.maximum).T
+
+
+def eroded(values: NDArray[Any], window: int) -> NDArray[Any]:
+    """Return the minimum of each square of `window` pixels; smaller by `window` - 1 in each direction."""
+    return _running(_running(values, window, np.minimum).T, window, np.minimum).T
+
+
+def widened(mask: Mask, radius: int) -> Mask:
+    """Return the mask grown by `radius` pixels in each direction."""
+    return grown(np.pad(mask, radius), 2 * radius + 1)
+
+
+def _running(
+    values: NDArray[Any], window: int, pick: Callable[[Any, Any], NDArray[Any]]
+) -> NDArray[Any]:
+    """Return the extreme of each `window` rows that follow one another, in log2(window) steps."""
+    values = np.ascontiguousarray(values)
+    width = 1
+    while 2 * width <= window:
+        values = pick(values[:-width], values[width:])
+        width *= 2
+    rest = window - width
+    return pick(values[:-rest], values[rest:]) if rest else values
+
+
+def _is_dark(gray: Gray, closed: Gray, opened: Gray) -> bool:
+    """Whether the paper is darker than the ink.
+
+    Ink ends at edges. Paper that is narrow, because a desk or the ink is near, also ends where it gets wide.
+    """
+    depth = closed - opened
+    deep = max(1, int(depth.max()) // 2)
+    middle = opened + depth // 2
+    light_cut = _lighter_around(gray, middle, gray - opened > deep)
+    dark_cut = 1 - _lighter_around(gray, middle, closed - gray > deep)
+    if abs(light_cut - dark_cut) > 0.05:
+        return light_cut < dark_cut
+    narrow = depth > deep
+    if 2 * np.count_nonzero(narrow) > narrow.size:
+        # Lines everywhere: paper is what there is more of.
+        return 2 * np.count_nonzero(gray[narrow] > middle[narrow]) < np.count_nonzero(narrow)
+    return _lighter_around(gray, middle, narrow) < 0.5
+
+
+def _lighter_around(gray: Gray, middle: Gray, mask: Mask) -> float:
+    """Return the fraction of the pixels around a mask that are lighter than the middle level next to them."""
+    ring = widened(mask, 4) & ~widened(mask, 1)
+    near = grown(np.pad(np.where(mask, middle, 0).astype(np.uint8), 4), 9)
+    return float(np.mean(gray[ring] > near[ring])) if ring.any() else 0.5
