@@ -103,21 +103,25 @@ def _is_dark(gray: Gray, closed: Gray, opened: Gray) -> bool:
     Ink ends at edges. Paper that is narrow, because a desk or the ink is near, also ends where it gets wide.
     """
     depth = closed - opened
-    deep = max(1, int(depth.max()) // 2)
+    deep = max(1, int(0.4 * depth.max()))
     middle = opened + depth // 2
-    light_cut = _lighter_around(gray, middle, gray - opened > deep)
-    dark_cut = 1 - _lighter_around(gray, middle, closed - gray > deep)
-    if abs(light_cut - dark_cut) > 0.05:
-        return light_cut < dark_cut
     narrow = depth > deep
     if 2 * np.count_nonzero(narrow) > narrow.size:
         # Lines everywhere: paper is what there is more of.
         return 2 * np.count_nonzero(gray[narrow] > middle[narrow]) < np.count_nonzero(narrow)
-    return _lighter_around(gray, middle, narrow) < 0.5
+    light_cut, dark_cut = _cut(~gray, ~opened, deep), _cut(gray, closed, deep)
+    if abs(light_cut - dark_cut) > 0.05:
+        return light_cut < dark_cut
+    return _darker_around(gray, narrow, middle) > 0.5
 
 
-def _lighter_around(gray: Gray, middle: Gray, mask: Mask) -> float:
-    """Return the fraction of the pixels around a mask that are lighter than the middle level next to them."""
+def _cut(gray: Gray, closed: Gray, deep: int) -> float:
+    """Return the fraction of the outline of the narrow dark parts where the picture is as dark outside."""
+    return _darker_around(gray, closed - gray > deep, closed - np.minimum(closed, deep))
+
+
+def _darker_around(gray: Gray, mask: Mask, level: Gray) -> float:
+    """Return the fraction of the pixels around a mask that are darker than the level next to them."""
     ring = widened(mask, 4) & ~widened(mask, 1)
-    near = grown(np.pad(np.where(mask, middle, 0).astype(np.uint8), 4), 9)
-    return float(np.mean(gray[ring] > near[ring])) if ring.any() else 0.5
+    near = grown(np.pad(np.where(mask, level, 0).astype(np.uint8), 4), 9)
+    return float(np.mean(gray[ring] < near[ring])) if ring.any() else 0.0

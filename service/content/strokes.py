@@ -104,7 +104,7 @@ def marks_of(runs: Runs, labels: Ints, ink: NDArray[np.float32]) -> Marks:
     return Marks(np.bincount(labels, weight, count), top, bottom, left, right)
 
 
-NEAR = 0.12
+NEAR = 0.22
 """Strokes of one sign are at most this far apart, in units of its size."""
 
 SECOND = 0.1
