@@ -4,6 +4,7 @@ Knows nothing of grey levels: a mark is a connected set of pixels.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ Ints = NDArray[np.intp]
 class Runs:
     """A mask's runs along its rows: the pixels [start, stop) of a row, in the order of reading."""
 
-    shape: tuple[int, int]
+    pixels: Mask
     row: Ints
     start: Ints
     stop: Ints
@@ -30,24 +31,26 @@ class Runs:
 
     def mask(self, chosen: Mask) -> Mask:
         """Return a mask of the chosen runs only."""
-        height, width = self.shape
-        steps = np.zeros(height * (width + 1), np.int8)
-        steps[self.row[chosen] * (width + 1) + self.start[chosen]] = 1
-        steps[self.row[chosen] * (width + 1) + self.stop[chosen]] = -1
-        return np.cumsum(steps, dtype=np.int8).view(np.bool_).reshape(height, width + 1)[:, :width]
+        mask = np.zeros(self.pixels.shape, np.bool_)
+        mask[self.pixels] = np.repeat(chosen, self.length)
+        return mask
+
+    def sums(self, labels: Ints, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the sum of the values, (height, width), under the runs of each label."""
+        return np.bincount(np.repeat(labels, self.length), values[self.pixels])
 
 
 def runs_of(mask: Mask) -> Runs:
     """Return the runs of a mask, (height, width)."""
-    padded = np.pad(mask.view(np.int8), ((0, 0), (1, 1)))
-    steps = np.diff(padded, axis=1)
-    row, start = np.nonzero(steps == 1)
-    return Runs(mask.shape, row, start, np.nonzero(steps == -1)[1])  # type: ignore[arg-type]
+    padded = np.pad(mask, ((0, 0), (1, 1)))
+    changes = np.flatnonzero(padded[:, 1:] != padded[:, :-1])
+    row, start = np.divmod(changes[::2], mask.shape[1] + 1)
+    return Runs(mask, row, start, changes[1::2] - row * (mask.shape[1] + 1))
 
 
 def labels_of(runs: Runs) -> Ints:
     """Return the component of each run, 0, 1, ...: runs that touch, diagonally too, share one."""
-    width = runs.shape[1] + 2
+    width = runs.pixels.shape[1] + 2
     first, last = runs.row * width + runs.start, runs.row * width + runs.stop
     low = np.searchsorted(last, first + width, "left")
     high = np.searchsorted(first, last + width, "right")
@@ -92,16 +95,13 @@ class Marks:
 def marks_of(runs: Runs, labels: Ints, ink: NDArray[np.float32]) -> Marks:
     """Measure each component."""
     count = int(labels.max()) + 1
-    sums = np.zeros((ink.shape[0], ink.shape[1] + 1))
-    np.cumsum(ink, axis=1, out=sums[:, 1:])
-    weight = sums[runs.row, runs.stop] - sums[runs.row, runs.start]
     top, left = np.full(count, ink.shape[0]), np.full(count, ink.shape[1])
     bottom, right = np.zeros(count, np.intp), np.zeros(count, np.intp)
     np.minimum.at(top, labels, runs.row)
     np.maximum.at(bottom, labels, runs.row + 1)
     np.minimum.at(left, labels, runs.start)
     np.maximum.at(right, labels, runs.stop)
-    return Marks(np.bincount(labels, weight, count), top, bottom, left, right)
+    return Marks(runs.sums(labels, ink), top, bottom, left, right)
 
 
 NEAR = 0.22
@@ -136,9 +136,7 @@ def chosen_strokes(mask: Mask, ink: NDArray[np.float32]) -> Mask:
     sign[main] = True
     for _ in range(2):
         near = widened(runs.mask(sign[labels]), max(2, round(NEAR * size)))
-        hit = np.zeros(len(sign), np.bool_)
-        hit[labels[_hits(near, runs)]] = True
-        sign |= hit & ~cut
+        sign |= (runs.sums(labels, near) > 0) & ~cut
     others = (marks.mass >= SECOND * marks.mass[main]) & ~sign
     beside = sign & (marks.height > 0.6 * marks.height[main])
     apart = (np.minimum(marks.right, marks.right[main]) - np.maximum(marks.left, marks.left[main])) < 0
@@ -153,9 +151,3 @@ def chosen_strokes(mask: Mask, ink: NDArray[np.float32]) -> Mask:
         )
     return chosen
 
-
-def _hits(near: Mask, runs: Runs) -> Mask:
-    """Whether each run has a pixel in the mask."""
-    sums = np.zeros((near.shape[0], near.shape[1] + 1), np.int32)
-    np.cumsum(near, axis=1, out=sums[:, 1:])
-    return sums[runs.row, runs.stop] > sums[runs.row, runs.start]
