@@ -24,7 +24,7 @@ BOX = 20
 CENTRE = 14
 """The centre of mass of MNIST's digits, in pixel indices; measured over all its images: 14.0 +- 0.5."""
 
-WORKING_SIDE = 384
+WORKING_SIDE = 400
 """Larger pictures are averaged down to this side first, which bounds the time; a digit that fills a tenth
 of the picture still has enough pixels."""
 
@@ -95,17 +95,18 @@ def _ink(gray: Gray) -> Ink:
     """Return the digit's ink, 0 around it. Raises InvalidInput if no single whole sign stands out."""
     sheet = read_sheet(gray)
     floor = max(6 * sheet.noise, 4.0)
-    level = float(np.percentile(sheet.ink[::2, ::2], 99.8))
-    dark = sheet.ink > max(0.4 * level, floor)
+    level = float(np.percentile(sheet.smoothed[::2, ::2], 99.8))
+    dark = sheet.smoothed > max(0.4 * level, floor)
     contrast = float(np.median(sheet.contrast[dark])) if dark.any() else 0.0
     if contrast < MIN_CONTRAST:
         return _block(gray, contrast)
-    faint = sheet.ink > max(0.1 * level, floor)
+    faint = sheet.smoothed > max(0.1 * level, floor)
     marks = without_lines(faint, dark)
-    sign = chosen_strokes(marks, sheet.ink)
+    sign = chosen_strokes(marks, sheet.smoothed)
     reach = max(2, round(max(np.ptp(axis) for axis in np.nonzero(sign)) / BOX))
     ink = np.where(widened(sign, reach) & (faint & ~(dark & ~marks)), sheet.ink, np.float32(0))
-    strongest = float(np.median(ink[ink > 0.5 * level]))
+    strongest = float(np.median(ink[sign]))
+    strongest = float(np.median(ink[ink > 0.6 * strongest]))
     ink[ink < 0.1 * strongest] = 0
     return np.minimum(ink, strongest)
 

@@ -20,9 +20,9 @@ Mask = NDArray[np.bool_]
 NARROW = 0.25
 """What is narrower than this fraction of the longer side can be a stroke: twice the fattest marker's."""
 
-SMOOTHED_FROM = 200
-"""Pictures of at least this side are smoothed over 3x3 pixels: their noise is not as wide as a stroke."""
-
+NOISY = 2
+"""Pictures whose neighbouring pixels usually differ by this many grey levels are smoothed over 3x3 pixels before
+strokes are looked for: noise is narrow too."""
 
 DIMMEST = 0.35
 """Paper in a shadow has at least this fraction of the brightest paper's light; darker parts are no paper, and
@@ -33,31 +33,41 @@ their noise is no ink."""
 class Sheet:
     """What was written on a sheet.
 
-    ink: the fraction of the paper's light that each pixel lacks, 0..255; 0 on paper and where no stroke fits.
-    contrast: the same in grey levels of the picture, not relative to the paper.
-    noise: the standard deviation of the ink on plain paper.
+    ink: the fraction of the paper's light that each pixel lacks, 0..255; 0 where no stroke can be.
+    smoothed: the same without most of the camera's noise, for finding strokes.
+    contrast: the same as `smoothed` in grey levels of the picture.
+    noise: the standard deviation of `smoothed` on plain paper.
     """
 
     ink: Ink
+    smoothed: Ink
     contrast: Gray
     noise: float
 
 
 def read_sheet(gray: Gray) -> Sheet:
     """Return the ink of a picture, dark on light or light on dark."""
-    if min(gray.shape) >= SMOOTHED_FROM:
-        gray = np.asarray(Image.fromarray(gray).filter(ImageFilter.BoxBlur(1)))
+    smooth = _smoothed(gray)
     window = max(3, round(NARROW * max(gray.shape)))
-    closed, opened = filled(gray, window), ~filled(~gray, window)
-    if _is_dark(gray, closed, opened):
-        gray, closed = ~gray, ~opened
-    contrast = closed - gray
+    closed, opened = filled(smooth, window), ~filled(~smooth, window)
+    if _is_dark(smooth, closed, opened):
+        gray, smooth, closed = ~gray, ~smooth, ~opened
     dimmest = max(1, int(DIMMEST * closed[::2, ::2].max()))
-    raw = contrast * (np.float32(255) / np.maximum(closed, dimmest))
-    sample = raw[::2, ::2]
+    light = np.float32(255) / np.maximum(closed, dimmest)
+    contrast = closed - smooth
+    smoothed = contrast * light
+    sample = smoothed[::2, ::2]
     usual = np.median(sample)
     noise = 1.4826 * float(np.median(np.abs(sample - usual)))
-    return Sheet(np.maximum(raw - usual, 0), contrast, noise)
+    ink = (closed - np.minimum(gray, closed)) * light
+    return Sheet(np.maximum(ink - usual, 0), np.maximum(smoothed - usual, 0), contrast, noise)
+
+
+def _smoothed(gray: Gray) -> Gray:
+    sample = gray[::2].astype(np.int16)
+    if not sample[:, 1:].size or np.median(np.abs(np.diff(sample, axis=1))) < NOISY:
+        return gray
+    return np.asarray(Image.fromarray(gray).filter(ImageFilter.BoxBlur(1)))
 
 
 def filled(gray: Gray, window: int) -> Gray:
