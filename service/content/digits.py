@@ -100,11 +100,11 @@ def _ink(gray: Gray) -> Ink:
     contrast = float(np.median(sheet.contrast[dark])) if dark.any() else 0.0
     if contrast < MIN_CONTRAST:
         return _block(gray, contrast)
-    faint = sheet.smoothed > max(0.1 * level, floor)
+    faint = sheet.smoothed > max(0.08 * level, floor)
     marks = without_lines(faint, dark)
     sign = chosen_strokes(marks, sheet.smoothed)
     reach = max(2, round(max(np.ptp(axis) for axis in np.nonzero(sign)) / BOX))
-    ink = np.where(widened(sign, reach) & (faint & ~(dark & ~marks)), sheet.ink, np.float32(0))
+    ink = np.where(widened(sign, reach) & faint & (sign | ~dark), sheet.ink, np.float32(0))
     strongest = float(np.median(ink[sign]))
     strongest = float(np.median(ink[ink > 0.6 * strongest]))
     ink[ink < 0.1 * strongest] = 0

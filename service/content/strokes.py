@@ -107,6 +107,9 @@ def marks_of(runs: Runs, labels: Ints, ink: NDArray[np.float32]) -> Marks:
 NEAR = 0.22
 """Strokes of one sign are at most this far apart, in units of its size."""
 
+DIRT = 0.015
+"""A mark with a smaller fraction of the sign's mass is dirt, or where two printed lines cross."""
+
 SECOND = 0.1
 """A mark with this fraction of the sign's mass or more is a second sign, not dirt."""
 
@@ -136,7 +139,7 @@ def chosen_strokes(mask: Mask, ink: NDArray[np.float32]) -> Mask:
     sign[main] = True
     for _ in range(2):
         near = widened(runs.mask(sign[labels]), max(2, round(NEAR * size)))
-        sign |= (runs.sums(labels, near) > 0) & ~cut
+        sign |= (runs.sums(labels, near) > 0) & ~cut & (marks.mass >= DIRT * marks.mass[main])
     others = (marks.mass >= SECOND * marks.mass[main]) & ~sign
     beside = sign & (marks.height > 0.6 * marks.height[main])
     apart = (np.minimum(marks.right, marks.right[main]) - np.maximum(marks.left, marks.left[main])) < 0
