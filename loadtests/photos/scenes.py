@@ -1,7 +1,7 @@
 """Draws photos of a digit on paper, in situations that a phone's camera meets. Knows nothing of the service.
 
-A photo is computed from light: the sheet reflects it, lines and ink absorb it, the desk lies around the sheet,
-a shadow dims a part, and the camera tilts, blurs and adds noise.
+A photo is computed from light: the sheet reflects it, lines and ink absorb it, the desk lies around the
+sheet, a shadow dims a part, and the camera tilts, blurs and adds noise.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 Gray = NDArray[np.uint8]
 Light = NDArray[np.float32]
@@ -188,8 +188,6 @@ def company(scene: Scene) -> None:
 
 def _letters(text: str, size: int) -> Light:
     """Print text of a height of about `size` pixels, 0..0.85."""
-    from PIL import ImageDraw, ImageFont
-
     font = ImageFont.load_default(size * 1.4)
     box = font.getbbox(text)
     canvas = Image.new("L", (int(box[2] - box[0]) + 1, int(box[3] - box[1]) + 1))

@@ -12,12 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.content.lines import without_lines
-from service.content.sheet import read_sheet, widened
-from service.content.strokes import chosen_strokes, labels_of, runs_of
+from service.content.sheet import Gray, Ink, Mask, read_sheet, widened
+from service.content.strokes import chosen_strokes
 from service.errors import InvalidInput
-
-Gray = NDArray[np.uint8]
-Ink = NDArray[np.float32]
 
 SIDE = 28
 BOX = 20
@@ -28,9 +25,11 @@ WORKING_SIDE = 400
 """Larger pictures are averaged down to this side first, which bounds the time; a digit that fills a tenth
 of the picture still has enough pixels."""
 
+STRONGEST = 99.8
+"""The percentile of a sheet's ink that counts as full: a small digit covers a few pixels in a thousand."""
+
 MIN_CONTRAST = 25.0
-"""The least difference between ink and background, in grey levels; noise and shadows of an empty sheet
-differ by less."""
+"""The least difference between ink and paper, in grey levels; noise of an empty sheet differs by less."""
 
 
 def digit_from_picture(picture: Image.Image) -> Gray:
@@ -38,7 +37,7 @@ def digit_from_picture(picture: Image.Image) -> Gray:
 
     A 28x28 picture counts as normalised already: it is inverted if its background is light, and otherwise
     left as it is, bit for bit. On any other picture the ink is found first: see `sheet` and `strokes`.
-    Raises InvalidInput for a picture without ink, with more than one sign, or with a sign that the border cuts.
+    Raises InvalidInput if there is no ink, more than one sign, or a sign that the border cuts.
     """
     gray = _gray(picture)
     lowest, highest = int(gray.min()), int(gray.max())
@@ -94,35 +93,40 @@ def _threshold(gray: Gray) -> int:
 def _ink(gray: Gray) -> Ink:
     """Return the digit's ink, 0 around it. Raises InvalidInput if no single whole sign stands out."""
     sheet = read_sheet(gray)
-    floor = max(6 * sheet.noise, 4.0)
-    level = float(np.percentile(sheet.smoothed[::2, ::2], 99.8))
+    level = float(np.percentile(sheet.smoothed[::2, ::2], STRONGEST))
+    floor = min(max(6 * sheet.noise, 4.0), 0.35 * level)
     dark = sheet.smoothed > max(0.4 * level, floor)
     contrast = float(np.median(sheet.contrast[dark])) if dark.any() else 0.0
     if contrast < MIN_CONTRAST:
         return _block(gray, contrast)
     faint = sheet.smoothed > max(0.08 * level, floor)
-    marks = without_lines(faint, dark)
-    sign = chosen_strokes(marks, sheet.smoothed)
-    reach = max(2, round(max(np.ptp(axis) for axis in np.nonzero(sign)) / BOX))
-    ink = np.where(widened(sign, reach) & faint & (sign | ~dark), sheet.ink, np.float32(0))
-    strongest = float(np.median(ink[sign]))
-    strongest = float(np.median(ink[ink > 0.6 * strongest]))
-    ink[ink < 0.1 * strongest] = 0
-    return np.minimum(ink, strongest)
+    sign = chosen_strokes(without_lines(faint, dark), sheet.smoothed)
+    ink = np.where(_edged(sign) & faint & (sign | ~dark), sheet.ink, np.float32(0))
+    level = float(np.median(ink[sign]))
+    level = float(np.median(ink[ink > 0.6 * level]))  # without the strokes' soft edges
+    return np.where(ink < 0.1 * level, np.float32(0), np.minimum(ink, level))
+
+
+def _edged(sign: Mask) -> Mask:
+    """Return the sign with its soft edges: as wide as a pixel of MNIST's box."""
+    size = max(int(np.ptp(axis)) for axis in np.nonzero(sign))
+    return widened(sign, max(2, round(size / BOX)))
 
 
 def _block(gray: Gray, contrast: float) -> Ink:
-    """Return the ink of the only block on a picture without strokes."""
-    if np.median(_border(gray)) > _threshold(gray):
-        gray = ~gray
-    mask = gray > _threshold(gray)
-    runs = runs_of(mask)
-    labels = labels_of(runs)
-    spans = mask[[0, -1]].all(axis=1).any() or mask[:, [0, -1]].all(axis=0).any()
-    if labels.max() > 0 or spans or np.ptp(gray) < MIN_CONTRAST or (mask.sum() < 0.9 * mask.any(0).sum() * mask.any(1).sum()):
+    """Return the one rectangle on a picture that is too solid for strokes.
+
+    contrast: that of the strokes, for the error.
+    Raises InvalidInput for anything else, such as an empty sheet on a desk.
+    """
+    threshold = _threshold(gray)
+    mask = gray <= threshold if np.median(_border(gray)) > threshold else gray > threshold
+    whole_side = any(side.all() for side in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
+    box = np.count_nonzero(mask.any(axis=0)) * np.count_nonzero(mask.any(axis=1))
+    if np.ptp(gray) < MIN_CONTRAST or whole_side or np.count_nonzero(mask) < 0.95 * box:
         raise InvalidInput(
             f"image has no ink: its strokes differ from the paper around them by {contrast:.0f} grey levels, "
-            f"expected a digit that differs from its background by at least {MIN_CONTRAST:.0f}"
+            f"expected a digit that differs by at least {MIN_CONTRAST:.0f}"
         )
     return mask.astype(np.float32)
 

@@ -1,8 +1,8 @@
 """The paper of a picture: how bright it is under the ink, and how much light the ink takes away.
 
-A stroke is narrow and paper is wide, in any light: a shadow, a desk around the sheet and black bars are wide too.
-So the paper's level is what remains when everything narrow is filled (a morphological closing, Serra 1982), and
-no edge between two wide parts is mistaken for ink. Knows nothing of digits.
+A stroke is narrow and paper is wide, in any light; a shadow, a desk around the sheet and black bars are wide
+too. So a morphological closing (Serra 1982), which fills everything narrow, gives the paper's level, and no
+edge between two wide parts is mistaken for ink. Knows nothing of digits.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ NARROW = 0.25
 """What is narrower than this fraction of the longer side can be a stroke: twice the fattest marker's."""
 
 NOISY = 2
-"""Pictures whose neighbouring pixels usually differ by this many grey levels are smoothed over 3x3 pixels before
-strokes are looked for: noise is narrow too."""
+"""A picture whose neighbouring pixels usually differ by this many grey levels is smoothed over 3x3 pixels
+before strokes are looked for, because noise is narrow too."""
 
 DIMMEST = 0.35
 """Paper in a shadow has at least this fraction of the brightest paper's light; darker parts are no paper, and
@@ -94,9 +94,7 @@ def widened(mask: Mask, radius: int) -> Mask:
     return grown(np.pad(mask, radius), 2 * radius + 1)
 
 
-def _running(
-    values: NDArray[Any], window: int, pick: Callable[[Any, Any], NDArray[Any]]
-) -> NDArray[Any]:
+def _running(values: NDArray[Any], window: int, pick: Callable[[Any, Any], NDArray[Any]]) -> NDArray[Any]:
     """Return the extreme of each `window` rows that follow one another, in log2(window) steps."""
     values = np.ascontiguousarray(values)
     width = 1
@@ -118,10 +116,10 @@ def _is_dark(gray: Gray, closed: Gray, opened: Gray) -> bool:
     narrow = depth > deep
     if 2 * np.count_nonzero(narrow) > narrow.size:
         # Lines everywhere: paper is what there is more of.
-        return 2 * np.count_nonzero(gray[narrow] > middle[narrow]) < np.count_nonzero(narrow)
+        return bool(2 * np.count_nonzero(gray[narrow] > middle[narrow]) < np.count_nonzero(narrow))
     light_cut, dark_cut = _cut(~gray, ~opened, deep), _cut(gray, closed, deep)
     if abs(light_cut - dark_cut) > 0.05:
-        return light_cut < dark_cut
+        return bool(light_cut < dark_cut)
     return _darker_around(gray, narrow, middle) > 0.5
 
 

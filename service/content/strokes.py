@@ -14,6 +14,21 @@ from service.errors import InvalidInput
 
 Ints = NDArray[np.intp]
 
+NEAR = 0.22
+"""Strokes of one sign are at most this far apart, in units of its size."""
+
+DIRT = 0.015
+"""A mark with a smaller fraction of the sign's mass is dirt, or where two printed lines cross."""
+
+TALL = 0.6
+"""A mark beside the sign with this fraction of its height or more is a second sign, however near it is."""
+
+SECOND = 0.1
+"""A mark with this fraction of the sign's mass or more is a second sign, not dirt."""
+
+WIDEST = 1.8
+"""MNIST's widest digit in a thousand is 1.67 times as wide as high."""
+
 
 @dataclass(frozen=True)
 class Runs:
@@ -37,7 +52,10 @@ class Runs:
 
     def sums(self, labels: Ints, values: NDArray[Any]) -> NDArray[np.float64]:
         """Return the sum of the values, (height, width), under the runs of each label."""
-        return np.bincount(np.repeat(labels, self.length), values[self.pixels])
+        sums: NDArray[np.float64] = np.bincount(
+            np.repeat(labels, self.length), values[self.pixels].astype(np.float64)
+        )
+        return sums
 
 
 def runs_of(mask: Mask) -> Runs:
@@ -71,7 +89,7 @@ def labels_of(runs: Runs) -> Ints:
 
 @dataclass(frozen=True)
 class Marks:
-    """The components of a mask: (n,) arrays. mass: the sum of the ink; box: its rows and columns, stop excluded."""
+    """The components of a mask, arrays of (n,): the sum of the ink, and the box, with its stops excluded."""
 
     mass: NDArray[np.float64]
     top: Ints
@@ -81,15 +99,20 @@ class Marks:
 
     @property
     def height(self) -> Ints:
+        """The number of rows."""
         return self.bottom - self.top
 
-    @property
-    def width(self) -> Ints:
-        return self.right - self.left
+    def touch_border(self, shape: tuple[int, ...]) -> Mask:
+        """Whether each mark has a pixel at the border of the picture."""
+        touching: Mask = (self.top == 0) | (self.left == 0)
+        touching |= (self.bottom == shape[0]) | (self.right == shape[1])
+        return touching
 
     @property
     def size(self) -> Ints:
-        return np.maximum(self.height, self.width)
+        """The number of rows or columns, whichever is larger."""
+        size: Ints = np.maximum(self.height, self.right - self.left)
+        return size
 
 
 def marks_of(runs: Runs, labels: Ints, ink: NDArray[np.float32]) -> Marks:
@@ -104,53 +127,54 @@ def marks_of(runs: Runs, labels: Ints, ink: NDArray[np.float32]) -> Marks:
     return Marks(runs.sums(labels, ink), top, bottom, left, right)
 
 
-NEAR = 0.22
-"""Strokes of one sign are at most this far apart, in units of its size."""
-
-DIRT = 0.015
-"""A mark with a smaller fraction of the sign's mass is dirt, or where two printed lines cross."""
-
-SECOND = 0.1
-"""A mark with this fraction of the sign's mass or more is a second sign, not dirt."""
-
-WIDEST = 1.8
-"""MNIST's widest digit in a thousand is 1.67 times as wide as high."""
-
-
 def chosen_strokes(mask: Mask, ink: NDArray[np.float32]) -> Mask:
     """Return the strokes that make the one sign on the sheet.
 
     Raises InvalidInput if the border cuts the sign, or there is more than one.
     """
-    height, width = mask.shape
     runs = runs_of(mask)
     if not len(runs.row):
         raise InvalidInput("image has no ink: only printed lines were seen, expected a digit")
     labels = labels_of(runs)
     marks = marks_of(runs, labels, ink)
-    cut = (marks.top == 0) | (marks.left == 0) | (marks.bottom == height) | (marks.right == width)
+    cut = marks.touch_border(mask.shape)
     main = int(np.where(cut, 0, marks.mass).argmax())
-    if marks.mass[cut].max(initial=0) > 0.5 * marks.mass[main] or cut[main]:
+    if cut[main] or marks.mass[cut].max(initial=0) > 0.5 * marks.mass[main]:
         raise InvalidInput(
             "image shows ink that touches its border, expected a whole digit with some paper around it"
         )
-    size = int(marks.size[main])
-    sign = np.zeros(len(marks.mass), np.bool_)
-    sign[main] = True
-    for _ in range(2):
-        near = widened(runs.mask(sign[labels]), max(2, round(NEAR * size)))
-        sign |= (runs.sums(labels, near) > 0) & ~cut & (marks.mass >= DIRT * marks.mass[main])
-    others = (marks.mass >= SECOND * marks.mass[main]) & ~sign
-    beside = sign & (marks.height > 0.6 * marks.height[main])
-    apart = (np.minimum(marks.right, marks.right[main]) - np.maximum(marks.left, marks.left[main])) < 0
-    beside[main] = False
-    if others.any() or (beside & apart).any():
-        raise InvalidInput("image shows more than one sign, expected a single digit")
+    sign = _joined(runs, labels, marks, main, ~cut)
+    _check_single(marks, main, sign)
     chosen = runs.mask(sign[labels])
-    wide, high = (np.ptp(np.flatnonzero(chosen.any(axis))) + 1 for axis in (0, 1))
-    if wide > WIDEST * high:
-        raise InvalidInput(
-            f"image shows a sign of {wide} x {high} pixels, expected a digit, which is higher than wide"
-        )
+    _check_shape(chosen)
     return chosen
 
+
+def _joined(runs: Runs, labels: Ints, marks: Marks, main: int, allowed: Mask) -> Mask:
+    """Return which marks belong to the main one: those near it, and those near these."""
+    allowed = allowed & (marks.mass >= DIRT * marks.mass[main])
+    sign: Mask = np.arange(len(marks.mass)) == main
+    if np.count_nonzero(allowed) > 1:
+        for _ in range(2):
+            near = widened(runs.mask(sign[labels]), max(2, round(NEAR * int(marks.size[main]))))
+            sign |= (runs.sums(labels, near) > 0) & allowed
+    return sign
+
+
+def _check_single(marks: Marks, main: int, sign: Mask) -> None:
+    """Raise InvalidInput if other marks are as heavy as a sign, or a near one is as high and stands apart."""
+    others = ~sign & (marks.mass >= SECOND * marks.mass[main])
+    overlap = np.minimum(marks.right, marks.right[main]) - np.maximum(marks.left, marks.left[main])
+    high = sign & (marks.height > TALL * marks.height[main]) & (overlap < 0)
+    if others.any() or high.any():
+        count = 1 + np.count_nonzero(others | high)
+        raise InvalidInput(f"image shows more than one sign ({count} were seen), expected a single digit")
+
+
+def _check_shape(sign: Mask) -> None:
+    wide, high = (int(np.ptp(np.flatnonzero(sign.any(axis)))) + 1 for axis in (0, 1))
+    if wide > WIDEST * high:
+        raise InvalidInput(
+            f"image shows a sign {wide / high:.1f} times as wide as high, "
+            f"expected a digit, at most {WIDEST} times as wide"
+        )
