@@ -40,10 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     test = load(parsed.data).test
     if parsed.contact_sheet:
-        contact_sheet(test, parsed.seed).save(parsed.contact_sheet, optimize=True)
+        contact_sheet(test, parsed.seed).quantize(24).save(parsed.contact_sheet, optimize=True)
         return
-    version = latest_version(ROOT / "models" / parsed.model)
-    session = ort.InferenceSession(version / MODEL_FILE, providers=["CPUExecutionProvider"])
+    session = open_session(latest_version(ROOT / "models" / parsed.model) / MODEL_FILE)
     print(f"| situation | {' | '.join(COLUMNS)} | CPU ms, median |")
     print("|---" * (len(COLUMNS) + 2) + "|")
     for situation in SITUATIONS:
@@ -51,6 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             counts, seconds = measure(test, situation, parsed.digits, parsed.seed, session)
         shares = " | ".join(f"{100 * counts[column] / parsed.digits:.1f} %" for column in COLUMNS)
         print(f"| {situation} | {shares} | {1000 * float(np.median(seconds)):.1f} |", flush=True)
+
+
+def open_session(graph: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # two threads for one image wait for each other
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def chosen(test: Dataset, count: int, seed: int) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ Gray = NDArray[np.uint8]
 Light = NDArray[np.float32]
 """Fractions of the light that reach the camera, 0..1, (height, width)."""
 
-SIZES = ((480, 640), (640, 480), (600, 600), (1200, 900), (320, 420))
+SIZES = ((480, 640), (640, 480), (600, 600), (800, 600), (320, 420))
 """Widths and heights of the photos, in pixels."""
 
 
@@ -94,7 +94,7 @@ def developed(scene: Scene) -> Image.Image:
     light = 255 * np.clip(scene.sheet * (1 - scene.ink) * scene.light, 0, 1)
     blur = scene.uniform(0, 0.003) * scene.side
     blurred = Image.fromarray(light.astype(np.uint8)).filter(ImageFilter.GaussianBlur(blur))
-    noise = scene.rng.normal(0, scene.uniform(0, 6), light.shape)
+    noise = scene.uniform(0, 6) * scene.rng.standard_normal(light.shape, np.float32)
     return Image.fromarray(np.clip(np.asarray(blurred) + noise, 0, 255).astype(np.uint8))
 
 

@@ -52,10 +52,8 @@ class Runs:
 
     def sums(self, labels: Ints, values: NDArray[Any]) -> NDArray[np.float64]:
         """Return the sum of the values, (height, width), under the runs of each label."""
-        sums: NDArray[np.float64] = np.bincount(
-            np.repeat(labels, self.length), values[self.pixels].astype(np.float64)
-        )
-        return sums
+        weights = values[self.pixels].astype(np.float64)
+        return np.bincount(np.repeat(labels, self.length), weights).astype(np.float64, copy=False)
 
 
 def runs_of(mask: Mask) -> Runs:
