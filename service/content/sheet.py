@@ -112,20 +112,35 @@ def _is_dark(gray: Gray, closed: Gray, opened: Gray) -> bool:
     """
     depth = closed - opened
     deep = max(1, int(0.4 * depth.max()))
-    middle = opened + depth // 2
     narrow = depth > deep
+    light, dark = gray - opened > deep, closed - gray > deep
+    middle = opened + depth // 2
     if 2 * np.count_nonzero(narrow) > narrow.size:
-        # Lines everywhere: paper is what there is more of.
-        return bool(2 * np.count_nonzero(gray[narrow] > middle[narrow]) < np.count_nonzero(narrow))
-    light_cut, dark_cut = _cut(~gray, ~opened, deep), _cut(gray, closed, deep)
+        lighter = float(np.mean(gray[narrow] > middle[narrow]))
+        # Lines everywhere: paper is what there is more of, and wider than the lines.
+        return _width(light) < _width(dark) if 0.4 < lighter < 0.6 else lighter < 0.5
+    light_cut, dark_cut = _cut(~gray, light, ~opened, deep), _cut(gray, dark, closed, deep)
     if abs(light_cut - dark_cut) > 0.05:
-        return bool(light_cut < dark_cut)
+        return light_cut < dark_cut
+    if _is_sheet(light, dark) or _is_sheet(dark, light):
+        return bool(np.count_nonzero(dark) > np.count_nonzero(light))
     return _darker_around(gray, narrow, middle) > 0.5
 
 
-def _cut(gray: Gray, closed: Gray, deep: int) -> float:
+def _is_sheet(mask: Mask, ink: Mask) -> bool:
+    """Whether a mask is a whole small sheet with ink on it, not a stroke with holes."""
+    return bool(4 * np.count_nonzero(mask) > mask.size and ink.any() and _width(mask) > 3 * _width(ink))
+
+
+def _width(mask: Mask) -> float:
+    """Return the mean width of the parts of a mask: its area divided by half of its outline."""
+    outline = int(np.count_nonzero(mask[1:] ^ mask[:-1]) + np.count_nonzero(mask[:, 1:] ^ mask[:, :-1]))
+    return 2 * int(np.count_nonzero(mask)) / max(1, outline)
+
+
+def _cut(gray: Gray, dark: Mask, closed: Gray, deep: int) -> float:
     """Return the fraction of the outline of the narrow dark parts where the picture is as dark outside."""
-    return _darker_around(gray, closed - gray > deep, closed - np.minimum(closed, deep))
+    return _darker_around(gray, dark, closed - np.minimum(closed, deep))
 
 
 def _darker_around(gray: Gray, mask: Mask, level: Gray) -> float:
