@@ -152,12 +152,12 @@ class HttpProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Handle the bytes, or keep them until the response before them is written."""
-        if self._call is None and self._exchange is None and not self._write_paused and not self._lingering:
+        if self._framing is not None:  # also if its request is answered: these bytes are not the next one
+            self._receive_content(self._framing, data)
+        elif self._call is None and self._exchange is None and not self._write_paused and not self._lingering:
             self._advance(data)
         elif self._body is not None:
             self._receive_fast_body(self._body, data)
-        elif self._framing is not None:
-            self._receive_content(self._framing, data)
         elif self._lingering:
             self.deadline = min(time.monotonic() + LINGER_SECONDS, self._linger_until)
         else:

@@ -480,3 +480,22 @@ def test_a_trusted_proxys_scheme_is_believed(tmp_path: Path) -> None:
     assert Proxies("10.0.0.0/8").scheme("192.0.2.1", headers) is None
     assert Proxies("10.0.0.0/8").scheme("10.0.0.1", [(b"x-forwarded-proto", b"gopher")]) is None
     assert Edge.of(Settings(models_dir=tmp_path)).proxies.scheme("127.0.0.1", headers) is None
+
+
+@pytest.mark.parametrize("path", ["/models", "/nothing", "/generate", "/classify"])
+async def test_a_body_that_comes_after_its_response_is_not_the_next_request(
+    listener: Listener, path: str
+) -> None:
+    """The response to a bad head does not wait for the body: what a client sends then belongs to it still."""
+    smuggled = b"DELETE /models HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with connected(listener.port) as connection, asyncio.timeout(30):
+        lines = (
+            f"POST {path} HTTP/1.1",
+            "Host: x",
+            "Inkserve-Timeout: x",
+            f"Content-Length: {len(smuggled)}",
+        )
+        connection.writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
+        assert (await connection.receive()).status in (400, 404, 405)
+        connection.writer.write(smuggled)
+        assert (await connection.ask("GET", "/v2/health/live")).status == 200
