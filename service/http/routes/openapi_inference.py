@@ -55,7 +55,9 @@ DOCUMENTED_QUERY = tuple(name for name in generate.QUERY if name != "digit")
 _FILES: Json = {
     "schema": {
         "type": "object",
-        "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+        "properties": {
+            "images": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
+        },
         "required": ["images"],
     }
 }
