@@ -22,7 +22,7 @@ from tests.support.collector import collecting
 from tests.support.models import add_reader
 
 ROOT = Path(__file__).parents[2]
-READY = re.compile(r"the engine is ready|ready at http://0\.0\.0\.0:(?P<port>\d+)")
+READY = re.compile(r"the engine is ready|ready at http://127\.0\.0\.1:(?P<port>\d+)")
 
 
 class Container:

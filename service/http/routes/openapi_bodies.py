@@ -94,4 +94,4 @@ def _latents(size: int) -> Json:
     number = {"type": "number", "minimum": -LARGEST, "maximum": LARGEST}
     row = {"type": "array", "items": number, "minItems": size, "maxItems": size}
     rows = {"type": "array", "items": row, "minItems": 1}
-    return {"anyOf": [row, rows]}
+    return {"anyOf": [row, rows, {"type": "null"}]}
