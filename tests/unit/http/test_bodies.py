@@ -8,7 +8,7 @@ import http.client
 import json
 import threading
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import httpx
 import pytest
@@ -48,7 +48,7 @@ def deflate(body: bytes, bits: int) -> bytes:
     return compressor.compress(body) + compressor.flush()
 
 
-CODED = {
+CODED: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
     "x-gzip": gzip.compress,
     "GZIP": gzip.compress,
