@@ -1,8 +1,8 @@
 """One polite client in a process of its own, so that the trouble's own work does not delay it.
 
-`python -m loadtests.chaos.probe PORT RATE keep|new`: the request comes on stdin after a line with its length;
-end-of-file ends the probe, which prints its samples as JSON. Latencies count from the time at which a request
-was due: a server that stalls delays all requests that were due meanwhile.
+`python -m loadtests.chaos.probe PORT RATE keep|new`: the request comes on stdin after a line with its length.
+At end-of-file the probe sends what was due by then, and prints its samples as JSON. Latencies count from the
+time at which a request was due: a server that stalls delays all requests that were due meanwhile.
 """
 
 import json
@@ -77,7 +77,16 @@ def probing(port: int, request: bytes, rate: float, *, new_connections: bool = F
 def _run(port: int, rate: float, new_connections: bool, request: bytes) -> Iterator[Sample]:
     connection: Connection | None = None
     due = time.monotonic()
-    while not _ended(due):
+    ended: float | None = None
+    while True:
+        if ended is None and _ended(due):
+            ended = time.monotonic()
+        if ended is not None and due >= ended:
+            return
+        if ended is not None and time.monotonic() > ended + TIMEOUT_SECONDS:
+            yield Sample(due, time.monotonic() - due, False)  # the service stalls: this one was never sent
+            due += 1 / rate
+            continue
         ok = False
         try:
             if connection is None:

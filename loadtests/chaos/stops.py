@@ -1,5 +1,7 @@
 """SIGTERM under keep-alive load, in many short lives: what happens to the requests that were in flight."""
 
+import contextlib
+import os
 import selectors
 import signal
 import subprocess
@@ -75,17 +77,31 @@ def _one_life(subject: Subject, number: int, loaded_seconds: float) -> _End:
     flags = ["--drain-seconds", str(drain)] if subject.ours else []
     with running(subject, flags=flags) as run:
         process = run.server.process
-        crowd = _Crowd(run.port, subject.request(1))
-        crowd.load(loaded_seconds)
-        started = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        crowd.load(GRACE_SECONDS + HUNG_SECONDS)
+        with _hurried():
+            crowd = _Crowd(run.port, subject.request(1))
+            crowd.load(loaded_seconds)
+            started = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            crowd.load(GRACE_SECONDS + HUNG_SECONDS)
         try:
             code = process.wait(max(0.1, started + GRACE_SECONDS - time.monotonic()))
         except subprocess.TimeoutExpired:
             code = -1
         seconds = time.monotonic() - started
     return _End(code, seconds - drain, crowd.fates)
+
+
+@contextlib.contextmanager
+def _hurried() -> Iterator[None]:
+    """Raise the harness's priority, if the system permits: clients that wait for a core send too late."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, -10)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, before)
 
 
 @dataclass(eq=False)
