@@ -106,17 +106,15 @@ def test_a_peak_is_watched_from_the_beginning_of_the_block() -> None:
 
 
 def test_a_process_that_exits_is_counted_with_the_peak_that_it_had() -> None:
-    code = (
-        "import sys; sys.stdin.readline(); b = bytearray(64_000_000); print(flush=True); sys.stdin.readline()"
-    )
+    code = "import sys; print(flush=True); sys.stdin.readline(); b = b'x' * 64_000_000; sys.stdin.read()"
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe) as process:
         assert process.stdin is not None
         assert process.stdout is not None
+        process.stdout.readline()  # it has started, and its memory is that of Python
         with Resources([psutil.Process(process.pid)]).watching() as watch:
             process.stdin.write(b"\n")
             process.stdin.flush()
-            process.stdout.readline()
             while watch.grown < 60_000_000:
                 time.sleep(WATCH_SECONDS)
             process.kill()
