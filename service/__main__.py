@@ -8,6 +8,7 @@ ping SOCKET: check that the engine behind a Unix socket responds, for exec probe
 Nothing is imported before the command is known: a ping takes less time than importing pydantic.
 """
 
+import os
 import sys
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -26,6 +27,7 @@ COMMANDS = ("serve", "http", "engine", "worker")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the process's exit code: 0, 1 if it cannot serve, 2 for bad settings."""
+    _open_standard_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["ping"]:
         from service.split import ping
@@ -35,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, fds: list[int], flags: list[str]) -> int:
+    import contextlib
     import logging
-    import os
     import signal
 
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before anything imports onnxruntime
@@ -54,9 +56,10 @@ def _run(command: str, fds: list[int], flags: list[str]) -> int:
         settings = load_settings(flags)
         work = _work(command, fds, settings, flags)
     except SettingsError as error:
-        print(f"inkserve: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # stderr may be full or broken
+            print(f"inkserve: {error}", file=sys.stderr)
         return 2
-    configure_logging(settings)
+    log = configure_logging(settings)
     logger = logging.getLogger("inkserve")
     if not fds:  # with `fds`, the supervisor has warned about these flags already
         for warning in deprecations(flags):
@@ -69,8 +72,12 @@ def _run(command: str, fds: list[int], flags: list[str]) -> int:
     except InkserveError as error:
         logger.error("%s", error)
         return 1
+    except Exception:  # the process's edge
+        logger.critical("the service failed", exc_info=True)
+        return 1
     finally:
         signal.signal(signal.SIGTERM, before)
+        log.drain()
 
 
 def _split(arguments: list[str]) -> tuple[str, list[int], list[str]]:
@@ -105,11 +112,29 @@ def _exit_at_once(sig: int, _: "FrameType | None") -> NoReturn:
     to wait for the thread that loads a model, which may take minutes.
     """
     import logging
-    import os
     import signal
 
+    from service.observability.log_writer import LogWriter
+
     logging.getLogger("inkserve").info("%s: exiting at once", signal.Signals(sig).name)
+    if isinstance(sys.stderr, LogWriter):
+        sys.stderr.drain()
     os._exit(0)
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null on the standard descriptors that are closed.
+
+    Otherwise a socket would get the number 1 or 2: log lines would go to a client, and libuv aborts.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is `fd`
+            os.set_inheritable(opened, True)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ of one iteration of the event loop are written together.
 import asyncio
 import logging
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal, NamedTuple, TextIO
 from urllib.parse import quote
 
@@ -69,7 +69,9 @@ def open_access_log(log_format: Literal["json", "text"]) -> AccessLog | None:
     return AccessLog(streams[0], log_format) if streams else None
 
 
-_quoted = lru_cache(256)(quote)
+_quoted = lru_cache(256)(partial(quote, errors="replace"))
+_address = lru_cache(256)(partial(quote, safe=":.%[]", errors="replace"))
+"""A client's address; a proxy's header may hold anything."""
 
 
 @lru_cache(2)
@@ -94,7 +96,7 @@ def _json_line(now: float, access: Access) -> str:
         "status": status,
         "seconds": round(seconds, 6),
         "model": model,
-        "client": client,
+        "client": _address(client),
         "request_id": request_id.decode("ascii"),
     }
     if traceparent is not None:
@@ -107,6 +109,6 @@ def _text_line(now: float, access: Access) -> str:
     trace = "" if traceparent is None else f" trace_id={traceparent[3:35].decode('ascii')}"
     return (
         f"{_local(int(now))},{int(now % 1 * 1000):03d} INFO    answered method={method} path={_quoted(path)} "
-        f"status={status} seconds={round(seconds, 6)} model={model} client={client} "
+        f"status={status} seconds={round(seconds, 6)} model={model} client={_address(client)} "
         f"request_id={request_id.decode('ascii')}{trace}\n"
     )

@@ -22,6 +22,7 @@ from prometheus_client import (
 )
 
 from service.observability.histograms import RequestMetrics, SecondsByModel
+from service.observability.logs import dropped_lines
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series per counter, never read
 
@@ -174,6 +175,19 @@ class Metrics:
         self.build.info({"version": package_version(), "python": platform.python_version()})
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
+        self._watch_log()
+
+    def _watch_log(self) -> None:
+        dropped = self._counter("log_lines_dropped", "Log lines dropped because stderr did not take them.")
+        counted = 0
+
+        def count() -> None:
+            nonlocal counted
+            now = dropped_lines()
+            dropped.inc(max(0, now - counted))
+            counted = now
+
+        self.registry.before_collect(count)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)

@@ -22,6 +22,10 @@ PROVIDERS: dict[Provider, str] = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 
+FATAL = 4
+"""onnxruntime's lines go to stderr from C++: in no format of ours, and if nobody reads stderr they block the
+device's thread. Its errors are exceptions too, which we log."""
+
 CUDA_OPTIONS = {
     # A heuristic, not a benchmark, chooses the convolution algorithm: every start, and every replica on the
     # same kind of GPU, computes the same bits. The benchmark would also run for each bucket at startup.
@@ -68,8 +72,6 @@ class EngineOptions:
 @cache
 def _load_cuda() -> None:
     """Load CUDA's libraries, once for all models. Raises an EngineError that names the missing ones."""
-    # Otherwise onnxruntime warns at each session that its CUDA provider is not of the new, plugin kind.
-    ort.set_default_logger_severity(3)
     # CUDA and cuDNN from their Python packages if installed, otherwise from the system's search path.
     with redirect_stdout(io.StringIO()):  # it prints missing libraries; `load_libraries` reports them
         ort.preload_dlls(directory="")
@@ -79,6 +81,7 @@ def _load_cuda() -> None:
 def open_session(graph: Path, options: EngineOptions) -> ort.InferenceSession:
     """Return a session on the provider. Raises EngineError if it is unavailable or rejects the graph."""
     name = PROVIDERS[options.provider]
+    ort.set_default_logger_severity(FATAL)
     available = ort.get_available_providers()
     if name not in available:
         raise EngineError(f"provider {options.provider} needs {name}, this onnxruntime has {available}")
@@ -117,7 +120,7 @@ def _session_options(options: EngineOptions) -> ort.SessionOptions:
     _share_arena()
     session_options.add_session_config_entry("session.use_env_allocators", "1")
     session_options.enable_mem_pattern = False
-    session_options.log_severity_level = 3
+    session_options.log_severity_level = FATAL
     if options.convolution_rows is not None:
         session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if options.provider != "cpu":

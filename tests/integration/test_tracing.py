@@ -1,8 +1,10 @@
 """Traces of the real service, as a collector on this machine receives them."""
 
+import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,9 +121,19 @@ async def test_the_console_needs_no_collector(models_dir: Path) -> None:
 
 
 def test_without_the_sdk_the_start_is_refused(
-    monkeypatch: pytest.MonkeyPatch, models_dir: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, models_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "service.observability.tracing", None)
     monkeypatch.setenv("INKSERVE_MODELS_DIR", str(models_dir))
-    assert main(["--port", "0", "--tracing", "otlp"]) == 1
-    assert "the extra `tracing` is missing" in capsys.readouterr().err
+    for module, name in (
+        (sys, "stderr"),
+        (sys, "excepthook"),
+        (sys, "unraisablehook"),
+        (threading, "excepthook"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))  # `main` changes them for its whole process
+    try:
+        assert main(["--port", "0", "--tracing", "otlp"]) == 1
+    finally:
+        logging.captureWarnings(False)
+    assert "the extra `tracing` is missing" in capfd.readouterr().err
