@@ -8,6 +8,7 @@ InkserveError
 │   ├── UnsupportedMedia    a Content-Type that no codec reads
 │   │   └── UnsupportedCoding  a Content-Encoding that no codec reads
 │   ├── Unauthorized        the API key is missing or unknown
+│   ├── Forbidden           the API key lacks the scope that the path needs
 │   ├── NotAcceptable       an Accept header that no codec can satisfy
 │   └── ModelNotFound       the model or its version is unknown
 ├── Unavailable             try again later
@@ -55,6 +56,10 @@ class UnsupportedCoding(UnsupportedMedia):
 
 class Unauthorized(RequestError):
     """The API key is missing or unknown."""
+
+
+class Forbidden(RequestError):
+    """The API key is known, but lacks the scope that the path needs."""
 
 
 class NotAcceptable(RequestError):

@@ -67,7 +67,7 @@ def create_app(
     _add_operations(app, metrics, gather, settings.root_path)
     metrics.watch_ready(predictor.ready)
     _add_error_handlers(app)
-    needs_key = None if keys is None else lambda path: not is_open(path)
+    needs_key = None if keys is None else lambda path: not is_open(path, keys)
     app.openapi = Description(app, predictor, settings, needs_key).document  # type: ignore[method-assign]
     watch = DisconnectWatch()
     bodies = BodyDecoder(settings, watch)

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from fastapi import FastAPI
 
-from service.errors import Unauthorized
-from service.http.api_keys import ApiKeys, permits
+from service.errors import InkserveError
+from service.http.api_keys import ApiKeys, rejection
 from service.http.cors import METHODS
 from service.http.disconnects import ClientDisconnected
 from service.http.edge import Edge
@@ -63,12 +63,13 @@ class Dispatch:
             send = cors.adding(scope, send)
         if method == "HEAD":
             send = _without_body(send)
+        rejected = None if method == "OPTIONS" else rejection(self._keys, path, scope["headers"])
         if preflight is not None:
             await self._serve({method: _always(preflight)}, call, scope, receive, send)
         elif method == "OPTIONS" and path == "*":
             await self._serve({method: _always(allowing(METHODS, method))}, call, scope, receive, send)
-        elif method != "OPTIONS" and not permits(self._keys, path, scope["headers"]):
-            await self._serve({method: _reject_key}, call, scope, receive, send)
+        elif rejected is not None:
+            await self._serve({method: _rejecting(rejected)}, call, scope, receive, send)
         elif endpoints is None:
             await self._pass_on(call, self._seen_by_fastapi(scope, path), receive, send)
         else:
@@ -141,9 +142,12 @@ class Dispatch:
             call.ended(status)
 
 
-async def _reject_key(scope: Scope, _: Receive, __: Call) -> Response:
-    sent = "unknown" if any(n == b"authorization" for n, _ in scope["headers"]) else "missing"
-    raise Unauthorized(f"API key is {sent}, expected Authorization: Bearer <key>")
+def _rejecting(error: InkserveError) -> AsgiEndpoint:
+    async def reject(scope: Scope, receive: Receive, call: Call) -> Response:
+        del scope, receive, call
+        raise error
+
+    return reject
 
 
 def allowing(methods: Collection[str], asked: str) -> Response:

@@ -90,3 +90,23 @@ def test_a_file_without_keys_stops_the_start(
         serving("--models-dir", str(tmp_path), "--api-keys-file", str(keys), *form),
     ):
         pass
+
+
+async def test_a_known_key_without_the_scope_gets_403_on_both_paths(
+    add_classifier: Callable[..., Path], tmp_path: Path, write_keys: Write
+) -> None:
+    add_classifier()
+    keys = write_keys(f"shop:infer:{KEY}\nscraper:metrics:{NEXT}\n")
+    with serving("--models-dir", str(tmp_path), "--api-keys-file", str(keys)) as service:
+        for chunked in (False, True):
+            assert (await classify(service, KEY, chunked=chunked)).status == 200
+            denied = await classify(service, NEXT, chunked=chunked)
+            assert (denied.status, json.loads(denied.body)["error"]) == (
+                403,
+                "API key has the scopes metrics, expected infer",
+            )
+        async with connected(service.port) as connection:
+            for key, status in ((None, 401), (KEY, 403), (NEXT, 200)):
+                headers = {} if key is None else {"authorization": f"Bearer {key}"}
+                assert (await connection.ask("GET", "/metrics", headers=headers)).status == status
+            assert (await connection.ask("GET", "/v2/health/live")).status == 200

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from service.errors import ModelNotReady, Unauthorized
+from service.errors import Forbidden, ModelNotReady, Unauthorized
 from service.http import headers
 from service.http.error_responses import METHOD_NOT_ALLOWED
 from service.http.routes import examples
@@ -98,7 +98,7 @@ class Description:
         responses.pop("422", None)  # FastAPI's own: `service.http.app` answers 400 instead
         responses |= by_text(describe_rows([METHOD_NOT_ALLOWED]))
         if self._needs_key is not None and self._needs_key(path):
-            responses |= by_text(describe_errors(Unauthorized))
+            responses |= by_text(describe_errors(Unauthorized, Forbidden))
         elif self._needs_key is not None:
             operation["security"] = []
         traced = self._settings.tracing != "off"

@@ -41,6 +41,8 @@ from tests.support.openapi import Documented
 from tests.support.pictures import FORMATS, encoded, seven
 
 KEY = "a-key-of-the-tests-0123"
+ADMIN_KEY = "an-admin-key-of-the-tests"
+KEYS = f"{KEY}\nadmin:admin:{ADMIN_KEY}\n"
 
 
 class Faulty:
@@ -82,6 +84,7 @@ def failing(**request: Any) -> dict[int, list[Ask]]:
     """Requests to /classify or /generate that fail whatever the body."""
     return {
         401: [Ask(**request, key=None), Ask(**request, key="not-one-of-the-keys")],
+        403: [Ask(**request, key=ADMIN_KEY)],
         404: [Ask(**request, query="model=none"), Ask(**request, query="version=9")],
         405: [Ask(**request, method="DELETE"), Ask(**request, method="PUT")],
         406: [Ask(**request, accept="text/html")],
@@ -137,6 +140,7 @@ ASKED: dict[tuple[str, str], dict[int, list[Ask]]] = {
     ("GET", "/models"): {
         200: [Ask()],
         401: [Ask(key=None)],
+        403: [Ask(key=ADMIN_KEY)],
         405: [Ask(method="POST")],
         500: [Ask(faults={"models": BUG})],
         503: [Ask(faults={"models": NO_ENGINE})],
@@ -145,6 +149,7 @@ ASKED: dict[tuple[str, str], dict[int, list[Ask]]] = {
         200: [Ask(path="/models/ramp"), Ask(path="/models/another", query="version=3")],
         400: [Ask(path="/models/ramp", query="version=0")],
         401: [Ask(path="/models/ramp", key=None)],
+        403: [Ask(path="/models/ramp", key=ADMIN_KEY)],
         404: [Ask(path="/models/none"), Ask(path="/models/ramp", query="version=9")],
         405: [Ask(path="/models/ramp", method="DELETE")],
         500: [Ask(path="/models/ramp", faults={"models": BUG})],
@@ -208,7 +213,7 @@ class Gatherer:
 
 @asynccontextmanager
 async def running(predictor: LocalPredictor, tmp_path: Path) -> AsyncIterator[Running]:
-    (tmp_path / "keys").write_text(KEY)
+    (tmp_path / "keys").write_text(KEYS)
     limits = settings(tmp_path).model_copy(update={"port": 0})
     metrics, faulty = Metrics(), Faulty(predictor)
     gatherer = Faulty(Gatherer(metrics))
@@ -290,7 +295,7 @@ def test_every_operation_is_asked(documented: Documented) -> None:
 async def test_the_document_is_valid_openapi(
     predictor: LocalPredictor, tmp_path: Path, exporter: str, with_keys: bool
 ) -> None:
-    (tmp_path / "keys").write_text(KEY)
+    (tmp_path / "keys").write_text(KEYS)
     keys = ApiKeys.read(tmp_path / "keys") if with_keys else None
     limits = settings(tmp_path).model_copy(update={"tracing": exporter})
     async with asking(predictor, limits, keys) as client:
@@ -307,7 +312,7 @@ async def test_the_document_is_valid_openapi(
 
 
 async def test_only_paths_that_need_a_key_document_401(predictor: LocalPredictor, tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text(KEY)
+    (tmp_path / "keys").write_text(KEYS)
     async with asking(predictor, settings(tmp_path), ApiKeys.read(tmp_path / "keys")) as client:
         document = (await client.get("/openapi.json")).json()
         for method, path, operation in Documented(document).operations():
