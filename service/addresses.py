@@ -55,16 +55,16 @@ def open_listeners(host: str, port: int) -> list[socket.socket]:
     return listeners
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, scheme: str = "http") -> str:
     """Return a URL under which a client on this machine reaches a listener."""
     host, port = listener.getsockname()[:2]
-    return f"http://{bracketed(WILDCARDS.get(host, host))}:{port}"
+    return f"{scheme}://{bracketed(WILDCARDS.get(host, host))}:{port}"
 
 
-def ready_line(listener: socket.socket, root_path: str) -> str:
+def ready_line(listener: socket.socket, root_path: str, scheme: str = "http") -> str:
     """Return what to log once the service listens: where to find it, and whether others can."""
     every = " on every address" if listener.getsockname()[0] in WILDCARDS else ""
-    return f"ready at {url_of(listener)}{every}, documentation at {root_path}/docs"
+    return f"ready at {url_of(listener, scheme)}{every}, documentation at {root_path}/docs"
 
 
 def bracketed(host: str) -> str:

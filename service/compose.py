@@ -88,6 +88,9 @@ async def serve(settings: Settings) -> int:
 
     Raises RepositoryError or EngineError if a model cannot be served.
     """
+    from service.http.tls import open_tls
+
+    open_tls(settings)  # fail before the models load
     parts = Parts.open(settings)
     keys = parts.keys()
     predictor = parts.predictor()
@@ -95,9 +98,14 @@ async def serve(settings: Settings) -> int:
     await asyncio.to_thread(_import_http)
     from service.http.api_keys import kept_current
     from service.http.server import Server, log_ready
+    from service.http.tls import scheme
 
-    listening = partial(log_ready, root_path=settings.root_path)
-    server = Server(parts.app(predictor, keys), settings, predictor.stop_being_ready, listening)
+    server = Server(
+        parts.app(predictor, keys),
+        settings,
+        predictor.stop_being_ready,
+        partial(log_ready, root_path=settings.root_path, scheme=scheme(settings)),
+    )
     await loading
     _on_hangup(predictor.reload)
     freeze_and_enable_gc()
@@ -119,10 +127,12 @@ def _import_http() -> None:
 async def supervise(settings: Settings, arguments: Sequence[str], with_engine: bool) -> int:
     """Run the processes of a split service, or only its HTTP half."""
     from service.http.api_keys import read_keys
+    from service.http.tls import open_tls
     from service.split.supervisor import Supervisor, private_socket
 
-    # The workers need the keys; fail early, and only once, if the file is bad.
+    # The workers need the keys and certificates; fail early, and only once, if a file is bad.
     read_keys(settings.api_keys_file)
+    open_tls(settings)
     freeze_and_enable_gc()
     if settings.socket is not None:
         return await Supervisor(settings, arguments, settings.socket, with_engine).run()

@@ -277,8 +277,27 @@ class Settings(BaseSettings):
     )
     api_keys_file: Path | None = Field(
         None,
-        description="file of API keys, one per line; each request except probes, metrics and documentation "
-        "must send one as `Authorization: Bearer KEY`; if unset, no key is required",
+        description="file of API keys, one per line as `KEY` or `NAME:SCOPES:KEY`; each request except "
+        "probes, metrics and documentation must send one as `Authorization: Bearer KEY`; if unset, no key is "
+        "required",
+    )
+    ssl_certfile: Path | None = Field(
+        None,
+        description="PEM file of the server's certificate and its chain; with it, HTTP is served over TLS",
+    )
+    ssl_keyfile: Path | None = Field(
+        None, description="PEM file of the certificate's private key; if unset, it is in `ssl_certfile`"
+    )
+    ssl_keyfile_password_file: Path | None = Field(
+        None, description="file whose first line is the password of the private key"
+    )
+    ssl_ca_certs: Path | None = Field(
+        None, description="PEM file of the authorities whose client certificates are accepted"
+    )
+    ssl_client_auth: Literal["off", "optional", "required"] = Field(
+        "off",
+        description="whether clients must send a certificate (mutual TLS): `required`, `optional` (one that "
+        "is sent must be valid), or `off`; probes need one too",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="minimum level to log"
@@ -292,6 +311,19 @@ class Settings(BaseSettings):
         "OpenTelemetry SDK's variables `OTEL_*` set the endpoint and the sampler; needs the extra `tracing`",
     )
     access_log: bool = Field(False, description="log one line per request; costs throughput")
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        for name in ("ssl_keyfile", "ssl_keyfile_password_file", "ssl_ca_certs"):
+            if getattr(self, name) is not None and self.ssl_certfile is None:
+                raise ValueError(f"{name} is set, but ssl_certfile is not: expected both")
+        if self.ssl_client_auth != "off" and self.ssl_ca_certs is None:
+            raise ValueError(
+                f"ssl_client_auth is {self.ssl_client_auth}, but ssl_ca_certs is not set: expected both"
+            )
+        if self.ssl_client_auth == "off" and self.ssl_ca_certs is not None:
+            raise ValueError("ssl_ca_certs is set, but ssl_client_auth is off: expected optional or required")
+        return self
 
     @model_validator(mode="after")
     def _limits_fit_together(self) -> Self:

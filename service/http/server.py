@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from service.http.fast.connections import Connections, Limits
 from service.http.fast.endpoint import FastPath
 from service.http.fast.protocol import HttpProtocol
 from service.http.lifecycle import Lifecycle
+from service.http.tls import open_tls
 from service.http.types import Receive, Scope, Send
 from service.settings import Settings
 
@@ -98,8 +100,8 @@ class Server(uvicorn.Server):
         if self.started:
             listeners = [server.sockets[0] for server in self.servers]
             # A shared listener must leave connections to the other workers, until the service stops.
-            make, always = self._make_protocol(), sockets is None
-            self._acceptors = [_Acceptor(each, make, self._connections, always) for each in listeners]
+            make, always, tls = self._make_protocol(), sockets is None, self.config.ssl
+            self._acceptors = [_Acceptor(each, make, self._connections, always, tls) for each in listeners]
             self._listening(listeners[0])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -137,12 +139,14 @@ class _Acceptor:
         make: Callable[[], asyncio.Protocol],
         connections: Connections,
         always: bool,
+        tls: ssl.SSLContext | None,
     ) -> None:
         self._listener = socket.socket(fileno=os.dup(listener.fileno()))
         self._listener.setblocking(False)
         self._make = make
         self._connections = connections
         self._always = always
+        self._tls = tls
         self._connecting: set[asyncio.Task[object]] = set()
         self._loop = asyncio.get_running_loop()
         if always:
@@ -157,10 +161,17 @@ class _Acceptor:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
                     self._connections.make_room(os.strerror(error.errno))
                 return False
-            task = self._loop.create_task(self._loop.connect_accepted_socket(self._make, connection))
+            task = self._loop.create_task(self._connect(connection))
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
         return True
+
+    async def _connect(self, connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._make, connection, ssl=self._tls)
+        except OSError as error:  # the client's: no TLS, a version or certificate that is not accepted
+            logger.debug("a TLS handshake failed: %s", error)
+            connection.close()
 
     def empty_queue(self) -> None:
         """Accept all that is pending, for the last time; the port must be closed at once."""
@@ -176,9 +187,9 @@ class _Acceptor:
             await asyncio.wait(self._connecting)
 
 
-def log_ready(listener: socket.socket, root_path: str) -> None:
+def log_ready(listener: socket.socket, root_path: str, scheme: str = "http") -> None:
     """Log the address of the service."""
-    logger.info("%s", ready_line(listener, root_path))
+    logger.info("%s", ready_line(listener, root_path, scheme))
 
 
 def _allowed(connections: int) -> int:
@@ -205,8 +216,10 @@ def _allowed(connections: int) -> int:
 def _config(
     app: Application, settings: Settings, connections: Connections, fast_path: FastPath | None
 ) -> uvicorn.Config:
+    tls = open_tls(settings)
     return uvicorn.Config(
         app,
+        ssl_context_factory=None if tls is None else lambda *_: tls,
         host=settings.host,
         port=settings.port,
         http=partial(HttpProtocol, connections, fast_path),  # type: ignore[arg-type]  # it is only ever called

@@ -144,7 +144,8 @@ class Supervisor:
         if starting.done():
             for child in self._children:
                 child.settled = True
-            logger.info("%s", ready_line(self.listeners[0], self._settings.root_path))
+            scheme = "http" if self._settings.ssl_certfile is None else "https"
+            logger.info("%s", ready_line(self.listeners[0], self._settings.root_path, scheme))
             await asyncio.wait({stopping, *ending}, return_when=asyncio.FIRST_COMPLETED)
         failed = [task.result() for task in ending if task.done()] if not stopping.done() else []
         for task in (starting, stopping, ticking):

@@ -40,7 +40,7 @@ def serving(*arguments: str) -> Iterator[Service]:
         lines = []
         for line in process.stderr:
             lines.append(line)
-            ready = re.search(r"ready at http://127\.0\.0\.1:(\d+)", line)
+            ready = re.search(r"ready at https?://127\.0\.0\.1:(\d+)", line)
             if ready:
                 break
         else:

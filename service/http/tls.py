@@ -1,0 +1,68 @@
+"""TLS for the HTTP server, by the settings that uvicorn has, with errors that name the setting."""
+
+import ssl
+from pathlib import Path
+
+from service.errors import SettingsError
+from service.settings import Settings
+
+CLIENT_AUTH = {"off": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
+
+
+def open_tls(settings: Settings) -> ssl.SSLContext | None:
+    """Return the TLS context, or None if HTTP is served without TLS. Raises SettingsError."""
+    if settings.ssl_certfile is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    password = _read_password(settings.ssl_keyfile_password_file)
+    for name, path in (("ssl_certfile", settings.ssl_certfile), ("ssl_keyfile", settings.ssl_keyfile)):
+        _check_file(name, path)
+    try:
+        # Without a password given, OpenSSL would ask for one on the terminal, and wait.
+        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, lambda: password)
+    except (OSError, ValueError) as error:
+        key = settings.ssl_keyfile or settings.ssl_certfile
+        raise SettingsError(
+            f"the certificate {settings.ssl_certfile} with the key {key} cannot be used: {error}; expected "
+            "PEM files that belong together, and ssl_keyfile_password_file if the key is encrypted"
+        ) from None
+    if settings.ssl_ca_certs is not None:
+        _check_file("ssl_ca_certs", settings.ssl_ca_certs)
+        try:
+            context.load_verify_locations(settings.ssl_ca_certs)
+        except OSError as error:
+            raise SettingsError(
+                f"ssl_ca_certs: {settings.ssl_ca_certs} cannot be used: {error}; expected PEM certificates"
+            ) from None
+    context.verify_mode = CLIENT_AUTH[settings.ssl_client_auth]
+    return context
+
+
+def scheme(settings: Settings) -> str:
+    """Return the scheme of the service's URLs."""
+    return "http" if settings.ssl_certfile is None else "https"
+
+
+def _check_file(name: str, path: Path | None) -> None:
+    """Raise SettingsError unless a file can be read; OpenSSL's errors name no file, and a FIFO blocks it."""
+    if path is None:
+        return
+    try:
+        if not path.is_file():
+            seen = "is no regular file" if path.exists() else "does not exist"
+            raise SettingsError(f"{name}: {path} {seen}, expected a PEM file")
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise SettingsError(f"{name}: {path} cannot be read: {error.strerror}") from None
+
+
+def _read_password(path: Path | None) -> str:
+    _check_file("ssl_keyfile_password_file", path)
+    if path is None:
+        return ""
+    try:
+        return path.read_text("utf-8-sig").split("\n", 1)[0].rstrip("\r")
+    except (OSError, UnicodeDecodeError):
+        raise SettingsError(f"ssl_keyfile_password_file: {path} cannot be read, expected UTF-8") from None
