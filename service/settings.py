@@ -12,6 +12,8 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 from pydantic_settings import (
@@ -20,6 +22,7 @@ from pydantic_settings import (
 
 from service.addresses import parse_host
 from service.errors import SettingsError
+from service.service_links import is_service_link
 
 ENV_PREFIX = "INKSERVE_"
 
@@ -72,6 +75,18 @@ def _parse_origins(text: str | None) -> str | None:
     return text
 
 
+class _Environment(EnvSettingsSource):
+    """The environment without Kubernetes' service links: INKSERVE_PORT may be one."""
+
+    def __call__(self) -> dict[str, Any]:
+        links = {
+            name
+            for name in self.settings_cls.model_fields
+            if is_service_link(variable(name), os.environ.get(variable(name), ""))
+        }
+        return {name: value for name, value in super().__call__().items() if name not in links}
+
+
 class Settings(BaseSettings):
     """Each setting is a flag and an environment variable: --max-batch-size is INKSERVE_MAX_BATCH_SIZE."""
 
@@ -121,8 +136,8 @@ class Settings(BaseSettings):
     device_id: int = Field(0, ge=0, description="index of the GPU, for the providers `cuda` and `tensorrt`")
     cuda_graphs: bool = Field(
         True,
-        description="with provider `cuda`, replay a captured CUDA graph for each batch size; startup fails "
-        "if a model has nodes that run on the CPU",
+        description="with provider `cuda`, replay a captured CUDA graph for each batch size; a model "
+        "that has nodes that run on the CPU is not served",
     )
     pinned_memory: bool = Field(
         True,
@@ -312,6 +327,19 @@ class Settings(BaseSettings):
     )
     access_log: bool = Field(False, description="log one line per request; costs throughput")
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """See pydantic-settings: read the environment without service links."""
+        del env_settings, dotenv_settings, file_secret_settings
+        return init_settings, _Environment(settings_cls)
+
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
         for name in ("ssl_keyfile", "ssl_keyfile_password_file", "ssl_ca_certs"):
@@ -406,8 +434,8 @@ def _from_old_variables() -> dict[str, Any]:
 
 def _reject_unknown_variables() -> None:
     known = {variable(name) for name in (*Settings.model_fields, *RENAMED)}
-    for name in os.environ:
-        if name.startswith(ENV_PREFIX) and name not in known:
+    for name, value in os.environ.items():
+        if name.startswith(ENV_PREFIX) and name not in known and not is_service_link(name, value):
             raise SettingsError(f"environment variable {name} is not a setting; see --help")
 
 

@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from service import machine
 from service.errors import SettingsError
 from service.machine import available_cores
 from service.settings import RENAMED, Settings, deprecations, flag, load_settings
@@ -103,13 +105,107 @@ def without_spaces(text: str) -> str:
     return "".join(text.split())
 
 
+V2 = "30 1 0:30 {group} /sys/fs/cgroup ro - cgroup2 cgroup rw\n"
+V1 = "31 1 0:31 {group} /sys/fs/cgroup/cpu,cpuacct ro - cgroup cgroup rw,cpu,cpuacct\n"
+
+
 @pytest.mark.parametrize(
-    ("quota", "cores"), [("max 100000", 4), ("200000 100000", 2), ("50000 100000", 1), ("900000 100000", 4)]
+    ("groups", "mounts", "files", "cores"),
+    [
+        ("0::/\n", V2.format(group="/"), {"cpu.max": "max 100000"}, 4),
+        ("0::/\n", V2.format(group="/"), {"cpu.max": "200000 100000"}, 2),
+        ("0::/\n", V2.format(group="/"), {"cpu.max": "50000 100000"}, 1),
+        ("0::/\n", V2.format(group="/"), {"cpu.max": "900000 100000"}, 4),
+        # the tightest of a group and its ancestors
+        ("0::/a/b\n", V2.format(group="/"), {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, 2),
+        ("0::/a/b\n", V2.format(group="/"), {"a/cpu.max": "300000 1000", "a/b/cpu.max": "100000 50000"}, 2),
+        # a container that sees only its own group, under the host's path
+        ("0::/pod/c\n", V2.format(group="/pod/c"), {"cpu.max": "300000 100000"}, 3),
+        ("0::/pod/c\n", V2.format(group="/other"), {"cpu.max": "300000 100000"}, 3),
+        # v1, and v1 beside an empty v2
+        (
+            "4:cpu,cpuacct:/\n",
+            V1.format(group="/"),
+            {"cpu,cpuacct/cpu.cfs_quota_us": "200000", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
+            2,
+        ),
+        (
+            "4:cpu,cpuacct:/\n0::/\n",
+            V1.format(group="/") + V2.format(group="/"),
+            {"cpu,cpuacct/cpu.cfs_quota_us": "-1", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
+            4,
+        ),
+        (
+            "4:cpu,cpuacct:/a/b\n",
+            V1.format(group="/"),
+            {"cpu,cpuacct/a/cpu.cfs_quota_us": "150000", "cpu,cpuacct/a/cpu.cfs_period_us": "100000"},
+            1,
+        ),
+        # nothing can be read, or it is not understood
+        ("", "", {}, 4),
+        ("rubbish\n0\n", "rubbish\n - \n", {"cpu.max": "many"}, 4),
+        ("", "", {"cpu.max": "200000 100000"}, 2),
+    ],
 )
-def test_a_containers_cpu_quota_limits_the_cores(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
+def test_the_tightest_cpu_quota_limits_the_cores(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    groups: str,
+    mounts: str,
+    files: dict[str, str],
+    cores: int,
 ) -> None:
-    (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(machine, "CGROUP_CPU_MAX", tmp_path / "cpu.max")
+    contents = {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+    for name, text in {"proc/self/cgroup": groups, "proc/self/mountinfo": mounts, **contents}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
-    assert available_cores() == cores
+    assert available_cores(tmp_path) == cores
+
+
+LINK_PREFIXES = st.from_regex(r"INKSERVE(_[A-Z0-9]{1,8}){0,2}", fullmatch=True)
+ADDRESSES = st.ip_addresses().map(str)
+
+
+@examples(max_examples=12)  # the parser of the flags takes most of the time
+@given(LINK_PREFIXES, ADDRESSES, st.integers(1, 65535), st.sampled_from(["TCP", "UDP", "SCTP"]))
+def test_the_links_of_any_service_are_no_settings(
+    prefix: str, address: str, port: int, protocol: str
+) -> None:
+    host = f"[{address}]" if ":" in address else address
+    url = f"{protocol.lower()}://{host}:{port}"
+    links = {
+        f"{prefix}_SERVICE_HOST": address,
+        f"{prefix}_SERVICE_PORT": str(port),
+        f"{prefix}_SERVICE_PORT_HTTP": str(port),
+        f"{prefix}_PORT": url,
+        f"{prefix}_PORT_{port}_{protocol}": url,
+        f"{prefix}_PORT_{port}_{protocol}_PROTO": protocol.lower(),
+        f"{prefix}_PORT_{port}_{protocol}_PORT": str(port),
+        f"{prefix}_PORT_{port}_{protocol}_ADDR": address,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in links.items():
+            patch.setenv(name, value)
+        assert load_settings([]).port == 8000
+        assert load_settings(["--port", "9002"]).port == 9002
+        assert Settings().port == 8000
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("INKSERVE_SERVICE_HOST", "localhost", "INKSERVE_SERVICE_HOST is not a setting"),
+        ("INKSERVE_SERVER_PORT", "8000", "INKSERVE_SERVER_PORT is not a setting"),
+        ("INKSERVE_X_PORT", "8000", "INKSERVE_X_PORT is not a setting"),
+        ("INKSERVE_PORT", "eight", "port: .*valid integer"),
+        ("INKSERVE_PORT", "http://10.0.0.1:80", "port: .*valid integer"),
+        ("INKSERVE_MODELS_PORT_80", "tcp://10.0.0.1:80", "INKSERVE_MODELS_PORT_80 is not a setting"),
+    ],
+)
+def test_a_mistyped_setting_is_no_service_link(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=message):
+        load_settings([])
