@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from service.errors import ModelNotFound
+from service.errors import InkserveError, ModelNotFound
 from service.models.manifest import Manifest, Task
 
 
@@ -15,10 +15,27 @@ class ModelInfo:
     card: str
 
 
-class Catalogue:
-    """The model versions that are served at one moment; immutable."""
+@dataclass(frozen=True)
+class Failure:
+    """A model version, or a whole model, that cannot be served, and why. version: None for a whole model."""
 
-    def __init__(self, models: Iterable[ModelInfo]) -> None:
+    name: str
+    version: int | None
+    reason: str
+
+    @classmethod
+    def of(cls, name: str, version: int | None, error: Exception | str) -> "Failure":
+        """Make a failure that any encoding can carry: names of files need not be valid Unicode."""
+        expected = isinstance(error, (str, InkserveError))
+        reason = str(error) if expected else f"{type(error).__name__}: {error}"
+        return cls(_printable(name), version, _printable(reason))
+
+
+class Catalogue:
+    """The model versions that are served at one moment, and those that cannot be; immutable."""
+
+    def __init__(self, models: Iterable[ModelInfo], failures: Iterable[Failure] = ()) -> None:
+        self.failures = tuple(failures)
         self._versions: dict[str, dict[int, ModelInfo]] = {}
         for info in sorted(models, key=lambda info: (info.manifest.name, info.manifest.version)):
             self._versions.setdefault(info.manifest.name, {})[info.manifest.version] = info
@@ -37,6 +54,10 @@ class Catalogue:
         versions = ", ".join(str(known) for known in self._versions[name])
         raise ModelNotFound(f"model {name!r} has no version {version}, expected one of {versions}")
 
+    def latest(self) -> Iterator[ModelInfo]:
+        """Return the latest version of every model, by name."""
+        return iter(self._latest.values())
+
     def versions(self, name: str) -> list[int]:
         """Return the versions of a model, ascending. Raises ModelNotFound."""
         self.find(name)
@@ -48,3 +69,7 @@ class Catalogue:
             if info.manifest.task == task:
                 return info
         raise ModelNotFound(f"no model for {task} is loaded")
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -4,10 +4,23 @@ A manifest lies next to its graph, `models/<name>/<version>/{model.onnx,manifest
 """
 
 import hashlib
-from pathlib import Path
+import json
+import os
+import re
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic.functional_serializers import SerializerFunctionWrapHandler
 
 from service.errors import ManifestError
 
@@ -27,11 +40,65 @@ Preprocess = Literal["mnist-digit", "resize", "none"]
 DIGIT_SIZES = (28, 28, 1)
 """Height, width and channels of an image that "mnist-digit" makes."""
 
-ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+MODEL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+
+ModelName = Annotated[str, Field(pattern=MODEL_NAME.pattern)]
+
+MAX_VERSION = 2**31
+
+STRINGS_ADVICE = (
+    "strings are not served: leave this output out of the manifest (the graph may keep it), "
+    "and name the classes in labels"
+)
+
+
+def _small_digits(value: object) -> object:
+    """Accept the capital digits that Windows' certutil and Get-FileHash write."""
+    return value.lower() if isinstance(value, str) else value
+
+
+Sha256 = Annotated[str, BeforeValidator(_small_digits), Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _inside_the_folder(name: str) -> str:
+    """Check the name of a file that belongs to a version. Raises ValueError."""
+    if not is_inside(name) or name in (MODEL_FILE, MANIFEST_FILE):
+        raise ValueError(f"file is {name!r}, expected the path of another file in the version's folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_inside_the_folder)]
+
+
+def _no_strings(value: object) -> object:
+    if value in ("BYTES", "STRING"):
+        raise ValueError(f"datatype is {value}; {STRINGS_ADVICE}")
+    return value
+
+
+def _apart(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Tell labels of one name apart: the second `a` becomes `a#2`.
+
+    Answers are keyed by label, so of two that are equal one would be lost.
+    """
+    names = set(labels)
+    apart: dict[str, None] = {}
+    numbers: dict[str, int] = {}
+    for label in labels:
+        name = label
+        while name in apart or (name != label and name in names):
+            numbers[label] = numbers.get(label, 1) + 1
+            name = f"{label}#{numbers[label]}"
+        apart[name] = None
+    return tuple(apart)
+
+
+Labels = Annotated[tuple[str, ...], AfterValidator(_apart)]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON has no NaN: a metric that is none would make the answers about its model fail.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ImageLayout(NamedTuple):
@@ -50,7 +117,7 @@ class TensorSpec(_Frozen):
     """
 
     name: str = Field(min_length=1)
-    datatype: Datatype
+    datatype: Annotated[Datatype, BeforeValidator(_no_strings)]
     shape: tuple[int, ...] = Field(min_length=1)
 
     def image_layout(self) -> ImageLayout | None:
@@ -86,7 +153,11 @@ class Manifest(_Frozen):
     images UINT8 (-1, height, width) or (-1, height, width, 3) as its first output.
 
     labels: the names of the classes, in the order of the probabilities; for generation and encoding,
-        the names of the conditions, in the order of the values of `label`.
+        the names of the conditions, in the order of the values of `label`. Equal names are told apart: `a`,
+        `a#2`.
+    sha256: the SHA-256 of model.onnx.
+    files: the SHA-256 of each other file that the graph keeps weights in (external data), by its path in the
+        version's folder. Left out if there are none.
     preprocess: how a PNG or a JPEG becomes a row of the image input. Rows that are sent as numbers, raw or in
         JSON, are never preprocessed.
         "mnist-digit": the digit in the picture is found, made light on black, scaled to 20x20 and
@@ -100,16 +171,24 @@ class Manifest(_Frozen):
     """
 
     name: ModelName
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, le=MAX_VERSION)
     task: Task
     description: str = ""
     inputs: tuple[TensorSpec, ...] = Field(min_length=1)
     outputs: tuple[TensorSpec, ...] = Field(min_length=1)
-    labels: tuple[str, ...] = ()
+    labels: Labels = ()
     preprocess: Preprocess | None = None
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: Sha256
+    files: dict[FileName, Sha256] = Field(default_factory=dict)
     metrics: dict[str, float | int | str] = Field(default_factory=dict)
     command: str = ""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_files(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        content: dict[str, object] = handler(self)
+        if not self.files:
+            content.pop("files", None)
+        return content
 
     def input(self, name: str) -> TensorSpec | None:
         """Return the input of that name, or None."""
@@ -189,15 +268,36 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_FILE
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        if path.exists() and not path.is_file():  # reading a FIFO would wait for its writer
+            raise ManifestError(f"{path} is not a regular file")
+        manifest = Manifest.model_validate_json(decode_text(path.read_bytes()))
     except FileNotFoundError:
         raise ManifestError(f"{path} is missing") from None
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path} is not a manifest: {error}, expected UTF-8 or UTF-16") from error
     except ValidationError as error:
         raise ManifestError(f"{path} is not a manifest: {_first_problem(error)}") from error
     seen, expected = f"{manifest.name}/{manifest.version}", f"{folder.parent.name}/{folder.name}"
     if seen != expected:
         raise ManifestError(f"{path} describes {seen}, but lies in {expected}")
     return manifest
+
+
+def decode_text(data: bytes) -> str:
+    """Decode JSON text in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Windows PowerShell writes UTF-16, and Notepad a mark in front of UTF-8. Raises UnicodeDecodeError.
+    """
+    return data.decode(json.detect_encoding(data))
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative path of normal form stays inside the folder that it starts from."""
+    path = PurePosixPath(name)
+    usual = os.path.normpath(name) == name and "\\" not in name and "\0" not in name
+    return usual and name != "." and not path.is_absolute() and ".." not in path.parts
 
 
 def sha256_of(path: Path) -> str:

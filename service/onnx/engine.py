@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 
 from service.errors import EngineError, ManifestError
-from service.models.manifest import Manifest, TensorSpec
+from service.models.manifest import STRINGS_ADVICE, Manifest, TensorSpec
 from service.models.tensors import Array, dtype_of
 from service.onnx import cuda
 from service.onnx.buffers import Binding, DeviceBinding, DeviceBuffer, HostBinding, OverlappedBinding
@@ -215,18 +215,23 @@ def _has_convolutions(session: ort.InferenceSession) -> bool:
 
 
 def _check_tensors(specs: Sequence[TensorSpec], nodes: Sequence[ort.NodeArg], kind: str) -> None:
-    seen = {node.name: (node.type, tuple(node.shape)) for node in nodes}
-    if set(seen) != {spec.name for spec in specs}:
+    """Compare tensors with the manifest's. A graph may have more outputs than the manifest names."""
+    named = {spec.name for spec in specs}
+    seen = {node.name: (node.type, node.shape) for node in nodes}
+    if set(seen) != named and (kind == "input" or not named <= set(seen)):
         raise ManifestError(
             f"the graph has the {kind}s {sorted(seen)}, the manifest names {[spec.name for spec in specs]}"
         )
     for spec in specs:
-        datatype, shape = seen[spec.name]
+        datatype = seen[spec.name][0]
+        if datatype == "tensor(string)":
+            raise ManifestError(f"{kind} {spec.name} is {datatype} in the graph; {STRINGS_ADVICE}")
         if datatype != _onnxruntime_type(spec):
             raise ManifestError(
                 f"{kind} {spec.name} is {datatype} in the graph, the manifest says {_onnxruntime_type(spec)}"
             )
-        if isinstance(shape[0], int) or shape[1:] != spec.shape[1:]:
+        shape = tuple(seen[spec.name][1])
+        if not shape or isinstance(shape[0], int) or shape[1:] != spec.shape[1:]:
             raise ManifestError(
                 f"{kind} {spec.name} has shape {list(shape)} in the graph, expected a free batch axis "
                 f"and {list(spec.shape)}"

@@ -1,12 +1,14 @@
-"""Validates a request's inputs against its model's manifest, before anything is queued."""
+"""Validates a request's inputs against its model's manifest, and the settings against the models."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
 from service.errors import InvalidInput, PayloadTooLarge
-from service.models.manifest import Manifest
+from service.models.catalogue import Catalogue
+from service.models.manifest import Manifest, Task
 from service.models.tensors import Array, check_tensor
+from service.settings import Settings
 
 
 def check_inputs(manifest: Manifest, inputs: Mapping[str, Array], max_rows: int) -> int:
@@ -29,6 +31,22 @@ def check_inputs(manifest: Manifest, inputs: Mapping[str, Array], max_rows: int)
     if "label" in inputs:
         _check_labels(manifest, inputs["label"])
     return rows
+
+
+def unmet_default(settings: Settings, models: Catalogue) -> str | None:
+    """Return what is wrong with the default models that the settings name, or None if they are served."""
+    defaults: tuple[tuple[str, Task, str | None], ...] = (
+        ("default_classifier", "classification", settings.default_classifier),
+        ("default_generator", "generation", settings.default_generator),
+    )
+    for setting, task, name in defaults:
+        served = sorted({info.manifest.name for info in models.latest() if info.manifest.task == task})
+        if name is not None and name not in served:
+            expected = ", ".join(served) or "none is"
+            why = "; ".join(failure.reason for failure in models.failures if failure.name == name)
+            reason = f" ({why})" if why else ""
+            return f"{setting} is {name!r}{reason}, expected a {task} model that is served: {expected}"
+    return None
 
 
 def _check_labels(manifest: Manifest, labels: Array) -> None:

@@ -13,9 +13,10 @@ from service.batching.queue import BatchQueue, BatchRecord
 from service.errors import RepositoryError
 from service.models.catalogue import ModelInfo
 from service.models.folder import read_info
-from service.models.manifest import MODEL_FILE, sha256_of
+from service.models.manifest import MODEL_FILE
 from service.models.signatures import verified
 from service.models.tensors import dtype_of
+from service.models.verification import Stamp, stamp, verify
 from service.observability.metrics import BatchMetrics, Metrics
 from service.onnx.engine import Engine
 from service.serving.tuning import engine_options
@@ -59,22 +60,24 @@ class LoadedModel:
         self.records.clear()
 
 
-def open_engine(folder: Path, settings: Settings) -> tuple[ModelInfo, Engine]:
-    """Verify and open the version in a folder; blocks. Raises RepositoryError, EngineError, SettingsError."""
+def open_engine(folder: Path, settings: Settings) -> tuple[ModelInfo, Engine, Stamp]:
+    """Verify and open the version in a folder; blocks. Raises RepositoryError, EngineError, SettingsError.
+
+    Returns the stamp of the folder, by which a change is seen, though a copy of it may have been opened.
+    """
+    before = stamp(folder, read_info(folder).manifest)
     with verified(folder, settings.trusted_keys) as to_open:
-        return _open(to_open, settings)
+        info, engine = _open(to_open, settings)
+    if stamp(folder, info.manifest) != before:
+        raise RepositoryError(f"{folder} was written to while it was opened")
+    return info, engine, before
 
 
 def _open(folder: Path, settings: Settings) -> tuple[ModelInfo, Engine]:
     info = read_info(folder)
-    graph = folder / MODEL_FILE
-    if not graph.is_file():
-        raise RepositoryError(f"{graph} is missing")
-    digest = sha256_of(graph)
-    if digest != info.manifest.sha256:
-        raise RepositoryError(f"{graph} has sha256 {digest}, its manifest expects {info.manifest.sha256}")
+    verify(folder, info.manifest)
     try:
-        engine = Engine(graph, info.manifest, engine_options(settings, info.manifest))
+        engine = Engine(folder / MODEL_FILE, info.manifest, engine_options(settings, info.manifest))
     except RepositoryError as error:
         raise type(error)(f"{folder}: {error}") from error
     return info, engine

@@ -1,12 +1,13 @@
 """The predictor of one process: the versions of the models folder on one device.
 
-Opens, verifies, warms and drains them; `swap` swaps them. A version that cannot be loaded makes startup fail;
-on a reload it changes nothing.
+Opens, verifies, warms and drains them; `swap` swaps them. A version that cannot be loaded is logged, counted
+and listed, and touches no other: the model's next lower good version is served. Startup fails only if nothing
+can be served, or a default model that the settings name is not.
 """
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -15,19 +16,25 @@ from service.batching.request import Array, Done, InferenceRequest, Priority
 from service.batching.retries import Refusal
 from service.errors import InkserveError, RepositoryError
 from service.memory import give_back_free_memory
-from service.models.catalogue import Catalogue
-from service.models.folder import Key, find_versions, read_info
+from service.models.catalogue import Catalogue, Failure
+from service.models.folder import Key, Scan, is_empty, read_info, scan
 from service.models.manifest import Manifest
+from service.models.verification import Stamp, stamp, verify
 from service.observability.metrics import Metrics
 from service.onnx.engine import Engine
-from service.serving.checks import check_inputs
+from service.serving.checks import check_inputs, unmet_default
 from service.serving.loaded_model import RECORDS, LoadedModel, TraceBatch, assemble, open_engine
+from service.serving.outputs import check_outputs
 from service.serving.predictor import Cancel
 from service.serving.swap import Served, log_changes
 from service.serving.tuning import BRIEF_SECONDS, ON_LOOP_SECONDS
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+SECOND_LOOK_SECONDS = 2.0
+"""A version that was served and is missing is looked for again after this long: network storage, a remounted
+volume and a swapped link all show an empty folder for a moment."""
 
 
 class LocalPredictor:
@@ -36,23 +43,44 @@ class LocalPredictor:
     trace_batch: receives each batch that has run with traced requests, and its model.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, trace_batch: TraceBatch | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        trace_batch: TraceBatch | None = None,
+        second_look_seconds: float = SECOND_LOOK_SECONDS,
+    ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._trace_batch = trace_batch
         on_loop_seconds = ON_LOOP_SECONDS if settings.provider == "cpu" else 0.0
         self._device = Device(settings.provider, on_loop_seconds, BRIEF_SECONDS)
         self._served = Served()
+        self._stamps: dict[Key, Stamp] = {}
+        self._second_look_seconds = second_look_seconds
         self._ready = False
+        self._serves_defaults = False
         self._reloading = asyncio.Lock()
         metrics.registry.before_collect(self._count_batches)
 
     async def start(self) -> None:
-        """Load every model. Raises RepositoryError or EngineError for the first that cannot be served."""
-        found = find_versions(self._settings.models_dir, self._settings.serve_versions)
-        if not found:
-            raise RepositoryError(f"{self._settings.models_dir} holds no models, expected <name>/<version>/")
-        self._swap([await self._load(folder) for folder in found.values()])
+        """Load every model that can be served.
+
+        Raises RepositoryError or EngineError if none can, or if a default model is not among them.
+        """
+        found = await asyncio.to_thread(scan, self._settings.models_dir)
+        models, errors = await self._load_all(found)
+        failures = self._report(found, errors)
+        if not models:
+            first = next(iter(errors.values()), None)
+            if isinstance(first, InkserveError):
+                raise first
+            problem = failures[0].reason if failures else "it holds no models, expected <name>/<version>/"
+            raise RepositoryError(f"nothing in {self._settings.models_dir} can be served: {problem}")
+        self._swap(models, failures)
+        unmet = unmet_default(self._settings, self._served.catalogue)
+        if unmet is not None:
+            raise RepositoryError(unmet)
         self._ready = True
 
     def submit(self, request: InferenceRequest, done: Done, *, admitted: bool = False) -> Cancel:
@@ -97,8 +125,8 @@ class LocalPredictor:
         return self._served.catalogue
 
     def ready(self) -> bool:
-        """Whether every model is loaded and warm, and new work is accepted."""
-        return self._ready
+        """Whether the default models are served, loaded and warm, and new work is accepted."""
+        return self._ready and self._serves_defaults
 
     async def reload(self) -> list[str]:
         """Load new and changed versions, swap them in, then drain and free the replaced ones.
@@ -109,26 +137,20 @@ class LocalPredictor:
         """
         async with self._reloading:
             try:
-                found = find_versions(self._settings.models_dir, self._settings.serve_versions)
+                found = await self._look()
             except RepositoryError as error:
                 logger.error("nothing was reloaded: %s", error)
                 return [str(error)]
             before = list(self._served)
-            kept, problems = [], []
-            for key, folder in found.items():
-                try:
-                    kept.append(await self._load_if_changed(key, folder))
-                except InkserveError as error:
-                    problems.append(str(error))
-                    logger.error("a model version was not loaded: %s", error)
-                    kept.extend(self._served.versions(key[0]))
-            replaced = self._swap(kept)
+            models, errors = await self._load_all(found)
+            failures = self._report(found, errors)
+            replaced = self._swap(models or before, failures)
             log_changes(before, self._served)
             await asyncio.gather(*(loaded.batcher.close() for loaded in replaced))
             _count_batches(replaced)
-            del before, replaced
+            del before, models, replaced
             await asyncio.to_thread(give_back_free_memory)
-        return problems
+        return [failure.reason for failure in failures]
 
     async def close(self) -> None:
         """Accept no more work, finish the accepted requests, stop the device's thread."""
@@ -140,9 +162,85 @@ class LocalPredictor:
         """Report unready, so that load balancers stop sending; requests are still answered."""
         self._ready = False
 
-    def _swap(self, models: Iterable[LoadedModel]) -> list[LoadedModel]:
+    async def _look(self) -> Scan:
+        """Look at the models folder, and again if a served version is missing from it.
+
+        Raises RepositoryError if the folder is missing or holds no models any more: that is never an order to
+        drop all that is served.
+        """
+        found = await asyncio.to_thread(scan, self._settings.models_dir)
+        if self._missing(found):
+            await asyncio.sleep(self._second_look_seconds)
+            found = await asyncio.to_thread(scan, self._settings.models_dir)
+        if not found.versions:
+            raise RepositoryError(
+                f"models folder {self._settings.models_dir} holds no models any more, "
+                "the loaded ones stay; to remove the last model, stop the service"
+            )
+        return found
+
+    def _missing(self, found: Scan) -> set[Key]:
+        return self._served.all_keys() - found.keys()
+
+    async def _load_all(self, found: Scan) -> tuple[list[LoadedModel], dict[Key, Exception]]:
+        """Return the versions to serve, and why others could not be loaded."""
+        models: list[LoadedModel] = []
+        errors: dict[Key, Exception] = {}
+        for name, folders in found.versions.items():
+            models += await self._load_model(name, folders, errors)
+        for name in {failure.name for failure in found.failures} - found.versions.keys():
+            models += self._served.versions(name)  # its folder cannot be read: that is no removal
+        return models, errors
+
+    async def _load_model(
+        self, name: str, folders: Mapping[int, Path], errors: dict[Key, Exception]
+    ) -> list[LoadedModel]:
+        """Return a model's versions to serve: all good ones, or only the highest; see `serve_versions`."""
+        loaded: list[LoadedModel] = []
+        failed = False
+        for version in sorted(folders, reverse=True):
+            current = self._served.get((name, version))
+            try:
+                if is_empty(folders[version]) and current is None:
+                    continue  # its upload has just begun
+                loaded.append(await self._load_if_changed((name, version), folders[version]))
+            except Exception as error:  # one version never touches another, whatever is wrong with it
+                self._metrics.model_loads.labels(name, "failed").inc()
+                errors[name, version] = error
+                failed = True
+                if current is not None:
+                    loaded.append(current)
+            if loaded and self._settings.serve_versions == "latest":
+                break
+        served = self._served.versions(name)
+        # What is served is good, and a bad version on disk is no order to go back to an older one.
+        if not loaded or (failed and max(map(_version, served), default=0) > max(map(_version, loaded))):
+            return served
+        return loaded
+
+    def _report(self, found: Scan, errors: Mapping[Key, Exception]) -> list[Failure]:
+        """Return what cannot be served, and log what was not logged by the reload before."""
+        failures = list(found.failures)
+        known = set(self._served.catalogue.failures)
+        for failure in found.failures:
+            if failure not in known:
+                logger.error("a model was not loaded: %s", failure.reason)
+        for key, error in errors.items():
+            failure = Failure.of(*key, error)
+            failures.append(failure)
+            if failure not in known:
+                unexpected = None if isinstance(error, InkserveError) else error
+                logger.error("%s/%d was not loaded: %s", *key, failure.reason, exc_info=unexpected)
+        return failures
+
+    def _swap(self, models: Iterable[LoadedModel], failures: Iterable[Failure]) -> list[LoadedModel]:
         """Serve exactly these and watch their queues; returns those that are no longer served."""
-        replaced = self._served.swap(models)
+        replaced = self._served.swap(models, failures)
+        self._stamps = {key: self._stamps[key] for key in self._served.all_keys()}
+        unmet = unmet_default(self._settings, self._served.catalogue)
+        if unmet is not None and self._serves_defaults:
+            logger.error("not ready any more: %s", unmet)
+        self._serves_defaults = unmet is None
         for name in {loaded.info.manifest.name for loaded in self._served}:
             self._metrics.watch_model(
                 name, partial(self._rows_waiting, name), partial(self._requests_waiting, name)
@@ -158,34 +256,46 @@ class LocalPredictor:
     async def _load_if_changed(self, key: Key, folder: Path) -> LoadedModel:
         current = self._served.get(key)
         if current is not None and current.info == await asyncio.to_thread(read_info, folder):
+            seen = await asyncio.to_thread(stamp, folder, current.info.manifest)
+            if seen != self._stamps[key]:  # written again: to other contents, or to the same
+                await asyncio.to_thread(verify, folder, current.info.manifest)
+                self._stamps[key] = seen
             return current
-        return await self._load(folder)
+        return await self._load(key, folder)
 
-    async def _load(self, folder: Path) -> LoadedModel:
-        name = folder.parent.name
+    async def _load(self, key: Key, folder: Path) -> LoadedModel:
+        info, engine, stamped = await asyncio.to_thread(open_engine, folder, self._settings)
         try:
-            info, engine = await asyncio.to_thread(open_engine, folder, self._settings)
-            await self._warm_up(engine)
-        except InkserveError:
-            self._metrics.model_loads.labels(name, "failed").inc()
-            raise
-        self._metrics.model_loads.labels(name, "loaded").inc()
-        logger.info("loaded %s version %d", name, info.manifest.version)
+            await self._warm_up(engine, info.manifest)
+        except InkserveError as error:
+            raise type(error)(f"{folder}: {error}") from error
+        self._stamps[key] = stamped
+        self._metrics.model_loads.labels(key[0], "loaded").inc()
+        logger.info("loaded %s version %d", *key)
         return assemble(info, engine, self._device, self._settings, self._metrics, self._trace_batch)
 
     def _count_batches(self) -> None:
         _count_batches(self._served)
 
-    async def _warm_up(self, engine: Engine) -> None:
-        """Warm up an engine; on CUDA, in the thread that runs the batches, between two of them.
+    async def _warm_up(self, engine: Engine, manifest: Manifest) -> None:
+        """Warm up an engine and check its outputs; on CUDA, in the thread that runs the batches.
 
         A CUDA graph can only be replayed by the thread that captured it, and while it is captured no other
         thread may so much as copy. Other providers capture none, and so need not hold up the batches.
         """
+
+        def warm_up() -> None:
+            engine.warm_up()
+            check_outputs(engine, manifest)
+
         if self._settings.provider == "cuda":
-            await self._device.call(engine.warm_up)
+            await self._device.call(warm_up)
         else:
-            await asyncio.to_thread(engine.warm_up)
+            await asyncio.to_thread(warm_up)
+
+
+def _version(loaded: LoadedModel) -> int:
+    return loaded.info.manifest.version
 
 
 def _count_batches(models: Iterable[LoadedModel]) -> None:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator
 
-from service.models.catalogue import Catalogue
+from service.models.catalogue import Catalogue, Failure
 from service.models.folder import Key
 from service.serving.loaded_model import LoadedModel
 
@@ -25,6 +25,10 @@ class Served:
     def __iter__(self) -> Iterator[LoadedModel]:
         return iter(self._models.values())
 
+    def all_keys(self) -> set[Key]:
+        """Return the name and version of all that is served."""
+        return set(self._models)
+
     def get(self, key: Key) -> LoadedModel | None:
         """Return the version that is served under this name and number, or None."""
         return self._models.get(key)
@@ -37,11 +41,14 @@ class Served:
         """Return the versions of a model that are served."""
         return [loaded for key, loaded in self._models.items() if key[0] == name]
 
-    def swap(self, models: Iterable[LoadedModel]) -> list[LoadedModel]:
-        """Serve exactly these from now on; returns those that were served before and no longer are."""
+    def swap(self, models: Iterable[LoadedModel], failures: Iterable[Failure] = ()) -> list[LoadedModel]:
+        """Serve exactly these from now on; returns those that were served before and no longer are.
+
+        failures: what the catalogue reports as not served.
+        """
         before = self._models
         self._models = {(m.info.manifest.name, m.info.manifest.version): m for m in models}
-        self.catalogue = Catalogue(loaded.info for loaded in self)
+        self.catalogue = Catalogue((loaded.info for loaded in self), failures)
         self.by_request = dict(self._models.items())
         for name in {key[0] for key in self._models}:
             self.by_request[name, None] = self.find(name, None)

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from service import errors
 from service.batching.request import InferenceRequest, InferenceResult, Priority
 from service.errors import EngineError, FrameError, InkserveError, QueueFull
-from service.models.catalogue import Catalogue, ModelInfo
+from service.models.catalogue import Catalogue, Failure, ModelInfo
 from service.models.manifest import Manifest, TensorSpec
 from service.models.tensors import DTYPES, Array, dtype_of
 from service.split.frames import Frame
@@ -140,15 +140,21 @@ def read_error(frame: Frame) -> InkserveError:
 def state_header(state: State) -> list[object]:
     """Return the header of a STATE frame."""
     models = [[info.manifest.model_dump_json(), info.card] for info in state.models]
-    return [state.instance, state.ready, state.max_request_rows, models]
+    failures = [[failure.name, failure.version, failure.reason] for failure in state.models.failures]
+    return [state.instance, state.ready, state.max_request_rows, models, failures]
 
 
 def read_state(frame: Frame) -> State:
     """Return the state in a STATE frame."""
     with _reading("state"):
-        instance, ready, max_request_rows, models = frame.header
+        instance, ready, max_request_rows, models, failures = frame.header
         infos = [ModelInfo(Manifest.model_validate_json(text), card) for text, card in models]
-        return State(instance, bool(ready), int(max_request_rows), Catalogue(infos))
+        return State(
+            instance,
+            bool(ready),
+            int(max_request_rows),
+            Catalogue(infos, [Failure(*each) for each in failures]),
+        )
 
 
 def read_id(frame: Frame) -> int:

@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 import pytest
 
-from service.models.folder import find_versions, latest_version
+from service.models.folder import latest_version, scan
 from service.models.manifest import MODEL_FILE, Manifest, read_manifest, sha256_of
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
-FOLDERS = list(find_versions(MODELS, "all").values())
+FOLDERS = [folder for folders in scan(MODELS).versions.values() for folder in folders.values()]
 MIB = 1024 * 1024
 
 each_version = pytest.mark.parametrize("folder", FOLDERS, ids=[f"{f.parent.name}/{f.name}" for f in FOLDERS])

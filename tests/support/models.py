@@ -22,12 +22,13 @@ LATENT = 6
 
 
 def first_pixel_classifier() -> onnx.ModelProto:
-    """A graph whose answer tells which image it saw: label d is certain when the first pixel is d."""
+    """A graph whose answer tells which image it saw: label d is certain when the first pixel ends in d."""
     nodes = [
         helper.make_node("Flatten", ["images"], ["flat"], axis=1),
         helper.make_node("Slice", ["flat", "zero", "one", "one"], ["first"]),
         helper.make_node("Squeeze", ["first", "one"], ["pixel"]),
-        helper.make_node("Cast", ["pixel"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Cast", ["pixel"], ["number"], to=TensorProto.INT64),
+        helper.make_node("Mod", ["number", "ten"], ["index"]),
         helper.make_node("OneHot", ["index", "ten", "off_on"], ["probabilities"], axis=-1),
     ]
     constants = [
@@ -99,16 +100,19 @@ def write_model(
 
 
 def mean_classifier(models_dir: Path) -> Path:
-    """A graph with a convolution: each of ten equal filters averages the whole image."""
+    """A graph with a convolution: the first probability is the image's mean over 255, the second the rest."""
+    filters = np.zeros((10, 1, 28, 28), np.float32)
+    filters[0], filters[1] = 1 / 784 / 255, -1 / 784 / 255
     nodes = [
         helper.make_node("Unsqueeze", ["images", "one"], ["channel"]),
         helper.make_node("Cast", ["channel"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Conv", ["floats", "filters"], ["means"]),
+        helper.make_node("Conv", ["floats", "filters", "biases"], ["means"]),
         helper.make_node("Flatten", ["means"], ["probabilities"], axis=1),
     ]
     constants = [
         numpy_helper.from_array(np.array([1], np.int64), "one"),
-        numpy_helper.from_array(np.full((10, 1, 28, 28), 1 / 784, np.float32), "filters"),
+        numpy_helper.from_array(filters, "filters"),
+        numpy_helper.from_array(np.eye(1, 10, 1, dtype=np.float32)[0], "biases"),
     ]
     graph = make_model(nodes, constants, (IMAGES,), (PROBABILITIES,))
     return write_model(

@@ -6,9 +6,9 @@ from fastapi import APIRouter, Path, Query
 
 from service.errors import InkserveError, InvalidInput, ModelNotFound, ModelNotReady
 from service.http.routes.openapi_objects import describe_errors
-from service.http.routes.schemas import ModelDetail, ModelList, ModelSummary
-from service.http.routes.shared import MAX_VERSION
+from service.http.routes.schemas import ModelDetail, ModelFailure, ModelList, ModelSummary
 from service.models.catalogue import Catalogue, ModelInfo
+from service.models.manifest import MAX_VERSION
 from service.serving.predictor import Predictor
 
 NO_CATALOGUE = (ModelNotReady, InkserveError)
@@ -23,10 +23,13 @@ def routes(predictor: Predictor) -> APIRouter:
 
     @router.get("", summary="List models", responses=describe_errors(*NO_CATALOGUE))
     async def list_models() -> ModelList:
-        """List the latest version of every model."""
+        """List the latest version of every model, and each version that could not be loaded."""
         models = predictor.models()
-        names = sorted({info.manifest.name for info in models})
-        return ModelList(models=[_summary(models, models.find(name)) for name in names])
+        failed = [
+            ModelFailure(name=failure.name, version=failure.version, reason=failure.reason)
+            for failure in models.failures
+        ]
+        return ModelList(models=[_summary(models, info) for info in models.latest()], failed=failed)
 
     @router.get(
         "/{name}",

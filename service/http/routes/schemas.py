@@ -156,10 +156,19 @@ class ModelDetail(ModelSummary):
     card: str = Field(description="The model card, Markdown.")
 
 
+class ModelFailure(_Body):
+    """A model version, or a whole model, that cannot be served."""
+
+    name: str
+    version: int | None = Field(description="null if the whole model is meant.")
+    reason: str
+
+
 class ModelList(_Body):
-    """The latest version of every model that is being served."""
+    """The latest version of every model that is being served, and what the last look could not load."""
 
     models: list[ModelSummary]
+    failed: list[ModelFailure] = Field(default_factory=list)
 
 
 def invalid_input(error: ValidationError) -> InvalidInput:

@@ -14,14 +14,13 @@ from service.http.headers import TIMEOUT as TIMEOUT_HEADER
 from service.http.requests import parse_int
 from service.http.responses import Response
 from service.http.types import OCTETS, Headers
-from service.models.manifest import Manifest, Task
+from service.models.manifest import MAX_VERSION, Manifest, Task
 from service.models.tensors import Array
 from service.serving.predictor import Predictor
 
 T = TypeVar("T")
 
 TIMEOUT = TIMEOUT_HEADER.wire
-MAX_VERSION = 2**31
 
 
 @dataclass(frozen=True, slots=True)

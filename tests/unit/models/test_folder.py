@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import RepositoryError
-from service.models.folder import find_versions, latest_version, model_folders, version_folders
+from service.models.folder import Scan, latest_version, model_folders, scan, version_folders
 from service.models.manifest import MANIFEST_FILE
 
 
@@ -47,19 +47,14 @@ def test_versions_can_be_restricted_to_those_that_hold_a_file(tmp_path: Path) ->
 def test_a_model_without_versions_is_an_error_only_if_one_is_needed(tmp_path: Path) -> None:
     make(tmp_path, "empty/x")
     assert version_folders(tmp_path / "empty") == version_folders(tmp_path / "missing") == {}
-    with pytest.raises(RepositoryError, match="empty holds no version folder, expected empty/1 or the like"):
-        find_versions(tmp_path, "latest")
+    assert scan(tmp_path) == Scan({})
     with pytest.raises(RepositoryError, match=r"expected missing/1/manifest\.json or the like"):
         latest_version(tmp_path / "missing", holding=MANIFEST_FILE)
 
 
-def test_latest_or_all_versions_are_found(tmp_path: Path) -> None:
+def test_every_version_is_found(tmp_path: Path) -> None:
     make(tmp_path, "a/1", "a/3", "b/2")
-    assert find_versions(tmp_path, "latest") == {
-        ("a", 3): tmp_path / "a" / "3",
-        ("b", 2): tmp_path / "b" / "2",
-    }
-    assert list(find_versions(tmp_path, "all")) == [("a", 1), ("a", 3), ("b", 2)]
+    assert scan(tmp_path).keys() == {("a", 1), ("a", 3), ("b", 2)}
 
 
 def test_missing_models_folder_is_named(tmp_path: Path) -> None:

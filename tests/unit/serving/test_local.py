@@ -21,7 +21,7 @@ from service.errors import (
     RepositoryError,
     ShuttingDown,
 )
-from service.models.folder import find_versions
+from service.models.folder import Scan, scan
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE
 from service.observability.metrics import Metrics
 from service.serving.local import LocalPredictor
@@ -39,7 +39,9 @@ async def open_predictor(tmp_path: Path) -> AsyncIterator[Open]:
     opened: list[LocalPredictor] = []
 
     async def start(**settings: Any) -> LocalPredictor:
-        predictor = LocalPredictor(Settings(models_dir=tmp_path, max_batch_size=8, **settings), Metrics())
+        predictor = LocalPredictor(
+            Settings(models_dir=tmp_path, max_batch_size=8, **settings), Metrics(), second_look_seconds=0
+        )
         opened.append(predictor)
         await predictor.start()
         return predictor
@@ -96,7 +98,7 @@ async def test_on_a_cpu_a_graph_with_convolutions_runs_in_small_batches(
     ]
     assert plain.batch_rows == 100
     assert convolved.batch_rows == 100 - 2 * 3 * 16  # of the last of three batches
-    assert np.allclose(convolved.outputs[0][:, 0], np.arange(100), atol=1e-3)
+    assert np.allclose(convolved.outputs[0][:, 0] * 255, np.arange(100), atol=1e-3)
     await predictor.close()
 
 
@@ -119,17 +121,16 @@ def test_folders_that_are_not_models_are_passed_over(
     (tmp_path / "_drafts").mkdir()
     (tmp_path / "README.md").write_text("models")
     (tmp_path / "first-pixel" / "notes").mkdir()
-    assert find_versions(tmp_path, "all") == {("first-pixel", 1): folder}
+    assert scan(tmp_path) == Scan({"first-pixel": {1: folder}})
 
 
 async def test_an_empty_or_missing_folder_stops_the_start(open_predictor: Open, tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="holds no models"):
         await open_predictor()
     with pytest.raises(RepositoryError, match="none is missing"):
-        find_versions(tmp_path / "none", "latest")
+        scan(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RepositoryError, match="empty holds no version folder, expected empty/1"):
-        find_versions(tmp_path, "latest")
+    assert scan(tmp_path) == Scan({})
 
 
 def damage_graph(folder: Path) -> None:

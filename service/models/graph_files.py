@@ -1,0 +1,117 @@
+"""Finds the files that an ONNX graph keeps its weights in, next to the graph itself.
+
+Reads the few fields of the protobuf that can name such a file, and skips all others, weights included. The
+service has no package that knows the format: onnxruntime opens these files, but does not list them.
+"""
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from service.errors import RepositoryError
+
+Kind = Literal["model", "graph", "function", "node", "attribute", "sparse", "training", "tensor"]
+
+_INSIDE: dict[Kind, dict[int, Kind]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {
+        5: "tensor",
+        6: "graph",
+        10: "tensor",
+        11: "graph",
+        22: "sparse",
+        23: "sparse",
+    },
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+"""The messages of onnx.proto that lead to tensors: the kind of each field, by number."""
+
+_EXTERNAL_DATA, _DATA_LOCATION, _EXTERNAL = 13, 14, 1
+"""TensorProto's fields, and the location of a tensor whose data lies in another file."""
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+_DEEPEST = 100
+"""Nested messages; protobuf's own readers refuse more."""
+
+
+def external_files(graph: Path) -> set[str]:
+    """Return the locations of the weights that lie outside the graph's file, as the graph writes them.
+
+    Raises RepositoryError if the file is not an ONNX graph.
+    """
+    try:
+        with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            view = memoryview(data)
+            try:
+                return set(_locations(view, "model", 0))
+            finally:
+                view.release()
+    except (ValueError, RecursionError) as error:  # an empty file cannot be mapped
+        raise RepositoryError(f"{graph} is not an ONNX graph: {error}") from None
+
+
+def _locations(message: memoryview, kind: Kind, depth: int) -> Iterator[str]:
+    if depth > _DEEPEST:
+        raise ValueError("its messages are nested too deep")
+    if kind == "tensor":
+        yield from _locations_of_tensor(message)
+        return
+    for number, value in _fields(message):
+        inside = _INSIDE[kind].get(number)
+        if inside is not None and isinstance(value, memoryview):
+            yield from _locations(value, inside, depth + 1)
+
+
+def _locations_of_tensor(tensor: memoryview) -> list[str]:
+    found, external = [], False
+    for number, value in _fields(tensor):
+        if number == _DATA_LOCATION:
+            external = value == _EXTERNAL
+        elif number == _EXTERNAL_DATA and isinstance(value, memoryview):
+            entry = {key: bytes(text) for key, text in _fields(value) if isinstance(text, memoryview)}
+            if entry.get(1) == b"location":
+                found.append(entry.get(2, b"").decode())
+    return found if external else []
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yield a message's fields: number, and value or bytes. Raises ValueError if it is malformed."""
+    position, end = 0, len(message)
+    while position < end:
+        tag, position = _varint(message, position)
+        wire = tag & 7
+        if wire == _VARINT:
+            value, position = _varint(message, position)
+            yield tag >> 3, value
+            continue
+        if wire == _BYTES:
+            size, position = _varint(message, position)
+        elif wire in (_FIXED32, _FIXED64):
+            size = 4 if wire == _FIXED32 else 8
+        else:
+            raise ValueError(f"wire type is {wire}, expected 0, 1, 2 or 5")
+        if size > end - position:
+            raise ValueError("it is cut short")
+        if wire == _BYTES:
+            yield tag >> 3, message[position : position + size]
+        position += size
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    """Return a varint and the position behind it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= len(message):
+            raise ValueError("it is cut short")
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise ValueError("a number has more than 64 bits")
