@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from types import FrameType
 
+    from service.hangups import Hangups
     from service.settings import Settings
 
 SWITCH_SECONDS = 0.0005
@@ -37,6 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, fds: list[int], flags: list[str]) -> int:
+    import signal
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        return _serve(command, fds, flags)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def _serve(command: str, fds: list[int], flags: list[str]) -> int:
+    from service.hangups import Hangups
+
+    hangups = Hangups()
+    hangups.install()
     import contextlib
     import logging
     import signal
@@ -54,7 +69,7 @@ def _run(command: str, fds: list[int], flags: list[str]) -> int:
 
     try:
         settings = load_settings(flags)
-        work = _work(command, fds, settings, flags)
+        work = _work(command, fds, settings, flags, hangups)
     except SettingsError as error:
         with contextlib.suppress(OSError):  # stderr may be full or broken
             print(f"inkserve: {error}", file=sys.stderr)
@@ -76,6 +91,7 @@ def _run(command: str, fds: list[int], flags: list[str]) -> int:
         logger.critical("the service failed", exc_info=True)
         return 1
     finally:
+        hangups.ignore()
         signal.signal(signal.SIGTERM, before)
         log.drain()
 
@@ -89,19 +105,23 @@ def _split(arguments: list[str]) -> tuple[str, list[int], list[str]]:
     return command, fds, arguments
 
 
-def _work(command: str, fds: list[int], settings: "Settings", flags: list[str]) -> Coroutine[None, None, int]:
+def _work(
+    command: str, fds: list[int], settings: "Settings", flags: list[str], hangups: "Hangups"
+) -> Coroutine[None, None, int]:
     from service import compose
     from service.errors import SettingsError
 
     if command == "serve":
         split = settings.workers > 0
-        return compose.supervise(settings, flags, with_engine=True) if split else compose.serve(settings)
+        if split:
+            return compose.supervise(settings, flags, hangups, with_engine=True)
+        return compose.serve(settings, hangups)
     if settings.socket is None:
         raise SettingsError(f"socket is not set, expected a path for the command {command}")
     if command == "http":
-        return compose.supervise(settings, flags, with_engine=False)
+        return compose.supervise(settings, flags, hangups, with_engine=False)
     if command == "engine":
-        return compose.run_engine(settings, settings.socket, fds[0] if fds else None)
+        return compose.run_engine(settings, settings.socket, fds[0] if fds else None, hangups)
     return compose.run_worker(settings, settings.socket, *fds)
 
 
@@ -137,5 +157,27 @@ def _open_standard_streams() -> None:
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
+def run() -> NoReturn:
+    """Run the command of this process, and exit with its code.
+
+    A failed command exits without the interpreter's farewell: a thread that still opens or warms a model
+    would end the process with a signal (SIGSEGV, SIGABRT) once the interpreter or CUDA's driver is gone.
+    """
+    import signal
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a default action would end the process during its exit
+    code = main()
+    if code:
+        import contextlib
+        import logging
+
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

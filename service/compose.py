@@ -8,13 +8,14 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.errors import SettingsError
+from service.hangups import Hangups
 from service.memory import freeze_and_enable_gc, give_back_free_memory
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -83,10 +84,10 @@ class Parts:
             await asyncio.to_thread(self.tracing.close)
 
 
-async def serve(settings: Settings) -> int:
+async def serve(settings: Settings, hangups: Hangups) -> int:
     """Load the models, serve until a signal, answer what was accepted; all in this process.
 
-    Raises RepositoryError or EngineError if a model cannot be served.
+    Raises RepositoryError or EngineError if no model or no default model can be served.
     """
     from service.http.tls import open_tls
 
@@ -94,28 +95,45 @@ async def serve(settings: Settings) -> int:
     parts = Parts.open(settings)
     keys = parts.keys()
     predictor = parts.predictor()
-    loading = asyncio.ensure_future(predictor.start())
-    await asyncio.to_thread(_import_http)
-    from service.http.api_keys import kept_current
-    from service.http.server import Server, log_ready
-    from service.http.tls import scheme
+    async with _loading(predictor) as loading:
+        await asyncio.to_thread(_import_http)
+        from service.http.api_keys import kept_current
+        from service.http.server import Server, log_ready
+        from service.http.tls import scheme
 
-    server = Server(
-        parts.app(predictor, keys),
-        settings,
-        predictor.stop_being_ready,
-        partial(log_ready, root_path=settings.root_path, scheme=scheme(settings)),
-    )
-    await loading
-    _on_hangup(predictor.reload)
+        server = Server(
+            parts.app(predictor, keys),
+            settings,
+            predictor.stop_being_ready,
+            partial(log_ready, root_path=settings.root_path, scheme=scheme(settings)),
+        )
+        await loading
+    hangups.reload_with(predictor.reload)
     freeze_and_enable_gc()
     give_back_free_memory()
     async with kept_current(keys):
         await server.serve()
+    hangups.ignore()
     await predictor.close()
     await parts.close()
     logger.info("stopped")
     return 0
+
+
+@contextlib.asynccontextmanager
+async def _loading(predictor: "LocalPredictor") -> AsyncIterator["asyncio.Future[None]"]:
+    """Load the models meanwhile; if anything fails, wait for the thread that loads, then close the predictor.
+
+    A thread inside onnxruntime must not outlive the interpreter: the process would end with a signal.
+    """
+    loading = asyncio.ensure_future(predictor.start())
+    try:
+        yield loading
+    except BaseException:
+        predictor.stop_loading()
+        await asyncio.gather(loading, return_exceptions=True)
+        await predictor.close()
+        raise
 
 
 def _import_http() -> None:
@@ -124,7 +142,7 @@ def _import_http() -> None:
     import service.http.server  # noqa: F401
 
 
-async def supervise(settings: Settings, arguments: Sequence[str], with_engine: bool) -> int:
+async def supervise(settings: Settings, arguments: Sequence[str], hangups: Hangups, with_engine: bool) -> int:
     """Run the processes of a split service, or only its HTTP half."""
     from service.http.api_keys import read_keys
     from service.http.tls import open_tls
@@ -135,12 +153,12 @@ async def supervise(settings: Settings, arguments: Sequence[str], with_engine: b
     open_tls(settings)
     freeze_and_enable_gc()
     if settings.socket is not None:
-        return await Supervisor(settings, arguments, settings.socket, with_engine).run()
+        return await Supervisor(settings, arguments, settings.socket, with_engine, hangups).run()
     with private_socket() as path:
-        return await Supervisor(settings, arguments, path, with_engine).run()
+        return await Supervisor(settings, arguments, path, with_engine, hangups).run()
 
 
-async def run_engine(settings: Settings, path: Path, lifeline: int | None) -> int:
+async def run_engine(settings: Settings, path: Path, lifeline: int | None, hangups: Hangups) -> int:
     """Serve the models on a Unix socket until a signal.
 
     lifeline: the reading end of a pipe from the supervisor; at end-of-file the supervisor has died, and this
@@ -154,17 +172,19 @@ async def run_engine(settings: Settings, path: Path, lifeline: int | None) -> in
     parts = Parts.open(settings)
     parts.metrics.watch_process()
     predictor = parts.predictor()
-    await predictor.start()
+    async with _loading(predictor) as loading:
+        await loading
     server = EngineServer(predictor, settings.max_request_rows, parts.metrics.registry.collect)
     stopping = asyncio.Event()
     for sig in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sig, stopping.set)
-    _on_hangup(server.reload)
+    hangups.reload_with(server.reload)
     freeze_and_enable_gc()
     give_back_free_memory()
     await server.start(path)
     logger.info("the engine is ready at %s", path)
     await stopping.wait()
+    hangups.ignore()
     predictor.stop_being_ready()
     server.send_state()
     with contextlib.suppress(TimeoutError):
@@ -221,11 +241,6 @@ def _watch_gpu(settings: Settings, metrics: Metrics) -> None:
     gpu = open_gpu(settings.device_id)
     if gpu is not None:
         metrics.registry.register(gpu)
-
-
-def _on_hangup(reload: Callable[[], Coroutine[None, None, list[str]]]) -> None:
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(reload()))
 
 
 def _stop_without_supervisor(lifeline: int) -> None:

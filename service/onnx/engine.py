@@ -76,7 +76,7 @@ class Engine:
         except Exception as error:  # onnxruntime raises its own types if the device's memory is full
             raise EngineError(f"{graph}: buffers cannot be allocated on the device: {error}") from error
 
-    def warm_up(self) -> None:
+    def warm_up(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Run the buckets whose first run is slower than later ones, and time them.
 
         On a GPU that is every bucket. The largest runs first and grows the memory arena to its final size.
@@ -84,17 +84,19 @@ class Engine:
         builds only twice. With CUDA graphs, call this from the thread that will call `begin`, because
         onnxruntime keeps a thread's graphs only for that thread. Each bucket runs twice: the first run
         captures, the second is the first replay.
+        stop: asked between two runs. Raises EngineError if it says so.
         """
         if self._options.provider == "cpu":
-            self._warm_up_cpu()
+            self._warm_up_cpu(stop)
             return
         for size in (self.buckets[-1], *self.buckets[:-1]):
+            _check(stop)
             # The slots alternate: `begin` takes the one that has been idle longest.
             for _ in range(self.depth):
                 self._time(size)
             self._seconds[size] = max(self._time(size) for _ in range(self.depth))
 
-    def _warm_up_cpu(self) -> None:
+    def _warm_up_cpu(self, stop: Callable[[], bool]) -> None:
         """Run the largest bucket, then only the powers of two, and interpolate the other buckets' times.
 
         A CPU's kernels are not tuned to shapes. Once the largest and the smallest bucket have run, the first
@@ -104,7 +106,10 @@ class Engine:
         largest = self.buckets[-1]
         self._time(largest)
         timed = [*(size for size in self.buckets[:-1] if size.bit_count() == 1), largest]
-        seconds = np.array([self._time(size) for size in timed])
+        seconds = np.zeros(len(timed))
+        for index, size in enumerate(timed):
+            _check(stop)
+            seconds[index] = self._time(size)
         # Make the times non-decreasing: interference only ever adds time.
         seconds = np.minimum.accumulate(seconds[::-1])[::-1]
         self._seconds = {size: float(np.interp(size, timed, seconds)) for size in self.buckets}
@@ -198,6 +203,11 @@ class Engine:
             yield OverlappedBinding(
                 self._session, size, device_inputs, device_outputs, device_id, graph_id, streams
             )
+
+
+def _check(stop: Callable[[], bool]) -> None:
+    if stop():
+        raise EngineError("the warm-up was stopped")
 
 
 def _buckets(session: ort.InferenceSession, options: EngineOptions) -> tuple[int, ...]:

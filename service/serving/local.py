@@ -58,6 +58,7 @@ class LocalPredictor:
         self._served = Served()
         self._stamps: dict[Key, Stamp] = {}
         self._second_look_seconds = second_look_seconds
+        self._stopping = False
         self._ready = False
         self._serves_defaults = False
         self._reloading = asyncio.Lock()
@@ -152,6 +153,10 @@ class LocalPredictor:
             await asyncio.to_thread(give_back_free_memory)
         return [failure.reason for failure in failures]
 
+    def stop_loading(self) -> None:
+        """Load no further model: `start` ends once the thread that loads has finished its current step."""
+        self._stopping = True
+
     async def close(self) -> None:
         """Accept no more work, finish the accepted requests, stop the device's thread."""
         self._ready = False
@@ -199,6 +204,8 @@ class LocalPredictor:
         loaded: list[LoadedModel] = []
         failed = False
         for version in sorted(folders, reverse=True):
+            if self._stopping:
+                break
             current = self._served.get((name, version))
             try:
                 if is_empty(folders[version]) and current is None:
@@ -285,7 +292,7 @@ class LocalPredictor:
         """
 
         def warm_up() -> None:
-            engine.warm_up()
+            engine.warm_up(lambda: self._stopping)
             check_outputs(engine, manifest)
 
         if self._settings.provider == "cuda":

@@ -41,7 +41,8 @@ class Child:
             while True:
                 began = time.monotonic()
                 code = await self._run()
-                if self._stopping.is_set() or not self.settled:
+                # A SIGHUP before the process could ignore it is no failed start.
+                if self._stopping.is_set() or not (self.settled or code == -signal.SIGHUP):
                     return code
                 if time.monotonic() - began > LASTING_SECONDS:
                     delay = FIRST_DELAY_SECONDS

@@ -18,8 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from service.addresses import open_listeners, ready_line
-from service.errors import FrameError, InkserveError, Unavailable
+from service.errors import FrameError, InkserveError, RepositoryError, Unavailable
+from service.hangups import Hangups
 from service.observability.metrics import Metrics
+from service.serving.checks import unmet_default
 from service.settings import Settings
 from service.split import messages
 from service.split.child_process import Child
@@ -116,7 +118,15 @@ class Supervisor:
     with_engine: start the engine too, or use one that listens on `path`.
     """
 
-    def __init__(self, settings: Settings, arguments: Sequence[str], path: Path, with_engine: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        arguments: Sequence[str],
+        path: Path,
+        with_engine: bool,
+        hangups: Hangups,
+    ) -> None:
+        self._hangups = hangups
         self.totals = Totals()
         self.listeners = open_listeners(settings.host, settings.port)
         self._settings = settings
@@ -141,7 +151,8 @@ class Supervisor:
         stopping = asyncio.ensure_future(self._stopping.wait())
         ticking = asyncio.ensure_future(self._tick())
         await asyncio.wait({starting, stopping, *ending}, return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
+        unmet = starting.result() if starting.done() else None
+        if starting.done() and unmet is None:
             for child in self._children:
                 child.settled = True
             scheme = "http" if self._settings.ssl_certfile is None else "https"
@@ -152,6 +163,8 @@ class Supervisor:
             task.cancel()
         await self._stop()
         await asyncio.gather(starting, stopping, ticking, *ending, return_exceptions=True)
+        if unmet is not None:
+            raise RepositoryError(unmet)
         return max(1, failed[0]) if failed else 0
 
     def answer_scrape(self, link: Link, number: int) -> None:
@@ -200,10 +213,14 @@ class Supervisor:
                 worker.tick()
             await self._count(TICK_SECONDS)
 
-    async def _all_ready(self) -> None:
+    async def _all_ready(self) -> str | None:
+        """Wait until all processes serve; returns what is wrong with the default models, or None."""
         await self._predictor.connected()
-        for worker in self._workers:
-            await worker.ready.wait()
+        unmet = unmet_default(self._settings, self._predictor.models())
+        if unmet is None:
+            for worker in self._workers:
+                await worker.ready.wait()
+        return unmet
 
     async def _spawn_engine(self) -> asyncio.subprocess.Process:
         return await self.start_process("engine", (self._lifeline[0],))
@@ -217,7 +234,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, self._on_stop, sig)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._start(self._reload()))
+        self._hangups.reload_with(self._reload)
 
     def _on_stop(self, sig: signal.Signals) -> None:
         if self._stopping.is_set():
@@ -228,6 +245,7 @@ class Supervisor:
         self._stopping.set()
 
     async def _reload(self) -> None:
+        await self._predictor.connected()  # the models may be loading
         try:
             await self._predictor.reload()
         except InkserveError as error:
@@ -236,6 +254,7 @@ class Supervisor:
     async def _stop(self) -> None:
         """Stop the workers first, so that the requests they have accepted still find the engine."""
         self._stopping.set()
+        self._hangups.ignore()
         # The workers hold the listeners too; when the last of them closes one, connections are refused.
         for listener in self.listeners:
             listener.close()
