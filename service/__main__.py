@@ -87,6 +87,8 @@ def _serve(command: str, fds: list[int], flags: list[str]) -> int:
     except InkserveError as error:
         logger.error("%s", error)
         return 1
+    except SystemExit as end:  # uvicorn's, with code 3, if the port cannot be bound
+        return 1 if end.code else 0
     except Exception:  # the process's edge
         logger.critical("the service failed", exc_info=True)
         return 1

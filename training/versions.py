@@ -7,20 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.models.folder import version_folders
-from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, read_manifest, sha256_of
+from service.models.manifest import MANIFEST_FILE, Manifest, read_manifest, sha256_of
+from service.models.verification import model_files
 from training.errors import EvaluationError, ExportError
 from training.files import sync
 from training.terminal import notice
 
 
 def read_verified(folder: Path) -> Manifest:
-    """The manifest of a version whose graph has the SHA-256 that it names."""
+    """The manifest of a version whose files have the SHA-256 that it names."""
     manifest = read_manifest(folder)
-    digest = sha256_of(folder / MODEL_FILE)
-    if digest != manifest.sha256:
-        raise EvaluationError(
-            f"{folder / MODEL_FILE}: SHA-256 is {digest}, expected {manifest.sha256} ({MANIFEST_FILE})"
-        )
+    for name, expected in model_files(manifest).items():
+        digest = sha256_of(folder / name)
+        if digest != expected:
+            raise EvaluationError(
+                f"{folder / name}: SHA-256 is {digest}, expected {expected} ({MANIFEST_FILE})"
+            )
     return manifest
 
 

@@ -47,51 +47,48 @@ def external_files(graph: Path) -> set[str]:
     """
     try:
         with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            view = memoryview(data)
-            try:
-                return set(_locations(view, "model", 0))
-            finally:
-                view.release()
-    except (ValueError, RecursionError) as error:  # an empty file cannot be mapped
+            return set(_locations(data, range(len(data)), "model", 0))
+    except ValueError as error:  # an empty file cannot be mapped
         raise RepositoryError(f"{graph} is not an ONNX graph: {error}") from None
 
 
-def _locations(message: memoryview, kind: Kind, depth: int) -> Iterator[str]:
+def _locations(data: mmap.mmap, message: range, kind: Kind, depth: int) -> Iterator[str]:
     if depth > _DEEPEST:
         raise ValueError("its messages are nested too deep")
     if kind == "tensor":
-        yield from _locations_of_tensor(message)
+        yield from _locations_of_tensor(data, message)
         return
-    for number, value in _fields(message):
+    for number, value in _fields(data, message):
         inside = _INSIDE[kind].get(number)
-        if inside is not None and isinstance(value, memoryview):
-            yield from _locations(value, inside, depth + 1)
+        if inside is not None and isinstance(value, range):
+            yield from _locations(data, value, inside, depth + 1)
 
 
-def _locations_of_tensor(tensor: memoryview) -> list[str]:
+def _locations_of_tensor(data: mmap.mmap, tensor: range) -> list[str]:
     found, external = [], False
-    for number, value in _fields(tensor):
+    for number, value in _fields(data, tensor):
         if number == _DATA_LOCATION:
             external = value == _EXTERNAL
-        elif number == _EXTERNAL_DATA and isinstance(value, memoryview):
-            entry = {key: bytes(text) for key, text in _fields(value) if isinstance(text, memoryview)}
+        elif number == _EXTERNAL_DATA and isinstance(value, range):
+            texts = ((key, text) for key, text in _fields(data, value) if isinstance(text, range))
+            entry = {key: data[text.start : text.stop] for key, text in texts}
             if entry.get(1) == b"location":
                 found.append(entry.get(2, b"").decode())
     return found if external else []
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield a message's fields: number, and value or bytes. Raises ValueError if it is malformed."""
-    position, end = 0, len(message)
+def _fields(data: mmap.mmap, message: range) -> Iterator[tuple[int, int | range]]:
+    """Yield a message's fields: number, and value or place. Raises ValueError if it is malformed."""
+    position, end = message.start, message.stop
     while position < end:
-        tag, position = _varint(message, position)
+        tag, position = _varint(data, position, end)
         wire = tag & 7
         if wire == _VARINT:
-            value, position = _varint(message, position)
+            value, position = _varint(data, position, end)
             yield tag >> 3, value
             continue
         if wire == _BYTES:
-            size, position = _varint(message, position)
+            size, position = _varint(data, position, end)
         elif wire in (_FIXED32, _FIXED64):
             size = 4 if wire == _FIXED32 else 8
         else:
@@ -99,17 +96,17 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         if size > end - position:
             raise ValueError("it is cut short")
         if wire == _BYTES:
-            yield tag >> 3, message[position : position + size]
+            yield tag >> 3, range(position, position + size)
         position += size
 
 
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
+def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
     """Return a varint and the position behind it."""
     value = 0
     for shift in range(0, 70, 7):
-        if position >= len(message):
+        if position >= end:
             raise ValueError("it is cut short")
-        byte = message[position]
+        byte = data[position]
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:

@@ -20,6 +20,7 @@ from service.models.manifest import (
     TensorSpec,
     sha256_of,
 )
+from service.models.verification import external_digests
 from training.cards.card import Card, command_lines, fill_page, table
 from training.datasets.splits import Splits
 from training.export.parity import check_parity
@@ -96,6 +97,7 @@ def _describe(model: Model, folder: Path, difference: float, splits: Splits, run
         labels=tuple(splits.labels),
         preprocess=model.preprocess,
         sha256=sha256_of(path),
+        files=external_digests(folder),
         metrics={**model.measure(path), "data": splits.name, "data_digest": splits.digest},
         command=f"{read_command(run_dir)} && {command_line()}",
     )

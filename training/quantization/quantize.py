@@ -11,6 +11,7 @@ import onnxruntime
 
 from service.models.folder import CARD_FILE, version_folders
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, sha256_of
+from service.models.verification import external_digests
 from training.cards.card import command_lines, fill_page, table
 from training.datasets.splits import Splits, spread
 from training.errors import QuantizationError
@@ -103,6 +104,7 @@ def _manifest(source: Manifest, path: Path, metrics: Metrics, splits: Splits) ->
             "name": source.name + SUFFIX,
             "description": f"{source.description} In 8-bit integers.",
             "sha256": sha256_of(path),
+            "files": external_digests(path.parent),
             "metrics": {**metrics, "data": splits.name, "data_digest": splits.digest},
             "command": f"{source.command} && {command_line()}",
         }
