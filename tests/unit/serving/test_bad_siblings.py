@@ -54,6 +54,11 @@ def as_fifo(path: Path) -> None:
     os.mkfifo(path)
 
 
+def as_loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
 def damaged_manifest(damage: Callable[[Path], object]) -> Callable[[Path, Callable[..., Path]], object]:
     return lambda _, add: damage(add("bad") / MANIFEST_FILE)
 
@@ -68,7 +73,7 @@ FAILED: dict[str, tuple[Callable[[Path, Callable[..., Path]], object], str]] = {
     "a manifest that is a folder": (damaged_manifest(as_folder), "is not a regular file"),
     "a manifest that is a FIFO": (damaged_manifest(as_fifo), "is not a regular file"),
     "a manifest that links to itself": (
-        damaged_manifest(lambda path: (path.unlink(), path.symlink_to(path))),
+        damaged_manifest(as_loop),
         "cannot be read|is missing",
     ),
     "a manifest of random bytes": (
@@ -169,17 +174,16 @@ async def test_any_exception_is_contained(
     tmp_path: Path, add_classifier: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fault that nobody foresaw, injected where every file is hashed."""
-    from service.models import verification
+    from service.models import manifest, verification
 
     metrics = Metrics()
     for name in ("bad", "good"):
         add_classifier(name)
-    real = verification.sha256_of
 
     def sha256_of(path: Path) -> str:
         if "bad" in path.parts:
             raise ZeroDivisionError("injected")
-        return real(path)
+        return manifest.sha256_of(path)
 
     monkeypatch.setattr(verification, "sha256_of", sha256_of)
     predictor = load(tmp_path, metrics)
