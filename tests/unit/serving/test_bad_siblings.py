@@ -274,7 +274,8 @@ async def test_a_default_that_is_not_served_stops_the_start(
     tmp_path: Path, add_classifier: Callable[..., Path], setting: str, name: str
 ) -> None:
     add_classifier("good")
-    predictor = load(tmp_path, **{setting: name})
+    changes: dict[str, Any] = {setting: name}
+    predictor = load(tmp_path, **changes)
     with pytest.raises(
         RepositoryError, match=f"^{setting} is '{name}', expected a .* model that is served: "
     ):
