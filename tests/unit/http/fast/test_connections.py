@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from service.serving.local import LocalPredictor
+from tests.support.held import Held
 from tests.support.http import RAW, exchange, png, request
 from tests.support.listener import Listener, listening
 from tests.support.live import connected
-from tests.unit.http.fast.test_endpoint import Held
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n"
 PATHS = {

@@ -6,7 +6,6 @@ A real listener and real connections, in this process, over tiny models.
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from service.observability.tracing import Tracing
 from service.serving.local import LocalPredictor
 from service.serving.predictor import Cancel
 from tests.support.collector import collecting
+from tests.support.held import Held
 from tests.support.http import exchange, image, png, request
 from tests.support.listener import KEEP_ALIVE_SECONDS, Listener, listening
 from tests.support.live import connected
@@ -191,33 +191,6 @@ async def test_responses_keep_the_order_of_requests_in_any_pieces(
             assert response.status == 200
             if kind != "get":
                 assert f'"label":"{digit}"'.encode() in response.body
-
-
-class Held:
-    """A predictor's `submit` that waits until it is let go."""
-
-    def __init__(self, predictor: LocalPredictor) -> None:
-        self._submit = predictor.submit
-        self._waiting: list[Callable[[], object]] = []
-        self.cancelled = 0
-        predictor.submit = self.submit  # type: ignore[assignment,method-assign]
-
-    def submit(self, *arguments: object, admitted: bool = False) -> Cancel:
-        self._waiting.append(partial(self._submit, *arguments, admitted=admitted))  # type: ignore[arg-type]
-
-        def cancel() -> None:
-            self.cancelled += 1
-
-        return cancel
-
-    async def holds(self, count: int) -> None:
-        while len(self._waiting) < count:
-            await asyncio.sleep(0.005)
-
-    def let_go(self) -> None:
-        for submit in self._waiting:
-            submit()
-        self._waiting.clear()
 
 
 async def test_a_disconnect_cancels_the_request(listener: Listener, predictor: LocalPredictor) -> None:
