@@ -92,9 +92,8 @@ async def test_a_large_form_needs_no_disk(
     predictor: LocalPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-    noise = np.random.default_rng(0).integers(0, 256, (1200, 1200), np.uint8)
     file = io.BytesIO()
-    Image.fromarray(noise).save(file, "PNG", compress_level=0)
+    Image.fromarray(image(7)).resize((1200, 1200)).save(file, "PNG", compress_level=0)
     assert file.tell() > 2**20  # what the form parser would otherwise hold in memory
     large = settings(tmp_path).model_copy(update={"max_body_bytes": 2**21})
     app = create_app(predictor, large, Metrics())

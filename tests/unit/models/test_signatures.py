@@ -71,7 +71,7 @@ def test_a_signed_version_is_opened(version: Path, tmp_path: Path, curve: ec.Ell
     assert main(["sign", str(version), "--key", str(private)]) == 0
     assert main(["sign", str(version), "--key", str(private)]) == 0  # the old signature is not signed
     chosen = Settings(models_dir=version.parents[1], max_batch_size=2, trusted_keys=public)
-    info, _ = open_engine(version, chosen)
+    info, _, _ = open_engine(version, chosen)
     assert (info.manifest.name, info.card) == ("first-pixel", "# A card\n")
 
 
