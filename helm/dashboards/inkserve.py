@@ -84,7 +84,7 @@ def burn(title: str, ratio: str, budget: str, text: str) -> timeseries.Panel:
     lines = [(None, "green"), (1, "yellow"), (6, "orange"), (14.4, "red")]
     steps = [Threshold(value, color) for value, color in lines]
     return (
-        graph(title, "none", queries, text, span=12)
+        graph(title, "none", queries, text, span=8)
         .thresholds(dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps))
         .thresholds_style(common.GraphThresholdsStyleConfig().mode(GraphTresholdsStyleMode.LINE))
     )

@@ -41,6 +41,7 @@ NORUN = {
     "docs/load-testing.md": (3, "need several machines, or run until stopped"),
     "docs/performance.md": (3, "take 2 to 10 minutes"),
     "docs/reliability.md": (1, "takes 25 minutes"),
+    "docs/security.md": (1, "needs openssl and a password typed in"),
     "docs/scaling.md": (1, "takes six minutes on a quiet machine"),
     "docs/training.md": (1, "trains for an hour"),
     "models/README.md": (1, "train for 21 minutes to an hour"),
