@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from loadtests.interrupts import exit_code
 from loadtests.machine import describe
+from loadtests.placement import on_cores, place
 from loadtests.progress import doing, say
 from loadtests.service_process import Service, serving
 
@@ -147,7 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="bursts with each kind of clients (default: 3)")
     parsed = parser.parse_args(arguments)
     flags = ("--max-queue-requests", str(QUEUED), "--default-classifier", MODEL, "--intra-op-threads", "1")
-    with serving(flags) as service:
+    placement = place()
+    with serving(flags, placement.service_cores) as service, on_cores(placement.generator_cores):
         measured = measure(service, parsed.rounds)
     print(f"{describe()}\n\n{TABLE}")
     for name, each in sorted(measured, key=lambda pair: pair[0], reverse=True):

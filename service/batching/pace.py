@@ -12,7 +12,7 @@ response, and a changing pace. Without it 17 % of the responses to 16-image requ
 the capacity, and 31 % at twice the capacity."""
 
 
-ALLOWED_SHARE = 0.5
+ALLOWED_SHARE = 0.25
 """A rejected request is told to return when the work ahead of it has shrunk to this part of what would just
 be accepted: otherwise a few requests that come meanwhile would have it rejected again."""
 

@@ -236,6 +236,8 @@ class BatchQueue:
                 space = self._fill(lane, space, parts)
         rows = most - space
         self.rows -= rows
+        if not self.rows:
+            self._retries.forget()
         self.pace.rows_in_flight += rows
         self.refused_since_batch = False
         reason: Reason = "delay" if self.max_batch_delay_seconds else "idle"

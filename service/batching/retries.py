@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from service.errors import DeadlineUnreachable, QueueFull
 
-MAX_RETRY_SECONDS = 60.0
-"""The longest wait that is promised: clients that never return would otherwise delay all others for ever."""
+MAX_RETRY_SECONDS = 30.0
+"""The longest wait that is promised: clients that never return, or return at once and are promised a time
+again and again, would otherwise delay all others for ever."""
 
 SPREAD = 1.05
 """The returning work is spread over this much more time than it takes, because clients return on whole
@@ -38,6 +39,10 @@ class Retries:
     """The work that rejected requests will bring when they return."""
 
     def __init__(self) -> None:
+        self._until = -math.inf
+
+    def forget(self) -> None:
+        """Forget what was promised: the queue is empty, so the clients have not waited for it."""
         self._until = -math.inf
 
     def promise(

@@ -30,7 +30,9 @@ def misses(row: Row) -> list[str]:
 @pytest.mark.parametrize("context", [SINGLE, SPLIT], ids=lambda context: context.subject.name)
 def test_every_answer_to_a_mixture_is_onnxruntimes(context: Context) -> None:
     (row,) = mixed(context)
-    assert row.figures["requests"] >= 1000
+    requests = row.figures["requests"]
+    assert requests is not None
+    assert requests >= 1000
     assert not misses(row), row
 
 

@@ -22,6 +22,10 @@ def test_each_rejected_request_is_told_to_return_behind_the_one_before() -> None
     # A second later a second of the work is done.
     assert math.isclose(retries.promise(101.0, 2.0, 0.5, 1.0), 1.0 + SPREAD * 2.0 - 1.0)
     assert retries.promise(500.0, 2.0, 0.5, 1.0) == 1.0  # all have returned, or never will
+    for _ in range(100):
+        retries.promise(501.0, 2.0, 0.5, 1.0)
+    retries.forget()  # they returned sooner, and were served
+    assert retries.promise(501.0, 2.0, 0.5, 1.0) == 1.0
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), SECONDS, SECONDS, SECONDS), min_size=1, max_size=30))
