@@ -150,7 +150,8 @@ class Connections:
 
     def _evict(self) -> bool:
         idle = [each for each in self.open if each.idle_since is not None]
-        idle.sort(key=lambda each: (each.served, each.idle_since))
+        idle = [each for each in idle if not each.served] or idle
+        idle.sort(key=lambda each: each.idle_since or 0.0)
         evicted = idle[: max(1, len(self.open) // 16)]
         for each in evicted:
             each.close_now("evicted")
