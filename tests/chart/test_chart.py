@@ -720,9 +720,27 @@ def snake_case(name: str) -> str:
     return re.sub(r"[A-Z]", lambda letter: "_" + letter[0].lower(), name)
 
 
+READ_BY_THE_SERVICE = {
+    "host": ("0.0.0.0", "::", "localhost"),
+    "rootPath": ("", "/digits", "/a/b"),
+    "trustedProxies": ("10.0.0.0/8, ::1", "*"),
+    "corsOrigins": ("*", "https://app.example.com"),
+    "sslCertfile": (None,),
+    "sslKeyfile": (None,),
+    "sslKeyfilePasswordFile": (None,),
+    "sslCaCerts": (None,),
+    "sslClientAuth": ("off",),
+}
+"""Texts whose form a schema cannot describe, and files that belong together: the service checks them when it
+starts. Valid values of each."""
+
+
 @SEARCH
 @given(any_values_of(SCHEMA["properties"]["settings"], SCHEMA))
 def test_settings_reach_the_service_unchanged_or_both_reject_them(values: Values) -> None:
+    for name in READ_BY_THE_SERVICE.keys() & values.keys():
+        valid = READ_BY_THE_SERVICE[name]
+        values[name] = valid[len(str(values[name])) % len(valid)]
     set_values = as_service_settings(values)
     try:
         manifests = render({"settings": values, "terminationGracePeriodSeconds": 2000})
