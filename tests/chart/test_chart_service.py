@@ -330,9 +330,11 @@ def test_the_service_requires_the_charts_keys_and_the_test_pod_sends_one(
         assert done.returncode == 0, done.stderr
 
 
-def test_the_service_rejects_the_variables_of_service_links() -> None:
+def test_the_service_ignores_the_variables_of_service_links_and_rejects_others() -> None:
     env = environment(server(render({}))) | {
         "INKSERVE_SERVICE_HOST": "10.0.0.1",
+        "INKSERVE_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "INKSERVE_MAX_BATCH": "8",
         "PATH": os.environ["PATH"],
     }
     command = [sys.executable, "-m", "service"]
@@ -340,4 +342,5 @@ def test_the_service_rejects_the_variables_of_service_links() -> None:
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False
     )
     assert ended.returncode == 2
-    assert "INKSERVE_SERVICE_HOST is not a setting" in ended.stderr
+    assert "INKSERVE_MAX_BATCH is not a setting" in ended.stderr
+    assert "SERVICE_HOST" not in ended.stderr

@@ -19,7 +19,7 @@ def board(tmp_path: Path, **panel: Any) -> Path:
 def test_a_panel_is_read_with_its_place_queries_and_thresholds() -> None:
     found = {panel.title: panel for panel in panels() if panel.kind != "row"}
     burn = found["Error budget burn"]
-    assert burn.place == (0, 6, 12, 8)
+    assert burn.place == (0, 6, 8, 8)
     assert [query.legend for query in burn.queries] == ["1h", "6h", "1d", "3d"]
     assert burn.thresholds == [(1, "yellow"), (6, "orange"), (14.4, "red")]
     assert found["Latency"].unit == "s"

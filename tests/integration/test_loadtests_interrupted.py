@@ -19,11 +19,11 @@ wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is missing")
 
 COMMANDS = [
     pytest.param("loadtests.load", "--rate 20 --mix raw=1", "All users spawned", id="load"),
-    pytest.param("loadtests.capacity", "measure --model reader --seconds 0.5", "callers:", id="capacity"),
+    pytest.param("loadtests.capacity", "measure --model template --seconds 0.5", "callers:", id="capacity"),
     pytest.param(
-        "loadtests.simulation.check", "--model reader --calibrate-seconds 0.5", "callers:", id="check"
+        "loadtests.simulation.check", "--model template --calibrate-seconds 0.5", "callers:", id="check"
     ),
-    pytest.param("loadtests.open_loop", "--model reader --seconds 1", "generator: at most", id="open_loop"),
+    pytest.param("loadtests.open_loop", "--model template --seconds 1", "generator: at most", id="open_loop"),
     pytest.param("loadtests.gpu", "--provider cpu --max-batch-size 1 --seconds 15", ", 10 s", id="gpu"),
     pytest.param("loadtests.peers", "--only asgi --rounds 2", "round 1", id="peers", marks=wrk),
 ]
