@@ -48,7 +48,7 @@ test: $(VENV)/.develop data ## Run every test (12 min)
 
 .PHONY: coverage
 coverage: $(VENV)/.develop data ## Run every test and measure the branch coverage (a quarter longer)
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --numprocesses 2 --dist loadfile $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.develop ## Check style, types and which wing imports which (10 s, 1 min without a cache)
