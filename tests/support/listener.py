@@ -67,3 +67,5 @@ async def listening(
         yield Listener(server.sockets[0].getsockname()[1], dispatch, state, metrics, seen, connections)
     finally:
         server.close()
+        if state.tasks:  # a file that a cancelled task had open would be reported in another test
+            await asyncio.wait(state.tasks, timeout=5)
