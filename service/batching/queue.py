@@ -109,7 +109,6 @@ class BatchQueue:
         self.max_queue_requests = max_queue_requests
         self.pace = Pace(max_batch_size)
         self._retries = Retries()
-        self._promised = False
         self._expired: list[Item] = []
         self.rows = 0
         self.requests = 0
@@ -140,7 +139,7 @@ class BatchQueue:
 
     def note_rejection(self, refusal: Refusal, rows: int, now: float) -> float:
         """Note that a request of `rows` rows is rejected; returns the seconds until it should return."""
-        self.refused_since_batch = self._promised = True
+        self.refused_since_batch = True
         backlog = self.pace.seconds_of(self.rows)
         return self._retries.promise(now, backlog, rows * self.pace.row_seconds, refusal.allowed_seconds)
 
@@ -237,8 +236,7 @@ class BatchQueue:
                 space = self._fill(lane, space, parts)
         rows = most - space
         self.rows -= rows
-        if self._promised and not self.rows:
-            self._promised = False
+        if not self.rows and self._retries.until > -math.inf:
             self._retries.forget()
         self.pace.rows_in_flight += rows
         self.refused_since_batch = False

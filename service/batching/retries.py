@@ -1,7 +1,7 @@
 """When a rejected request should come back. Knows nothing of clocks, randomness or HTTP.
 
-Told one after another: each rejected request is promised the time behind those promised before it. If all
-were told the same, they would all return at the same moment, and most would be rejected again.
+Each rejected request is promised the time after those promised before it. If all were promised the same time,
+they would return together, and most would be rejected again.
 """
 
 import math
@@ -10,12 +10,12 @@ from typing import NamedTuple
 from service.errors import DeadlineUnreachable, QueueFull
 
 MAX_RETRY_SECONDS = 30.0
-"""The longest wait that is promised: clients that never return, or return at once and are promised a time
-again and again, would otherwise delay all others for ever."""
+"""The longest wait that is promised. Without it, clients that never return, or that return too early and are
+promised another time, would delay all others without end."""
 
 SPREAD = 1.05
-"""The returning work is spread over this much more time than it takes, because clients return on whole
-seconds, and new ones come in between."""
+"""Promises are this much further apart than the work takes, because clients return on whole seconds and new
+clients arrive in between."""
 
 
 class Refusal(NamedTuple):
@@ -36,14 +36,17 @@ class Refusal(NamedTuple):
 
 
 class Retries:
-    """The work that rejected requests will bring when they return."""
+    """The times promised to rejected requests.
+
+    until: when the promised work will be done; -inf if nothing is promised.
+    """
 
     def __init__(self) -> None:
-        self._until = -math.inf
+        self.until = -math.inf
 
     def forget(self) -> None:
-        """Forget what was promised: the queue is empty, so the clients have not waited for it."""
-        self._until = -math.inf
+        """Drop all promises. An empty queue shows that they lie further ahead than the work does."""
+        self.until = -math.inf
 
     def promise(
         self, now: float, backlog_seconds: float, work_seconds: float, allowed_seconds: float
@@ -53,6 +56,6 @@ class Retries:
         backlog_seconds: work that is queued or running. work_seconds: the request's own.
         allowed_seconds: see `Refusal`.
         """
-        begins = max(self._until, now + backlog_seconds)
-        self._until = min(begins + SPREAD * work_seconds, now + MAX_RETRY_SECONDS)
+        begins = max(self.until, now + backlog_seconds)
+        self.until = min(begins + SPREAD * work_seconds, now + MAX_RETRY_SECONDS)
         return min(max(0.0, begins - now - allowed_seconds), MAX_RETRY_SECONDS)

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import get_args
+
+from service.observability.metrics import Rejection
 
 
 @dataclass(frozen=True)
@@ -85,14 +88,8 @@ REASON = Header(
     {
         "type": "string",
         "enum": [
-            "queue_full",
-            "deadline_unreachable",
-            "buffers_full",
-            "deadline",
-            "not_ready",
-            "shutting_down",
-            "unavailable",
-        ],
+            reason for reason in get_args(Rejection) if reason != "client_left"
+        ],  # nobody reads that one
     },
     example="queue_full",
 )

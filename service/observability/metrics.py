@@ -63,12 +63,7 @@ Rejection = Literal[
     "unavailable",
     "client_left",
 ]
-"""Why a valid request was not served: shed, for three reasons, expired, too early, too late, without an
-engine, or abandoned by its client."""
-
-SHED: tuple[Rejection, ...] = ("queue_full", "deadline_unreachable", "buffers_full")
-"""There was too much work; answered 429."""
-
+"""Why a valid request was not served. The first three reasons mean too much work, which is answered 429."""
 
 Closing = Literal["malformed", "head_timeout", "body_timeout", "send_timeout", "evicted", "refused"]
 """Why the service closed a connection before its client was done."""

@@ -146,11 +146,6 @@ class PartialBody:
         self.missing = size
         self.add(begun)
 
-    @property
-    def arrived(self) -> memoryview:
-        """What has come so far."""
-        return self.whole[: len(self.whole) - self.missing]
-
     def add(self, data: Body) -> bytes:
         """Take what belongs to the body; returns the remainder."""
         filled = len(self.whole) - self.missing

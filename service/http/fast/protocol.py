@@ -483,10 +483,7 @@ class HttpProtocol(asyncio.Protocol):
         self._connections.count(why, str(error))
         if self._fast_path is not None:
             self._fast_path.lifecycle.count_malformed(error.status)
-        self._write_error(plain_error(error.status, str(error)))
-
-    def _write_error(self, response: Response) -> None:
-        self._head = b""
+        response = plain_error(error.status, str(error))
         data = encode(response, STATUS_LINES[response.status], self._shared_lines(), b"connection: close\r\n")
         self._corked.write(data)
         self._corked.flush()
