@@ -43,11 +43,11 @@ check: lint ## Check style, types, imports and the fast unit tests, before a com
 	$(BIN)/python -m pytest --quiet --numprocesses auto -m "not slow" tests/unit $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.develop data ## Run every test (12 min)
+test: $(VENV)/.develop data ## Run every test
 	$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: coverage
-coverage: $(VENV)/.develop data ## Run every test and measure the branch coverage (a quarter longer)
+coverage: $(VENV)/.develop data ## Run every test in two processes and measure the branch coverage (16 min)
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --numprocesses 2 --dist loadfile $(ARGS)
 
 .PHONY: lint

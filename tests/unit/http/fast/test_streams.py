@@ -1,6 +1,6 @@
 """Streams of bytes as clients, proxies and attackers send them: where does a request end, and who says so?
 
-Compared with h11, a strict parser of its own descent. A stream that the two read in two ways could smuggle a
+Compared with h11, an independent, strict parser. A stream that the two read in two ways could smuggle a
 request past one of them.
 """
 
