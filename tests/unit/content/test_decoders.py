@@ -40,7 +40,8 @@ def soon(seconds: float = 60) -> float:
     return time.monotonic() + seconds
 
 
-def slow_jpeg(scans: int = 1000) -> bytes:
+def slow_jpeg(scans: int = 10_000) -> bytes:
+    """Return a JPEG that takes seconds of CPU time on any machine: 3.7 s on the one where it was measured."""
     jpeg = encoded(seven(60), "JPEG", progressive=True)
     last = jpeg.rindex(b"\xff\xda")
     return jpeg[:-2] + jpeg[last:-2] * scans + jpeg[-2:]
