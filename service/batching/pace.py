@@ -12,11 +12,6 @@ response, and a changing pace. Without it 17 % of the responses to 16-image requ
 the capacity, and 31 % at twice the capacity."""
 
 
-ALLOWED_SHARE = 0.25
-"""A rejected request is told to return when the work ahead of it has shrunk to this part of what would just
-be accepted: otherwise a few requests that come meanwhile would have it rejected again."""
-
-
 class Pace:
     """Seconds per row, as an exponentially weighted moving average over finished batches.
 
@@ -48,7 +43,7 @@ class Pace:
             f"a response would take {wait:.3f} s, expected at most {longest:.3f} s, "
             f"because the deadline is in {seconds:.3f} s",
             late=True,
-            allowed_seconds=max(0.0, longest - own * self.row_seconds) * ALLOWED_SHARE,
+            allowed_seconds=max(0.0, longest - own * self.row_seconds),
         )
 
     def seconds_of(self, rows: int) -> float:

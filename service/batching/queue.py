@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from service.batching.pace import ALLOWED_SHARE, Pace
+from service.batching.pace import Pace
 from service.batching.request import Array, Done, Priority
 from service.batching.retries import Refusal, Retries
 from service.errors import DeadlineExceeded
@@ -135,9 +135,9 @@ class BatchQueue:
         return self.pace.check_deadline(self.rows_ahead(rows, priority), rows, seconds)
 
     def _no_room(self, why: str) -> Refusal:
-        return Refusal(why, allowed_seconds=self.pace.seconds_of(self.rows) * ALLOWED_SHARE)
+        return Refusal(why, allowed_seconds=self.pace.seconds_of(self.rows))
 
-    def note_rejection(self, refusal: Refusal, rows: int, now: float) -> float:
+    def note_rejection(self, refusal: Refusal, rows: int, now: float) -> int:
         """Note that a request of `rows` rows is rejected; returns the seconds until it should return."""
         self.refused_since_batch = True
         backlog = self.pace.seconds_of(self.rows)
@@ -236,8 +236,6 @@ class BatchQueue:
                 space = self._fill(lane, space, parts)
         rows = most - space
         self.rows -= rows
-        if not self.rows and self._retries.until > -math.inf:
-            self._retries.forget()
         self.pace.rows_in_flight += rows
         self.refused_since_batch = False
         reason: Reason = "delay" if self.max_batch_delay_seconds else "idle"

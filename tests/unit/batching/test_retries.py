@@ -1,31 +1,78 @@
 """When rejected requests are told to return; time is a number here."""
 
+import heapq
 import math
+import random
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching.retries import MAX_RETRY_SECONDS, SPREAD, Refusal, Retries
+from service.batching.retries import MAX_RETRY_SECONDS, Refusal, Retries
 from service.errors import DeadlineUnreachable, QueueFull
 from service.http.error_responses import whole_seconds
 
 SECONDS = st.floats(0, 1000)
 
 
-def test_each_rejected_request_is_told_to_return_behind_the_one_before() -> None:
+def burst(
+    per_second: float, queued: int, work: float, lasts: float, constant: int | None = None
+) -> tuple[float, int]:
+    """Serve clients that obey what they are told; returns when the last was served, and the most tries.
+
+    work: seconds of it that arrive, evenly drawn, within `lasts` seconds. queued: requests in a full queue.
+    constant: seconds that clients wait instead.
+    """
+    draw, retries = random.Random(1), Retries()
+    arrivals = [(draw.uniform(0, lasts), 1) for _ in range(round(per_second * work))]
+    heapq.heapify(arrivals)
+    waiting, served, ends, tries = 0, 0.0, math.inf, Counter[int]()
+    while arrivals or waiting:
+        if arrivals and arrivals[0][0] < ends:
+            now, attempt = heapq.heappop(arrivals)
+            if waiting <= queued:
+                waiting += 1
+                tries[attempt] += 1
+                ends = min(ends, now + 1 / per_second)
+                continue
+            backlog = waiting / per_second
+            told = retries.promise(now, backlog, 1 / per_second, backlog)
+            returns = now + (constant or told) + draw.uniform(0, 0.02)
+            heapq.heappush(arrivals, (returns, attempt + 1))
+        else:
+            served, waiting = ends, waiting - 1
+            ends = served + 1 / per_second if waiting else math.inf
+    return served, max(tries)
+
+
+@pytest.mark.parametrize("queued_seconds", [0.3, 0.6, 1.3, 2.6, 5.0])
+@pytest.mark.parametrize("per_second", [60.0, 100.0, 250.0])
+def test_clients_of_a_burst_that_obey_are_served_at_their_second_try(
+    queued_seconds: float, per_second: float
+) -> None:
+    queued = round(queued_seconds * per_second)
+    served, most = burst(per_second, queued, work=10.0, lasts=2.0)
+    assert most <= 2
+    assert served <= 1.25 * 10.0
+    assert burst(per_second, queued, work=10.0, lasts=2.0, constant=1)[1] > 2
+
+
+def test_requests_rejected_at_once_are_told_to_return_at_different_times() -> None:
     retries = Retries()
-    told = [
-        retries.promise(100.0, backlog_seconds=2.0, work_seconds=0.5, allowed_seconds=1.0) for _ in range(4)
-    ]
-    assert told == pytest.approx([1.0 + SPREAD * 0.5 * index for index in range(4)])
-    # A second later a second of the work is done.
-    assert math.isclose(retries.promise(101.0, 2.0, 0.5, 1.0), 1.0 + SPREAD * 2.0 - 1.0)
-    assert retries.promise(500.0, 2.0, 0.5, 1.0) == 1.0  # all have returned, or never will
-    for _ in range(100):
-        retries.promise(501.0, 2.0, 0.5, 1.0)
-    retries.forget()  # they returned sooner, and were served
-    assert retries.promise(501.0, 2.0, 0.5, 1.0) == 1.0
+    told = Counter(retries.promise(100.0, 1.0, 0.1, 1.0) for _ in range(100))
+    assert len(told) > 10
+    assert max(told.values()) <= math.ceil(0.6 / 0.1) + 1  # what the queue has room for
+    # They have returned by then, or never will.
+    assert retries.promise(500.0, 1.0, 0.1, 1.0) == min(told)
+
+
+def test_a_long_overload_is_not_expected_to_last() -> None:
+    retries = Retries()
+    first = retries.promise(100.0, 0.1, 0.0, 0.1)
+    for now in range(101, 110):
+        later = retries.promise(float(now), 0.1, 0.0, 0.1)
+    assert (first, later) == (3, 1)
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), SECONDS, SECONDS, SECONDS), min_size=1, max_size=30))
@@ -35,7 +82,7 @@ def test_a_wait_is_bounded_whatever_was_rejected(
     retries, now = Retries(), 0.0
     for passed, backlog, work, allowed in rejections:
         now += passed
-        assert 0.0 <= retries.promise(now, backlog, work, allowed) <= MAX_RETRY_SECONDS
+        assert 1 <= retries.promise(now, backlog, work, allowed) <= MAX_RETRY_SECONDS
 
 
 @given(st.floats(0, MAX_RETRY_SECONDS), st.floats(0, 1, exclude_max=True))
