@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn, get_args
+from typing import Literal, NamedTuple, NoReturn, get_args
 
 from service.errors import Forbidden, SettingsError, Unauthorized
 
@@ -134,29 +134,37 @@ class ApiKeys:
                 self.reread()
 
 
-def rejection(
-    keys: ApiKeys | None, path: str, headers: Iterable[tuple[bytes, bytes]]
-) -> Unauthorized | Forbidden | None:
-    """Return the error that rejects a request to a path, or None if it may pass.
+class Admission(NamedTuple):
+    """What the keys decide about a request.
+
+    name: of the key that it sends; empty if the key has no name, is unknown or is not asked for. None if no
+        keys are in use.
+    error: rejects the request; None if it may pass.
+    """
+
+    name: str | None
+    error: Unauthorized | Forbidden | None = None
+
+
+def admit(keys: ApiKeys | None, path: str, headers: Iterable[tuple[bytes, bytes]]) -> Admission:
+    """Decide whether a request to a path may pass.
 
     keys: None if no key is required. headers: as for `ApiKeys.find`.
     """
-    if keys is None or is_open(path, keys):
-        return None
+    if keys is None:
+        return Admission(None)
+    if is_open(path, keys):
+        return Admission("")
     headers = list(headers)
     grant = keys.find(headers)
     if grant is None:
         sent = "unknown" if any(name == b"authorization" for name, _ in headers) else "missing"
-        return Unauthorized(f"API key is {sent}, expected Authorization: Bearer <key>")
+        return Admission("", Unauthorized(f"API key is {sent}, expected Authorization: Bearer <key>"))
     scope = scope_of(path)
     if scope not in grant.scopes:
-        return Forbidden(f"API key has the scopes {_joined(grant.scopes)}, expected {scope}")
-    return None
-
-
-def permits(keys: ApiKeys | None, path: str, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether a request to a path may pass; see `rejection`."""
-    return rejection(keys, path, headers) is None
+        denied = Forbidden(f"API key has the scopes {_joined(grant.scopes)}, expected {scope}")
+        return Admission(grant.name, denied)
+    return Admission(grant.name)
 
 
 def is_open(path: str, keys: ApiKeys | None = None) -> bool:

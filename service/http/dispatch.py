@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from fastapi import FastAPI
 
 from service.errors import InkserveError
-from service.http.api_keys import ApiKeys, rejection
+from service.http.api_keys import ApiKeys, admit
 from service.http.cors import METHODS
 from service.http.disconnects import ClientDisconnected
 from service.http.edge import Edge
@@ -63,12 +63,12 @@ class Dispatch:
             send = cors.adding(scope, send)
         if method == "HEAD":
             send = _without_body(send)
-        rejected = None if method == "OPTIONS" else rejection(self._keys, path, scope["headers"])
+        call.api_key_name, rejected = admit(self._keys, path, scope["headers"])
         if preflight is not None:
             await self._serve({method: _always(preflight)}, call, scope, receive, send)
         elif method == "OPTIONS" and path == "*":
             await self._serve({method: _always(allowing(METHODS, method))}, call, scope, receive, send)
-        elif rejected is not None:
+        elif rejected is not None and method != "OPTIONS":
             await self._serve({method: _rejecting(rejected)}, call, scope, receive, send)
         elif endpoints is None:
             await self._pass_on(call, self._seen_by_fastapi(scope, path), receive, send)

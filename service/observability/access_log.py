@@ -21,6 +21,7 @@ class Access(NamedTuple):
 
     seconds: from its arrival to its response. model, client: empty if not known.
     traceparent: of its span, if tracing is on.
+    api_key_name: of its API key, never the key; empty without a known one, None if no keys are in use.
     """
 
     method: str
@@ -31,6 +32,7 @@ class Access(NamedTuple):
     client: str
     request_id: bytes
     traceparent: bytes | None
+    api_key_name: str | None = None
 
 
 class AccessLog:
@@ -85,7 +87,7 @@ def _local(second: int) -> str:
 
 
 def _json_line(now: float, access: Access) -> str:
-    method, path, status, seconds, model, client, request_id, traceparent = access
+    method, path, status, seconds, model, client, request_id, traceparent, api_key_name = access
     fields: dict[str, object] = {
         "time": f"{_utc(int(now))}.{int(now % 1 * 1000):03d}Z",
         "level": "info",
@@ -99,16 +101,19 @@ def _json_line(now: float, access: Access) -> str:
         "client": _address(client),
         "request_id": request_id.decode("ascii"),
     }
+    if api_key_name is not None:
+        fields["api_key_name"] = _quoted(api_key_name)
     if traceparent is not None:
         fields["trace_id"] = traceparent[3:35].decode("ascii")
     return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE).decode()
 
 
 def _text_line(now: float, access: Access) -> str:
-    method, path, status, seconds, model, client, request_id, traceparent = access
+    method, path, status, seconds, model, client, request_id, traceparent, api_key_name = access
+    key = "" if api_key_name is None else f" api_key_name={_quoted(api_key_name)}"
     trace = "" if traceparent is None else f" trace_id={traceparent[3:35].decode('ascii')}"
     return (
         f"{_local(int(now))},{int(now % 1 * 1000):03d} INFO    answered method={method} path={_quoted(path)} "
         f"status={status} seconds={round(seconds, 6)} model={model} client={_address(client)} "
-        f"request_id={request_id.decode('ascii')}{trace}\n"
+        f"request_id={request_id.decode('ascii')}{key}{trace}\n"
     )

@@ -21,6 +21,7 @@ from service.serving.local import LocalPredictor
 from tests.support.http import settings
 
 if TYPE_CHECKING:
+    from service.http.api_keys import ApiKeys
     from service.observability.tracing import Tracing
 
 KEEP_ALIVE_SECONDS = 0.4
@@ -44,12 +45,16 @@ class Listener:
 
 @asynccontextmanager
 async def listening(
-    predictor: LocalPredictor, tmp_path: Path, tracing: "Tracing | None" = None, **changes: Any
+    predictor: LocalPredictor,
+    tmp_path: Path,
+    tracing: "Tracing | None" = None,
+    keys: "ApiKeys | None" = None,
+    **changes: Any,
 ) -> AsyncIterator[Listener]:
     metrics = Metrics()
     changes = {"keep_alive_seconds": KEEP_ALIVE_SECONDS, **changes}
     configured = settings(tmp_path).model_copy(update=changes)
-    dispatch = create_app(predictor, configured, metrics, tracing=tracing)
+    dispatch = create_app(predictor, configured, metrics, keys=keys, tracing=tracing)
     seen: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

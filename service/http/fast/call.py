@@ -43,6 +43,7 @@ class FastCall(Call):
             known.request_id,
             plan.model,
             received_at,
+            known.api_key_name,
         )
         self.plan = plan
         self._connection = connection

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from service.batching.request import Done, InferenceResult
 from service.batching.retries import Refusal
 from service.errors import InkserveError, QueueFull
-from service.http.api_keys import ApiKeys, permits
+from service.http.api_keys import ApiKeys, admit
 from service.http.edge import Edge
 from service.http.fast.head import Head, parse_head
 from service.http.lifecycle import Lifecycle
@@ -92,9 +92,13 @@ class FastEndpoint(Protocol):
 
 
 class KnownHead:
-    """A request head and its plan. plan: None if such requests take the ASGI path now."""
+    """A request head and its plan.
 
-    __slots__ = ("content_length", "endpoint", "head", "method", "path", "plan", "request_id")
+    plan: None if such requests take the ASGI path now.
+    api_key_name: of the API key in the head, if keys are in use; see `Admission`.
+    """
+
+    __slots__ = ("api_key_name", "content_length", "endpoint", "head", "method", "path", "plan", "request_id")
 
     def __init__(self, head: Head, endpoint: FastEndpoint) -> None:
         self.head = head
@@ -104,6 +108,7 @@ class KnownHead:
         self.content_length = head.content_length
         self.request_id = head.request_id
         self.plan: Plan | None = None
+        self.api_key_name: str | None = None
 
     def with_headers(self, own: Mapping[bytes, bytes]) -> "KnownHead | None":
         """Return the head of a request that has these headers too; None if it takes the ASGI path."""
@@ -112,7 +117,7 @@ class KnownHead:
             return None
         headers = {**self.head.headers, **own}
         known = KnownHead(self.head._replace(headers=headers, request_id=request_id), self.endpoint)
-        known.plan = self.plan
+        known.plan, known.api_key_name = self.plan, self.api_key_name
         return known
 
 
@@ -181,7 +186,8 @@ class FastPath:
         return None if endpoint is None else KnownHead(parsed, endpoint)
 
     def _plan(self, known: KnownHead) -> Plan | None:
-        if not permits(self._keys, known.path, known.head.headers.items()):
+        known.api_key_name, rejected = admit(self._keys, known.path, known.head.headers.items())
+        if rejected is not None:  # the ASGI path reports it
             return None
         try:
             return known.endpoint.plan(known.head)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import Forbidden, SettingsError, Unauthorized
-from service.http.api_keys import MAX_FILE_BYTES, METRICS, ApiKeys, is_open, rejection
+from service.http.api_keys import MAX_FILE_BYTES, METRICS, ApiKeys, admit, is_open
 
 FIRST, SECOND = "first-key-0123456789", "c2Vjb25kIGtleQ+/~._=="
 OTHER = "third-key-0123456789"
@@ -245,13 +245,15 @@ operator:admin,metrics:sha256={hashlib.sha256(SECOND.encode()).hexdigest()}
 def test_a_key_passes_only_where_its_scopes_allow(write: Write, path: str, admitted: set[str]) -> None:
     keys = ApiKeys.read(write(SCOPED))
     for key in (FIRST, SECOND, OTHER):
-        error = rejection(keys, path, bearer(key))
+        name, error = admit(keys, path, bearer(key))
         assert (error is None) == (key in admitted)
+        assert name == {FIRST: "shop", SECOND: "operator", OTHER: ""}[key]
         if error is not None:
             assert isinstance(error, Forbidden)
             assert key not in str(error)
-    assert isinstance(rejection(keys, path, []), Unauthorized)
-    assert isinstance(rejection(keys, path, bearer("unknown-0123456789")), Unauthorized)
+    for headers in ([], bearer("unknown-0123456789")):
+        name, error = admit(keys, path, headers)
+        assert (name, type(error)) == ("", Unauthorized)
 
 
 def test_metrics_are_open_until_a_line_names_their_scope(write: Write) -> None:

@@ -5,6 +5,7 @@ A real listener and real connections, in this process, over tiny models.
 
 import asyncio
 import gc
+import re
 from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from service.batching.queue import Item
 from service.batching.request import InferenceRequest
 from service.batching.retries import Refusal
+from service.http.api_keys import ApiKeys
 from service.http.fast.call import FastCall
 from service.http.fast.endpoint import FastPath
 from service.http.fast.head import Head, parse_head
@@ -113,6 +115,51 @@ async def test_the_fast_path_stays_on_under_the_access_log(
     assert ids[1] == "mine"
     assert [line for line in lines.getvalue().splitlines() if all(each not in line for each in ids)] == []
     assert lines.getvalue().count("answered") == 2
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+async def test_an_access_line_names_the_key_and_never_shows_it(
+    predictor: LocalPredictor, tmp_path: Path, log_format: str
+) -> None:
+    sent = {"shop": "key-of-the-shop-0123", "": "key-without-a-name-0", "ops": "key-of-the-ops-01234"}
+    path = tmp_path / "keys"
+    path.write_text(f"shop:infer:{sent['shop']}\n{sent['']}\nops:metrics:{sent['ops']}\n")
+    unknown = "an-unknown-key-01234"
+    with logging_to_memory() as stream:
+        async with (
+            listening(
+                predictor, tmp_path, keys=ApiKeys.read(path), access_log=True, log_format=log_format
+            ) as listener,
+            connected(listener.port) as connection,
+        ):
+            statuses = []
+            for key in (*sent.values(), unknown):
+                for extra in (
+                    "",
+                    "\r\nX-Request-Id: abc-1",
+                ):  # one head for all, and one for each
+                    authorized = f"Authorization: Bearer {key}{extra}"
+                    for chunked in (False, True):
+                        response = await exchange(connection, request(extra=authorized, chunked=chunked))
+                        statuses.append(response.status)
+            assert listener.through_asgi.count("/classify") == 2 * 2 + 2 * 4
+    assert statuses == [200] * 8 + [403] * 4 + [401] * 4
+    text = stream.getvalue()
+    assert not [key for key in (*sent.values(), unknown) if key in text]
+    found = re.findall(r'"api_key_name":"([^"]*)"| api_key_name=(\S*)', text)
+    assert ["".join(each) for each in found] == ["shop"] * 4 + [""] * 4 + ["ops"] * 4 + [""] * 4
+
+
+async def test_an_access_line_has_no_key_name_without_keys(predictor: LocalPredictor, tmp_path: Path) -> None:
+    with logging_to_memory() as stream:
+        async with (
+            listening(predictor, tmp_path, access_log=True) as listener,
+            connected(listener.port) as connection,
+        ):
+            for chunked in (False, True):
+                await exchange(connection, request(chunked=chunked))
+    assert stream.getvalue().count("answered") == 2
+    assert "api_key_name" not in stream.getvalue()
 
 
 @pytest.mark.parametrize("sampler", ["always_off", "always_on"])
