@@ -130,7 +130,9 @@ import http.client, os; \
 c = http.client.HTTPConnection('127.0.0.1', int(os.environ['INKSERVE_PORT']), timeout=2); \
 c.request('GET', '/v2/health/live'); \
 assert c.getresponse().status == 200"]
-ENTRYPOINT ["python3", "-m", "service"]
+# SIGHUP reloads the models. Ignored until Python has a handler, it cannot kill a process that is starting: PID 1 is safe
+# from it anyway, but not a process below --init or in a shared PID namespace.
+ENTRYPOINT ["env", "--ignore-signal=HUP", "python3", "-m", "service"]
 # Last, so that a new revision rebuilds no layer.
 ARG VERSION=0.2.0
 ARG REVISION=unknown

@@ -36,7 +36,8 @@ help: ## Print this list; times are those of 2 cores, after the installation
 
 .PHONY: serve
 serve: $(VENV)/.serve ## Serve the models in models/ (ready in 2 s, after 30 s of installation)
-	$(BIN)/python -m service $(ARGS)
+	@# Ignored until Python has a handler, SIGHUP cannot kill the process while it starts.
+	trap '' HUP; exec $(BIN)/python -m service $(ARGS)
 
 .PHONY: check
 check: lint ## Check style, types, imports and the fast unit tests, before a commit (70 s)

@@ -3,12 +3,26 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 logger = logging.getLogger("inkserve")
 
 Reload = Callable[[], Coroutine[None, None, object]]
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Block SIGHUP in this thread meanwhile. A process that is started now inherits the block over exec.
+
+    A signal to this process waits until the end, or another thread takes it; none is lost.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Hangups:
@@ -25,8 +39,9 @@ class Hangups:
         self._reloading: asyncio.Task[None] | None = None
 
     def install(self) -> None:
-        """Handle SIGHUP from now on; called by the main thread."""
+        """Handle SIGHUP from now on, also if this process was started with it blocked; on the main thread."""
         signal.signal(signal.SIGHUP, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
     def reload_with(self, reload: Reload) -> None:
         """Call `reload` on the running event loop at each signal, and now if one has come already."""

@@ -33,6 +33,7 @@ from service.errors import (
     QueueFull,
     RequestError,
 )
+from service.hangups import held_back
 from service.machine import available_cores
 from service.memory import give_back_free_memory
 
@@ -150,13 +151,15 @@ class _Decoder:
             f"{cpu_seconds}",
             f"{memory_bytes}",
         ]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            start_new_session=True,  # ^C in a terminal is for the service, which ends its decoders
-        )
+        env = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        with held_back():  # a decoder has no handler: it keeps SIGHUP blocked
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=env,
+                start_new_session=True,  # ^C in a terminal is for the service, which ends its decoders
+            )
         self._stop = weakref.finalize(self, _stop, self._process)
         if self._replies.read(1) != decoder_frames.READY:
             raise InkserveError(f"a decoder process exited with code {self._process.wait()} at its start")

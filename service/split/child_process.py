@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 logger = logging.getLogger("inkserve")
 
@@ -16,6 +17,27 @@ LASTING_SECONDS = 10.0
 """A process that ran this long did not fail at startup: reset the restart backoff."""
 
 
+class Process(Protocol):
+    """A running process: `service.split.process.Process`, or one of asyncio's.
+
+    returncode: None until it has exited.
+    """
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        ...
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, once it is known."""
+        ...
+
+    async def wait(self) -> int:
+        """Return its exit code once it has exited."""
+        ...
+
+
 class Child:
     """A process that is restarted whenever it exits, with a growing delay.
 
@@ -23,14 +45,12 @@ class Child:
     settled: restart the process when it exits; while false, an exit is final.
     """
 
-    def __init__(
-        self, name: str, spawn: Callable[[], Awaitable[asyncio.subprocess.Process]], ended: Callable[[], None]
-    ) -> None:
+    def __init__(self, name: str, spawn: Callable[[], Awaitable[Process]], ended: Callable[[], None]) -> None:
         self.settled = False
         self._name = name
         self._spawn = spawn
         self._ended = ended
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Process | None = None
         self._stopping = asyncio.Event()
         self._over = asyncio.Event()
 
@@ -41,8 +61,7 @@ class Child:
             while True:
                 began = time.monotonic()
                 code = await self._run()
-                # A SIGHUP before the process could ignore it is no failed start.
-                if self._stopping.is_set() or not (self.settled or code == -signal.SIGHUP):
+                if self._stopping.is_set() or not self.settled:
                     return code
                 if time.monotonic() - began > LASTING_SECONDS:
                     delay = FIRST_DELAY_SECONDS

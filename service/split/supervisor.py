@@ -29,6 +29,7 @@ from service.split.engine_client import EngineClient
 from service.split.frames import Frame, Link
 from service.split.messages import Kind
 from service.split.metric_totals import Totals
+from service.split.process import Process, start
 
 logger = logging.getLogger("inkserve")
 
@@ -96,13 +97,13 @@ class Worker:
         else:
             raise FrameError(f"frame is of kind {frame.kind}, expected one that a worker sends")
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
+    async def _spawn(self) -> Process:
         self._run += 1
         self.unresponsive_ticks = 0
         ours, theirs = socket.socketpair()
         with theirs:
             fds = (theirs.fileno(), *(listener.fileno() for listener in self._supervisor.listeners))
-            process = await self._supervisor.start_process("worker", fds)
+            process = self._supervisor.start_process("worker", fds)
         await asyncio.get_running_loop().create_unix_connection(lambda: Link(self), sock=ours)
         return process
 
@@ -171,19 +172,13 @@ class Supervisor:
         """Send a worker the whole service's metrics."""
         self._start(self._answer_scrape(link, number))
 
-    async def start_process(self, command: str, fds: tuple[int, ...]) -> asyncio.subprocess.Process:
+    def start_process(self, command: str, fds: tuple[int, ...]) -> Process:
         """Start a process of the service; it inherits only these file descriptors."""
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "service",
-            command,
-            *(str(fd) for fd in fds),
-            *self._arguments,
-            pass_fds=fds,
-            stdin=asyncio.subprocess.DEVNULL,
-            env={**os.environ, "INKSERVE_SOCKET": str(self._path)},
-            start_new_session=True,  # or Ctrl-C would reach it too, before its turn to stop
+        numbers = [str(fd) for fd in fds]
+        return start(
+            [sys.executable, "-m", "service", command, *numbers, *self._arguments],
+            fds,
+            {**os.environ, "INKSERVE_SOCKET": str(self._path)},
         )
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
@@ -222,8 +217,8 @@ class Supervisor:
                 await worker.ready.wait()
         return unmet
 
-    async def _spawn_engine(self) -> asyncio.subprocess.Process:
-        return await self.start_process("engine", (self._lifeline[0],))
+    async def _spawn_engine(self) -> Process:
+        return self.start_process("engine", (self._lifeline[0],))
 
     def _engine_lost(self) -> None:
         self.totals.lose("engine")

@@ -96,6 +96,21 @@ async def test_a_killed_decoder_is_replaced(caplog: pytest.LogCaptureFixture) ->
         assert isinstance(await decoders.run(PICTURE, SEVEN, soon()), np.ndarray)
 
 
+async def test_hangups_never_kill_a_decoder() -> None:
+    async with pool() as decoders:
+        before = set(children())
+        task = asyncio.ensure_future(decoders.run(PICTURE, SEVEN, soon()))
+        pids, sent = set(), 0
+        while not task.done():
+            for pid in set(children()) - before:
+                os.kill(pid, signal.SIGHUP)
+                pids.add(pid)
+                sent += 1
+            await asyncio.sleep(0.001)
+        assert isinstance(await task, np.ndarray)
+        assert (len(pids), sent > 10) == (1, True)
+
+
 async def test_bodies_beyond_the_queue_and_the_deadline_are_rejected() -> None:
     async with pool(max_queue=1, cpu_seconds=0.3) as decoders:
         slow = slow_jpeg()
