@@ -97,7 +97,7 @@ async def serve(settings: Settings, hangups: Hangups) -> int:
     predictor = parts.predictor()
     async with _loading(predictor) as loading:
         await asyncio.to_thread(_import_http)
-        from service.http.api_keys import kept_current
+        from service.http.changing_files import kept_current
         from service.http.server import Server, log_ready
         from service.http.tls import scheme
 

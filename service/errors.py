@@ -8,7 +8,7 @@ InkserveError
 │   ├── UnsupportedMedia    a Content-Type that no codec reads
 │   │   └── UnsupportedCoding  a Content-Encoding that no codec reads
 │   ├── Unauthorized        the API key is missing or unknown
-│   ├── Forbidden           the API key lacks the scope that the path needs
+│   ├── Forbidden           the API key lacks the path's scope, or a client certificate is missing
 │   ├── NotAcceptable       an Accept header that no codec can satisfy
 │   └── ModelNotFound       the model or its version is unknown
 ├── Unavailable             try again later
@@ -59,7 +59,7 @@ class Unauthorized(RequestError):
 
 
 class Forbidden(RequestError):
-    """The API key is known, but lacks the scope that the path needs."""
+    """The API key lacks the scope of the path, or a client certificate is missing."""
 
 
 class NotAcceptable(RequestError):

@@ -309,10 +309,11 @@ class Settings(BaseSettings):
     ssl_ca_certs: Path | None = Field(
         None, description="PEM file of the authorities whose client certificates are accepted"
     )
-    ssl_client_auth: Literal["off", "optional", "required"] = Field(
+    ssl_client_auth: Literal["off", "optional", "required", "required-except-probes"] = Field(
         "off",
-        description="whether clients must send a certificate (mutual TLS): `required`, `optional` (one that "
-        "is sent must be valid), or `off`; probes need one too",
+        description="whether clients must send a certificate (mutual TLS): `required` (probes too), "
+        "`required-except-probes` (only `/v2/health/` needs none), `optional` (one that is sent must be "
+        "valid), or `off`",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="minimum level to log"
@@ -350,7 +351,7 @@ class Settings(BaseSettings):
                 f"ssl_client_auth is {self.ssl_client_auth}, but ssl_ca_certs is not set: expected both"
             )
         if self.ssl_client_auth == "off" and self.ssl_ca_certs is not None:
-            raise ValueError("ssl_ca_certs is set, but ssl_client_auth is off: expected optional or required")
+            raise ValueError("ssl_ca_certs is set, but ssl_client_auth is off: expected another value")
         return self
 
     @model_validator(mode="after")

@@ -7,20 +7,19 @@ Only digests of the file's keys are kept, so that no traceback shows one. What a
 for as long as its head is cached (`service.http.fast.endpoint`).
 """
 
-import asyncio
 import hashlib
 import hmac
 import logging
 import os
 import re
 import stat
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn, get_args
 
 from service.errors import Forbidden, SettingsError, Unauthorized
+from service.http.changing_files import LOOK_SECONDS, Stamps, follow, stamps
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +32,10 @@ MIN_LENGTH = 16
 MAX_FILE_BYTES = 1024 * 1024
 """A larger file holds something else; these are 16,000 keys."""
 
-LOOK_SECONDS = 5.0
-"""Interval between checks for a changed file; the kubelet itself takes up to a minute to update it."""
+PROBES_BELOW = "/v2/health/"
 
 OPEN = ("/", "/docs", "/openapi.json")
-OPEN_BELOW = ("/v2/health/", "/docs/")
+OPEN_BELOW = (PROBES_BELOW, "/docs/")
 """Paths that need no API key, and prefixes of such paths: documentation and probes."""
 
 METRICS = "/metrics"
@@ -67,7 +65,7 @@ class Grant:
 class ApiKeys:
     """The keys of a file, one per line; blank lines and lines starting with # are ignored."""
 
-    def __init__(self, path: Path, grants: tuple[Grant, ...], seen: tuple[int, ...]) -> None:
+    def __init__(self, path: Path, grants: tuple[Grant, ...], seen: Stamps) -> None:
         self._path = path
         self._grants = grants
         self._seen = seen
@@ -76,7 +74,7 @@ class ApiKeys:
     @classmethod
     def read(cls, path: Path) -> "ApiKeys":
         """Read the keys in a file. Raises SettingsError if it cannot be read or holds no valid keys."""
-        seen = _stamp(path)  # before it is read, so that no change is missed
+        seen = stamps([path])
         return cls(path, _read_grants(path), seen)
 
     @property
@@ -125,13 +123,8 @@ class ApiKeys:
         logger.info("read %d API keys", len(self._grants))
 
     async def keep_current(self, every_seconds: float = LOOK_SECONDS) -> NoReturn:
-        """Read the file again whenever it has changed, for ever: a mounted Secret changes unannounced."""
-        while True:
-            await asyncio.sleep(every_seconds)
-            stamp = _stamp(self._path)
-            if stamp != self._seen:
-                self._seen = stamp
-                self.reread()
+        """Read the file again whenever it has changed, for ever."""
+        await follow([self._path], self._seen, self.reread, every_seconds)
 
 
 class Admission(NamedTuple):
@@ -184,26 +177,6 @@ def scope_of(path: str) -> Scope:
 def read_keys(path: Path | None) -> ApiKeys | None:
     """Read the keys in a file, if one is set. Raises SettingsError."""
     return None if path is None else ApiKeys.read(path)
-
-
-@asynccontextmanager
-async def kept_current(keys: ApiKeys | None) -> AsyncIterator[None]:
-    """Watch the file for changes while the context is open."""
-    looking = None if keys is None else asyncio.ensure_future(keys.keep_current())
-    try:
-        yield
-    finally:
-        if looking is not None:
-            looking.cancel()
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """Return figures that change with a file; a mounted Secret becomes a link to another file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return ()
-    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _read_text(path: Path) -> str:

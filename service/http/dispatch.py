@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from fastapi import FastAPI
 
-from service.errors import InkserveError
-from service.http.api_keys import ApiKeys, admit
+from service.errors import Forbidden, InkserveError
+from service.http.api_keys import PROBES_BELOW, ApiKeys, admit
 from service.http.cors import METHODS
 from service.http.disconnects import ClientDisconnected
 from service.http.edge import Edge
@@ -15,11 +15,13 @@ from service.http.fast.endpoint import FastPath
 from service.http.headers import ALLOW
 from service.http.lifecycle import Call, Lifecycle
 from service.http.responses import Response
-from service.http.types import RECEIVED_AT, Message, Receive, Scope, Send
+from service.http.types import CLIENT_CERTIFICATE, RECEIVED_AT, Message, Receive, Scope, Send
 from service.observability.request_ids import new_request_id, sent_request_id
 
 CALL = "inkserve.call"
 """The scope's key for the `Call` of a request that FastAPI serves."""
+
+UNCERTIFIED = f"client certificate is missing, expected one: only {PROBES_BELOW} needs none"
 
 AsgiEndpoint = Callable[[Scope, Receive, Call], Awaitable[Response]]
 
@@ -58,6 +60,9 @@ class Dispatch:
         call = self._start(scope)
         path, method = call.path, call.method
         cors, endpoints = self._edge.cors, self._endpoints.get(path)
+        if self._edge.needs_certificate and not _is_certified(scope, path):
+            await self._serve({method: _rejecting(Forbidden(UNCERTIFIED))}, call, scope, receive, send)
+            return
         preflight = None if cors is None else cors.preflight(scope)
         if cors is not None and preflight is None:
             send = cors.adding(scope, send)
@@ -140,6 +145,11 @@ class Dispatch:
         finally:
             call.route = getattr(scope.get("route"), "path", "other")
             call.ended(status)
+
+
+def _is_certified(scope: Scope, path: str) -> bool:
+    """Whether the client has sent a certificate, or needs none for this path."""
+    return bool(scope.get(CLIENT_CERTIFICATE)) or path.startswith(PROBES_BELOW)
 
 
 def _rejecting(error: InkserveError) -> AsgiEndpoint:

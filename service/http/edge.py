@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from service.http.cors import ORIGIN, Cors
 from service.http.proxies import FORWARDED_FOR, Proxies, forwarded_for
+from service.http.tls import EXCEPT_PROBES
 from service.http.types import Headers
 from service.settings import Settings
 
@@ -20,18 +21,27 @@ class Edge:
 
     root_path: the prefix, without a slash at its end; empty if there is none.
     cors: None if no other origin may call.
+    needs_certificate: whether only probes may come without a client certificate.
     """
 
-    def __init__(self, root_path: str = "", proxies: Proxies | None = None, cors: Cors | None = None) -> None:
+    def __init__(
+        self,
+        root_path: str = "",
+        proxies: Proxies | None = None,
+        cors: Cors | None = None,
+        needs_certificate: bool = False,
+    ) -> None:
         self.root_path = root_path
         self.proxies = proxies or Proxies()
         self.cors = cors
+        self.needs_certificate = needs_certificate
 
     @classmethod
     def of(cls, settings: Settings) -> "Edge":
         """Return the edge that the settings describe."""
         cors = Cors(settings.cors_origins) if settings.cors_origins else None
-        return cls(settings.root_path, Proxies(settings.trusted_proxies), cors)
+        needs_certificate = settings.ssl_client_auth == EXCEPT_PROBES
+        return cls(settings.root_path, Proxies(settings.trusted_proxies), cors, needs_certificate)
 
     def route_path(self, path: str) -> str:
         """Return the path of the route: without the prefix, which not every proxy removes, and a last slash.

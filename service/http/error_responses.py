@@ -59,7 +59,7 @@ _RETRY = ((RETRY_AFTER, "1"), (REASON, None))
 ERRORS: dict[type[InkserveError], ErrorRow] = {
     ModelNotFound: ErrorRow(404, "The model or its version is unknown."),
     Unauthorized: ErrorRow(401, "The API key is missing or unknown.", ((WWW_AUTHENTICATE, "Bearer"),)),
-    Forbidden: ErrorRow(403, "The API key lacks the scope that the path needs."),
+    Forbidden: ErrorRow(403, "The API key lacks the scope of the path, or a client certificate is missing."),
     NotAcceptable: ErrorRow(406, "The Accept header allows no media type offered here."),
     PayloadTooLarge: ErrorRow(413, "The request has too many bytes, pixels or rows."),
     RequestTimeout: ErrorRow(408, "The body did not come in time; the connection is closed."),

@@ -18,11 +18,12 @@ from typing import Protocol
 import uvicorn
 
 from service.addresses import open_listeners, ready_line
+from service.http.changing_files import kept_current
 from service.http.fast.connections import Connections, Limits
 from service.http.fast.endpoint import FastPath
 from service.http.fast.protocol import HttpProtocol
 from service.http.lifecycle import Lifecycle
-from service.http.tls import open_tls
+from service.http.tls import open_certificates
 from service.http.types import Receive, Scope, Send
 from service.settings import Settings
 
@@ -72,7 +73,9 @@ class Server(uvicorn.Server):
         limits = Limits.of(settings)
         limits = replace(limits, max_connections=_allowed(limits.max_connections))
         self._connections = Connections(limits, app.lifecycle.metrics)
-        super().__init__(_config(app, settings, self._connections, app.fast_path))
+        self._certificates = open_certificates(settings)
+        tls = None if self._certificates is None else self._certificates.context
+        super().__init__(_config(app, settings, self._connections, app.fast_path, tls))
         self._unready = unready
         self._listening = listening
         self._drain_seconds = settings.drain_seconds
@@ -92,6 +95,11 @@ class Server(uvicorn.Server):
         self._connections.draining = True
         self._unready()
         self._loop.call_soon_threadsafe(self._loop.call_later, self._drain_seconds, self._stop)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal; certificates are renewed meanwhile."""
+        async with kept_current(self._certificates):
+            await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and report the first socket."""
@@ -214,9 +222,12 @@ def _allowed(connections: int) -> int:
 
 
 def _config(
-    app: Application, settings: Settings, connections: Connections, fast_path: FastPath | None
+    app: Application,
+    settings: Settings,
+    connections: Connections,
+    fast_path: FastPath | None,
+    tls: ssl.SSLContext | None,
 ) -> uvicorn.Config:
-    tls = open_tls(settings)
     return uvicorn.Config(
         app,
         ssl_context_factory=None if tls is None else lambda *_: tls,

@@ -1,12 +1,74 @@
 """TLS for the HTTP server, by the settings that uvicorn has, with errors that name the setting."""
 
+import logging
 import ssl
 from pathlib import Path
+from typing import NoReturn
 
 from service.errors import SettingsError
+from service.http.changing_files import LOOK_SECONDS, follow, stamps
 from service.settings import Settings
 
-CLIENT_AUTH = {"off": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
+logger = logging.getLogger(__name__)
+
+EXCEPT_PROBES = "required-except-probes"
+"""The kubelet's probes send no certificate: the handshake succeeds without, and HTTP rejects all but them."""
+
+CLIENT_AUTH = {
+    "off": ssl.CERT_NONE,
+    "optional": ssl.CERT_OPTIONAL,
+    "required": ssl.CERT_REQUIRED,
+    EXCEPT_PROBES: ssl.CERT_OPTIONAL,
+}
+
+
+class Certificates:
+    """The TLS context of a server, which follows its files: certificates are renewed while it runs.
+
+    context: for the listener; it hands each handshake over to the context that was read last. New files
+        loaded into it would keep authorities that are gone, and lose the old key if the new one is bad.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        paths = (
+            settings.ssl_certfile,
+            settings.ssl_keyfile,
+            settings.ssl_keyfile_password_file,
+            settings.ssl_ca_certs,
+        )
+        self._settings = settings
+        self._paths = [path for path in paths if path is not None]
+        self._seen = stamps(self._paths)
+        context = open_tls(settings)
+        assert context is not None, "TLS is off"
+        self.context = self._current = context
+        context.sni_callback = self._hand_over  # also called if the client names no server
+
+    def reread(self) -> None:
+        """Use the files' current contents for new connections; on the event loop.
+
+        If a file is bad, the log says why and the certificates stay as they are.
+        """
+        try:
+            context = open_tls(self._settings)
+        except SettingsError as error:
+            logger.error("the certificates were not reloaded: %s", error)
+            return
+        assert context is not None
+        self._current = context
+        logger.info("read the certificate %s", self._settings.ssl_certfile)
+
+    async def keep_current(self, every_seconds: float = LOOK_SECONDS) -> NoReturn:
+        """Read the files again whenever one has changed, for ever."""
+        await follow(self._paths, self._seen, self.reread, every_seconds)
+
+    def _hand_over(self, connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
+        connection.context = self._current
+
+
+def open_certificates(settings: Settings) -> Certificates | None:
+    """Return the certificates, or None if HTTP is served without TLS. Raises SettingsError."""
+    return None if settings.ssl_certfile is None else Certificates(settings)
 
 
 def open_tls(settings: Settings) -> ssl.SSLContext | None:
@@ -36,6 +98,10 @@ def open_tls(settings: Settings) -> ssl.SSLContext | None:
                 f"ssl_ca_certs: {settings.ssl_ca_certs} cannot be used: {error}; expected PEM certificates"
             ) from None
     context.verify_mode = CLIENT_AUTH[settings.ssl_client_auth]
+    if settings.ssl_ca_certs is not None:
+        # A resumed session is not verified again, and would outlive the removal of its authority by hours.
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
     return context
 
 

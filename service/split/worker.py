@@ -11,8 +11,9 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from service.errors import FrameError, ModelNotReady
-from service.http.api_keys import ApiKeys, kept_current
+from service.http.api_keys import ApiKeys
 from service.http.app import Gather
+from service.http.changing_files import kept_current
 from service.http.dispatch import Dispatch
 from service.http.server import Server
 from service.memory import freeze_and_enable_gc

@@ -27,7 +27,7 @@ from service.http.fast.exchange import HIGH_WATER, STATUS_LINES, Exchange
 from service.http.fast.head import END_OF_HEAD, MalformedRequest, RequestHead, read_head
 from service.http.headers import TIMEOUT
 from service.http.responses import Response
-from service.http.types import RECEIVED_AT, App, Scope
+from service.http.types import CLIENT_CERTIFICATE, RECEIVED_AT, App, Scope
 from service.observability.metrics import Closing
 
 REQUESTS_PER_ITERATION = 16
@@ -88,6 +88,7 @@ class HttpProtocol(asyncio.Protocol):
         self._corked: CorkedTransport
         self._server: tuple[str, int | None] | None = None
         self._scheme = "http"
+        self._certified = False
         self._default_lines: tuple[object, bytes] = (None, b"")
         # What is being received.
         self._began = 0.0
@@ -120,6 +121,9 @@ class HttpProtocol(asyncio.Protocol):
         self._server = _address(transport, "sockname")
         self.client = _address(transport, "peername")
         self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        self._certified = bool(transport.get_extra_info("peercert"))
+        if self._fast_path is not None and self._fast_path.edge.needs_certificate and not self._certified:
+            self._fast_path = None  # the ASGI path rejects its requests
         if not self._connections.add(self):
             self._connections.count("refused", "no connection is idle")
             self._lingering = True
@@ -386,6 +390,7 @@ class HttpProtocol(asyncio.Protocol):
             "headers": head.headers,
             "state": self._app_state.copy(),
             RECEIVED_AT: self._began,
+            CLIENT_CERTIFICATE: self._certified,
         }
 
     # Responses out
