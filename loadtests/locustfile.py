@@ -9,6 +9,7 @@ import io
 import logging
 import math
 import random
+import ssl
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -118,6 +119,22 @@ def add_arguments(parser: LocustArgumentParser) -> None:
     group.add_argument(
         "--api-keys-file", type=parse_keys_file, default="", env_var="API_KEYS_FILE", help=text
     )
+    text = "Authorities of the service's certificate (default: it is not verified)"
+    group.add_argument("--ca-file", default="", env_var="CA_FILE", help=text)
+    text = "Client certificate (default: none)"
+    group.add_argument("--client-cert-file", default="", env_var="CLIENT_CERT_FILE", help=text)
+    group.add_argument("--client-key-file", default="", env_var="CLIENT_KEY_FILE", help="Its private key")
+
+
+@cache
+def tls_context(ca_file: str, client_cert_file: str, client_key_file: str) -> ssl.SSLContext:
+    """The context of all users' connections. ca_file: empty to trust any service."""
+    context = ssl.create_default_context(cafile=ca_file or None)
+    if not ca_file:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if client_cert_file:
+        context.load_cert_chain(client_cert_file, client_key_file)
+    return context
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
@@ -163,6 +180,14 @@ class Visitor(FastHttpUser):
     wait_time = constant_throughput(USER_RATE)
     connection_timeout = 10.0
     network_timeout = 30.0
+
+    def __init__(self, environment: Environment) -> None:
+        options = environment.parsed_options
+        assert options is not None
+        self.insecure = not options.ca_file  # else also a name that does not match is accepted
+        files = options.ca_file, options.client_cert_file, options.client_key_file
+        self.ssl_context_factory = lambda **_: tls_context(*files)
+        super().__init__(environment)
 
     def on_start(self) -> None:
         options = self.environment.parsed_options

@@ -6,6 +6,7 @@ seen and what was expected.
 
 import argparse
 import json
+import ssl
 import sys
 import time
 import urllib.request
@@ -46,6 +47,17 @@ def ask(url: str, key: str, body: bytes | None = None) -> bytes:
     with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
         answer: bytes = response.read()
     return answer
+
+
+def use_certificates(ca_file: str, client_cert_file: str, client_key_file: str) -> None:
+    """Verify the service by these authorities, and send a client certificate. Raises OSError.
+
+    ca_file: empty for the system's authorities. client_cert_file: empty for none.
+    """
+    context = ssl.create_default_context(cafile=ca_file or None)
+    if client_cert_file:
+        context.load_cert_chain(client_cert_file, client_key_file)
+    urllib.request.install_opener(urllib.request.build_opener(urllib.request.HTTPSHandler(context=context)))
 
 
 def wait_until_ready(url: str, seconds: float) -> None:
@@ -94,9 +106,13 @@ def main() -> int:
     parser.add_argument(
         "--api-keys-file", default="", help="file of API keys; the first is sent (default: none)"
     )
+    parser.add_argument("--ca-file", default="", help="authorities of the service (default: the system's)")
+    parser.add_argument("--client-cert-file", default="", help="certificate to send (default: none)")
+    parser.add_argument("--client-key-file", default="", help="its private key")
     parser.add_argument("--wait-seconds", type=float, default=0, help="time to wait until ready (default: 0)")
     options = parser.parse_args()
     try:
+        use_certificates(options.ca_file, options.client_cert_file, options.client_key_file)
         wait_until_ready(options.url, options.wait_seconds)
         key = first_key(options.api_keys_file) if options.api_keys_file else ""
         print(check_classify(options.url, key, options.expected_label))

@@ -83,6 +83,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - name: INKSERVE_API_KEYS_FILE
   value: {{ include "inkserve.apiKeysFile" .root }}
 {{- end }}
+{{- if and (ne .half "engine") .root.Values.tls.existingSecret }}
+{{- include "inkserve.tlsEnv" .root }}
+{{- end }}
 {{- if and (ne .half "http") .root.Values.models.trustedKeysConfigMap }}
 - name: INKSERVE_TRUSTED_KEYS
   value: {{ include "inkserve.trustedKeysDir" .root }}
@@ -96,6 +99,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - name: CUDA_CACHE_PATH
   value: /tmp/cuda
 {{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "inkserve.tlsEnv" }}
+- name: INKSERVE_SSL_CERTFILE
+  value: {{ include "inkserve.tlsDir" . }}/tls.crt
+- name: INKSERVE_SSL_KEYFILE
+  value: {{ include "inkserve.tlsDir" . }}/tls.key
+{{- if .Values.tls.clientCA.existingSecret }}
+- name: INKSERVE_SSL_CA_CERTS
+  value: {{ include "inkserve.clientCADir" . }}/ca.crt
+# The kubelet's probes send no certificate.
+- name: INKSERVE_SSL_CLIENT_AUTH
+  value: {{ eq .Values.tls.clientCA.mode "required" | ternary "required-except-probes" "optional" }}
 {{- end }}
 {{- end }}
 
@@ -155,6 +172,32 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 /etc/inkserve/api-keys/keys
 {{- end }}
 
+{{- define "inkserve.tlsDir" -}}
+/etc/inkserve/tls
+{{- end }}
+
+{{- define "inkserve.clientCADir" -}}
+/etc/inkserve/client-ca
+{{- end }}
+
+{{- /* Where the service's callers in the chart have its authority, and their own certificate. */}}
+{{- define "inkserve.serverCADir" -}}
+/etc/inkserve/server-ca
+{{- end }}
+
+{{- define "inkserve.clientTlsDir" -}}
+/etc/inkserve/client-tls
+{{- end }}
+
+{{- define "inkserve.scheme" -}}
+{{- ternary "https" "http" (ne .Values.tls.existingSecret "") }}
+{{- end }}
+
+{{- /* The Service's name that a certificate must have. */}}
+{{- define "inkserve.serverName" -}}
+{{ include "inkserve.fullname" . }}.{{ .Release.Namespace }}.svc
+{{- end }}
+
 {{- define "inkserve.trustedKeysDir" -}}
 /etc/inkserve/trusted-keys
 {{- end }}
@@ -169,7 +212,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{- /* The service's URL in its own namespace. */}}
 {{- define "inkserve.url" -}}
-http://{{ include "inkserve.fullname" . }}:{{ .Values.service.port | int64 }}
+{{ include "inkserve.scheme" . }}://{{ include (.Values.tls.existingSecret | empty | ternary "inkserve.fullname" "inkserve.serverName") . }}:{{ .Values.service.port | int64 }}
 {{- end }}
 
 {{- define "inkserve.minReplicas" -}}
@@ -276,6 +319,19 @@ capabilities:
 {{- end }}
 {{- if and (include "inkserve.apiKeysSecret" .) .Values.settings.apiKeysFile }}
 {{- fail (printf "inkserve: settings.apiKeysFile is %s, expected none with apiKeys, which sets it" .Values.settings.apiKeysFile) }}
+{{- end }}
+{{- range $name := list "sslCertfile" "sslKeyfile" "sslKeyfilePasswordFile" "sslCaCerts" "sslClientAuth" }}
+{{- $value := index $.Values.settings $name }}
+{{- if not (has $value (list nil "off")) }}
+{{- fail (printf "inkserve: settings.%s is %v, expected none: tls mounts the files, and sets it" $name $value) }}
+{{- end }}
+{{- end }}
+{{- if and .Values.tls.clientCA.existingSecret (eq .Values.tls.clientCA.mode "required") (not .Values.tls.clientSecret) }}
+{{- range $name := list "test" "loadTest" "serviceMonitor" }}
+{{- if (index $.Values $name).enabled }}
+{{- fail (printf "inkserve: tls.clientSecret is empty, expected the client certificate that %s needs with tls.clientCA; or set %s.enabled to false" $name $name) }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- if and .Values.models.trustedKeysConfigMap .Values.settings.trustedKeys }}
 {{- fail (printf "inkserve: settings.trustedKeys is %s, expected none with models.trustedKeysConfigMap, which sets it" .Values.settings.trustedKeys) }}

@@ -61,6 +61,9 @@
     {{- with include "inkserve.apiKeysMount" $root }}
     {{- . | trim | nindent 4 }}
     {{- end }}
+    {{- with include "inkserve.tlsMounts" $root }}
+    {{- . | trim | nindent 4 }}
+    {{- end }}
     {{- end }}
 {{- end }}
 
@@ -86,6 +89,87 @@
 {{- end }}
 {{- end }}
 
+{{- /* Folders for the same reason: renewed certificates must arrive. */}}
+{{- define "inkserve.tlsMounts" -}}
+{{- if .Values.tls.existingSecret }}
+- name: tls
+  mountPath: {{ include "inkserve.tlsDir" . }}
+  readOnly: true
+{{- end }}
+{{- if .Values.tls.clientCA.existingSecret }}
+- name: client-ca
+  mountPath: {{ include "inkserve.clientCADir" . }}
+  readOnly: true
+{{- end }}
+{{- end }}
+
+{{- define "inkserve.tlsVolumes" -}}
+{{- with .Values.tls.existingSecret }}
+{{- include "inkserve.secretVolume" (dict "name" "tls" "secret" . "items" (dict "tls.crt" "tls.crt" "tls.key" "tls.key")) }}
+{{- end }}
+{{- with .Values.tls.clientCA }}
+{{- if .existingSecret }}
+{{ include "inkserve.secretVolume" (dict "name" "client-ca" "secret" .existingSecret "items" (dict .key "ca.crt")) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* What a caller of the service mounts: the service's authority without its key, and a certificate of its own. */}}
+{{- define "inkserve.callerTlsMounts" -}}
+{{- if and .Values.tls.existingSecret .Values.tls.caKey }}
+- name: server-ca
+  mountPath: {{ include "inkserve.serverCADir" . }}
+  readOnly: true
+{{- end }}
+{{- if .Values.tls.clientSecret }}
+- name: client-tls
+  mountPath: {{ include "inkserve.clientTlsDir" . }}
+  readOnly: true
+{{- end }}
+{{- end }}
+
+{{- define "inkserve.callerTlsVolumes" -}}
+{{- $tls := .Values.tls }}
+{{- if and $tls.existingSecret $tls.caKey }}
+{{- include "inkserve.secretVolume" (dict "name" "server-ca" "secret" $tls.existingSecret "items" (dict $tls.caKey "ca.crt")) }}
+{{- end }}
+{{- with $tls.clientSecret }}
+{{ include "inkserve.secretVolume" (dict "name" "client-tls" "secret" . "items" (dict "tls.crt" "tls.crt" "tls.key" "tls.key")) }}
+{{- end }}
+{{- end }}
+
+{{- /* The keys and the certificates of the containers that call the service. */}}
+{{- define "inkserve.callerMounts" -}}
+{{- list (include "inkserve.apiKeysMount" . | trim) (include "inkserve.callerTlsMounts" . | trim) | compact | join "\n" }}
+{{- end }}
+
+{{- define "inkserve.callerVolumes" -}}
+{{- list (include "inkserve.apiKeysVolume" . | trim) (include "inkserve.callerTlsVolumes" . | trim) | compact | join "\n" }}
+{{- end }}
+
+{{- define "inkserve.callerTlsFlags" -}}
+{{- if and .Values.tls.existingSecret .Values.tls.caKey }}
+- --ca-file={{ include "inkserve.serverCADir" . }}/ca.crt
+{{- end }}
+{{- if .Values.tls.clientSecret }}
+- --client-cert-file={{ include "inkserve.clientTlsDir" . }}/tls.crt
+- --client-key-file={{ include "inkserve.clientTlsDir" . }}/tls.key
+{{- end }}
+{{- end }}
+
+{{- define "inkserve.secretVolume" -}}
+- name: {{ .name }}
+  secret:
+    secretName: {{ .secret | quote }}
+    # Read through the fsGroup.
+    defaultMode: 0440
+    items:
+      {{- range $key, $path := .items }}
+      - key: {{ $key | quote }}
+        path: {{ $path }}
+      {{- end }}
+{{- end }}
+
 {{- define "inkserve.probe" -}}
 periodSeconds: {{ .periodSeconds | int64 }}
 timeoutSeconds: {{ .timeoutSeconds | int64 }}
@@ -99,6 +183,9 @@ failureThreshold: {{ .failureThreshold | int64 }}
   httpGet:
     path: {{ $path | quote }}
     port: http
+    {{- if $.Values.tls.existingSecret }}
+    scheme: HTTPS
+    {{- end }}
   {{- include "inkserve.probe" (index $.Values.probes $kind) | nindent 2 }}
 {{- end }}
 {{- end }}
@@ -244,5 +331,8 @@ args:
   {{- end }}
   {{- if include "inkserve.apiKeysSecret" . }}
   - --api-keys-file={{ include "inkserve.apiKeysFile" . }}
+  {{- end }}
+  {{- with include "inkserve.callerTlsFlags" . }}
+  {{- . | trim | nindent 2 }}
   {{- end }}
 {{- end }}

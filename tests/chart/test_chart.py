@@ -214,6 +214,24 @@ def test_the_schema_and_the_defaults_have_the_same_keys() -> None:
             {"models": {"trustedKeysConfigMap": "keys"}, "settings": {"trustedKeys": "/keys"}},
             "settings.trustedKeys is /keys, expected none with models.trustedKeysConfigMap",
         ),
+        ({"tls": {"clientCA": {"existingSecret": "callers-ca"}}}, "/tls/existingSecret'"),
+        ({"tls": {"clientSecret": "caller-tls"}}, "/tls/existingSecret'"),
+        ({"tls": {"existingSecret": "Digits_TLS"}}, "/tls/existingSecret'"),
+        ({"tls": {"clientCA": {"mode": "require"}}}, "/tls/clientCA/mode'"),
+        (
+            {"tls": {"existingSecret": "digits-tls", "clientCA": {"existingSecret": "callers-ca"}}},
+            "tls.clientSecret is empty, expected the client certificate that test needs",
+        ),
+        (
+            {
+                "tls": {"existingSecret": "digits-tls", "clientCA": {"existingSecret": "callers-ca"}},
+                "test": {"enabled": False},
+                "serviceMonitor": {"enabled": True},
+            },
+            "expected the client certificate that serviceMonitor needs",
+        ),
+        ({"settings": {"sslCertfile": "/tls.crt"}}, "settings.sslCertfile is /tls.crt, expected none: tls"),
+        ({"settings": {"sslClientAuth": "optional"}}, "settings.sslClientAuth is optional, expected none"),
         ({"tracing": {"enabled": True}}, "/tracing/endpoint'"),
         ({"tracing": {"endpoint": "otel-collector:4318"}}, "/tracing/endpoint'"),
         ({"tracing": {"sampler": "traceidratio_parentbased"}}, "/tracing/sampler'"),
@@ -467,6 +485,71 @@ def test_only_the_users_of_the_keys_mount_them(case: str, name: str, key: str, u
             if mounts(container).get("api-keys") == str(Path(path).parent):
                 mounted.add(container["name"])
     assert configured == mounted == users
+
+
+def secrets_of(pod: Manifest) -> dict[str, tuple[str, set[str]]]:
+    """Return the Secrets that a pod mounts, with their entries, by the volume's name."""
+    return {
+        volume["name"]: (volume["secret"]["secretName"], {item["key"] for item in volume["secret"]["items"]})
+        for volume in pod.get("volumes", [])
+        if "secret" in volume
+    }
+
+
+def test_only_the_http_container_gets_the_certificate() -> None:
+    manifests = render(values_of("tls"))
+    engine, http = servers(manifests).values()
+    env = environment(http)
+    assert settings_from(env).ssl_certfile == Path(mounts(http)["tls"]) / "tls.crt"
+    assert settings_from(env).ssl_keyfile == Path(mounts(http)["tls"]) / "tls.key"
+    assert settings_from(env).ssl_client_auth == "off"
+    assert "tls" not in mounts(engine)
+    assert not [name for name in environment(engine) if "SSL" in name]
+    for kind in ("startup", "readiness", "liveness"):
+        assert http[f"{kind}Probe"]["httpGet"]["scheme"] == "HTTPS"
+        assert "scheme" not in server(render({}))[f"{kind}Probe"]["httpGet"]
+    pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
+    assert secrets_of(pod) == {"tls": ("digits-tls", {"tls.crt", "tls.key"})}
+    assert secrets_of(one(manifests, "Pod")["spec"]) == {}  # it verifies by the system's authorities
+    assert one(manifests, "Service")["spec"]["ports"][0]["appProtocol"] == "https"
+    assert one(render({}), "Service")["spec"]["ports"][0]["appProtocol"] == "http"
+    assert "tls" not in json.dumps(render({})).lower()
+
+
+@pytest.mark.parametrize(("mode", "auth"), [("required", "required-except-probes"), ("optional", "optional")])
+def test_with_mutual_tls_every_caller_of_the_chart_has_a_certificate(mode: str, auth: str) -> None:
+    values = values_of("mutual-tls")
+    values["tls"]["clientCA"]["mode"] = mode
+    manifests = render(values)
+    found = settings_from(environment(server(manifests)))
+    assert (found.ssl_client_auth, str(found.ssl_ca_certs)) == (auth, "/etc/inkserve/client-ca/ca.crt")
+    deployment, test, job = list(pod_specs(manifests))
+    by_name = {
+        "digits-tls": {"tls.crt", "tls.key"},
+        "callers-ca": {"ca.crt"},
+    }
+    assert dict(secrets_of(deployment).values()) == by_name
+    for pod in (test, job):
+        assert secrets_of(pod) == {
+            "server-ca": ("digits-tls", {"ca.crt"}),  # never the service's key
+            "client-tls": ("digits-caller-tls", {"tls.crt", "tls.key"}),
+        }
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            mounted = mounts(container)
+            assert f"--ca-file={mounted['server-ca']}/ca.crt" in container["args"]
+            assert f"--client-cert-file={mounted['client-tls']}/tls.crt" in container["args"]
+            assert f"--client-key-file={mounted['client-tls']}/tls.key" in container["args"]
+            assert "https://digits-inkserve.serving.svc:443" in json.dumps(container["args"])
+    (endpoint,) = one(manifests, "ServiceMonitor")["spec"]["endpoints"]
+    assert endpoint["scheme"] == "https"
+    assert endpoint["tlsConfig"] == {
+        "serverName": "digits-inkserve.serving.svc",
+        "ca": {"secret": {"name": "digits-tls", "key": "ca.crt"}},
+        "cert": {"secret": {"name": "digits-caller-tls", "key": "tls.crt"}},
+        "keySecret": {"name": "digits-caller-tls", "key": "tls.key"},
+    }
+    assert "curl -k --cert caller.pem --key caller.key" in notes(values | {"ingress": {}})
+    assert "'https://127.0.0.1:8000/classify" in notes(values | {"ingress": {}})
 
 
 def test_new_keys_in_the_values_restart_the_pods() -> None:

@@ -4,7 +4,9 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -17,12 +19,13 @@ from typing import Any
 
 import pytest
 
+from tests.support.authorities import Authority
 from tests.support.charts import Manifest, environment, one, render, server, servers, values_of
 from tests.support.collector import collecting
 from tests.support.models import add_reader
 
 ROOT = Path(__file__).parents[2]
-READY = re.compile(r"the engine is ready|ready at http://127\.0\.0\.1:(?P<port>\d+)")
+READY = re.compile(r"the engine is ready|ready at (?P<url>https?://127\.0\.0\.1:\d+)")
 
 
 class Container:
@@ -42,14 +45,14 @@ class Container:
         )
 
     def url(self) -> str:
-        """Wait until the service is ready; returns its URL, without a port for an engine."""
+        """Wait until the service is ready; returns its URL, or "None" for an engine."""
         assert self.process.stderr is not None
         lines = []
         for line in self.process.stderr:
             lines.append(line)
             if ready := READY.search(line):
                 assert all(json.loads(line)["level"] == "info" for line in lines)  # settings.logFormat: json
-                return f"http://127.0.0.1:{ready['port']}"
+                return str(ready["url"])
         pytest.fail("the service did not start:\n" + "".join(lines))
 
     def kill(self) -> None:
@@ -77,9 +80,9 @@ def serving(manifest: Manifest, env: dict[str, str]) -> Iterator[tuple[subproces
         yield container.process, container.url()
 
 
-def status(url: str, body: bytes | None = None) -> int:
+def status(url: str, body: bytes | None = None, tls: ssl.SSLContext | None = None) -> int:
     try:
-        with urllib.request.urlopen(url, body, timeout=30) as response:
+        with urllib.request.urlopen(url, body, timeout=30, context=tls) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         with error:
@@ -122,7 +125,7 @@ def test_the_service_passes_the_probes_and_the_test_pod_and_drains(models: Path)
 def _smoke_command(container: Manifest, url: str) -> list[str]:
     """Return the command of a container with the chart's check, for this machine."""
     program, *arguments = container["args"]
-    assert arguments[0] == "http://digits-inkserve:80"
+    assert arguments[0] in ("http://digits-inkserve:80", "https://digits-inkserve.serving.svc:443")
     return [sys.executable, *container["command"][1:], program, url, *arguments[1:]]
 
 
@@ -255,17 +258,21 @@ def test_both_halves_send_their_spans_to_the_charts_collector(models: Path, tmp_
         assert span.resource["k8s.container.name"] == half
 
 
-def _run_load_job(job: Manifest, url: str, keys: Path) -> tuple[str, subprocess.CompletedProcess[str]]:
-    """Run the Job's containers here; returns the first one's output and the second one's result."""
+def _run_load_job(job: Manifest, url: str, mounted: Path) -> tuple[str, subprocess.CompletedProcess[str]]:
+    """Run the Job's containers here; returns the first one's output and the second one's result.
+
+    mounted: the folder in place of /etc/inkserve.
+    """
     text = json.dumps(job["spec"]["template"]["spec"])
-    spec = json.loads(text.replace("/etc/inkserve/api-keys/keys", str(keys)))
+    spec = json.loads(text.replace("/etc/inkserve", str(mounted)))
     (wait,), (locust,) = spec["initContainers"], spec["containers"]
     waited = subprocess.run(
         _smoke_command(wait, url), capture_output=True, text=True, timeout=60, check=False
     )
     assert waited.returncode == 0, waited.stderr
-    assert "--host=http://digits-inkserve:80" in locust["args"]
-    flags = [argument.replace("http://digits-inkserve:80", url) for argument in locust["args"]]
+    (host,) = [argument for argument in locust["args"] if argument.startswith("--host=")]
+    assert host in ("--host=http://digits-inkserve:80", "--host=https://digits-inkserve.serving.svc:443")
+    flags = [f"--host={url}" if argument == host else argument for argument in locust["args"]]
     # Like the image's ENTRYPOINT.
     command = [
         sys.executable,
@@ -295,12 +302,13 @@ def test_the_load_job_succeeds_only_if_the_responses_are_right(
     manifests = render(
         {"loadTest": load, "test": {"expectedLabel": ""}, "apiKeys": values_of("api-keys")["apiKeys"]}
     )
-    keys = tmp_path / "keys"
+    keys = tmp_path / "_mounted" / "api-keys" / "keys"
+    keys.parent.mkdir(parents=True)
     keys.write_text(one(manifests, "Secret")["stringData"]["api-keys"])
     env = on_this_machine(tmp_path) | {"INKSERVE_API_KEYS_FILE": str(keys)}
     with serving(server(manifests), env) as (_, url):
         assert status(f"{url}/classify", bytes(784)) == 401
-        waited, ended = _run_load_job(one(manifests, "Job"), url, keys)
+        waited, ended = _run_load_job(one(manifests, "Job"), url, keys.parents[1])
         assert "read the drawn seven as" in waited
         assert ended.returncode == (0 if right else 1), ended.stderr
         assert _total(url, "inkserve_requests_total") > 80  # rate x time is 160
@@ -328,6 +336,54 @@ def test_the_service_requires_the_charts_keys_and_the_test_pod_sends_one(
         command[-1] = f"--api-keys-file={keys}"
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_with_mutual_tls_probes_need_no_certificate_and_the_charts_callers_send_one(
+    add_generator: Callable[..., Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    if importlib.util.find_spec("locust") is None:
+        pytest.skip("locust is not installed")
+    add_reader(tmp_path)
+    add_generator()
+    load = {"rate": 20, "durationSeconds": 2, "stages": "soak", "workers": 1, "mix": "raw=1"}
+    values = values_of("mutual-tls") | {"test": {"expectedLabel": ""}}
+    manifests = render(values | {"loadTest": values["loadTest"] | load})
+    container = server(manifests)
+    mounted = tmp_path_factory.mktemp("mounted")
+    services, callers = Authority(mounted, "services"), Authority(mounted, "callers")
+    for folder, names in {
+        "tls": services.issue("service"),
+        "client-tls": callers.issue("caller"),
+        "server-ca": (services.file,),
+        "client-ca": (callers.file,),
+    }.items():
+        (mounted / folder).mkdir()
+        files = ("tls.crt", "tls.key") if len(names) == 2 else ("ca.crt",)
+        for source, name in zip(names, files, strict=True):
+            shutil.copyfile(source, mounted / folder / name)
+    here = {
+        name: value.replace("/etc/inkserve", str(mounted))
+        for name, value in environment(container).items()
+        if "SSL" in name
+    }
+    kubelet = ssl._create_unverified_context()
+    with serving(container, on_this_machine(tmp_path) | here) as (_, url):
+        assert url.startswith("https://")
+        for kind in ("startup", "readiness", "liveness"):
+            probe = container[f"{kind}Probe"]["httpGet"]
+            assert (probe["scheme"], status(url + probe["path"], tls=kubelet)) == ("HTTPS", 200)
+        for path in ("/metrics", "/models"):
+            assert status(url + path, tls=kubelet) == 403
+        (test,) = one(manifests, "Pod")["spec"]["containers"]
+        command = [word.replace("/etc/inkserve", str(mounted)) for word in _smoke_command(test, url)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        without = [word for word in command if "client" not in word or word == command[2]]
+        refused = subprocess.run(without, capture_output=True, text=True, timeout=60, check=False)
+        assert (refused.returncode, "403" in refused.stderr) == (1, True), refused.stderr
+        waited, ended = _run_load_job(one(manifests, "Job"), url, mounted)
+        assert "read the drawn seven as" in waited
+        assert ended.returncode == 0, ended.stderr
 
 
 def test_the_service_ignores_the_variables_of_service_links_and_rejects_others() -> None:

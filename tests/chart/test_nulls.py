@@ -23,6 +23,7 @@ SPLIT_ON_GPUS: Values = values_of("public") | {
     "podDisruptionBudget": {"maxUnavailable": 2},
     "tracing": values_of("tracing")["tracing"],
     "loadTest": values_of("load-test")["loadTest"],
+    "tls": values_of("mutual-tls")["tls"],
     "terminationGracePeriodSeconds": 600,
     "imagePullSecrets": ["registry"],
 }

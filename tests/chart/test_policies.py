@@ -67,7 +67,7 @@ ALLOWED = (
         "CKV_K8S_9",
         "Only the other container calls the engine of the split form, and its readiness covers the engine.",
         kind="Deployment",
-        cases=("api-keys", "split"),
+        cases=("api-keys", "split", "tls"),
     ),
     Allowed(
         "CKV_K8S_35",  # secrets as files
