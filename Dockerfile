@@ -124,14 +124,17 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 # Liveness, not readiness: an orchestrator replaces an unhealthy container, and must not replace one that drains.
 # The port opens only after every model is warm, so the first success also means ready.
+# Over TLS it verifies nothing, and needs INKSERVE_SSL_CLIENT_AUTH to be off, optional or required-except-probes.
 # http.client instead of urllib, because urllib would use HTTP_PROXY for the loopback address.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python3", "-c", "\
-import http.client, os; \
-c = http.client.HTTPConnection('127.0.0.1', int(os.environ['INKSERVE_PORT']), timeout=2); \
+import http.client, os, ssl; \
+at = '127.0.0.1', int(os.environ['INKSERVE_PORT']); \
+c = http.client.HTTPSConnection(*at, timeout=2, context=ssl._create_unverified_context()) \
+if os.environ.get('INKSERVE_SSL_CERTFILE') else http.client.HTTPConnection(*at, timeout=2); \
 c.request('GET', '/v2/health/live'); \
 assert c.getresponse().status == 200"]
-# SIGHUP reloads the models. Ignored until Python has a handler, it cannot kill a process that is starting: PID 1 is safe
-# from it anyway, but not a process below --init or in a shared PID namespace.
+# SIGHUP reloads the models. Ignored until Python has a handler, it cannot kill a process that is starting: PID 1 is
+# safe from it anyway, but not a process below --init or in a shared PID namespace.
 ENTRYPOINT ["env", "--ignore-signal=HUP", "python3", "-m", "service"]
 # Last, so that a new revision rebuilds no layer.
 ARG VERSION=0.2.0

@@ -86,11 +86,16 @@ def parse_mix(text: str) -> dict[str, int]:
 
 @cache
 def first_key(path: str) -> str:
-    """The first API key in a file with one key per line. Raises OSError, or ValueError without a key."""
+    """The first API key in a file that may use models. Raises OSError, or ValueError without one.
+
+    A line is KEY or NAME:SCOPES:KEY; in place of a key there may be its digest, which nobody can send.
+    """
     for line in Path(path).read_text("utf-8").splitlines():
-        if line.strip() and not line.strip().startswith("#"):
-            return line.strip()
-    raise ValueError(f"{path} holds no API key")
+        *named, key = (part.strip() for part in line.split(":"))
+        scopes = [scope.strip() for scope in named[1].split(",")] if len(named) == 2 else ["infer"]
+        if key and not line.strip().startswith("#") and "infer" in scopes and not key.startswith("sha256="):
+            return key
+    raise ValueError(f"{path} holds no API key with the scope infer, or only digests")
 
 
 def parse_keys_file(path: str) -> str:

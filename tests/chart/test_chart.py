@@ -18,6 +18,7 @@ import yaml
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from pydantic import ValidationError
 
+from helm.files.smoke import first_key
 from helm.settings_tables import chart_name
 from service.http.api_keys import ApiKeys
 from service.observability.metrics import Metrics
@@ -485,6 +486,19 @@ def test_only_the_users_of_the_keys_mount_them(case: str, name: str, key: str, u
             if mounts(container).get("api-keys") == str(Path(path).parent):
                 mounted.add(container["name"])
     assert configured == mounted == users
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("# of: the app\n\n first-key-0123456789 \nsecond-key-0123456789\n", "first-key-0123456789"),
+        ("scraper:metrics:a-key-0123456789\nshop:metrics, infer:b-key-0123456789\n", "b-key-0123456789"),
+        (f"sha256={64 * '0'}\nshop:infer:sha256={64 * '0'}\nlast-key-0123456789\n", "last-key-0123456789"),
+    ],
+)
+def test_the_chart_sends_the_first_key_that_may_use_models(tmp_path: Path, text: str, key: str) -> None:
+    (tmp_path / "keys").write_text(text)
+    assert first_key(str(tmp_path / "keys")) == key
 
 
 def secrets_of(pod: Manifest) -> dict[str, tuple[str, set[str]]]:

@@ -285,7 +285,12 @@ class Overloaded(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(
-    "keys", [None, "# of the load test\n\n first-key-0123456789 \nsecond-key-0123456789\n"]
+    "keys",
+    [
+        None,
+        "# of the load test\n\n first-key-0123456789 \nsecond-key-0123456789\n",
+        "scraper:metrics:a-key-0123456789\nweb:infer:sha256=00\nshop : infer : first-key-0123456789\n",
+    ],
 )
 def test_the_first_key_of_the_file_is_sent(tmp_path: Path, keys: str | None) -> None:
     flags = ["--mix", "raw=1,json=1,batch=1"]

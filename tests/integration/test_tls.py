@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import re
 import shutil
 import ssl
 import subprocess
@@ -149,6 +150,26 @@ async def test_only_probes_may_come_without_a_certificate(
         ):
             client.get("/v2/health/live")
         assert service.stop() == 0
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_the_images_healthcheck_passes(
+    add_classifier: Callable[..., Path], tmp_path: Path, folder: Path, tls: bool
+) -> None:
+    add_classifier()
+    certificate, key = Authority(folder, "authority").issue("server")
+    flags = server_flags((certificate, key)) if tls else ()
+    dockerfile = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
+    (check,) = re.findall(r"^HEALTHCHECK .* CMD (\[.*\])$", dockerfile, re.MULTILINE)
+    command = [sys.executable, *json.loads(check)[1:]]
+    with serving(*flags, "--models-dir", str(tmp_path)) as service:
+        env = {"INKSERVE_PORT": str(service.port)} | (
+            {"INKSERVE_SSL_CERTFILE": str(certificate)} if tls else {}
+        )
+        assert subprocess.run(command, env=env, timeout=60, check=False).returncode == 0
+        assert service.stop() == 0
+    ended = subprocess.run(command, env=env, capture_output=True, timeout=60, check=False)
+    assert ended.returncode == 1
 
 
 def mount(folder: Path, *files: Path) -> None:
