@@ -60,6 +60,7 @@ class Dispatch:
         call = self._start(scope)
         path, method = call.path, call.method
         cors, endpoints = self._edge.cors, self._endpoints.get(path)
+        call.api_key_name, rejected = admit(self._keys, path, scope["headers"])
         if self._edge.needs_certificate and not _is_certified(scope, path):
             await self._serve({method: _rejecting(Forbidden(UNCERTIFIED))}, call, scope, receive, send)
             return
@@ -68,7 +69,6 @@ class Dispatch:
             send = cors.adding(scope, send)
         if method == "HEAD":
             send = _without_body(send)
-        call.api_key_name, rejected = admit(self._keys, path, scope["headers"])
         if preflight is not None:
             await self._serve({method: _always(preflight)}, call, scope, receive, send)
         elif method == "OPTIONS" and path == "*":

@@ -64,8 +64,11 @@ class Call:
     model: the name of its model; empty until that is known.
     received_at: when its first byte came, on the clock of `time.monotonic`; its deadline counts from there.
     request_id: as the client sent it; otherwise one of ours, if a log line or the client needs it.
-    api_key_name: of the API key that the client sent; see `service.http.api_keys.Admission`.
+    api_key_name: of the API key that the client sent; see `service.http.api_keys.Admission`. The fast path
+        sets it only for the access log, which alone reads it.
     """
+
+    api_key_name: str | None
 
     __slots__ = (
         "_lifecycle",
@@ -92,7 +95,6 @@ class Call:
         request_id: bytes | None,
         model: str = "",
         received_at: float = 0.0,
-        api_key_name: str | None = None,
     ) -> None:
         self.received_at = received_at
         self.started = time.perf_counter()
@@ -103,7 +105,6 @@ class Call:
         self.client = client
         self.request_id = request_id
         self.model = model
-        self.api_key_name = api_key_name
         tracing = lifecycle.tracing
         self.span: RequestSpan | None = None if tracing is None else tracing.start_request(method, headers)
 

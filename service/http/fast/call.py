@@ -32,7 +32,7 @@ class FastCall(Call):
         self, connection: Replies, fast_path: FastPath, known: KnownHead, plan: Plan, received_at: float
     ) -> None:
         lifecycle = fast_path.lifecycle
-        logged = lifecycle.access_log is not None  # nothing else asks who the client is
+        logged = lifecycle.access_log is not None  # nothing else asks who the client is, and for its key
         super().__init__(
             lifecycle,
             known.method,
@@ -43,8 +43,9 @@ class FastCall(Call):
             known.request_id,
             plan.model,
             received_at,
-            known.api_key_name,
         )
+        if logged:
+            self.api_key_name = known.api_key_name
         self.plan = plan
         self._connection = connection
         # Refers back to this call: cleared when done, or the reference cycle would keep the body until the
