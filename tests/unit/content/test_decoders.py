@@ -108,7 +108,7 @@ async def test_hangups_never_kill_a_decoder() -> None:
                 sent += 1
             await asyncio.sleep(0.001)
         assert isinstance(await task, np.ndarray)
-        assert (len(pids), sent > 10) == (1, True)
+        assert (len(pids), sent > 0) == (1, True)
 
 
 async def test_bodies_beyond_the_queue_and_the_deadline_are_rejected() -> None:
