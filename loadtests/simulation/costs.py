@@ -25,7 +25,7 @@ class PodCosts:
     overhead_seconds: latency that a caller sees in addition (sockets, its own work).
     start_seconds: from starting the process to readiness. cores: of the pod.
     on_loop_seconds: batches that take at most this long run on the event loop; see
-        `service.batching.on_loop`.
+        `service.batching.batch_sizes`.
     deadline_seconds: the deadline of each request, after which its caller disconnects.
     """
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 
-from service.batching.on_loop import ON_LOOP_ROWS, OnLoopRows, on_loop_rows
+from service.batching.batch_sizes import ON_LOOP_ROWS, OnLoopRows, on_loop_rows
 from service.batching.pace import DEADLINE_SHARE
 from service.batching.queue import BatchQueue, Item
 from service.batching.request import InferenceResult

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from service.batching.batch_sizes import mixed_rows, on_loop_rows
 from service.batching.deadlines import Deadlines
 from service.batching.device import Device, Runner
-from service.batching.on_loop import on_loop_rows
 from service.batching.queue import Batch, BatchQueue, BatchRecord, Item
 from service.batching.request import Array, Done, InferenceRequest, InferenceResult, Outcome, Priority
 from service.batching.retries import Refusal
@@ -47,6 +47,7 @@ class Batcher:
         self._entered = False
         self._release: asyncio.TimerHandle | None = None
         self._deadlines = Deadlines(queue, device.lock)
+        queue.mixed_rows = mixed_rows(runner.seconds_for, queue.max_batch_size)
         self.on_loop = on_loop_rows(
             runner.seconds_for, queue.max_batch_size, device.on_loop_seconds, device.brief_seconds
         )

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import NamedTuple, Protocol
 
-from service.batching.on_loop import OnLoopRows
+from service.batching.batch_sizes import OnLoopRows
 from service.batching.queue import Batch
 from service.batching.request import Array
 

@@ -20,6 +20,9 @@ SMALL_FRACTION = 8
 """A request of at most 1/8 of a batch is small: half of each batch is kept for small ones while any are
 queued."""
 
+SMALL_RECENTLY_SECONDS = 1.0
+"""Small requests are expected to go on for this long after the last one."""
+
 
 @dataclass(slots=True, eq=False)
 class Item:
@@ -90,9 +93,11 @@ class BatchQueue:
     Small requests have a lane of their own and the first half of every batch, so they never wait for a large
     one to finish. A large request is split over as many batches as it needs, and goes to the end of its lane
     after each one while it still has a full batch to go. Requests of low priority have a third lane, which
-    gets the space that the other two leave.
+    gets the space that the other two leave. While small requests arrive, batches with rows of other requests
+    are cut to `mixed_rows`: a small one waits for the batch that runs when it comes, and for its own.
 
     pace: how long a row takes; the batcher updates it after each batch.
+    mixed_rows: the rows of such a batch.
     refused_since_batch: whether a request was rejected since the last batch was formed.
     """
 
@@ -108,6 +113,7 @@ class BatchQueue:
         self.max_batch_delay_seconds = max_batch_delay_seconds
         self.max_queue_requests = max_queue_requests
         self.pace = Pace(max_batch_size)
+        self.mixed_rows = max_batch_size
         self._retries = Retries()
         self._expired: list[Item] = []
         self.rows = 0
@@ -115,6 +121,7 @@ class BatchQueue:
         self.refused_since_batch = False
         self.next_deadline = math.inf
         self._small_rows = max(1, max_batch_size // SMALL_FRACTION)
+        self._small_until = -math.inf
         self._small = _Lane()
         self._large = _Lane()
         self._low = _Lane()
@@ -170,6 +177,8 @@ class BatchQueue:
         if item.deadline < self.next_deadline:
             self.next_deadline = item.deadline
         lane = self._lane(item)
+        if lane is self._small:
+            self._small_until = item.enqueued + SMALL_RECENTLY_SECONDS
         lane.rows += item.rows
         lane.items.append(item)
 
@@ -226,12 +235,15 @@ class BatchQueue:
             self._expired += self._overdue(now)
         parts: list[Part] = []
         most = self.max_batch_size if max_rows is None else min(max_rows, self.max_batch_size)
+        small, large, low = self._small, self._large, self._low
+        if now < self._small_until and (large.rows or low.rows):
+            most = min(most, self.mixed_rows)
         space = most
-        if self._large.rows:
+        if large.rows:
             first = space - space // 2
-            space -= first - self._fill(self._small, first, parts)
-            space = self._fill(self._large, space, parts)
-        for lane in (self._small, self._low):
+            space -= first - self._fill(small, first, parts)
+            space = self._fill(large, space, parts)
+        for lane in (small, low):
             if space and lane.rows:
                 space = self._fill(lane, space, parts)
         rows = most - space

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.batching.pace import DEADLINE_SHARE
-from service.batching.queue import SMALL_FRACTION, BatchQueue, Item
+from service.batching.queue import SMALL_FRACTION, SMALL_RECENTLY_SECONDS, BatchQueue, Item
 from service.batching.request import Priority
 from service.errors import DeadlineExceeded, QueueFull
 
@@ -42,6 +42,31 @@ def test_a_batch_may_be_asked_to_be_smaller() -> None:
     queue.push(item(1))
     assert [queue.take(4).rows, queue.take(100).rows, queue.take(4).rows] == [4, 16, 1]
     assert queue.rows == 0
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 64), st.sampled_from(["normal", "low"]), st.booleans()), max_size=30),
+    st.integers(1, 16),
+)
+def test_batches_are_short_while_small_requests_arrive(
+    sent: list[tuple[int, Priority, bool]], mixed_rows: int
+) -> None:
+    queue = BatchQueue(max_batch_size=16, max_queue_rows=10_000)
+    queue.mixed_rows = mixed_rows
+    now = last_small = 0.0
+    for rows, priority, take in sent:
+        now += 0.3
+        queue.push(item(rows, enqueued=now, priority=priority))
+        if rows <= 16 // SMALL_FRACTION and priority == "normal":
+            last_small = now
+        mixed = queue._large.rows or queue._low.rows
+        recently = last_small and now < last_small + SMALL_RECENTLY_SECONDS
+        most = mixed_rows if mixed and recently else 16
+        if take:
+            before = queue.rows
+            assert queue.take(now=now).rows == min(most, before)
+    left = queue.rows
+    assert sum(iter(lambda: queue.take(now=now).rows, 0)) == left
 
 
 def test_rows_of_two_batches_in_flight_both_count() -> None:

@@ -1,4 +1,4 @@
-"""Which batches run on the event loop: pure decisions, from how long a batch is expected to take.
+"""How large batches are, and which run on the event loop: decided from how long one is expected to take.
 
 Knows nothing of loops, threads or models; `device` acts on what is decided here.
 """
@@ -15,6 +15,12 @@ REJECTING_BATCH_SECONDS = 0.0025
 """After a rejection the next batch on the loop is cut to this time, or to ON_LOOP_ROWS: requests about to be
 rejected sit unread while it runs. Other batches are not cut to it, because smaller batches cost more per row:
 5 to 12 % of the responses to bodies of 16 to 256 images."""
+
+MIXED_BATCH_SECONDS = 0.002
+"""A batch with rows of small and of large requests is cut to this time, or to MIXED_ROWS."""
+
+MIXED_ROWS = 16
+"""Fewer rows would cost too much each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +58,12 @@ def on_loop_rows(
         brief = bisect.bisect_right(sizes, REJECTING_BATCH_SECONDS, key=seconds_for)
         return OnLoopRows(rows, max(enough, brief))
     return OnLoopRows(bisect.bisect_right(sizes, min(on_loop_seconds, brief_seconds), key=seconds_for), None)
+
+
+def mixed_rows(seconds_for: Callable[[int], float], most: int) -> int:
+    """Return the rows that a batch is cut to while small requests arrive; see `BatchQueue`.
+
+    seconds_for: how long a batch of a given number of rows takes, up to `most` rows.
+    """
+    rows = bisect.bisect_right(range(1, most + 1), MIXED_BATCH_SECONDS, key=seconds_for)
+    return min(most, max(rows, MIXED_ROWS))
