@@ -36,7 +36,7 @@ def faults(context: Context) -> Iterator[Row]:
     yield output(context, "Disk full", 'exec "$@" >/dev/full 2>/dev/full')
     yield output(context, "stdout and stderr closed", 'exec "$@" >&- 2>&-')
     yield output(context, "stderr that nobody reads", 'exec "$@" 2>"$PIPE"', unread=True)
-    yield _descriptors(subject)
+    yield descriptors(subject)
     if FAKETIME.exists():
         yield _clock(subject)
     else:
@@ -103,7 +103,7 @@ def _stop(run: Running) -> tuple[int, float]:
     return int(code != 0), time.monotonic() - started
 
 
-def _descriptors(subject: Subject) -> Row:
+def descriptors(subject: Subject) -> Row:
     """Let silent connections take every descriptor: old connections are served, and new ones once they go."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / LOG

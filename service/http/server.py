@@ -34,7 +34,8 @@ ACCEPTED_PER_ITERATION = 128
 that came at once, the last waited 3 s. Up to this many more, at 16 us each, are accepted per iteration."""
 
 RESERVED_FILES = 128
-"""File descriptors that are kept for everything but connections: models, logs, the engine's socket."""
+"""File descriptors that are kept for everything but connections: models, logs, the engine's socket. At most
+half of all."""
 
 
 class Application(Protocol):
@@ -166,7 +167,9 @@ class _Acceptor:
             try:
                 connection, _ = self._listener.accept()
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                exhausted = error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+                # Connections that are still being set up cannot make room yet; a served one would have to.
+                if exhausted and not self._connecting:
                     self._connections.make_room(os.strerror(error.errno))
                 return False
             task = self._loop.create_task(self._connect(connection))
@@ -211,13 +214,14 @@ def _allowed(connections: int) -> int:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         if soft < wanted:
+            most = max(soft - RESERVED_FILES, soft // 2)
             logger.info(
                 "max_connections is %d, the limit of file descriptors %d: keeping at most %d connections",
                 connections,
                 soft,
-                max(1, soft - RESERVED_FILES),
+                most,
             )
-            return max(1, soft - RESERVED_FILES)
+            return most
     return connections
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.chaos.faults import failing_batch, output
+from loadtests.chaos.faults import descriptors, failing_batch, output
 from loadtests.chaos.kills import kills_of
 from loadtests.chaos.leavers import leavers
 from loadtests.chaos.mixed import mixed
@@ -56,6 +56,12 @@ def test_a_batch_that_raises_is_answered_and_the_next_one_runs(form: str) -> Non
 
 def test_a_full_disk_stops_nothing() -> None:
     row = output(SINGLE, "Disk full", 'exec "$@" >/dev/full 2>/dev/full')
+    assert not misses(row), row
+
+
+@pytest.mark.parametrize("form", ["single", "split"])
+def test_a_served_connection_outlives_silent_ones_that_take_every_descriptor(form: str) -> None:
+    row = descriptors(FORMS[form])
     assert not misses(row), row
 
 
