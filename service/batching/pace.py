@@ -5,6 +5,10 @@ from service.batching.retries import Refusal
 ROW_SECONDS_GAIN = 0.1
 """Weight of the latest batch in the moving average of seconds per row."""
 
+MEAN_GAIN = 0.03
+"""Weight of the latest batch in the mean: a pause of the process for 0.1 s made the moving average half as
+long again, which clients were then told to wait."""
+
 DEADLINE_SHARE = 0.8
 """A request is accepted only if its response is expected within this fraction of its remaining time. The
 remainder covers what the queue cannot see: the time before the request was read, the time to deliver the
@@ -17,12 +21,15 @@ class Pace:
 
     max_batch_size: rows in a full batch.
     rows_in_flight: rows of the batches that have begun and not ended.
+    row_seconds: follows quickly, and decides what is accepted.
     """
 
     def __init__(self, max_batch_size: int) -> None:
         self.rows_in_flight = 0
         self.row_seconds = 0.0
         self._max_batch_size = max_batch_size
+        self._mean_rows = 0.0
+        self._mean_seconds = 0.0
         self._ended_with_more: float | None = None
 
     def check_deadline(self, rows_queued: int, rows: int, seconds: float) -> Refusal | None:
@@ -46,9 +53,10 @@ class Pace:
             allowed_seconds=max(0.0, longest - own * self.row_seconds),
         )
 
-    def seconds_of(self, rows: int) -> float:
-        """Return how long so many rows take, behind those in flight."""
-        return (rows + self.rows_in_flight) * self.row_seconds
+    @property
+    def mean_row_seconds(self) -> float:
+        """Seconds per row over the last batches, weighted by their rows; 0 before the first."""
+        return self._mean_seconds / self._mean_rows if self._mean_rows else 0.0
 
     def note_batch(self, rows: int, started: float, ended: float, rows_queued: int) -> None:
         """Learn from a finished batch how long a row takes.
@@ -59,4 +67,6 @@ class Pace:
         self.rows_in_flight -= rows
         since = started if self._ended_with_more is None else self._ended_with_more
         self.row_seconds += ROW_SECONDS_GAIN * ((ended - since) / rows - self.row_seconds)
+        self._mean_rows += MEAN_GAIN * (rows - self._mean_rows)
+        self._mean_seconds += MEAN_GAIN * (ended - since - self._mean_seconds)
         self._ended_with_more = ended if rows_queued or self.rows_in_flight else None

@@ -142,13 +142,16 @@ class BatchQueue:
         return self.pace.check_deadline(self.rows_ahead(rows, priority), rows, seconds)
 
     def _no_room(self, why: str) -> Refusal:
-        return Refusal(why, allowed_seconds=self.pace.seconds_of(self.rows))
+        return Refusal(why, allowed_seconds=self._backlog_seconds())
 
     def note_rejection(self, refusal: Refusal, rows: int, now: float) -> int:
         """Note that a request of `rows` rows is rejected; returns the seconds until it should return."""
         self.refused_since_batch = True
-        backlog = self.pace.seconds_of(self.rows)
-        return self._retries.promise(now, backlog, rows * self.pace.row_seconds, refusal.allowed_seconds)
+        work = rows * self.pace.mean_row_seconds
+        return self._retries.promise(now, self._backlog_seconds(), work, refusal.allowed_seconds)
+
+    def _backlog_seconds(self) -> float:
+        return (self.rows + self.pace.rows_in_flight) * self.pace.mean_row_seconds
 
     def rows_ahead(self, rows: int, priority: Priority = "normal") -> int:
         """Return a lower bound on the queued rows that run before a new request of `rows` rows completes."""
@@ -248,6 +251,8 @@ class BatchQueue:
                 space = self._fill(lane, space, parts)
         rows = most - space
         self.rows -= rows
+        if not self.rows and self._retries.until > now:
+            self._retries.note_empty(now)
         self.pace.rows_in_flight += rows
         self.refused_since_batch = False
         reason: Reason = "delay" if self.max_batch_delay_seconds else "idle"

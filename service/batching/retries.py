@@ -22,13 +22,13 @@ OVERLOAD_SECONDS = 2.0
 there is, so a request that returned earlier would be rejected again."""
 
 CALM_SECONDS = 1.0
-"""After this long without a rejection, the next one begins a new overload."""
+"""After this long without a rejection, the next one begins a new overload, and an empty queue ends one."""
 
 ROOM = 0.6
 """A request is promised a time at which the work expected ahead of it is at most this part of what would
 just be accepted. The rest is for new requests, and for an error in the pace."""
 
-SPREAD = 1.08
+SPREAD = 1.05
 """Promised work is expected to take this much longer than the pace says."""
 
 _SLOTS_PER_SECOND = 8
@@ -57,9 +57,13 @@ class Refusal(NamedTuple):
 
 
 class Retries:
-    """The work promised to return, in slots of an eighth of a second."""
+    """The work promised to return, in slots of an eighth of a second.
+
+    until: when the last of it returns; -inf if there is none.
+    """
 
     def __init__(self) -> None:
+        self.until = -math.inf
         self._slot = 0
         self._promised = np.zeros(_SLOTS)
         self._overloaded_since = -math.inf
@@ -77,7 +81,17 @@ class Retries:
         self._forget_before(int(now * _SLOTS_PER_SECOND))
         seconds = self._first_with_room(now, backlog_seconds, ROOM * allowed_seconds)
         self._promised[seconds * _SLOTS_PER_SECOND] += SPREAD * work_seconds
+        self.until = max(self.until, now + seconds)
         return seconds
+
+    def note_empty(self, now: float) -> None:
+        """Forget all promises if the queue is empty a while after the last rejection.
+
+        Many clients do not obey. Their promises would fill the next 30 s, and others would wait for nobody.
+        """
+        if now - self._last > CALM_SECONDS:
+            self._promised[:] = 0.0
+            self.until = -math.inf
 
     def _forget_before(self, slot: int) -> None:
         """Make `slot` the first one of those that are kept."""

@@ -33,6 +33,9 @@ ACCEPTED_PER_ITERATION = 128
 """uvloop accepts one connection per iteration of the event loop, and an iteration may hold a batch: of 1,000
 that came at once, the last waited 3 s. Up to this many more, at 16 us each, are accepted per iteration."""
 
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+"""Errors of accept() for which a connection must make room."""
+
 RESERVED_FILES = 128
 """File descriptors that are kept for everything but connections: models, logs, the engine's socket. At most
 half of all."""
@@ -167,9 +170,8 @@ class _Acceptor:
             try:
                 connection, _ = self._listener.accept()
             except OSError as error:
-                exhausted = error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
                 # Connections that are still being set up cannot make room yet; a served one would have to.
-                if exhausted and not self._connecting:
+                if error.errno in EXHAUSTED and not self._connecting:
                     self._connections.make_room(os.strerror(error.errno))
                 return False
             task = self._loop.create_task(self._connect(connection))

@@ -60,3 +60,19 @@ def test_the_average_follows_a_change_of_speed() -> None:
         pace.rows_in_flight += 4
         pace.note_batch(4, 0.0, 0.4, 0)
     assert pace.row_seconds == pytest.approx(0.1, rel=1e-3)
+
+
+def test_a_pause_hardly_moves_the_mean() -> None:
+    pace = steady(0.001)
+    pace.rows_in_flight += 4
+    pace.note_batch(4, 0.0, 0.104, 0)
+    assert pace.row_seconds > 3 * 0.001
+    assert pace.mean_row_seconds < 1.8 * 0.001
+
+
+def test_small_batches_hardly_move_the_mean() -> None:
+    pace = steady(0.001, max_batch_size=100)
+    for _ in range(20):
+        pace.rows_in_flight += 1
+        pace.note_batch(1, 0.0, 0.01, 0)
+    assert pace.mean_row_seconds < 1.1 * 0.001 < pace.row_seconds

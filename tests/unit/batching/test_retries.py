@@ -54,7 +54,9 @@ def test_clients_of_a_burst_that_obey_are_served_at_their_second_try(
     queued = round(queued_seconds * per_second)
     served, most = burst(per_second, queued, work=10.0, lasts=2.0)
     assert most <= 2
-    assert served <= 1.25 * 10.0
+    assert (
+        served <= (1.35 if queued_seconds < 0.5 else 1.25) * 10.0
+    )  # whole seconds are long for a short queue
     assert burst(per_second, queued, work=10.0, lasts=2.0, constant=1)[1] > 2
 
 
@@ -73,6 +75,16 @@ def test_a_long_overload_is_not_expected_to_last() -> None:
     for now in range(101, 110):
         later = retries.promise(float(now), 0.1, 0.0, 0.1)
     assert (first, later) == (3, 1)
+
+
+def test_promises_that_nobody_kept_delay_nobody_else() -> None:
+    retries = Retries()
+    for _ in range(200):
+        retries.promise(100.0, 1.0, 0.1, 1.0)
+    retries.note_empty(100.5)  # a moment between two of many
+    assert sum(retries._promised) > 10
+    retries.note_empty(102.0)
+    assert retries.promise(102.0, 1.0, 0.1, 1.0) < 5
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), SECONDS, SECONDS, SECONDS), min_size=1, max_size=30))
