@@ -2,10 +2,12 @@
 
     python -m loadtests.photos
 
-Requires MNIST in data/mnist (`make data`). Prints a table; `--contact-sheet FILE` draws examples instead.
+Requires MNIST in data/mnist (`make data`). Prints a table, and exits with 1 if a situation misses a bar;
+`--contact-sheet FILE` draws examples instead.
 """
 
 import argparse
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ from PIL import Image
 
 from loadtests.machine import ROOT
 from loadtests.photos.scenes import SITUATIONS, photo
-from loadtests.progress import doing
+from loadtests.progress import doing, say
 from service.content.digits import digit_from_picture
 from service.errors import InvalidInput
 from service.models.folder import latest_version
@@ -26,11 +28,16 @@ from service.models.manifest import MODEL_FILE
 from training.datasets.splits import Dataset, load
 
 SURE = 0.9
+LEAST_NOT_WRONG = 0.95
+"""The bar for the fraction of photos that are right or rejected."""
+MOST_SURELY_WRONG = 0.02
+"""The bar for the fraction of photos that are wrong with a probability of SURE or more."""
 COLUMNS = ("right", "rejected", "wrong", "surely wrong")
 THUMBNAIL = 150
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 1 if a situation misses a bar."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.photos", description=__doc__)
     parser.add_argument("--digits", type=int, default=500, help="digits per situation (default: 500)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the photos (default: 1)")
@@ -41,15 +48,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     test = load(parsed.data).test
     if parsed.contact_sheet:
         contact_sheet(test, parsed.seed).quantize(24).save(parsed.contact_sheet, optimize=True)
-        return
+        return 0
     session = open_session(latest_version(ROOT / "models" / parsed.model) / MODEL_FILE)
     print(f"| situation | {' | '.join(COLUMNS)} | CPU ms, median |")
     print("|---" * (len(COLUMNS) + 2) + "|")
+    missed = []
     for situation in SITUATIONS:
         with doing(situation):
             counts, seconds = measure(test, situation, parsed.digits, parsed.seed, session)
         shares = " | ".join(f"{100 * counts[column] / parsed.digits:.1f} %" for column in COLUMNS)
         print(f"| {situation} | {shares} | {1000 * float(np.median(seconds)):.1f} |", flush=True)
+        missed += [f"{situation}: {bar}" for bar in missed_bars(counts)]
+    for each in missed:
+        say(each)
+    return int(bool(missed))
+
+
+def missed_bars(counts: Counter[str]) -> list[str]:
+    """Describe each bar that a situation's outcomes miss: what was seen, and what was expected."""
+    surely = counts["surely wrong"] / counts.total()
+    fine = (counts["right"] + counts["rejected"]) / counts.total()
+    missed = []
+    if fine < LEAST_NOT_WRONG:
+        missed.append(f"{fine:.1%} are right or rejected, expected at least {LEAST_NOT_WRONG:.0%}")
+    if surely > MOST_SURELY_WRONG:
+        missed.append(f"{surely:.1%} are surely wrong, expected at most {MOST_SURELY_WRONG:.0%}")
+    return missed
 
 
 def open_session(graph: Path) -> ort.InferenceSession:
@@ -109,4 +133,4 @@ def contact_sheet(test: Dataset, seed: int, columns: int = 6) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
