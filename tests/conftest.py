@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import settings as hypothesis_settings
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.support.models import (
@@ -23,6 +24,14 @@ from tests.support.models import (
 
 if TYPE_CHECKING:
     from tests.support.tiny_runs import Workshop
+
+
+def pytest_configure() -> None:
+    """Register the profile of .ci/nightly: more examples, and different ones each night."""
+    default = hypothesis_settings.get_profile("default")
+    hypothesis_settings.register_profile(
+        "nightly", default, max_examples=5000, deadline=None, print_blob=True
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from tests.support.live import ROOT, serving
 
@@ -13,9 +14,17 @@ HERE = Path(__file__).parent
 KEY = "a-key-of-the-tests-0123"
 
 
+def depth() -> tuple[list[str], float]:
+    """Return the options that set how much is tried, and the seconds that it may take."""
+    if hypothesis_settings.get_current_profile_name() == "nightly":
+        return ["--max-examples", "300"], 7000  # and a seed of the night's own, which schemathesis prints
+    return ["--max-examples", "5", "--seed", "1"], 240
+
+
 @pytest.mark.parametrize("with_keys", [False, True], ids=["open", "with API keys"])
 def test_no_request_made_from_the_description_fails_a_check(with_keys: bool, tmp_path: Path) -> None:
     flags, sent = [], []
+    options, seconds = depth()
     if with_keys:
         (tmp_path / "keys").write_text(KEY)
         flags = ["--api-keys-file", str(tmp_path / "keys")]
@@ -24,10 +33,10 @@ def test_no_request_made_from_the_description_fails_a_check(with_keys: bool, tmp
         command = [
             *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(HERE / "schemathesis.toml")),
             *("run", f"http://127.0.0.1:{service.port}/openapi.json", "--checks", "all", "--no-color"),
-            *("--phases", "examples,coverage,fuzzing,stateful", "--seed", "1", "--max-examples", "5", *sent),
+            *("--phases", "examples,coverage,fuzzing,stateful", *options, *sent),
         ]
         hooks = {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(HERE)}
         done = subprocess.run(
-            command, cwd=tmp_path, env=os.environ | hooks, capture_output=True, text=True, timeout=240
+            command, cwd=tmp_path, env=os.environ | hooks, capture_output=True, text=True, timeout=seconds
         )
     assert done.returncode == 0, done.stdout + done.stderr
