@@ -87,6 +87,10 @@ fuzz: $(VENV)/.develop ## Fuzz the decoding of bodies, guided by coverage (10 mi
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt atheris pillow-heif
 	$(BIN)/python -m loadtests.fuzz -max_total_time=$(or $(SECONDS),600) -rss_limit_mb=2048 $(ARGS)
 
+.PHONY: nightly
+nightly: ## Run what takes too long for CI: fuzzing, many examples, photos, chaos; every step, then a summary (90 min)
+	VENV="$(VENV)" .ci/nightly
+
 .PHONY: fast-path
 fast-path: $(VENV)/.develop ## Compare CPU time per request with and without access log, tracing, API keys; needs wrk (2 min)
 	$(BIN)/python -m loadtests.fast_path $(ARGS)
