@@ -21,7 +21,8 @@ reject."""
 _SOI_BYTES = 2
 _SOS = 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_STANDALONE = frozenset((0x01, *range(0xD0, 0xD9)))
+_STANDALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))
+"""Markers without a length; 0x00 is no marker, and decoders skip it like these."""
 _METADATA = frozenset((*range(0xE1, 0xEE), 0xEF, 0xFE))
 """APP1 to APP13, APP15 and comments. JFIF (APP0) and Adobe (APP14) decide on the colours."""
 
@@ -59,11 +60,15 @@ def read_png(content: bytes) -> PictureFile:
 def read_jpeg(content: bytes) -> PictureFile:
     """Return a JPEG without metadata; the scans are kept as they are.
 
+    Bytes between segments are left out: decoders skip them, and read the metadata behind them.
     In the scans' data 0xFF is never followed by the marker of a scan, so counting markers counts scans.
     """
     kept, size, exif = [content[:_SOI_BYTES]], None, b""
     at = _SOI_BYTES
-    while at + 4 <= len(content) and content[at] == 0xFF:
+    while at + 4 <= len(content):
+        if content[at] != 0xFF:
+            at = content.find(b"\xff", at) % (len(content) + 1)  # the end if there is none
+            continue
         marker = content[at + 1]
         if marker == 0xFF:  # padding
             at += 1
@@ -84,8 +89,8 @@ def read_jpeg(content: bytes) -> PictureFile:
             kept.append(content[at:end])
         at = end
     kept.append(content[at:])
-    scans = content.count(b"\xff\xda", at)
-    return PictureFile(b"".join(kept), size, scans, read_orientation(exif))
+    slim = b"".join(kept)
+    return PictureFile(slim, size, slim.count(b"\xff\xda"), read_orientation(exif))
 
 
 def read_orientation(exif: bytes) -> int:

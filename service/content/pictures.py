@@ -76,15 +76,18 @@ class PixelBudget:
             raise PayloadTooLarge(
                 f"image has {file.scans} scans, expected at most {self.limits.max_jpeg_scans}"
             )
-        if file.size is None:
-            return
+        if self.on_loop and file.scans > ON_LOOP_SCANS:
+            raise TooLargeForLoop
+        if file.size is not None:
+            self.check_size(name, file.size)
+
+    def check_size(self, name: str, size: tuple[int, int]) -> None:
+        """Check the size that a file declares. Raises PayloadTooLarge, TooLargeForLoop."""
         most = self.limits.max_image_pixels
         most = max(most, self.limits.max_jpeg_pixels) if name == "JPEG" else most
-        _check_pixels(file.size, most)
-        if self.on_loop:
-            width, height = file.size
-            if self.spent + width * height > ON_LOOP_PIXELS or file.scans > ON_LOOP_SCANS:
-                raise TooLargeForLoop
+        _check_pixels(size, most)
+        if self.on_loop and self.spent + size[0] * size[1] > ON_LOOP_PIXELS:
+            raise TooLargeForLoop
 
     def charge(self, size: tuple[int, int]) -> None:
         """Take the pixels of a picture that is about to be decoded. Raises PayloadTooLarge."""
@@ -159,6 +162,7 @@ def _decode(name: str, content: bytes, budget: PixelBudget) -> Image.Image:
         if read is None:
             warnings.simplefilter("ignore")  # Pillow warns about many pixels; the budget rejects them
         picture = Image.open(io.BytesIO(file.content), formats=(name,))
+        budget.check_size(name, picture.size)  # in an odd file Pillow may find another size than we did
         if name == "JPEG" and picture.width * picture.height > REDUCE_JPEG_PIXELS:
             picture.draft(None, (REDUCED_SIDE, REDUCED_SIDE))
         budget.charge(picture.size)

@@ -195,6 +195,35 @@ def test_the_event_loop_decodes_only_small_pictures(content: bytes) -> None:
         open_picture(content, PixelBudget(on_loop=True))
 
 
+HIDDEN = {
+    "PNG with a text before its size": FILES["PNG"][:8] + chunk(b"tEXt", b"a\0b"),
+    "PNG with two sizes": FILES["PNG"][:33],
+    "JPEG with a byte between its segments": b"\xff\xd8\xff\xfe\0\2\0",
+    "JPEG with an escaped byte between its segments": b"\xff\xd8\xff\0",
+}
+
+
+@pytest.mark.parametrize("case", HIDDEN)
+def test_size_that_only_the_decoder_finds_is_bounded_too(case: str) -> None:
+    name = case[:4].strip()
+    large = encoded(seven().resize((3000, 2000)), name)
+    content = HIDDEN[case] + large[8 if name == "PNG" else 2 :]
+    with pytest.raises(TooLargeForLoop):
+        open_picture(content, PixelBudget(on_loop=True))
+    with pytest.raises(PayloadTooLarge, match="3000 x 2000 pixels, expected at most 3136"):
+        open_picture(content, PixelBudget(PictureLimits(max_image_pixels=3136, max_jpeg_pixels=3136)))
+
+
+@pytest.mark.parametrize("junk", [b"\0", b"ab", b"\xff\0", b"\xff\0\xff\xff\0\0"])
+def test_what_is_between_the_segments_of_a_jpeg_hides_nothing(junk: bytes) -> None:
+    jpeg = with_segments(
+        segment(0xE1, b"Exif\0\0" + BROKEN["cut off"]), junk, segment(0xE1, b"Exif\0\0" + exif(6))
+    )
+    assert read_jpeg(jpeg).content == read_jpeg(FILES["JPEG"]).content
+    assert read_jpeg(jpeg).scans == read_jpeg(FILES["JPEG"]).scans
+    assert np.array_equal(gray(jpeg), gray(FILES["JPEG"]))
+
+
 def test_the_event_loop_decodes_pictures_of_mnist_s_size() -> None:
     for name in ("PNG", "JPEG"):
         assert open_picture(encoded(seven(2), name), PixelBudget(on_loop=True)).size == (28, 28)
