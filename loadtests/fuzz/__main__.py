@@ -1,72 +1,84 @@
-"""Fuzzes the decoding of bodies, guided by coverage: `make fuzz`.
+"""Fuzz the decoding of bodies, guided by coverage: `make fuzz`.
 
 Any bytes, under any declared type, give rows or a RequestError; anything else ends the run with the input.
-The first two bytes choose the format and the content coding, the remainder is the body. Seeds are a picture
-of each format, a form and JSON.
+On the event loop a body gives what it gives elsewhere, or is passed on, and nothing warns. The input that
+failed is written to reports/; `python -m loadtests.fuzz FILE` decodes it again.
 """
 
 import logging
 import sys
 import tempfile
+import warnings
+from contextlib import suppress
 from pathlib import Path
-from typing import get_args
 
 import atheris
 
-with atheris.instrument_imports(include=["service", "PIL", "python_multipart"]):
-    from service.content.body_jobs import BodyLimits, Format, RowsJob
-    from service.content.encodings import Coding
-    from service.content.json_bodies import JsonNames
-    from service.content.picture_kinds import accepted_media_types
-    from service.content.pictures import PictureLimits, TooLargeForLoop
+from loadtests.outputs import REPORTS
+
+INSTRUMENTED = ["service", "PIL", "pillow_heif", "python_multipart"]
+
+with atheris.instrument_imports(include=INSTRUMENTED):
+    from loadtests.fuzz.cases import HEAD_BYTES, case_of
+    from loadtests.fuzz.mutation import mutated
+    from loadtests.fuzz.seeds import seeds
+    from service.content.body_jobs import ON_LOOP_BYTES
+    from service.content.pictures import TooLargeForLoop
     from service.errors import RequestError
-    from service.models.manifest import TensorSpec
+    from service.models.tensors import Array
 
-from tests.support.pictures import FORMATS, encoded, seven
-
-SPEC = TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28))
-LIMITS = BodyLimits(1_000_000, 64, 50_000, PictureLimits(500_000, 1_000_000, 20, 1_000_000))
-NAMES = JsonNames(("images",), "images", bare=True)
-FORMATS_OF_BODIES = get_args(Format)
-CODINGS = get_args(Coding)
-KINDS = ("", "image/*", *accepted_media_types())
+WORDS = Path(__file__).parent / "bodies.dict"
+TIMEOUT_SECONDS = 30
 
 
 def decode_any(data: bytes) -> None:
     """Decode a body as the service does."""
-    if len(data) < 2:
+    if len(data) < HEAD_BYTES:
         return
-    form = FORMATS_OF_BODIES[data[0] % len(FORMATS_OF_BODIES)]
-    coding = CODINGS[data[1] % len(CODINGS)]
-    declared = KINDS[data[1] // len(CODINGS) % len(KINDS)]
-    kind = "multipart/form-data; boundary=X" if form == "form" else declared
-    job = RowsJob(form, kind, coding, SPEC, "mnist-digit", LIMITS, NAMES)
-    for on_loop in (True, False):
-        try:
-            rows = job.run(data[2:], on_loop=on_loop)
-        except (RequestError, TooLargeForLoop):
-            continue
-        assert rows.shape[1:] == (28, 28), rows.shape
+    outcome = outcome_of(data, on_loop=False)
+    if len(data) > HEAD_BYTES + ON_LOOP_BYTES:
+        return
+    with warnings.catch_warnings(record=True, action="always") as warned, suppress(TooLargeForLoop):
+        assert same(outcome_of(data, on_loop=True), outcome), outcome
+    assert not warned, warned[0].message
 
 
-def write_seeds(folder: Path) -> None:
-    """Write a body of each format."""
-    picture, form, json = (FORMATS_OF_BODIES.index(each) for each in ("picture", "form", "json"))
-    for name in FORMATS:
-        (folder / name).write_bytes(bytes([picture, 0]) + encoded(seven(), name))
-    part = (
-        b'--X\r\nContent-Disposition: form-data; name=a; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
-    )
-    (folder / "form").write_bytes(bytes([form, 0]) + part + encoded(seven(), "PNG") + b"\r\n--X--\r\n")
-    (folder / "json").write_bytes(bytes([json, 0]) + b'{"images": ["data:image/png;base64,iVBOR", [1, 2.5]]}')
+def outcome_of(data: bytes, *, on_loop: bool) -> Array | type[RequestError]:
+    """Return the rows, or the class of the error. Raises TooLargeForLoop."""
+    job = case_of(data).job()
+    try:
+        rows = job.run(data[HEAD_BYTES:], on_loop=on_loop)
+    except RequestError as error:
+        return type(error)
+    assert rows.shape[1:] == job.spec.shape[1:], rows.shape
+    return rows
+
+
+def same(one: Array | type[RequestError], other: Array | type[RequestError]) -> bool:
+    """Whether two outcomes are the same rows or the same error."""
+    if isinstance(one, type) or isinstance(other, type):
+        return one is other
+    return one.shape == other.shape and bool((one == other).all())
+
+
+def mutator(data: bytes, max_bytes: int, seed: int) -> bytes:
+    """Mutate an input, for atheris."""
+    return mutated(data, max_bytes, seed, atheris.Mutate)
 
 
 def main() -> None:
-    """Fuzz until the time is up or an input fails."""
+    """Fuzz until the time is up or an input fails, or decode the files that the command line names."""
     logging.disable(logging.CRITICAL)
-    with tempfile.TemporaryDirectory() as seeds:
-        write_seeds(Path(seeds))
-        atheris.Setup([*sys.argv, seeds], decode_any)
+    REPORTS.mkdir(exist_ok=True)
+    with atheris.instrument_imports(include=INSTRUMENTED):
+        cases = seeds()  # writing a format imports its plugin
+    with tempfile.TemporaryDirectory() as folder:
+        for name, case in cases.items():
+            (Path(folder) / name).write_bytes(case.to_bytes())
+        options = [f"-dict={WORDS}", f"-timeout={TIMEOUT_SECONDS}", f"-artifact_prefix={REPORTS}/fuzz-"]
+        given = sys.argv[1:]
+        started = [] if any(Path(each).is_file() for each in given) else [folder]
+        atheris.Setup([sys.argv[0], *options, *given, *started], decode_any, custom_mutator=mutator)
         atheris.Fuzz()
 
 
