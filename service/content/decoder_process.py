@@ -31,6 +31,7 @@ def main() -> None:
     log = _collect_logs()
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     np.linalg.lstsq(np.eye(2), np.ones(2))  # OpenBLAS allocates its buffers now, and exits if it cannot later
+    _silence_codecs()
     limit = _data_bytes() + memory_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     replies.write(decoder_frames.READY)
@@ -58,6 +59,17 @@ def _run(job: Job, body: bytes) -> Result | RequestError:
     except Exception as error:  # whatever the body is, it is the caller's
         logging.getLogger(__name__).warning("a body cannot be decoded", exc_info=error)
         return InvalidInput("body cannot be decoded, expected what its Content-Type declares")
+
+
+def _silence_codecs() -> None:
+    """Discard what C libraries write to stderr; Python still writes there.
+
+    libtiff prints a line for each broken file: in no format of ours, and if nobody reads stderr it blocks.
+    """
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
 
 
 def _collect_logs() -> Log:

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,16 @@ async def test_a_body_that_takes_too_much_memory_is_rejected() -> None:
         with pytest.raises(PayloadTooLarge, match="too much memory"):
             await decoders.run(PICTURE, large, soon())
         assert isinstance(await decoders.run(PICTURE, SEVEN, soon()), np.ndarray)
+
+
+async def test_a_broken_picture_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """libtiff prints to stderr: in no format of ours, and it blocks if nobody reads."""
+    broken = bytearray(encoded(seven(), "TIFF", compression="tiff_adobe_deflate"))
+    broken[12:20] = b"\xff" * 8
+    async with pool() as decoders:
+        with pytest.raises(InvalidInput, match="broken TIFF"):
+            await decoders.run(replace(PICTURE, kind="image/tiff"), bytes(broken), soon())
+    assert capfd.readouterr().err == ""
 
 
 async def test_a_killed_decoder_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
