@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from service.errors import ModelNotFound
 from service.http.routes.generate import MIXED
 from service.http.routes.openapi_objects import Json
-from service.http.routes.schemas import ClassifyRequest, GenerateRequest
+from service.http.routes.schemas import ClassifyQuery, ClassifyRequest, GenerateRequest
 from service.models.catalogue import Catalogue
 from service.models.manifest import Manifest, Task, TensorSpec
 
@@ -21,6 +21,17 @@ EXCLUSIVE = (("label", "digit"), ("z", "seed"), ("z", "count"))
 
 LARGEST = 1e6
 """Of a latent, in the description: they are drawn from a normal distribution."""
+
+
+def classify_query_schema(models: Catalogue) -> Json:
+    """Return the schema of ClassifyQuery, with top_k up to the most labels that a classifier has."""
+    schema = ClassifyQuery.model_json_schema()
+    properties = schema["properties"]
+    properties["model"]["anyOf"][0] |= models_of(models, "classification")
+    most = max((len(each.labels) for each in _of(models, "classification")), default=0)
+    if most:
+        properties["top_k"]["anyOf"][0]["maximum"] = most
+    return schema
 
 
 def classify_schema(models: Catalogue) -> Json:

@@ -20,7 +20,7 @@ from service.errors import (
 from service.http import headers
 from service.http.headers import Header
 from service.http.routes import classify, examples, generate
-from service.http.routes.openapi_bodies import generate_schema, models_of
+from service.http.routes.openapi_bodies import classify_query_schema, generate_schema
 from service.http.routes.openapi_objects import (
     BINARY,
     Json,
@@ -32,7 +32,6 @@ from service.http.routes.openapi_objects import (
     query_parameters,
 )
 from service.http.routes.schemas import (
-    ClassifyQuery,
     ClassifyRequest,
     ClassifyResponse,
     GenerateRequest,
@@ -79,8 +78,6 @@ def inference_paths(models: Catalogue, settings: Settings) -> Json:
 
 
 def _classify(models: Catalogue) -> Json:
-    query = ClassifyQuery.model_json_schema()
-    query["properties"]["model"]["anyOf"][0] |= models_of(models, "classification")
     special: Json = {
         JSON: json_body(ClassifyRequest) | _named_example("a seven, as PNG", examples.classify_body()),
         FORM: _FILES,
@@ -98,7 +95,7 @@ def _classify(models: Catalogue) -> Json:
         "Content-Type is read as a picture if it starts like one, otherwise as raw rows. A body may be "
         "compressed (Content-Encoding gzip or deflate).",
         "parameters": [
-            *query_parameters(query, classify.QUERY, {}),
+            *query_parameters(classify_query_schema(models), classify.QUERY, {}),
             header_parameter(headers.TIMEOUT),
             header_parameter(headers.PRIORITY),
         ],

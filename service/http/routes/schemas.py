@@ -6,7 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 
 from service.content.latents import MAX_SEED
 from service.errors import InvalidInput
-from service.models.manifest import TensorSpec
+from service.models.manifest import MAX_VERSION, TensorSpec
 
 _DEPRECATED: dict[str, JsonValue] = {"deprecated": True}
 """In the schema only: pydantic's own `deprecated` warns whenever the field is read."""
@@ -34,7 +34,9 @@ class ClassifyQuery(_Body):
     """The query of /classify."""
 
     model: str | None = Field(None, description="A classifier; the default one if absent.")
-    version: int | None = Field(None, ge=1, description="A version of it; the latest if absent.")
+    version: int | None = Field(
+        None, ge=1, le=MAX_VERSION, description="A version of it; the latest if absent."
+    )
     top_k: int | None = Field(
         None, ge=1, description="Return only the k largest probabilities of each image, descending."
     )
@@ -73,7 +75,7 @@ class GenerateRequest(_Body):
 
     model: str | None = Field(None, description="A generator; the default one if absent.")
     version: Annotated[int | None, NotBoolean] = Field(
-        None, ge=1, description="A version of it; the latest if absent."
+        None, ge=1, le=MAX_VERSION, description="A version of it; the latest if absent."
     )
     count: Annotated[int | None, NotBoolean] = Field(
         None, ge=1, description="The number of images; 1 if absent, or the number of rows of z."

@@ -418,6 +418,22 @@ async def test_queries_and_media_types_are_those_that_are_read(
     assert operation["responses"]["200"]["content"].keys() == {*offered}
 
 
+@pytest.mark.parametrize(("path", "method"), [("/classify", "post"), ("/generate", "get")])
+async def test_largest_documented_number_is_the_largest_accepted(
+    predictor: LocalPredictor, tmp_path: Path, documented: Documented, path: str, method: str
+) -> None:
+    parameters = documented.document["paths"][path][method]["parameters"]
+    query = {each["name"]: each["schema"] for each in parameters if each["in"] == "query"}
+    numbers = {name: schema["maximum"] for name, schema in query.items() if "maximum" in schema}
+    assert numbers.keys() == {"/classify": {"version", "top_k"}, "/generate": {"version", "seed"}}[path]
+    content = png(7) if method == "post" else None
+    async with asking(predictor, settings(tmp_path)) as client:
+        for name, most in numbers.items():
+            for value, statuses in ((most, {200, 404}), (most + 1, {400})):
+                answer = await client.request(method, path, params={name: value}, content=content)
+                assert answer.status_code in statuses, (name, value, answer.text)
+
+
 def test_deprecated_names_are_marked(documented: Documented) -> None:
     schemas = documented.document["components"]["schemas"]
     for name in ("GenerateRequest", "GeneratedImage"):
