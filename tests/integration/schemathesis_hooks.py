@@ -2,11 +2,25 @@
 
 import base64
 import io
+from importlib import import_module
 
 import numpy as np
 import schemathesis
 from hypothesis import strategies as st
 from PIL import Image
+
+FORMS = {
+    "image/png": "PNG",
+    "image/jpeg": "JPEG",
+    "image/webp": "WEBP",
+    "image/avif": "AVIF",
+    "image/gif": "GIF",
+    "image/bmp": "BMP",
+    "image/tiff": "TIFF",
+    "image/heic": "HEIF",
+}
+COLOURED = ("WEBP", "AVIF", "HEIF")
+"""The formats that have no greys."""
 
 LATENTS = 100
 PIXELS = 784
@@ -16,8 +30,10 @@ def picture(seed: int, form: str) -> bytes:
     """A sign of random ink on a black sheet."""
     sheet = np.zeros((28, 28), np.uint8)
     sheet[6:22, 10:18] = np.random.default_rng(seed).integers(100, 256, (16, 8))
+    if form == "HEIF":
+        import_module("pillow_heif").register_heif_opener()
     file = io.BytesIO()
-    Image.fromarray(sheet).save(file, form)
+    Image.fromarray(sheet).convert("RGB" if form in COLOURED else "L").save(file, form)
     return file.getvalue()
 
 
@@ -26,8 +42,9 @@ PNGS = st.builds(picture, SEEDS, st.just("PNG"))
 
 schemathesis.openapi.format("base64-picture", PNGS.map(lambda png: base64.b64encode(png).decode()))
 schemathesis.openapi.format("binary", PNGS)  # of a form's files
-schemathesis.openapi.media_type("image/png", PNGS)
-schemathesis.openapi.media_type("image/jpeg", st.builds(picture, SEEDS, st.just("JPEG")))
+# By default schemathesis sends blank pictures of some types.
+for kind, form in FORMS.items():
+    schemathesis.openapi.media_type(kind, st.builds(picture, SEEDS, st.just(form)))
 # Whole rows of pixels, and whole rows of latents too.
 schemathesis.openapi.media_type(
     "application/octet-stream", st.integers(1, 2).map(lambda count: bytes(count * PIXELS * LATENTS))

@@ -84,7 +84,7 @@ class Description:
             schemas.pop(never_sent, None)
         schemas.update(_schemas())
         schemas["ClassifyRequest"] = classify_schema(models)
-        schemas["GenerateRequest"] = generate_schema(models, self._settings.default_generator)
+        schemas["GenerateRequest"] = generate_schema(models, self._settings)
         if self._needs_key is not None:
             components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             document["security"] = [{"key": []}]

@@ -12,6 +12,7 @@ from service.http.routes.openapi_objects import Json
 from service.http.routes.schemas import ClassifyQuery, ClassifyRequest, GenerateRequest
 from service.models.catalogue import Catalogue
 from service.models.manifest import Manifest, Task, TensorSpec
+from service.settings import Settings
 
 PICTURE = "base64-picture"
 """The format of a string that holds a PNG, a JPEG or raw pixels as base64."""
@@ -47,18 +48,16 @@ def classify_schema(models: Catalogue) -> Json:
     return schema
 
 
-def generate_schema(models: Catalogue, default: str | None) -> Json:
-    """Return the schema of GenerateRequest: for the default generator, with a latent of its size.
-
-    default: its name, if a setting has one.
-    """
+def generate_schema(models: Catalogue, settings: Settings) -> Json:
+    """Return the schema of GenerateRequest: for the default generator, with a latent of its size."""
     schema = GenerateRequest.model_json_schema()
     properties = schema["properties"]
     labels = _labels(_of(models, "generation"))
     for name in ("label", "digit") if labels else ():
         properties[name].pop("anyOf")
         properties[name]["enum"] = [*labels, None]
-    z = _latent(models, default)
+    properties["count"]["anyOf"][0]["maximum"] = settings.max_request_rows
+    z = _latent(models, settings.default_generator)
     if z is not None:
         properties["z"] |= _latents(z.shape[1])
     properties["model"]["anyOf"][0] |= models_of(models, "generation")

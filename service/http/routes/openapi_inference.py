@@ -58,6 +58,7 @@ _FILES: Json = {
             "images": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
         },
         "required": ["images"],
+        "additionalProperties": False,
     }
 }
 
@@ -65,7 +66,7 @@ _FILES: Json = {
 def inference_paths(models: Catalogue, settings: Settings) -> Json:
     """Return the paths of the document. models, settings: for examples that get 200."""
     fields = examples.generate_fields(models, settings)
-    get = _generate_get(generate_schema(models, settings.default_generator), fields)
+    get = _generate_get(generate_schema(models, settings), fields)
     paths: Json = {
         "/classify": {"post": _classify(models)},
         "/generate": {"get": get, "post": _generate_post(get, fields)},

@@ -425,13 +425,27 @@ async def test_largest_documented_number_is_the_largest_accepted(
     parameters = documented.document["paths"][path][method]["parameters"]
     query = {each["name"]: each["schema"] for each in parameters if each["in"] == "query"}
     numbers = {name: schema["maximum"] for name, schema in query.items() if "maximum" in schema}
-    assert numbers.keys() == {"/classify": {"version", "top_k"}, "/generate": {"version", "seed"}}[path]
+    assert (
+        numbers.keys() == {"/classify": {"version", "top_k"}, "/generate": {"version", "seed", "count"}}[path]
+    )
     content = png(7) if method == "post" else None
     async with asking(predictor, settings(tmp_path)) as client:
         for name, most in numbers.items():
-            for value, statuses in ((most, {200, 404}), (most + 1, {400})):
+            for value, statuses in ((most, {200, 404}), (most + 1, {400, 413})):
                 answer = await client.request(method, path, params={name: value}, content=content)
                 assert answer.status_code in statuses, (name, value, answer.text)
+
+
+async def test_form_with_another_field_than_documented_is_rejected(
+    predictor: LocalPredictor, tmp_path: Path, documented: Documented
+) -> None:
+    content = documented.document["paths"]["/classify"]["post"]["requestBody"]["content"]
+    schema = content["multipart/form-data"]["schema"]
+    assert (list(schema["properties"]), schema["additionalProperties"]) == (["images"], False)
+    async with asking(predictor, settings(tmp_path)) as client:
+        files = {"images": ("seven.png", png(7), "image/png")}
+        assert (await client.post("/classify", files=files)).status_code == 200
+        assert (await client.post("/classify", files=files, data={"more": "1"})).status_code == 400
 
 
 def test_deprecated_names_are_marked(documented: Documented) -> None:
