@@ -19,7 +19,7 @@ from PIL import Image
 from service.content import digits
 from service.content.brief import shown
 from service.content.picture_kinds import sniff
-from service.content.pictures import PixelBudget, open_picture
+from service.content.pictures import PixelBudget, in_bands, open_picture
 from service.errors import InkserveError, InvalidInput, PayloadTooLarge
 from service.models.manifest import Datatype, ImageLayout, Preprocess, TensorSpec
 from service.models.tensors import DTYPES, Array, dtype_of
@@ -156,10 +156,14 @@ def _resized(picture: Image.Image, layout: ImageLayout) -> NDArray[np.uint8]:
 
 def _flat(picture: Image.Image, mode: str) -> Image.Image:
     """Convert the picture to a mode; transparent parts become white."""
-    if picture.has_transparency_data:
-        above = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
-    return picture.convert(mode)
+    if not picture.has_transparency_data:
+        return picture.convert(mode)
+    return in_bands(picture, mode, lambda band: _on_white(band).convert(mode))
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    above = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
 
 
 def _from_base64(text: str, name: str) -> tuple[str, bytes]:

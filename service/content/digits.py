@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.content.lines import without_lines
+from service.content.pictures import in_bands
 from service.content.sheet import Gray, Ink, Mask, read_sheet, widened
 from service.content.strokes import chosen_strokes
 from service.errors import InvalidInput
@@ -54,8 +55,8 @@ def _gray(picture: Image.Image) -> Gray:
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if not picture.has_transparency_data:
-        return np.asarray(picture.convert("L").reduce(factor))
-    rgba = picture.convert("RGBA").reduce(factor)
+        return np.asarray(in_bands(picture, "L", lambda band: band.convert("L").reduce(factor), factor))
+    rgba = in_bands(picture, "RGBA", lambda band: band.convert("RGBA").reduce(factor), factor)
     return _without_transparency(np.asarray(rgba.convert("L")), np.asarray(rgba.getchannel("A")))
 
 

@@ -21,6 +21,7 @@ reject."""
 _SOI_BYTES = 2
 _SOS = 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 _STANDALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))
 """Markers without a length; 0x00 is no marker, and decoders skip it like these."""
 _METADATA = frozenset((*range(0xE1, 0xEE), 0xEF, 0xFE))
@@ -28,17 +29,23 @@ _METADATA = frozenset((*range(0xE1, 0xEE), 0xEF, 0xFE))
 
 
 class PictureFile(NamedTuple):
-    """A picture's file. size: None if its header is broken. scans: passes over the pixels."""
+    """A picture's file.
+
+    size: None if its header is broken. scans: passes over the pixels.
+    kept_bytes: memory in which a decoder keeps the whole picture until its last scan, whatever the scale.
+    """
 
     content: bytes
     size: tuple[int, int] | None
     scans: int
     orientation: int
+    kept_bytes: int = 0
 
 
 def read_png(content: bytes) -> PictureFile:
     """Return a PNG without metadata; a file cut off inside a chunk keeps its remainder."""
-    kept, exif = [content[:8]], b""
+    view = memoryview(content)  # its slices copy nothing
+    kept, exif = [view[:8]], b""
     at = len(PNG_SIGNATURE)
     while at + 12 <= len(content):
         length = int.from_bytes(content[at : at + 4], "big")
@@ -47,13 +54,13 @@ def read_png(content: bytes) -> PictureFile:
         if end > len(content):
             break
         if kind in _PNG_PIXELS or not kind[0] & 0x20:
-            kept.append(content[at:end])
+            kept.append(view[at:end])
         elif kind == b"eXIf":
             exif = content[at + 8 : end - 4]
         at = end
         if kind == b"IEND":
             return PictureFile(b"".join(kept), _png_size(content), 1, read_orientation(exif))
-    kept.append(content[at:])
+    kept.append(view[at:])
     return PictureFile(b"".join(kept), _png_size(content), 1, read_orientation(exif))
 
 
@@ -63,7 +70,9 @@ def read_jpeg(content: bytes) -> PictureFile:
     Bytes between segments are left out: decoders skip them, and read the metadata behind them.
     In the scans' data 0xFF is never followed by the marker of a scan, so counting markers counts scans.
     """
-    kept, size, exif = [content[:_SOI_BYTES]], None, b""
+    view = memoryview(content)
+    kept, size, exif = [view[:_SOI_BYTES]], None, b""
+    frame, is_progressive = b"", False
     at = _SOI_BYTES
     while at + 4 <= len(content):
         if content[at] != 0xFF:
@@ -83,14 +92,18 @@ def read_jpeg(content: bytes) -> PictureFile:
         if marker in _FRAMES and len(segment) >= 5:
             height, width = struct.unpack_from(">HH", segment, 1)
             size = (width, height)
+            frame, is_progressive = segment, marker in _PROGRESSIVE
         if marker == 0xE1 and segment.startswith(b"Exif\0\0") and not exif:
             exif = segment
         if marker not in _METADATA:
-            kept.append(content[at:end])
+            kept.append(view[at:end])
         at = end
-    kept.append(content[at:])
+    kept.append(view[at:])
     slim = b"".join(kept)
-    return PictureFile(slim, size, slim.count(b"\xff\xda"), read_orientation(exif))
+    # From the first scan's header.
+    in_several_scans = is_progressive or content[at + 4 : at + 5] != frame[5:6]
+    kept_bytes = _coefficient_bytes(frame) if in_several_scans else 0
+    return PictureFile(slim, size, slim.count(b"\xff\xda"), read_orientation(exif), kept_bytes)
 
 
 def read_orientation(exif: bytes) -> int:
@@ -112,6 +125,20 @@ def read_orientation(exif: bytes) -> int:
     except struct.error:  # the block ends early
         pass
     return UPRIGHT
+
+
+def _coefficient_bytes(frame: bytes) -> int:
+    """Return the bytes of a JPEG's coefficients. frame: its frame header (ITU T.81, B.2.2)."""
+    if len(frame) < 6 or len(frame) < 6 + 3 * frame[5]:
+        return 0
+    height: int
+    width: int
+    components: int
+    height, width, components = struct.unpack_from(">HHB", frame, 1)
+    across = [frame[7 + 3 * i] >> 4 for i in range(components)]
+    down = [frame[7 + 3 * i] & 15 for i in range(components)]
+    samples = sum(h * v for h, v in zip(across, down, strict=True))
+    return 2 * width * height * samples // max(1, max(across, default=0) * max(down, default=0))
 
 
 def _png_size(content: bytes) -> tuple[int, int] | None:

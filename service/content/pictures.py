@@ -5,15 +5,18 @@ Any bytes give a picture or a RequestError. Knows nothing of models.
 
 import io
 import logging
+import math
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
-from service.content import picture_kinds
+from service.content import picture_kinds, png_strips
 from service.content.picture_files import UPRIGHT, PictureFile, read_jpeg, read_orientation, read_png
 from service.errors import InkserveError, InvalidInput, PayloadTooLarge
 
@@ -36,10 +39,19 @@ _TURNS = {
 }
 """The turn that makes a picture upright, for each EXIF orientation."""
 
-REDUCE_JPEG_PIXELS = 4_000_000
-"""Larger JPEGs are decoded at a reduced scale, with at least REDUCED_SIDE pixels on the shorter side: 48
-megapixels take 150 ms of CPU time instead of 320, and 9 MB instead of 144."""
-REDUCED_SIDE = 1024
+REDUCED_PIXELS = 1_500_000
+"""PNGs and JPEGs with more pixels are reduced to at most this many while they are decoded. A PNG of 16
+megapixels takes 5 to 10 MB instead of 27 to 187. Each scale of a JPEG has a quarter of the last one's."""
+_JPEG_SCALES = (1, 2, 4, 8)
+
+_CODEC_BYTES = {"WEBP": 12, "AVIF": 6, "HEIF": 8, "GIF": 1, "TIFF": 4}
+"""What decoders keep for each pixel besides Pillow's picture; measured, for TIFF the largest strip."""
+_MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 7, "I;16B": 7, "I;16L": 7, "I": 20, "F": 20}
+_WIDE_BYTES = 4
+"""The bytes of a pixel by mode: Pillow's, and what `eight_bits` adds. Any other mode has _WIDE_BYTES."""
+
+BAND_ROWS = 128
+"""`in_bands` changes this many rows at a time."""
 
 ON_LOOP_PIXELS = 256 * 256
 ON_LOOP_SCANS = 16
@@ -57,6 +69,7 @@ class PictureLimits:
     max_jpeg_pixels: int = 64_000_000
     max_jpeg_scans: int = 100
     max_request_pixels: int = 64_000_000
+    max_picture_bytes: int = 12 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -88,6 +101,16 @@ class PixelBudget:
         _check_pixels(size, most)
         if self.on_loop and self.spent + size[0] * size[1] > ON_LOOP_PIXELS:
             raise TooLargeForLoop
+
+    def check_memory(self, name: str, picture: Image.Image, kept_bytes: int) -> None:
+        """Check the memory that a picture takes whole, before it is decoded. Raises PayloadTooLarge."""
+        each = _MODE_BYTES.get(picture.mode, _WIDE_BYTES) + _CODEC_BYTES.get(name, 0)
+        seen = picture.width * picture.height * each + kept_bytes
+        if seen > self.limits.max_picture_bytes:
+            raise PayloadTooLarge(
+                f"image ({name}, {picture.width} x {picture.height} pixels) takes {seen} bytes to decode, "
+                f"expected at most {self.limits.max_picture_bytes}, or a PNG without interlacing"
+            )
 
     def charge(self, size: tuple[int, int]) -> None:
         """Take the pixels of a picture that is about to be decoded. Raises PayloadTooLarge."""
@@ -143,14 +166,33 @@ def eight_bits(picture: Image.Image) -> Image.Image:
         shift = max(int(pixels.max(initial=0)).bit_length() - 8, 0)
         return Image.fromarray((pixels >> shift).astype(np.uint8))
     if picture.mode in ("I", "F"):
-        pixels = np.asarray(picture, np.float64)
+        pixels = np.array(picture, np.float64)
         if not np.isfinite(pixels).all():
             raise InvalidInput("image has pixels that are not finite, expected numbers")
         lowest, highest = pixels.min(), pixels.max()
         if picture.mode == "F" or lowest < 0 or highest > 255:
-            pixels = (pixels - lowest) * (255 / max(highest - lowest, 1e-300))
-        return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+            pixels -= lowest
+            pixels *= 255 / max(highest - lowest, 1e-300)
+        return Image.fromarray(np.clip(np.rint(pixels, out=pixels), 0, 255, out=pixels).astype(np.uint8))
     return picture
+
+
+def in_bands(
+    picture: Image.Image, mode: str, change: Callable[[Image.Image], Image.Image], factor: int = 1
+) -> Image.Image:
+    """Return a picture changed band by band: Pillow's copies of a whole one take 4 bytes per pixel each.
+
+    change: returns a band in `mode`, reduced by `factor`, as `Image.reduce` does.
+    """
+    width, height = picture.size
+    if height <= BAND_ROWS:
+        return change(picture)
+    changed = Image.new(mode, (-(-width // factor), -(-height // factor)))
+    rows = max(1, BAND_ROWS // factor) * factor
+    for top in range(0, height, rows):
+        band = picture.crop((0, top, width, min(top + rows, height)))
+        changed.paste(change(band), (0, top // factor))
+    return changed
 
 
 def _decode(name: str, content: bytes, budget: PixelBudget) -> Image.Image:
@@ -163,14 +205,26 @@ def _decode(name: str, content: bytes, budget: PixelBudget) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow warns about many pixels; the budget rejects them
         picture = Image.open(io.BytesIO(file.content), formats=(name,))
         budget.check_size(name, picture.size)  # in an odd file Pillow may find another size than we did
-        if name == "JPEG" and picture.width * picture.height > REDUCE_JPEG_PIXELS:
-            picture.draft(None, (REDUCED_SIDE, REDUCED_SIDE))
-        budget.charge(picture.size)
-        picture.load()
-    orientation = file.orientation if read is not None else _orientation(name, picture)
+        decoded = _loaded(name, picture, file, budget)
+    orientation = file.orientation if read is not None else _orientation(name, decoded)
     turn = _TURNS.get(orientation)
-    upright = picture if turn is None else picture.transpose(turn)
+    upright = decoded if turn is None else decoded.transpose(turn)
     return eight_bits(upright)
+
+
+def _loaded(name: str, picture: ImageFile, file: PictureFile, budget: PixelBudget) -> Image.Image:
+    """Decode an opened picture: a large PNG or JPEG at a reduced scale, any other within its bytes."""
+    pixels = picture.width * picture.height
+    if name == "PNG" and pixels > REDUCED_PIXELS and png_strips.can_be_read(file.content, picture.size):
+        budget.charge(picture.size)
+        return png_strips.read_reduced(file.content, math.ceil(math.sqrt(pixels / REDUCED_PIXELS)))
+    if name == "JPEG" and pixels > REDUCED_PIXELS:
+        scale = next((each for each in _JPEG_SCALES if pixels <= REDUCED_PIXELS * each**2), _JPEG_SCALES[-1])
+        picture.draft(None, (max(1, picture.width // scale), max(1, picture.height // scale)))
+    budget.charge(picture.size)
+    budget.check_memory(name, picture, file.kept_bytes)
+    picture.load()
+    return picture
 
 
 def _orientation(name: str, picture: Image.Image) -> int:

@@ -116,5 +116,6 @@ def _limits(settings: Settings) -> BodyLimits:
         settings.max_jpeg_pixels,
         settings.max_jpeg_scans,
         settings.max_request_pixels,
+        settings.max_picture_bytes,
     )
     return BodyLimits(settings.max_body_bytes, settings.max_request_rows, settings.max_json_values, pictures)

@@ -22,9 +22,12 @@ from tests.support.pictures import encoded, seven
 
 GRAY = TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28))
 NAMES = JsonNames(("images", "seed"), "images", bare=True)
-LIMITS = BodyLimits(50_000_000, 4096, 1_000_000, PictureLimits(max_jpeg_scans=100_000))
+LIMITS = BodyLimits(
+    50_000_000, 4096, 1_000_000, PictureLimits(max_jpeg_scans=100_000, max_picture_bytes=1_000_000_000)
+)
 PICTURE = RowsJob("picture", "image/png", "", GRAY, "mnist-digit", LIMITS, NAMES)
 JPEG = RowsJob("picture", "image/jpeg", "", GRAY, "mnist-digit", LIMITS, NAMES)
+TIFF = RowsJob("picture", "image/tiff", "", GRAY, "mnist-digit", LIMITS, NAMES)
 SEVEN = encoded(seven(), "PNG")
 
 
@@ -75,9 +78,9 @@ async def test_a_body_that_takes_too_much_cpu_time_costs_its_decoder_and_no_othe
 
 async def test_a_body_that_takes_too_much_memory_is_rejected() -> None:
     async with pool(memory_bytes=20_000_000) as decoders:
-        large = encoded(Image.new("RGB", (3000, 3000)), "PNG")
+        large = encoded(Image.new("RGB", (3000, 3000)), "TIFF", compression="tiff_lzw")
         with pytest.raises(PayloadTooLarge, match="too much memory"):
-            await decoders.run(PICTURE, large, soon())
+            await decoders.run(TIFF, large, soon())
         assert isinstance(await decoders.run(PICTURE, SEVEN, soon()), np.ndarray)
 
 

@@ -158,7 +158,7 @@ def test_wide_greys_are_scaled_by_their_own_range(mode: str) -> None:
 def test_a_phone_photo_is_decoded_at_a_reduced_scale(width: int, height: int) -> None:
     photo = encoded(seven().resize((width, height)), "JPEG", quality=60)
     picture = open_picture(photo, PixelBudget())
-    assert 1024 <= min(picture.size) <= 2048
+    assert 1_500_000 / 4 < picture.width * picture.height <= 1_500_000
     assert np.abs(np.asarray(picture.resize((56, 56))) - np.asarray(seven(), np.int16)).mean() < 12
     with pytest.raises(PayloadTooLarge, match=f"{width} x {height} pixels, expected at most 16000000"):
         open_picture(photo, PixelBudget(PictureLimits(max_jpeg_pixels=1000)))
@@ -297,3 +297,30 @@ def test_a_picture_of_any_mode_and_size_gives_a_row_or_a_request_error(
 
 def test_the_format_of_nothing_known_is_none() -> None:
     assert format_of("", bytes(100)) is None
+
+
+@pytest.mark.parametrize("name", ["WEBP", "GIF", "TIFF", "BMP"])
+def test_the_memory_of_other_formats_is_bounded(name: str) -> None:
+    content = encoded(Image.new("RGB", (600, 500)), name)
+    open_picture(content, PixelBudget(PictureLimits(max_picture_bytes=600 * 500 * 16)))
+    with pytest.raises(
+        PayloadTooLarge, match=rf"image \({name}, 600 x 500 pixels\) takes .* expected at most 500000,"
+    ):
+        open_picture(content, PixelBudget(PictureLimits(max_picture_bytes=500_000)))
+
+
+def test_the_coefficients_of_a_progressive_jpeg_count() -> None:
+    picture = Image.new("RGB", (3000, 2000), "white")
+    budget = PixelBudget()
+    assert open_picture(encoded(picture, "JPEG"), budget).size == (1500, 1000)
+    for subsampling, each in ((0, 6), (2, 3)):
+        content = encoded(picture, "JPEG", progressive=True, subsampling=subsampling)
+        assert read_jpeg(content).kept_bytes == each * 3000 * 2000
+        with pytest.raises(PayloadTooLarge, match=r"takes .* bytes to decode"):
+            open_picture(content, budget)
+
+
+@pytest.mark.parametrize("size", [(6000, 4000), (8064, 6048), (1100, 14000), (60000, 30)])
+def test_a_large_jpeg_is_reduced_to_a_bounded_picture(size: tuple[int, int]) -> None:
+    picture = open_picture(encoded(Image.new("L", size, 200), "JPEG"), PixelBudget())
+    assert 375_000 < picture.width * picture.height <= 1_510_000
