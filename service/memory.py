@@ -8,6 +8,11 @@ YOUNG = 20_000
 with this one a request's Python code takes 10 us instead of 12."""
 
 
+_M_MMAP_THRESHOLD = -3
+LARGE_BYTES = 512 * 1024
+"""Above a raw body of 256 MNIST images: mapping takes microseconds and page faults."""
+
+
 def disable_gc() -> None:
     """Disable garbage collection until `freeze_and_enable_gc` is called.
 
@@ -25,6 +30,18 @@ def freeze_and_enable_gc() -> None:
     gc.freeze()
     gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
     gc.enable()
+
+
+def map_large_blocks() -> None:
+    """Have the C library map each large block by itself, and unmap it when it is freed.
+
+    Without this glibc raises the size of large blocks, up to 32 MB, each time that one is freed: bodies that
+    grow side by side then leave holes in the heap, and 5 MB of them took 17 MB. Has no effect with other C
+    libraries.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def give_back_free_memory() -> None:

@@ -18,6 +18,7 @@ from service.content import decoder_frames
 from service.content.body_jobs import Job
 from service.content.decoder_frames import Log, Result
 from service.errors import InvalidInput, PayloadTooLarge, RequestError
+from service.memory import map_large_blocks
 
 NICENESS = 5
 """Decoding gives way to the event loop where both want a core."""
@@ -28,6 +29,7 @@ def main() -> None:
     cpu_seconds, memory_bytes = float(sys.argv[1]), int(sys.argv[2])
     os.nice(NICENESS)
     warnings.simplefilter("ignore")
+    map_large_blocks()
     log = _collect_logs()
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     np.linalg.lstsq(np.eye(2), np.ones(2))  # OpenBLAS allocates its buffers now, and exits if it cannot later

@@ -1,11 +1,13 @@
 """What was freed goes back to the system."""
 
 import ctypes
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from service.memory import give_back_free_memory
+from service.memory import LARGE_BYTES, give_back_free_memory
 
 
 def resident_bytes() -> int:
@@ -22,3 +24,15 @@ def test_memory_that_is_free_between_memory_in_use_is_given_back() -> None:
     give_back_free_memory()
     assert before - resident_bytes() > 20_000_000
     assert len(last) == 100_000
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_a_large_block_goes_back_although_a_larger_one_was_freed_before() -> None:
+    code = (
+        "from service.memory import map_large_blocks; from tests.unit.test_memory import resident_bytes\n"
+        "map_large_blocks(); first = bytearray(20_000_000); del first\n"
+        f"large = bytearray(b'x') * {20 * LARGE_BYTES}; last = bytearray({LARGE_BYTES // 2})\n"
+        "before = resident_bytes(); del large; print(before - resident_bytes())"
+    )
+    seen = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(seen.stdout) > 9 * LARGE_BYTES
