@@ -5,10 +5,12 @@ Sizes are bounded before anything is allocated: a picture by its header, rows by
 
 import base64
 import binascii
+import contextlib
 import io
 import logging
 import math
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +27,9 @@ from service.models.manifest import Datatype, ImageLayout, Preprocess, TensorSpe
 from service.models.tensors import DTYPES, Array, dtype_of
 
 logger = logging.getLogger(__name__)
+
+CAST_ROWS = 64
+"""Rows of JSON that are cast to the tensor's dtype at a time."""
 
 _DATA_URL = re.compile(r"data:([^;,]*)(?:;[^,]*)?;base64,", re.IGNORECASE)
 _URL_SAFE = str.maketrans("-_", "+/", "=")
@@ -185,14 +190,63 @@ def _from_base64(text: str, name: str) -> tuple[str, bytes]:
 
 
 def _rows_from_lists(value: list[Any], name: str, spec: TensorSpec) -> Array:
+    """Return the rows of nested lists: one row or many, nested like the tensor or flat.
+
+    Many rows are cast some at a time, because as numpy's own numbers they take 8 bytes each, several times.
+    """
+    starts = range(0, len(value), CAST_ROWS) if _holds_rows(value, spec) else (0,)
+    step = CAST_ROWS if len(starts) > 1 else len(value)
+    casts, mistake, scale = [], None, _Scale()
+    for start in starts:
+        array = _numbers(value[start : start + step], name, spec)
+        shape = _rows_shape(array.shape, name, spec)
+        scale.add(array)
+        try:
+            casts.append(_exact(array, name, spec, start).reshape(shape))
+        except InvalidInput as error:
+            mistake = mistake or error
+    if scale.is_of_one and spec.image_layout():
+        raise InvalidInput(f"{name} has pixels in 0..1, expected 0..255: multiply them by 255")
+    if mistake is not None:
+        raise mistake
+    return casts[0] if len(casts) == 1 else np.concatenate(casts)
+
+
+def _holds_rows(value: list[Any], spec: TensorSpec) -> bool:
+    """Whether the first element of a list is a row, rather than a part of one."""
+    with contextlib.suppress(ValueError, OverflowError):
+        return np.shape(value[0]) in (spec.shape[1:], (math.prod(spec.shape[1:]),))
+    return False
+
+
+def _numbers(value: list[Any], name: str, spec: TensorSpec) -> Array:
     try:
         array = np.asarray(value)
     except (ValueError, OverflowError):
         raise InvalidInput(f"{name} has lists of different lengths, expected {_row_text(spec)}") from None
     if array.dtype.kind not in "iuf":
         raise InvalidInput(f"{name} holds {_odd_one(array)}, expected {_row_text(spec)}")
-    shape = _rows_shape(array.shape, name, spec)
-    return _exact(array, name, spec).reshape(shape)
+    return array
+
+
+@dataclass(slots=True)
+class _Scale:
+    """The range of numbers that are seen in parts. is_fraction: whether any part has a decimal point."""
+
+    lowest: float = math.inf
+    highest: float = -math.inf
+    is_fraction: bool = False
+
+    def add(self, array: Array) -> None:
+        self.is_fraction |= array.dtype.kind == "f"
+        if array.size:
+            self.lowest = min(self.lowest, array.min())
+            self.highest = max(self.highest, array.max())
+
+    @property
+    def is_of_one(self) -> bool:
+        """Whether the numbers lie in 0..1, as pixels that were divided by 255 do."""
+        return self.is_fraction and self.lowest >= 0 and 0 < self.highest <= 1
 
 
 def _rows_shape(seen: tuple[int, ...], name: str, spec: TensorSpec) -> tuple[int, ...]:
@@ -206,11 +260,12 @@ def _rows_shape(seen: tuple[int, ...], name: str, spec: TensorSpec) -> tuple[int
     raise InvalidInput(f"{name} has shape {list(seen)}, expected {_row_text(spec)}")
 
 
-def _exact(array: Array, name: str, spec: TensorSpec) -> Array:
-    """Cast the array to the tensor's dtype. Raises InvalidInput for a value that the dtype cannot hold."""
+def _exact(array: Array, name: str, spec: TensorSpec, start: int = 0) -> Array:
+    """Cast the array to the tensor's dtype. Raises InvalidInput for a value that the dtype cannot hold.
+
+    start: the place of its first element, for the error.
+    """
     dtype = dtype_of(spec)
-    if array.dtype.kind == "f" and spec.image_layout() and array.min() >= 0 and 0 < array.max() <= 1:
-        raise InvalidInput(f"{name} has pixels in 0..1, expected 0..255: multiply them by 255")
     with np.errstate(over="ignore", invalid="ignore"):
         cast = array.astype(dtype)
     wrong = ~np.isfinite(cast) if dtype.kind == "f" else cast.astype(array.dtype) != array
@@ -219,7 +274,7 @@ def _exact(array: Array, name: str, spec: TensorSpec) -> Array:
         wrong |= (array < limits.min) | (array > limits.max)
     if wrong.any():
         place = tuple(int(index) for index in np.argwhere(wrong)[0])
-        where = name + "".join(f"[{index}]" for index in place)
+        where = f"{name}[{start + place[0]}]" + "".join(f"[{index}]" for index in place[1:])
         raise InvalidInput(f"{where} is {array[place]}, expected {_value_text(dtype)}")
     return cast
 
