@@ -1,6 +1,7 @@
 """Reads the bodies of /classify and /generate: as declared, bounded, and off the event loop if large."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,9 @@ from service.content.picture_kinds import sniff
 from service.content.pictures import PictureLimits, TooLargeForLoop
 from service.errors import UnsupportedCoding
 from service.http.disconnects import DisconnectWatch
+from service.http.held_bodies import HeldBodies
 from service.http.requests import read_body
-from service.http.types import JSON, Headers, Receive, Scope
+from service.http.types import JSON, OCTETS, Headers, Receive, Scope
 from service.models.manifest import Preprocess, TensorSpec
 from service.models.tensors import Array
 from service.settings import Settings
@@ -49,6 +51,7 @@ class BodyDecoder:
     def __init__(self, settings: Settings, watch: DisconnectWatch) -> None:
         self._watch = watch
         self._limits = _limits(settings)
+        self._held = HeldBodies(settings.max_waiting_bytes // max(1, settings.workers))
         self._pool = DecoderPool(
             settings.decoders,
             settings.max_decode_seconds,
@@ -56,15 +59,32 @@ class BodyDecoder:
             settings.max_decode_queue,
         )
 
-    async def read(
+    @asynccontextmanager
+    async def reading(
         self, scope: Scope, headers: Headers, receive: Receive, kind: str, deadline: float
-    ) -> Body:
-        """Read the request's body. kind: its media type. Raises UnsupportedCoding, PayloadTooLarge."""
+    ) -> AsyncIterator[Body]:
+        """Read the request's body, which counts as held until the block ends. kind: its media type.
+
+        Raw rows do not count: they need no decoder, and the queue bounds them.
+        Raises UnsupportedCoding, PayloadTooLarge, BuffersFull.
+        """
         coding = _coding(scope) if CONTENT_ENCODING in headers else ""
         most = self._limits.max_body_bytes
-        check = JsonMeter(self._limits.max_json_values).add if kind == JSON and not coding else None
-        content = await read_body(headers, receive, most, check)
-        return Body(content, headers.get(b"content-type", b"").decode("latin-1"), coding, receive, deadline)
+        declared = headers.get(b"content-type", b"").decode("latin-1")
+        if kind == OCTETS and not coding:
+            content = await read_body(headers, receive, most)
+            yield Body(content, declared, coding, receive, deadline)
+            return
+        meter = JsonMeter(self._limits.max_json_values) if kind == JSON and not coding else None
+        with self._held.hold() as held:
+
+            def check(piece: bytes) -> None:
+                held.add(piece)
+                if meter is not None:
+                    meter.add(piece)
+
+            content = await read_body(headers, receive, most, check)
+            yield Body(content, declared, coding, receive, deadline)
 
     async def rows(
         self,

@@ -64,8 +64,9 @@ class Classify:
         deadline = call.received_at + options.timeout
         kind, spec = media_type(headers), target.manifest.inputs[0]
         form = _format(kind)
-        body = await self._bodies.read(scope, headers, receive, kind, deadline)
-        images = await self._bodies.rows(body, form, spec, NAMES, target.manifest.picture_preprocess)
+        async with self._bodies.reading(scope, headers, receive, kind, deadline) as body:
+            images = await self._bodies.rows(body, form, spec, NAMES, target.manifest.picture_preprocess)
+        del body  # its rows are kept, while they wait and run
         inputs = {spec.name: images}
         rows = check_inputs(target.manifest, inputs, self._settings.max_request_rows)
         request = InferenceRequest(

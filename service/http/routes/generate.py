@@ -102,12 +102,15 @@ class Generate:
         deadline = call.received_at + read_timeout(headers, self._settings.request_timeout_seconds)
         priority = read_priority(headers)
         accepted = negotiate(headers, OFFERED)
-        wanted, body = await self._read(scope, headers, receive, deadline)
-        target = find_target(
-            self._predictor, "generation", wanted.model, wanted.version, self._settings.default_generator
-        )
-        name = call.model = target.manifest.name
-        z, seed = await self._latents(wanted, body, media_type(headers), target.manifest)
+        kind = media_type(headers)
+        async with self._bodies.reading(scope, headers, receive, kind, deadline) as body:
+            wanted = await self._wanted(scope, body, kind)
+            target = find_target(
+                self._predictor, "generation", wanted.model, wanted.version, self._settings.default_generator
+            )
+            name = call.model = target.manifest.name
+            z, seed = await self._latents(wanted, body, kind, target.manifest)
+        del body  # its latents are kept, while they wait and run
         labels = _label_indexes(wanted, len(z), target.manifest)
         inputs = {"z": z} if labels is None else {"z": z, "label": labels}
         request = InferenceRequest(name, target.version, inputs, len(z), deadline, priority, call.submitted())
@@ -116,19 +119,15 @@ class Generate:
         manifest = answered_by(self._predictor, target.manifest, result)
         return await Generated(manifest, result, seed, labels).respond(accepted)
 
-    async def _read(
-        self, scope: Scope, headers: Headers, receive: Receive, deadline: float
-    ) -> tuple[GenerateRequest, Body]:
-        """Return the fields of the query and of a JSON body, and the body."""
+    async def _wanted(self, scope: Scope, body: Body, kind: str) -> GenerateRequest:
+        """Return the fields of the query and of a JSON body. kind: the body's media type."""
         values: dict[str, Any] = dict(read_query(scope["query_string"], QUERY))
-        kind = media_type(headers)
-        body = await self._bodies.read(scope, headers, receive, kind, deadline)
         if body.content and kind == JSON:
             values = _merge(values, await self._bodies.fields(body, NAMES))
         elif body.content and kind != OCTETS:
             raise UnsupportedMedia(f"Content-Type is {kind[:80]!r}, expected {' or '.join(ACCEPTED)}")
         try:
-            return GenerateRequest.model_validate(values), body
+            return GenerateRequest.model_validate(values)
         except ValidationError as error:
             raise invalid_input(error) from None
 
