@@ -227,7 +227,7 @@ class Settings(BaseSettings):
         64, ge=0, description="maximum bodies waiting to be decoded; further requests are rejected"
     )
     max_waiting_bytes: int = Field(
-        2 * 1024 * 1024,
+        8 * 1024 * 1024,
         ge=64 * 1024,
         description="maximum bytes of the bodies that wait to be decoded, in all processes together, with "
         "those that have come in part but without raw rows; one more body per process may wait, of up to "

@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    """Register the profile of .ci/nightly: more examples, and different ones each night."""
+    """Register the profile of .ci/nightly: more examples, and different ones each night.
+
+    No profile has hypothesis's deadline of 0.2 s for an example, which other work on the machine can use up.
+    """
+    hypothesis_settings.register_profile("timeless", hypothesis_settings(), deadline=None)
+    hypothesis_settings.load_profile("timeless")
     default = hypothesis_settings.get_profile("default")
     hypothesis_settings.register_profile(
         "nightly", default, max_examples=5000, deadline=None, print_blob=True

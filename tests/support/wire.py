@@ -176,11 +176,17 @@ async def settle() -> None:
 
 
 def read_strictly(stream: bytes) -> tuple[list[tuple[str, bytes, bytes]], bool]:
-    """The requests in a stream as h11 reads them, and whether it then rejected the stream."""
+    """The requests in a stream as h11 reads them, and whether it then rejected the stream.
+
+    Empty lines before a request are removed: a server should ignore them (RFC 9112, 2.2), h11 does not.
+    """
     requests: list[tuple[str, bytes, bytes]] = []
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=32 * 1024)
-    connection.receive_data(stream)
+    rest = stream
     while True:
+        while rest.startswith(b"\r\n"):
+            rest = rest[2:]
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=32 * 1024)
+        connection.receive_data(rest)
         body, head = b"", None
         try:
             while True:
@@ -201,7 +207,7 @@ def read_strictly(stream: bytes) -> tuple[list[tuple[str, bytes, bytes]], bool]:
         connection.send(h11.EndOfMessage())
         if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
             return requests, False
-        connection.start_next_cycle()
+        rest = connection.trailing_data[0]
 
 
 def statuses(written: bytes) -> list[int]:

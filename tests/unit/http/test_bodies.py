@@ -229,7 +229,8 @@ async def test_the_work_of_a_request_is_bounded(service: Service, name: str) -> 
 
     async with probing(service) as live:
         seen = await asyncio.gather(*(attack() for _ in range(count)))
-    assert set(seen) <= statuses
+    assert set(seen) <= {*statuses, 429}  # too many bodies at once wait to be decoded
+    assert set(seen) & statuses
     assert set(live) == {200}
     # The bar is 16 MB; what the allocator keeps of the sockets' buffers comes on top.
     assert resident_bytes(service.process.pid, "VmHWM") - before < 32_000_000

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -105,7 +105,11 @@ def pieces_of(stream: bytes, cuts: list[int]) -> list[bytes]:
     return [stream[start:stop] for start, stop in pairwise(edges)]
 
 
+EMPTY = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+
+
 @EXAMPLES
+@example([EMPTY, b"\r\n", EMPTY, b"\r\n\r\n", INNER], [], ())
 @given(
     st.lists(requests(), min_size=1, max_size=4),
     st.lists(st.integers(0, 5000), max_size=8),
