@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -29,16 +30,18 @@ from service.settings import Settings
 
 logger = logging.getLogger("inkserve")
 
-ACCEPTED_PER_ITERATION = 128
+ACCEPTED_PER_ITERATION = 32
 """uvloop accepts one connection per iteration of the event loop, and an iteration may hold a batch: of 1,000
-that came at once, the last waited 3 s. Up to this many more, at 16 us each, are accepted per iteration."""
+that came at once, the last waited 3 s. Up to this many more, at 16 us each, are accepted per iteration. They
+take four iterations until they count as open."""
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 """Errors of accept() for which a connection must make room."""
 
-RESERVED_FILES = 128
-"""File descriptors that are kept for everything but connections: models, logs, the engine's socket. At most
-half of all."""
+RESERVED_FILES = 256
+"""File descriptors that are kept for everything but open connections: models, logs, the engine's socket, and
+connections that are being opened and closed. At most half of all. If they ran out, libuv would reset
+connections that wait for uvloop's own server."""
 
 
 class Application(Protocol):
@@ -164,24 +167,30 @@ class _Acceptor:
         if always:
             self._loop.add_reader(self._listener, self._accept)
 
-    def _accept(self) -> bool:
-        """Accept what is pending; returns whether there may be more."""
-        for _ in range(ACCEPTED_PER_ITERATION):
+    def _accept(self, most: int = ACCEPTED_PER_ITERATION) -> None:
+        """Accept what is pending, at most so many connections."""
+        for _ in range(most):
             try:
                 connection, _ = self._listener.accept()
             except OSError as error:
                 # Connections that are still being set up cannot make room yet; a served one would have to.
-                if error.errno in EXHAUSTED and not self._connecting:
+                if error.errno in EXHAUSTED and (self._tls is not None or not self._connecting):
                     self._connections.make_room(os.strerror(error.errno))
-                return False
+                return
             task = self._loop.create_task(self._connect(connection))
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
-        return True
 
     async def _connect(self, connection: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(self._make, connection, ssl=self._tls)
+            await self._loop.connect_accepted_socket(
+                self._make,
+                connection,
+                ssl=self._tls,
+                ssl_handshake_timeout=None
+                if self._tls is None
+                else self._connections.limits.head_timeout_seconds,
+            )
         except OSError as error:  # the client's: no TLS, a version or certificate that is not accepted
             logger.debug("a TLS handshake failed: %s", error)
             connection.close()
@@ -190,8 +199,7 @@ class _Acceptor:
         """Accept all that is pending, for the last time; the port must be closed at once."""
         if self._always:
             self._loop.remove_reader(self._listener)
-        while self._accept():
-            pass
+        self._accept(sys.maxsize)
         self._listener.close()
 
     async def close(self) -> None:

@@ -10,6 +10,7 @@ import select
 import time
 from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 from service.observability.metrics import Closing, Metrics
@@ -69,6 +70,10 @@ class Connection(Protocol):
 
     def fileno(self) -> int:
         """Return the socket's file descriptor, or -1 if it has none."""
+        ...
+
+    def has_bytes(self) -> bool:
+        """Whether the client has sent bytes that the event loop has not read yet."""
         ...
 
     def close_now(self, why: Closing) -> None:
@@ -152,7 +157,8 @@ class Connections:
         idle = [each for each in self.open if each.idle_since is not None]
         idle = [each for each in idle if not each.served] or idle
         idle.sort(key=lambda each: each.idle_since or 0.0)
-        evicted = idle[: max(1, len(self.open) // 16)]
+        most = max(1, len(self.open) // 16)
+        evicted = list(islice((each for each in idle if not each.has_bytes()), most))
         for each in evicted:
             each.close_now("evicted")
             self.discard(each)

@@ -525,7 +525,7 @@ class HttpProtocol(asyncio.Protocol):
         elif self._head:
             late = f"{self._limits.head_timeout_seconds:g} s"
             self._reject(MalformedRequest(f"request head is incomplete after {late}", 408), "head_timeout")
-        elif self._early or self._has_bytes():
+        elif self._early or self.has_bytes():
             self.deadline = now + STOP_SECONDS  # they came this moment, and are about to be read
         else:
             if not self.served:
@@ -576,7 +576,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _close_after_response(self) -> None:
         """Close at once if the client has nothing more to send, else read for a while what it sends."""
-        if not (self._cut_off or self._framing or self._early or self._has_bytes()):
+        if not (self._cut_off or self._framing or self._early or self.has_bytes()):
             self._lingering = True
             self._corked.close()
             self.deadline = time.monotonic() + self._limits.send_timeout_seconds
@@ -603,7 +603,7 @@ class HttpProtocol(asyncio.Protocol):
     def _receive_until(self, deadline: float) -> float:
         return min(deadline, time.monotonic() + STALL_SECONDS) if self._closing else deadline
 
-    def _has_bytes(self) -> bool:
+    def has_bytes(self) -> bool:
         """Whether the client has sent bytes that the event loop has not read yet."""
         sock = self._inner.get_extra_info("socket")
         if sock is None or self._inner.is_closing():
