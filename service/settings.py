@@ -204,11 +204,11 @@ class Settings(BaseSettings):
         64_000_000, ge=784, description="maximum pixels in all pictures of one request together"
     )
     max_picture_bytes: int = Field(
-        12 * 1024 * 1024,
+        192 * 1024 * 1024,
         ge=64 * 1024,
         description="maximum memory for decoding a posted picture, as its header says; PNGs without "
-        "interlacing and baseline JPEGs always fit; per pixel WebP takes 16 bytes, AVIF 10, HEIC 12, GIF 2, "
-        "colours in BMP 4 and in TIFF 8, and a progressive JPEG 3 or 6",
+        "interlacing and baseline JPEGs always fit; per pixel WebP takes 16 bytes, AVIF 10, HEIC 12, "
+        "colours in TIFF 8, and a progressive JPEG 3 or 6; other PNGs, GIF and BMP may take 12 MiB",
     )
     decoders: int = Field(
         0,

@@ -50,6 +50,10 @@ _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 7, "I;16B": 7, "I;16L": 7, "I": 2
 _WIDE_BYTES = 4
 """The bytes of a pixel by mode: Pillow's, and what `eight_bits` adds. Any other mode has _WIDE_BYTES."""
 
+_GRAPHICS = ("PNG", "GIF", "BMP")
+_GRAPHICS_BYTES = 12 * 1024 * 1024
+"""What a picture that is no photo may take at most: a few kilobytes of it can be 16 megapixels."""
+
 BAND_ROWS = 128
 """`in_bands` changes this many rows at a time."""
 
@@ -69,7 +73,7 @@ class PictureLimits:
     max_jpeg_pixels: int = 64_000_000
     max_jpeg_scans: int = 100
     max_request_pixels: int = 64_000_000
-    max_picture_bytes: int = 12 * 1024 * 1024
+    max_picture_bytes: int = 192 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -106,10 +110,12 @@ class PixelBudget:
         """Check the memory that a picture takes whole, before it is decoded. Raises PayloadTooLarge."""
         each = _MODE_BYTES.get(picture.mode, _WIDE_BYTES) + _CODEC_BYTES.get(name, 0)
         seen = picture.width * picture.height * each + kept_bytes
-        if seen > self.limits.max_picture_bytes:
+        most = self.limits.max_picture_bytes
+        most = min(most, _GRAPHICS_BYTES) if name in _GRAPHICS else most
+        if seen > most:
             raise PayloadTooLarge(
                 f"image ({name}, {picture.width} x {picture.height} pixels) takes {seen} bytes to decode, "
-                f"expected at most {self.limits.max_picture_bytes}, or a PNG without interlacing"
+                f"expected at most {most}, or a PNG without interlacing"
             )
 
     def charge(self, size: tuple[int, int]) -> None:

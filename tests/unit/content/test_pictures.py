@@ -309,9 +309,23 @@ def test_the_memory_of_other_formats_is_bounded(name: str) -> None:
         open_picture(content, PixelBudget(PictureLimits(max_picture_bytes=500_000)))
 
 
+@pytest.mark.parametrize("name", ["WEBP", "AVIF", "TIFF", "JPEG"])
+def test_photos_of_12_megapixels_are_taken_in_any_format_for_photos(name: str) -> None:
+    picture = Image.new("RGB", (400, 300), "white").resize((4000, 3000))
+    options = {"progressive": True} if name == "JPEG" else {}
+    assert open_picture(encoded(picture, name, **options), PixelBudget()).height >= 750
+
+
+@pytest.mark.parametrize("name", ["GIF", "BMP"])
+def test_graphics_of_16_megapixels_take_too_much_memory(name: str) -> None:
+    content = encoded(Image.new("L", (4000, 4000)), name)
+    with pytest.raises(PayloadTooLarge, match=r"takes .* bytes to decode"):
+        open_picture(content, PixelBudget())
+
+
 def test_the_coefficients_of_a_progressive_jpeg_count() -> None:
     picture = Image.new("RGB", (3000, 2000), "white")
-    budget = PixelBudget()
+    budget = PixelBudget(PictureLimits(max_picture_bytes=12_000_000))
     assert open_picture(encoded(picture, "JPEG"), budget).size == (1500, 1000)
     for subsampling, each in ((0, 6), (2, 3)):
         content = encoded(picture, "JPEG", progressive=True, subsampling=subsampling)
