@@ -194,6 +194,9 @@ class _Acceptor:
         except OSError as error:  # the client's: no TLS, a version or certificate that is not accepted
             logger.debug("a TLS handshake failed: %s", error)
             connection.close()
+        except asyncio.CancelledError:
+            connection.close()
+            raise
 
     def empty_queue(self) -> None:
         """Accept all that is pending, for the last time; the port must be closed at once."""
