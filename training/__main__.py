@@ -19,7 +19,8 @@ from service.errors import RepositoryError
 from training.arguments import build_parser
 from training.datasets.fetch import fetch
 from training.datasets.splits import load
-from training.errors import ArgumentError, TrainingError
+from training.errors import TrainingError
+from training.hyperparameters import changed
 from training.versions import Target
 
 # Each model's module, and the name of its configuration there.
@@ -32,7 +33,10 @@ MODELS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 2 for wrong input, with one line on stderr."""
+    """Run a command; returns the exit status: 2 for wrong input, 1 for a failure.
+
+    Either comes with one line on stderr.
+    """
     commands = {
         "data": _data,
         "train": _train,
@@ -51,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TrainingError, RepositoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a read-only folder
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return status
 
 
@@ -98,8 +105,12 @@ def _sign(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     module, _ = _family(options.model, [])
     target = Target(options.models_dir, options.version, options.force)
-    run_dir = options.run_dir or Path("runs") / options.model
-    module.export(options.model, run_dir, load(options.data_dir), target)
+    from training.runs.finished import check_data, check_model
+
+    run_dir, splits = options.run_dir or Path("runs") / options.model, load(options.data_dir)
+    check_model(run_dir, options.model)
+    check_data(run_dir, splits)
+    module.export(options.model, run_dir, splits, target)
     return 0
 
 
@@ -130,22 +141,8 @@ def _family(model: str, changes: Sequence[str]) -> tuple[ModuleType, Any]:
     module = importlib.import_module(module_name)
     config = getattr(module, config_name)
     for change in changes:
-        config = _changed(model, config, change)
+        config = changed(model, config, change)
     return module, config
-
-
-def _changed(model: str, config: Any, change: str) -> Any:
-    name, _, text = change.partition("=")
-    names = [field.name for field in dataclasses.fields(config)]
-    if name not in names:
-        raise ArgumentError(
-            f"--set {change}: {model} has no hyperparameter {name!r}, expected one of {', '.join(names)}"
-        )
-    kind = type(getattr(config, name))
-    try:
-        return dataclasses.replace(config, **{name: kind(text)})
-    except ValueError:
-        raise ArgumentError(f"--set {change}: {text!r} is not of type {kind.__name__}") from None
 
 
 def _limit_threads(threads: int | None) -> None:

@@ -83,7 +83,11 @@ def _add_export(actions: Any) -> argparse.ArgumentParser:
     command.add_argument("--run-dir", type=Path, help="folder of the run (default: runs/MODEL)")
     _add_models_dir(command)
     command.add_argument("--version", type=_positive, help="version to publish (default: the next free one)")
-    command.add_argument("--force", action="store_true", help="replace the version if it exists")
+    command.add_argument(
+        "--force",
+        action="store_true",
+        help="replace the version if it exists, and publish one that is much worse than the last",
+    )
     return command
 
 

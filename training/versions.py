@@ -30,7 +30,8 @@ def read_verified(folder: Path) -> Manifest:
 class Target:
     """Where to publish: models_dir/<name>/<version>.
 
-    version: None means the next free one. force: replace the version if it exists.
+    version: None means the next free one. force: replace the version if it exists, and publish one that is
+    much worse than the last.
     """
 
     models_dir: Path

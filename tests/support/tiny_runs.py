@@ -1,9 +1,10 @@
 """Tiny runs of every family on small IDX files, and the models exported from them: seconds in all."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -60,7 +61,8 @@ def make(folder: Path) -> Workshop:
     workshop = Workshop(data_dir, load(data_dir), folder / "runs", folder / "models")
     for name, module, config in (("cnn", classifier, CNN), ("gan", gan, GAN), ("vae", vae, VAE)):
         run_dir = workshop.runs / name
-        module.train(config, workshop.splits, new_run(run_dir, config))
+        origin = {"model": name, "data_digest": workshop.splits.digest}
+        module.train(config, workshop.splits, new_run(run_dir, config, origin=origin))
         module.export(name, run_dir, workshop.splits, Target(workshop.models))
     return workshop
 
@@ -77,10 +79,16 @@ class StoppingRun(Run):
         raise Interrupted
 
 
-def new_run(folder: Path, config: Any, resume: bool = False, kind: type[Run] = Run) -> Run:
+def new_run(
+    folder: Path,
+    config: Any,
+    resume: bool = False,
+    kind: type[Run] = Run,
+    origin: Mapping[str, str] = MappingProxyType({}),
+) -> Run:
     # Tiny networks on two threads wait for each other more than they compute.
     torch.set_num_threads(1)
-    hyperparameters = dataclasses.asdict(config)
+    hyperparameters = {**origin, **dataclasses.asdict(config)}
     return kind(folder, hyperparameters, epochs=config.epochs, seed=3, device="cpu", resume=resume)
 
 

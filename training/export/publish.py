@@ -23,6 +23,7 @@ from service.models.manifest import (
 from service.models.verification import external_digests
 from training.cards.card import Card, command_lines, fill_page, table
 from training.datasets.splits import Splits
+from training.export.floor import check_floor
 from training.export.parity import check_parity
 from training.export.to_onnx import to_onnx
 from training.onnx_files import Arrays, save_graph
@@ -70,7 +71,8 @@ def publish(models: Sequence[Model], *, splits: Splits, run_dir: Path, target: T
     with staging([model.name for model in models], target) as staged:
         differences = [_stage_graph(*pair) for pair in zip(models, staged, strict=True)]
         for model, folder, difference in zip(models, staged, differences, strict=True):
-            _describe(model, folder, difference, splits, run_dir)
+            metrics = _describe(model, folder, difference, splits, run_dir).metrics
+            check_floor(target.models_dir, model.name, metrics, int(folder.name), force=target.force)
     return [
         target.models_dir / model.name / folder.name for model, folder in zip(models, staged, strict=True)
     ]
@@ -84,8 +86,8 @@ def _stage_graph(model: Model, folder: Path) -> float:
     )
 
 
-def _describe(model: Model, folder: Path, difference: float, splits: Splits, run_dir: Path) -> None:
-    """Write everything that lies next to model.onnx."""
+def _describe(model: Model, folder: Path, difference: float, splits: Splits, run_dir: Path) -> Manifest:
+    """Write everything that lies next to model.onnx; returns the manifest."""
     path = folder / MODEL_FILE
     manifest = Manifest(
         name=model.name,
@@ -106,6 +108,7 @@ def _describe(model: Model, folder: Path, difference: float, splits: Splits, run
         draw(path, folder / name)
     (folder / CARD_FILE).write_text(_page(manifest, model, splits, difference))
     copy_log(run_dir, folder)
+    return manifest
 
 
 def _page(manifest: Manifest, model: Model, splits: Splits, difference: float) -> str:

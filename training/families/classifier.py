@@ -193,6 +193,7 @@ def train(config: Config, splits: Splits, run: Run) -> None:
             loss = _loss(wrapped, batch.contiguous(memory_format=layout), labels[rows], config)
             wrapped_optimizer.zero_grad()
             run.fabric.backward(loss)
+            run.check_loss(epoch, step, loss)
             wrapped_optimizer.step()
             scheduler.step()
             ema.update_parameters(model)

@@ -288,6 +288,7 @@ def train(config: Config, splits: Splits, run: Run) -> None:
             real = images[rows].float() / 127.5 - 1
             z = torch.randn(len(rows), config.latent, generator=run.generator(epoch, step), device=device)
             metrics = adversaries.step(real, labels[rows], z, with_r1=step % config.r1_interval == 0)
+            run.check_loss(epoch, step, torch.stack(list(metrics.values())))
             for name, value in metrics.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value
                 counts[name] = counts.get(name, 0) + 1

@@ -39,9 +39,16 @@ def read_command(run_dir: Path) -> str:
     return command
 
 
+def check_model(run_dir: Path, model: str) -> None:
+    """Raise ExportError unless the run trained this model."""
+    trained = read_hyperparameters(run_dir).get("model", "unknown")
+    if trained != model:
+        raise ExportError(f"{run_dir} is a run of {trained}, expected one of {model}: give another --run-dir")
+
+
 def check_data(run_dir: Path, splits: Splits) -> None:
-    """Raise ExportError if the run recorded that it was trained on other data."""
-    digest = read_hyperparameters(run_dir).get("data_digest", splits.digest)
+    """Raise ExportError unless the run was trained on this data."""
+    digest = read_hyperparameters(run_dir).get("data_digest", "unknown")
     if digest != splits.digest:
         raise ExportError(
             f"{run_dir} was trained on data with digest {digest}, but the data given is {splits.name}, "

@@ -29,6 +29,7 @@ import time
 from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
@@ -49,6 +50,8 @@ BEST_FILE = "best.pt"
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
+
+LOSS_CHECK_STEPS = 100
 
 
 class Stateful(Protocol):
@@ -92,6 +95,7 @@ class Run:
         self.best_score = -math.inf
         self._total_epochs = epochs
         self._saved: dict[str, Any] | None = None
+        self._bad_step: Tensor | None = None
         self._epoch_started = time.monotonic()
         self.fabric = _fabric(device, precision)
         torch.manual_seed(self.key())
@@ -149,6 +153,32 @@ class Run:
             start = step * batch_size + first
             yield step, order[start : start + share]
 
+    def check_loss(self, epoch: int, step: int, loss: Tensor) -> None:
+        """Note whether a step's loss is finite. Raises RunError with the step at which it was not.
+
+        The device is asked every LOSS_CHECK_STEPS steps, and by `end_epoch`: each time it must be waited for.
+        """
+        bad = self._bad_step
+        if bad is None:
+            bad = torch.full((), -1, device=self.fabric.device)
+        self._bad_step = torch.where((bad < 0) & ~loss.detach().isfinite().all(), step, bad)
+        if step % LOSS_CHECK_STEPS == LOSS_CHECK_STEPS - 1:
+            self._require_finite(epoch, {})
+
+    def _require_finite(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        bad, self._bad_step = self._bad_step, None
+        if bad is not None and int(bad) >= 0:
+            raise RunError(
+                f"the loss is not finite at step {int(bad) + 1} of epoch {epoch + 1}, expected a number: "
+                f"try a lower learning rate. {self.folder} keeps the {len(self.history)} epochs before"
+            )
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise RunError(
+                    f"{name} is {value} after epoch {epoch + 1}, expected a finite number. "
+                    f"{self.folder} keeps the {len(self.history)} epochs before"
+                )
+
     def mean(self, value: Tensor | float) -> float:
         """The mean over all processes of a scalar that each has; every process must call it."""
         tensor = torch.as_tensor(value, dtype=torch.float32, device=self.fabric.device).detach()
@@ -165,8 +195,10 @@ class Run:
     ) -> None:
         """Record an epoch's metrics and write the checkpoint; every process must call it.
 
+        Raises RunError, and writes nothing, if a loss of the epoch or a metric is not finite.
         score: higher is better; the weights of `best` at the highest score are kept in best.pt.
         """
+        self._require_finite(epoch, metrics)
         seconds = round(time.monotonic() - self._epoch_started, 1)
         self.history.append({"epoch": epoch + 1, **metrics, "seconds": seconds})
         improved = score is not None and score > self.best_score
@@ -195,7 +227,7 @@ class Run:
                     f"{self.folder} already holds a run: continue it with --resume, or give another --run-dir"
                 )
             self._check_unchanged(config, json.loads(config_path.read_text())["hyperparameters"])
-            self._saved = torch.load(path, map_location=self.fabric.device, weights_only=True)
+            self._saved = _load(path, self.fabric.device)
             self.history = self._saved["history"]
             self.best_score = self._saved["best_score"]
         if self.leads:
@@ -227,6 +259,17 @@ class Run:
         write_atomically(self.folder / METRICS_FILE, lines.encode())
         last = "  ".join(f"{name} {value:.5g}" for name, value in self.history[-1].items())
         notice(last)
+
+
+def _load(path: Path, device: torch.device) -> dict[str, Any]:
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        return {name: saved[name] for name in ("state", "history", "best_score")}
+    except (RuntimeError, ValueError, OSError, EOFError, KeyError, TypeError, UnpicklingError) as error:
+        first = str(error).partition("\n")[0]
+        raise RunError(
+            f"{path} cannot be read ({first}), expected a whole checkpoint: give another --run-dir"
+        ) from None
 
 
 def _save(path: Path, content: Mapping[str, Any]) -> None:

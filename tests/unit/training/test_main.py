@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.idx_files import write_folder
 from tests.support.tiny_runs import Workshop
 from training.__main__ import main
 
@@ -35,6 +36,11 @@ def test_hyperparameters_can_be_set_and_are_recorded(tmp_path: Path, workshop: W
     [
         ("depth=3", "vae has no hyperparameter 'depth', expected one of epochs, batch_size, latent"),
         ("latent=many", "'many' is not of type int"),
+        ("batch_size=0", "expected 1 or more"),
+        ("ema_decay=2", "expected 0 or more, and less than 1"),
+        ("learning_rate=0", "expected more than 0"),
+        ("learning_rate=nan", "expected more than 0"),
+        ("precision=foo", "expected one of 32-true, bf16-mixed, 16-mixed"),
     ],
 )
 def test_wrong_hyperparameter_is_named(
@@ -66,6 +72,37 @@ def test_second_export_gets_the_next_version(
     assert first == second
     assert main([*arguments, "--version", "2"]) == 2
     assert "2 exists: give another --version, or --force" in capsys.readouterr().err
+
+
+def test_a_run_is_exported_only_as_its_own_model(
+    tmp_path: Path, workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "export",
+        "mlp",
+        "--data-dir",
+        str(workshop.data_dir),
+        "--models-dir",
+        str(tmp_path / "models"),
+    ]
+    assert main([*arguments, "--run-dir", str(workshop.runs / "cnn")]) == 2
+    assert "cnn is a run of cnn, expected one of mlp" in capsys.readouterr().err
+    other = write_folder(tmp_path / "other", test=30)
+    arguments = ["export", "cnn", "--data-dir", str(other), "--models-dir", str(tmp_path / "models")]
+    assert main([*arguments, "--run-dir", str(workshop.runs / "cnn")]) == 2
+    assert "give the same --data-dir as for the training" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_and_status_1(
+    tmp_path: Path, workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = ["train", "cnn", "--data-dir", str(workshop.data_dir), "--device", "cpu"]
+    assert main([*arguments, "--run-dir", str(tmp_path / "file" / "run")]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == f"error: [Errno 20] Not a directory: '{tmp_path / 'file' / 'run'}'"
 
 
 @pytest.mark.parametrize("model", ["gan", "vae"])

@@ -37,10 +37,11 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
+def run_dir(tmp_path: Path, splits: Splits) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
-    record = {"command": "python -m training train tiny", "hyperparameters": {}}
+    hyperparameters = {"model": "tiny", "data_digest": splits.digest}
+    record = {"command": "python -m training train tiny", "hyperparameters": hyperparameters}
     (folder / "config.json").write_text(json.dumps(record))
     (folder / "metrics.jsonl").write_text('{"epoch": 1}\n')
     return folder
@@ -97,12 +98,36 @@ def test_graph_that_differs_from_torch_is_not_published(
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_run_of_other_data_is_not_published(tmp_path: Path, splits: Splits, run_dir: Path) -> None:
-    record = {"command": "python -m training train tiny", "hyperparameters": {"data_digest": "abc"}}
+@pytest.mark.parametrize("recorded", [{"data_digest": "abc"}, {}])
+def test_run_of_other_data_is_not_published(
+    tmp_path: Path, splits: Splits, run_dir: Path, recorded: dict[str, str]
+) -> None:
+    record = {"command": "python -m training train tiny", "hyperparameters": recorded}
     (run_dir / "config.json").write_text(json.dumps(record))
-    with pytest.raises(ExportError, match="trained on data with digest abc, but the data given is unknown"):
+    digest = recorded.get("data_digest", "unknown")
+    with pytest.raises(ExportError, match=f"on data with digest {digest}, but the data given is unknown"):
         publish([model(splits)], splits=splits, run_dir=run_dir, target=Target(tmp_path / "models"))
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "now"),
+    [("test_accuracy", 0.99, 0.98), ("frechet_distance", 0.5, 1.5), ("test_elbo", -88.0, -95.0)],
+)
+def test_a_much_worse_version_needs_force(
+    tmp_path: Path, splits: Splits, run_dir: Path, metric: str, before: float, now: float
+) -> None:
+    def put(value: float, *, force: bool = False) -> None:
+        worse = model(splits, measure=lambda _: {metric: value})
+        publish([worse], splits=splits, run_dir=run_dir, target=Target(tmp_path / "models", force=force))
+
+    put(before)
+    with pytest.raises(ExportError, match=rf"{metric} is {now:g}, {before:g} in version 1, expected at most"):
+        put(now)
+    assert [path.name for path in (tmp_path / "models" / "tiny").iterdir()] == ["1"]
+    put(before + (now - before) / 100)
+    put(now, force=True)
+    assert {path.name for path in (tmp_path / "models" / "tiny").iterdir()} == {"1", "2", "3"}
 
 
 @pytest.mark.parametrize("preprocess", [None, "mnist-digit"])

@@ -1,4 +1,5 @@
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -95,6 +96,41 @@ def test_resume_refuses_changed_hyperparameters(tmp_path: Path) -> None:
     train(new_run(tmp_path, rate=0.1, width=3), stop_after=1)
     with pytest.raises(RunError, match=r"epochs is 5, was 3; rate is 0\.2, was 0\.1$"):
         new_run(tmp_path, resume=True, epochs=5, rate=0.2, width=3)
+
+
+@pytest.mark.parametrize("step", [0, 3, 150])
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_step(tmp_path: Path, step: int) -> None:
+    train(new_run(tmp_path, epochs=1))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    run = new_run(tmp_path / "bad")
+
+    def go_on() -> None:
+        for each in range(step + 200):
+            run.check_loss(2, each, torch.tensor(math.nan if each >= step else 1.0))
+
+    with pytest.raises(RunError, match=rf"loss is not finite at step {step + 1} of epoch 3"):
+        go_on()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_metric_that_is_not_finite_keeps_the_last_checkpoint(tmp_path: Path, value: float) -> None:
+    train(new_run(tmp_path), stop_after=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    run = new_run(tmp_path, resume=True)
+    with pytest.raises(RunError, match=r"validation_loss is (nan|inf) after epoch 2, .* keeps the 1 epochs"):
+        run.end_epoch(1, {}, {"validation_loss": value})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("kept", [0, 100, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_one_clear_error(tmp_path: Path, kept: float) -> None:
+    train(new_run(tmp_path), stop_after=1)
+    path = tmp_path / CHECKPOINT_FILE
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    with pytest.raises(RunError, match=r"checkpoint\.pt cannot be read \(.*\), expected a whole checkpoint"):
+        new_run(tmp_path, resume=True)
 
 
 def test_best_weights_have_the_highest_score(tmp_path: Path) -> None:

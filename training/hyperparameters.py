@@ -1,0 +1,60 @@
+"""Changes hyperparameters from the command line, within the values that make sense. Knows no model."""
+
+import dataclasses
+import math
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from training.errors import ArgumentError
+
+BELOW_ONE = frozenset(
+    ("beta1", "beta2", "dropout", "ema_decay", "label_smoothing", "scale", "shear", "warm_up")
+)
+"""Hyperparameters in 0..1 without 1: fractions, probabilities, weights of averages."""
+
+ABOVE_ZERO = frozenset(("elastic_sigma", "learning_rate"))
+
+
+def changed(model: str, config: Any, change: str) -> Any:
+    """Return a configuration with one change. change: NAME=VALUE. Raises ArgumentError."""
+    name, _, text = change.partition("=")
+    kinds = get_type_hints(type(config))
+    if name not in kinds:
+        raise ArgumentError(
+            f"--set {change}: {model} has no hyperparameter {name!r}, expected one of {', '.join(kinds)}"
+        )
+    return dataclasses.replace(config, **{name: _value(f"--set {change}", name, kinds[name], text)})
+
+
+def _value(where: str, name: str, kind: Any, text: str) -> object:
+    if get_origin(kind) is Literal:
+        if text not in get_args(kind):
+            raise ArgumentError(f"{where}: expected one of {', '.join(get_args(kind))}")
+        return text
+    try:
+        value: float = kind(text)
+    except ValueError:
+        raise ArgumentError(f"{where}: {text!r} is not of type {kind.__name__}") from None
+    expected = _expected(name, kind)
+    if not _holds(expected, value):
+        raise ArgumentError(f"{where}: expected {expected}")
+    return value
+
+
+def _expected(name: str, kind: type) -> str:
+    """Return the numbers that a hyperparameter may be, in words."""
+    if kind is int:
+        return "1 or more"
+    if name in BELOW_ONE:
+        return "0 or more, and less than 1"
+    return "more than 0" if name in ABOVE_ZERO else "0 or more"
+
+
+def _holds(expected: str, value: float) -> bool:
+    if not math.isfinite(value):
+        return False
+    return {
+        "1 or more": value >= 1,
+        "0 or more, and less than 1": 0 <= value < 1,
+        "more than 0": value > 0,
+        "0 or more": value >= 0,
+    }[expected]
