@@ -19,6 +19,7 @@ InkserveError
 │   ├── ModelNotReady       the model is loading, draining or unavailable
 │   └── ShuttingDown        the service accepts no new work
 ├── EngineError             the device or the graph failed on a valid batch
+│   └── ProviderError       onnxruntime's provider cannot run any model on this machine
 ├── RepositoryError         a model folder that must not be served
 │   └── ManifestError       manifest.json is missing, malformed or wrong
 ├── FrameError              another process sent an invalid or unexpected frame
@@ -104,6 +105,10 @@ class ShuttingDown(Unavailable):
 
 class EngineError(InkserveError):
     """The device or the graph failed on a valid batch."""
+
+
+class ProviderError(EngineError):
+    """onnxruntime's provider cannot run any model on this machine."""
 
 
 class RepositoryError(InkserveError):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from service.errors import EngineError
+from service.errors import EngineError, ProviderError
 from service.onnx import cuda
 from service.onnx.streams import streams_of
 from service.settings import Provider
@@ -79,17 +79,20 @@ def _load_cuda() -> None:
 
 
 def open_session(graph: Path, options: EngineOptions) -> ort.InferenceSession:
-    """Return a session on the provider. Raises EngineError if it is unavailable or rejects the graph."""
+    """Return a session on the provider.
+
+    Raises ProviderError if it is unavailable, EngineError if it rejects the graph.
+    """
     name = PROVIDERS[options.provider]
     ort.set_default_logger_severity(FATAL)
     available = ort.get_available_providers()
     if name not in available:
-        raise EngineError(f"provider {options.provider} needs {name}, this onnxruntime has {available}")
+        raise ProviderError(f"provider {options.provider} needs {name}, this onnxruntime has {available}")
     if options.provider != "cpu":
         try:
             _load_cuda()
         except EngineError as error:
-            raise EngineError(f"provider {options.provider} cannot run: {error}") from error
+            raise ProviderError(f"provider {options.provider} cannot run: {error}") from error
     try:
         session = ort.InferenceSession(
             graph,

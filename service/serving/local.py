@@ -14,7 +14,7 @@ from pathlib import Path
 from service.batching.device import Device
 from service.batching.request import Array, Done, InferenceRequest, Priority
 from service.batching.retries import Refusal
-from service.errors import InkserveError, RepositoryError
+from service.errors import InkserveError, ProviderError, RepositoryError
 from service.memory import give_back_free_memory
 from service.models.catalogue import Catalogue, Failure
 from service.models.folder import Key, Scan, is_empty, read_info, scan
@@ -137,13 +137,13 @@ class LocalPredictor:
         CUDA graph is captured while device memory is freed.
         """
         async with self._reloading:
+            before = list(self._served)
             try:
                 found = await self._look()
-            except RepositoryError as error:
+                models, errors = await self._load_all(found)
+            except (RepositoryError, ProviderError) as error:
                 logger.error("nothing was reloaded: %s", error)
                 return [str(error)]
-            before = list(self._served)
-            models, errors = await self._load_all(found)
             failures = self._report(found, errors)
             replaced = self._swap(models or before, failures)
             log_changes(before, self._served)
@@ -211,6 +211,8 @@ class LocalPredictor:
                 if is_empty(folders[version]) and current is None:
                     continue  # its upload has just begun
                 loaded.append(await self._load_if_changed((name, version), folders[version]))
+            except ProviderError:
+                raise  # it is wrong with the machine: every other version would fail alike
             except Exception as error:  # one version never touches another, whatever is wrong with it
                 self._metrics.model_loads.labels(name, "failed").inc()
                 errors[name, version] = error
