@@ -68,7 +68,9 @@ def create_app(
     metrics.watch_ready(predictor.ready)
     _add_error_handlers(app)
     needs_key = None if keys is None else lambda path: not is_open(path, keys)
-    app.openapi = Description(app, predictor, settings, needs_key).document  # type: ignore[method-assign]
+    description = Description(app, predictor, settings, needs_key)
+    app.openapi = description.document  # type: ignore[method-assign]
+    app.include_router(description.routes())
     watch = DisconnectWatch()
     bodies = BodyDecoder(settings, watch)
     classify = Classify(predictor, settings, watch, bodies)
@@ -89,6 +91,7 @@ def _bare_app() -> FastAPI:
         title="inkserve",
         version=package_version(),
         description="Classifies and generates images, batching rows across requests on one device.",
+        openapi_url=None,  # FastAPI's own route would make the description on the event loop
         docs_url=None,  # FastAPI's own pages load their files from another host
         redoc_url=None,
         redirect_slashes=False,  # to an address made of the Host that the client sent; see `Edge.route_path`
