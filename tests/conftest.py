@@ -35,7 +35,7 @@ def pytest_configure() -> None:
     hypothesis_settings.load_profile("timeless")
     default = hypothesis_settings.get_profile("default")
     hypothesis_settings.register_profile(
-        "nightly", default, max_examples=5000, deadline=None, print_blob=True
+        "nightly", default, max_examples=1000, deadline=None, print_blob=True
     )
 
 

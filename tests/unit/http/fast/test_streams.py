@@ -19,7 +19,7 @@ from tests.support.wire import Echo, fast_path_over, feed, protocol_over, read_s
 
 SETTINGS = Settings(models_dir=Path())
 EXAMPLES = hypothesis_settings(max_examples=4 * hypothesis_settings().max_examples, deadline=None)
-"""400, and 20,000 in the profile of .ci/nightly."""
+"""400, and 4,000 in the profile of .ci/nightly."""
 
 INNER = b"GET /inner HTTP/1.1\r\nHost: x\r\n\r\n"
 BODIES = st.sampled_from(
