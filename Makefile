@@ -89,7 +89,7 @@ fuzz: $(VENV)/.develop ## Fuzz the decoding of bodies, guided by coverage (10 mi
 	$(BIN)/python -m loadtests.fuzz -max_total_time=$(or $(SECONDS),600) -rss_limit_mb=4096 $(ARGS)
 
 .PHONY: nightly
-nightly: ## Run what takes too long for CI: fuzzing, many examples, photos, chaos; every step, then a summary (90 min)
+nightly: ## Run what takes too long for CI: fuzzing, many examples, photos, chaos; every step, then a summary (less than 1 h)
 	VENV="$(VENV)" .ci/nightly
 
 .PHONY: fast-path
