@@ -35,9 +35,9 @@ def freeze_and_enable_gc() -> None:
 def map_large_blocks() -> None:
     """Have the C library map each large block by itself, and unmap it when it is freed.
 
-    Without this glibc raises the size of large blocks, up to 32 MB, each time that one is freed: bodies that
-    grow side by side then leave holes in the heap, and 5 MB of them took 17 MB. Has no effect with other C
-    libraries.
+    Without this glibc raises the size of large blocks, up to 32 MB, each time that one is freed, and bodies
+    that grow side by side can leave holes in the heap. Sixteen JSON bodies, of which 5.5 MB were held, grew
+    the service by 17 MB without this and by 13.5 with it. Has no effect with other C libraries.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
