@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from training.errors import ArgumentError
@@ -34,27 +35,18 @@ def _value(where: str, name: str, kind: Any, text: str) -> object:
         value: float = kind(text)
     except ValueError:
         raise ArgumentError(f"{where}: {text!r} is not of type {kind.__name__}") from None
-    expected = _expected(name, kind)
-    if not _holds(expected, value):
+    expected, holds = _range(name, kind)
+    if not (math.isfinite(value) and holds(value)):
         raise ArgumentError(f"{where}: expected {expected}")
     return value
 
 
-def _expected(name: str, kind: type) -> str:
-    """Return the numbers that a hyperparameter may be, in words."""
+def _range(name: str, kind: type) -> tuple[str, Callable[[float], bool]]:
+    """Return what numbers a hyperparameter may be, in words and as a test."""
     if kind is int:
-        return "1 or more"
+        return "1 or more", lambda value: value >= 1
     if name in BELOW_ONE:
-        return "0 or more, and less than 1"
-    return "more than 0" if name in ABOVE_ZERO else "0 or more"
-
-
-def _holds(expected: str, value: float) -> bool:
-    if not math.isfinite(value):
-        return False
-    return {
-        "1 or more": value >= 1,
-        "0 or more, and less than 1": 0 <= value < 1,
-        "more than 0": value > 0,
-        "0 or more": value >= 0,
-    }[expected]
+        return "0 or more, and less than 1", lambda value: 0 <= value < 1
+    if name in ABOVE_ZERO:
+        return "more than 0", lambda value: value > 0
+    return "0 or more", lambda value: value >= 0

@@ -51,13 +51,12 @@ def on_loop_rows(
     seconds_for: how long a batch of a given number of rows takes, up to `most` rows.
     on_loop_seconds, brief_seconds: the budgets, see `service.batching.device.Device`.
     """
-    sizes = range(1, most + 1)
     enough = min(ON_LOOP_ROWS, most)
-    rows = bisect.bisect_right(sizes, on_loop_seconds, key=seconds_for)
+    rows = _rows_within(on_loop_seconds, seconds_for, most)
     if rows >= enough:
-        brief = bisect.bisect_right(sizes, REJECTING_BATCH_SECONDS, key=seconds_for)
+        brief = _rows_within(REJECTING_BATCH_SECONDS, seconds_for, most)
         return OnLoopRows(rows, max(enough, brief))
-    return OnLoopRows(bisect.bisect_right(sizes, min(on_loop_seconds, brief_seconds), key=seconds_for), None)
+    return OnLoopRows(_rows_within(min(on_loop_seconds, brief_seconds), seconds_for, most), None)
 
 
 def mixed_rows(seconds_for: Callable[[int], float], most: int) -> int:
@@ -65,5 +64,10 @@ def mixed_rows(seconds_for: Callable[[int], float], most: int) -> int:
 
     seconds_for: how long a batch of a given number of rows takes, up to `most` rows.
     """
-    rows = bisect.bisect_right(range(1, most + 1), MIXED_BATCH_SECONDS, key=seconds_for)
+    rows = _rows_within(MIXED_BATCH_SECONDS, seconds_for, most)
     return min(most, max(rows, MIXED_ROWS))
+
+
+def _rows_within(seconds: float, seconds_for: Callable[[int], float], most: int) -> int:
+    """Return the rows of the largest batch, of at most `most` rows, that takes no longer than `seconds`."""
+    return bisect.bisect_right(range(1, most + 1), seconds, key=seconds_for)

@@ -104,13 +104,14 @@ class Retries:
     def _first_with_room(self, now: float, backlog_seconds: float, room_seconds: float) -> int:
         """Return the first whole second at which the expected work is at most `room_seconds`.
 
-        The work left after each slot is a queue's (Lindley 1952): what has arrived, less what could be done,
-        less the lowest that this difference fell below zero before, because an idle device saves no time.
+        Until the overload ends, new requests keep the queue as full as it is. The work left after each slot
+        follows Lindley (1952): what has arrived, less what could be done, less the lowest value that this
+        difference had below zero, because an idle device cannot work ahead.
         """
-        idle_slots = max(0.0, self._overloaded_since + OVERLOAD_SECONDS - now) * _SLOTS_PER_SECOND
+        full_slots = max(0.0, self._overloaded_since + OVERLOAD_SECONDS - now) * _SLOTS_PER_SECOND
         left = self._promised.cumsum()
         left += backlog_seconds
-        left -= _SLOT_SECONDS * np.maximum(_SLOTS_PASSED - idle_slots, 0.0)
+        left -= _SLOT_SECONDS * np.maximum(_SLOTS_PASSED - full_slots, 0.0)
         left -= np.minimum(np.minimum.accumulate(left), 0.0)
         expected = left[_SLOTS_PER_SECOND - 1 : -1 : _SLOTS_PER_SECOND]
         expected = expected + self._promised[_SLOTS_PER_SECOND::_SLOTS_PER_SECOND]

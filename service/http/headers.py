@@ -87,9 +87,8 @@ REASON = Header(
     "Why the request was not served; also the label `reason` of `inkserve_rejected_requests_total`.",
     {
         "type": "string",
-        "enum": [
-            reason for reason in get_args(Rejection) if reason != "client_left"
-        ],  # nobody reads that one
+        # A client that has left reads no response.
+        "enum": [reason for reason in get_args(Rejection) if reason != "client_left"],
     },
     example="queue_full",
 )

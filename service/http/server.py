@@ -162,6 +162,7 @@ class _Acceptor:
         self._connections = connections
         self._always = always
         self._tls = tls
+        self._handshake_seconds = None if tls is None else connections.limits.head_timeout_seconds
         self._connecting: set[asyncio.Task[object]] = set()
         self._loop = asyncio.get_running_loop()
         if always:
@@ -184,12 +185,7 @@ class _Acceptor:
     async def _connect(self, connection: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(
-                self._make,
-                connection,
-                ssl=self._tls,
-                ssl_handshake_timeout=None
-                if self._tls is None
-                else self._connections.limits.head_timeout_seconds,
+                self._make, connection, ssl=self._tls, ssl_handshake_timeout=self._handshake_seconds
             )
         except OSError as error:  # the client's: no TLS, a version or certificate that is not accepted
             logger.debug("a TLS handshake failed: %s", error)

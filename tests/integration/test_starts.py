@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -99,6 +99,15 @@ def hanging_up(pids: Callable[[], list[int]]) -> Iterator[dict[int, int]]:
         thread.join()
 
 
+def lines_until_ready(stderr: Iterable[str]) -> list[str]:
+    lines = []
+    for line in stderr:
+        lines.append(line)
+        if "ready at" in line:
+            return lines
+    pytest.fail(f"the service was not ready: {lines}")
+
+
 def children(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -115,12 +124,7 @@ def test_hangups_never_kill_a_process_that_the_supervisor_starts(models: Path) -
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         with hanging_up(lambda: children(process.pid)) as sent:
-            lines = []
-            for line in process.stderr:
-                lines.append(line)
-                if "ready at" in line:
-                    break
-            assert "ready at" in lines[-1], lines
+            lines = lines_until_ready(process.stderr)
             assert sorted(sent) == children(process.pid)  # none was restarted
             assert len(sent) == 3
             assert min(sent.values()) > 10
@@ -144,12 +148,7 @@ def test_hangups_never_kill_the_images_command(models: Path) -> None:
         while not ignores_hangups(process.pid):
             assert time.monotonic() < until
         with hanging_up(lambda: [process.pid]) as sent:
-            lines = []
-            for line in process.stderr:
-                lines.append(line)
-                if "ready at" in line:
-                    break
-            assert "ready at" in lines[-1], lines
+            lines_until_ready(process.stderr)
             assert sent[process.pid] > 10
         process.terminate()
         process.stderr.read()
