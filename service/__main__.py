@@ -125,7 +125,7 @@ def _work(
     if command == "http":
         return compose.supervise(settings, flags, hangups, with_engine=False)
     if command == "engine":
-        return compose.run_engine(settings, settings.socket, fds[0] if fds else None, hangups)
+        return compose.run_engine(settings, settings.socket, hangups, *fds)
     return compose.run_worker(settings, settings.socket, *fds)
 
 

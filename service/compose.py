@@ -158,14 +158,23 @@ async def supervise(settings: Settings, arguments: Sequence[str], hangups: Hangu
         return await Supervisor(settings, arguments, path, with_engine, hangups).run()
 
 
-async def run_engine(settings: Settings, path: Path, lifeline: int | None, hangups: Hangups) -> int:
+async def run_engine(
+    settings: Settings, path: Path, hangups: Hangups, lifeline: int | None = None, order: int | None = None
+) -> int:
     """Serve the models on a Unix socket until a signal.
 
     lifeline: the reading end of a pipe from the supervisor; at end-of-file the supervisor has died, and this
         process exits too. None without a supervisor.
+    order: of another one, for a spare: load no model before a byte comes, exit at end-of-file.
     """
+    import service.serving.local  # noqa: F401
     from service.split.engine_server import EngineServer
 
+    if order is not None:
+        told = os.read(order, 1)  # blocks the loop, which has nothing else to do
+        os.close(order)
+        if not told:
+            return 0
     loop = asyncio.get_running_loop()
     if lifeline is not None:
         loop.add_reader(lifeline, _stop_without_supervisor, lifeline)

@@ -8,13 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
 
 import psutil
 
 from loadtests.chaos.client import Connection, Hung, Lost
 from loadtests.chaos.scenario import Context
-from loadtests.chaos.subjects import Running, await_ready, logging_to, running
+from loadtests.chaos.subjects import Role, Running, await_ready, children_of, listens, logging_to, running
 from loadtests.chaos.verdicts import Figure, Row
 from loadtests.processes import ServerFailed
 from loadtests.progress import say
@@ -34,7 +33,6 @@ PATIENCE_SECONDS = 20.0
 BACKOFF_SECONDS = 0.02
 """A client's, after a failure: clients without one would take the CPU time that the restart needs."""
 
-Role = Literal["worker", "engine"]
 NAMES: dict[Role, str] = {"worker": "a worker", "engine": "the engine"}
 
 
@@ -146,15 +144,9 @@ def _sockets(process: psutil.Process) -> int:
 
 
 def processes_of(supervisor: int, role: Role) -> list[psutil.Process]:
-    """The supervisor's living children of a role."""
-    found = []
-    for process in psutil.Process(supervisor).children():
-        try:
-            if role in process.cmdline()[:5] and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:  # it has exited
-            continue
-    return found
+    """The supervisor's living children of a role, without a spare engine that waits."""
+    children = children_of(supervisor, role)
+    return children if role == "worker" else [child for child in children if listens(child)]
 
 
 class _Load:

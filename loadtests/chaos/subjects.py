@@ -1,5 +1,6 @@
 """The servers under test: inkserve's forms and its peers, how they start and what they are asked."""
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,8 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import psutil
 
 from loadtests.chaos import client
 from loadtests.chaos.client import Connection, Hung, Lost
@@ -16,12 +19,17 @@ from loadtests.machine import ROOT, cores
 from loadtests.peers import contestants, wire
 from loadtests.peers.contestants import Contestant, newest_graph
 from loadtests.peers.measure import images_of, right_answer
-from loadtests.processes import Server, free_port, serving
+from loadtests.processes import Server, ServerFailed, free_port, serving
 
 MODELS = ROOT / "models"
 MODEL = "mlp"
 LIVE = "/v2/health/live"
 LOG = "log.txt"
+Role = Literal["worker", "engine"]
+SPARE_SECONDS = 60.0
+IDLE_SECONDS = 0.2
+"""A spare that sleeps, and took no CPU time for so long, has imported everything."""
+
 ANSWER_SECONDS = 5.0
 """How long a correct response may take, when nothing troubles the server any more."""
 
@@ -109,6 +117,8 @@ def running(
             directory=subject.contestant.directory,
             environment={**variables, **(environment or {})},
         ) as server:
+            if subject.split:
+                _await_spare(server.process.pid)
             yield Running(subject, server, port)
 
 
@@ -138,6 +148,40 @@ def _correct(subject: Subject, port: int) -> bool:
 @cache
 def _expected() -> wire.Probabilities:
     return right_answer(newest_graph(MODELS, MODEL), images_of(1))
+
+
+def children_of(supervisor: int, role: Role) -> list[psutil.Process]:
+    """The supervisor's living children of a role; a spare engine counts as one."""
+    found = []
+    for process in psutil.Process(supervisor).children():
+        with contextlib.suppress(psutil.Error):  # it has exited
+            if role in process.cmdline()[:5] and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def listens(engine: psutil.Process) -> bool:
+    """Whether an engine serves, which its spare does not."""
+    try:
+        return any(str(each.laddr).endswith("engine.sock") for each in engine.net_connections("unix"))
+    except psutil.Error:  # it has exited
+        return False
+
+
+def _await_spare(supervisor: int) -> None:
+    """Wait until a spare engine waits: the memory that it takes is not the load's."""
+    deadline = time.monotonic() + SPARE_SECONDS
+    used = 0.0
+    while time.monotonic() < deadline:
+        spares = [engine for engine in children_of(supervisor, "engine") if not listens(engine)]
+        with contextlib.suppress(psutil.Error):
+            now = sum(spare.cpu_times().user for spare in spares)
+            asleep = all(spare.status() == psutil.STATUS_SLEEPING for spare in spares)
+            if asleep and now == used > 0:
+                return
+            used = now
+        time.sleep(IDLE_SECONDS)
+    raise ServerFailed(f"no spare engine waits after {SPARE_SECONDS:g} s")
 
 
 def metrics_of(port: int) -> str:

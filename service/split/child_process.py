@@ -11,10 +11,12 @@ from typing import Protocol
 
 logger = logging.getLogger("inkserve")
 
-FIRST_DELAY_SECONDS = 0.1
-LAST_DELAY_SECONDS = 5.0
-LASTING_SECONDS = 10.0
-"""A process that ran this long did not fail at startup: reset the restart backoff."""
+SECOND_DELAY_SECONDS = 0.1
+"""The first restart is immediate; then the delay doubles, from this to the longest."""
+
+LONGEST_DELAY_SECONDS = 5.0
+WORKING_SECONDS = 3.0
+"""A process that worked this long is restarted at once when it exits, as after a first failure."""
 
 
 class Process(Protocol):
@@ -51,27 +53,35 @@ class Child:
         self._spawn = spawn
         self._ended = ended
         self._process: Process | None = None
+        self._working_since: float | None = None
         self._stopping = asyncio.Event()
         self._over = asyncio.Event()
 
     async def keep(self) -> int:
         """Run the process, restarting it until `stop`; returns the exit code of its last run."""
-        delay = FIRST_DELAY_SECONDS
+        delay = 0.0
         try:
             while True:
-                began = time.monotonic()
+                self._working_since = None
                 code = await self._run()
                 if self._stopping.is_set() or not self.settled:
                     return code
-                if time.monotonic() - began > LASTING_SECONDS:
-                    delay = FIRST_DELAY_SECONDS
+                if (
+                    self._working_since is not None
+                    and time.monotonic() - self._working_since > WORKING_SECONDS
+                ):
+                    delay = 0.0
                 logger.error("%s exited with %s; restarting it in %g s", self._name, _cause(code), delay)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), delay)
                     return code
-                delay = min(2 * delay, LAST_DELAY_SECONDS)
+                delay = min(max(2 * delay, SECOND_DELAY_SECONDS), LONGEST_DELAY_SECONDS)
         finally:
             self._over.set()
+
+    def note_working(self) -> None:
+        """Note that the process does its work now; call it again and again while it does."""
+        self._working_since = self._working_since or time.monotonic()
 
     def signal(self, sig: signal.Signals) -> None:
         """Send the process a signal, if it is running."""

@@ -30,6 +30,7 @@ from service.split.frames import Frame, Link
 from service.split.messages import Kind
 from service.split.metric_totals import Totals
 from service.split.process import Process, start
+from service.split.standby import Standby
 
 logger = logging.getLogger("inkserve")
 
@@ -68,6 +69,8 @@ class Worker:
     def tick(self) -> None:
         """Kill the process if it is hung."""
         self.unresponsive_ticks += 1
+        if self.ready.is_set():
+            self.child.note_working()
         if self.ready.is_set() and self.unresponsive_ticks > UNRESPONSIVE_TICKS:
             logger.error("%s stopped responding; killing it", self.role)
             self.unresponsive_ticks = 0
@@ -140,6 +143,7 @@ class Supervisor:
         self._predictor = EngineClient(path, self._engine_lost)
         self._workers = [Worker(number, self) for number in range(1, max(1, settings.workers) + 1)]
         self._engine = Child("the engine", self._spawn_engine, lambda: None) if with_engine else None
+        self._spare_engine = Standby("the engine", self._start_engine)
         engines = [self._engine] if self._engine is not None else []
         self._children = [*engines, *(worker.child for worker in self._workers)]
         self._tasks: set[asyncio.Task[None]] = set()
@@ -206,6 +210,9 @@ class Supervisor:
             await asyncio.sleep(TICK_SECONDS)
             for worker in self._workers:
                 worker.tick()
+            if self._engine is not None and self._engine.settled and self._predictor.ready():
+                self._engine.note_working()
+                self._spare_engine.prepare()
             await self._count(TICK_SECONDS)
 
     async def _all_ready(self) -> str | None:
@@ -218,7 +225,10 @@ class Supervisor:
         return unmet
 
     async def _spawn_engine(self) -> Process:
-        return self.start_process("engine", (self._lifeline[0],))
+        return self._spare_engine.take() or self._start_engine()
+
+    def _start_engine(self, *order: int) -> Process:
+        return self.start_process("engine", (self._lifeline[0], *order))
 
     def _engine_lost(self) -> None:
         self.totals.lose("engine")
@@ -256,6 +266,7 @@ class Supervisor:
         longest = self._settings.drain_seconds + self._settings.shutdown_timeout_seconds + GRACE_SECONDS
         await asyncio.gather(*(worker.child.stop(longest) for worker in self._workers))
         await self._predictor.close()
+        await self._spare_engine.close()
         if self._engine is not None:
             await self._engine.stop(self._settings.shutdown_timeout_seconds + GRACE_SECONDS)
         logger.info("stopped")

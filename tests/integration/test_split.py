@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from tests.support.live import RAW, RAW_ANSWER, ROOT, Response, Service, connected, post_all, serving
@@ -54,10 +55,34 @@ def patient(models_dir: Path) -> Iterator[Service]:
         yield service
 
 
+def children(service: Service) -> list[int]:
+    """The service's processes but the supervisor, in the order of their start."""
+    text = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text()
+    return [int(pid) for pid in text.split()]
+
+
 def processes(service: Service, command: str) -> list[int]:
-    """The service's processes that run a command, in the order of their start."""
-    children = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text()
-    return [int(pid) for pid in children.split() if command_of(int(pid)) == command]
+    """Those that run a command."""
+    return [pid for pid in children(service) if command_of(pid) == command]
+
+
+def engine_of(service: Service) -> int:
+    """The engine that serves; its spare has no socket."""
+    (engine,) = [pid for pid in processes(service, "engine") if psutil.Process(pid).net_connections("unix")]
+    return engine
+
+
+async def spare_of(service: Service, engine: int) -> int:
+    """The engine's spare, once it has imported everything."""
+    spare = 0
+
+    def waits() -> bool:
+        nonlocal spare
+        spare = next((pid for pid in processes(service, "engine") if pid != engine), 0)
+        return spare > 0 and "onnxruntime" in Path(f"/proc/{spare}/maps").read_text()
+
+    await until(waits)
+    return spare
 
 
 def command_of(pid: int) -> str:
@@ -96,6 +121,16 @@ async def until_ready(port: int) -> None:
             await asyncio.sleep(0.02)
 
 
+async def until_ready_again(port: int) -> None:
+    async with asyncio.timeout(60):
+        while (await ask(port, "GET", "/v2/health/ready")).status != 503:
+            pass
+    await until_ready(port)
+    async with asyncio.timeout(60):  # the other worker may hear of it a little later
+        while (await ask(port, "POST", "/classify", image(1) * 2)).status != 200:
+            await asyncio.sleep(0.02)
+
+
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
     """Meanwhile the process does nothing."""
@@ -107,7 +142,7 @@ def stopped(pid: int) -> Iterator[None]:
 
 
 def test_only_the_engine_has_loaded_onnxruntime(split: Service) -> None:
-    (engine,) = processes(split, "engine")
+    engine = engine_of(split)
     workers = processes(split, "worker")
     assert len(workers) == 2
     assert "onnxruntime" in Path(f"/proc/{engine}/maps").read_text()
@@ -207,7 +242,7 @@ async def test_a_killed_engine_fails_what_waits_at_once_and_comes_back(patient: 
     while await metric(patient.port, "inkserve_rows_waiting") < 1:
         await asyncio.sleep(0.01)
     assert await metric(patient.port, "inkserve_requests_waiting") == 1
-    (engine,) = processes(patient, "engine")
+    engine = engine_of(patient)
     os.kill(engine, signal.SIGKILL)
     for answer in await asyncio.wait_for(asyncio.gather(*waiting), timeout=9):
         assert answer.status == 503
@@ -225,10 +260,31 @@ async def test_a_killed_engine_fails_what_waits_at_once_and_comes_back(patient: 
     assert await metric(patient.port, "inkserve_rows_total") > rows
 
 
+async def test_the_spare_takes_the_place_of_a_killed_engine_and_gets_a_spare(patient: Service) -> None:
+    await until_ready(patient.port)
+    for _ in range(2):
+        engine = engine_of(patient)
+        spare = await spare_of(patient, engine)
+        os.kill(engine, signal.SIGKILL)
+        await until_ready_again(patient.port)
+        assert engine_of(patient) == spare
+
+
+async def test_an_engine_comes_back_whose_spare_was_killed_first(patient: Service) -> None:
+    await until_ready(patient.port)
+    engine = engine_of(patient)
+    spare = await spare_of(patient, engine)
+    os.kill(spare, signal.SIGKILL)
+    os.kill(engine, signal.SIGKILL)
+    await until_ready_again(patient.port)
+    assert engine_of(patient) not in (engine, spare)
+
+
 async def test_when_the_supervisor_is_killed_nothing_is_left(patient: Service) -> None:
     await until_ready(patient.port)
-    pids = processes(patient, "engine") + processes(patient, "worker")
-    assert len(pids) == 3
+    await spare_of(patient, engine_of(patient))
+    pids = children(patient)
+    assert len(pids) == 4
     patient.process.kill()
     await until(lambda: not any(command_of(pid) for pid in pids))
 
@@ -236,7 +292,8 @@ async def test_when_the_supervisor_is_killed_nothing_is_left(patient: Service) -
 async def test_sigterm_answers_what_was_accepted_and_leaves_nothing(add_slow: Callable[[], Path]) -> None:
     drain = ("--drain-seconds", "0.5")
     with serving("--workers", "2", "--models-dir", str(add_slow()), *drain) as service:
-        pids = processes(service, "engine") + processes(service, "worker")
+        await spare_of(service, engine_of(service))
+        pids = children(service)
         asking = [
             asyncio.ensure_future(ask(service.port, "POST", "/classify", bytes(784 * 20))) for _ in range(20)
         ]
@@ -250,20 +307,21 @@ async def test_sigterm_answers_what_was_accepted_and_leaves_nothing(add_slow: Ca
         assert late.status == 200
         assert {answer.status for answer in await asyncio.gather(*asking)} == {200}
         assert await asyncio.to_thread(service.process.wait, 120) == 0
-    assert len(pids) == 3
+    assert len(pids) == 4
     assert not any(command_of(pid) for pid in pids)
 
 
 async def test_a_second_sigterm_ends_the_service_without_draining(models_dir: Path) -> None:
     with serving("--workers", "2", "--models-dir", str(models_dir), "--drain-seconds", "60") as service:
-        pids = processes(service, "engine") + processes(service, "worker")
+        await spare_of(service, engine_of(service))
+        pids = children(service)
         service.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(30):
             while (await ask(service.port, "GET", "/v2/health/ready")).status != 503:
                 await asyncio.sleep(0.01)
         service.process.send_signal(signal.SIGTERM)
         await asyncio.to_thread(service.process.wait, 30)  # half of the time to drain
-    assert len(pids) == 3
+    assert len(pids) == 4
     assert not any(command_of(pid) for pid in pids)
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from service.split import child_process
 from service.split.child_process import Child
 
 WAITS = "import signal; print('up', flush=True); signal.pause()"
@@ -47,6 +48,42 @@ async def test_a_process_that_dies_is_started_again_until_it_is_stopped() -> Non
     await child.stop(60)
     assert await keeping == -signal.SIGTERM
     assert spawner.ends == 4
+
+
+async def delays(child: Child, spawner: Spawner, kills: int, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Kill the process as it starts, so often; what the log says of each restart."""
+    child.settled = True
+    keeping = asyncio.ensure_future(child.keep())
+    for _ in range(kills):
+        await spawner.pids.get()
+        child.signal(signal.SIGKILL)
+    await spawner.pids.get()
+    await child.stop(60)
+    await keeping
+    return [line.rpartition("in ")[2] for line in caplog.messages if "restarting it" in line]
+
+
+async def test_the_first_restart_is_immediate_and_each_later_one_waits_longer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    spawner = Spawner(WAITS)
+    child = Child("child", spawner.spawn, spawner.ended)
+    assert await delays(child, spawner, 4, caplog) == ["0 s", "0.1 s", "0.2 s", "0.4 s"]
+
+
+async def test_a_process_that_worked_for_a_while_is_restarted_at_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_process, "WORKING_SECONDS", 0.0)
+    spawner = Spawner(WAITS)
+
+    async def spawn() -> asyncio.subprocess.Process:
+        process = await spawner.spawn()
+        child.note_working()
+        return process
+
+    child = Child("child", spawn, spawner.ended)
+    assert await delays(child, spawner, 3, caplog) == ["0 s", "0 s", "0 s"]
 
 
 async def test_a_process_that_cannot_start_is_not_tried_again() -> None:
