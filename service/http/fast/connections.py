@@ -10,7 +10,7 @@ import select
 import time
 from collections import Counter
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Protocol
 
 from service.observability.metrics import Closing, Metrics
@@ -155,10 +155,13 @@ class Connections:
 
     def _evict(self) -> bool:
         idle = [each for each in self.open if each.idle_since is not None]
-        idle = [each for each in idle if not each.served] or idle
-        idle.sort(key=lambda each: each.idle_since or 0.0)
+        idle.sort(key=lambda each: (each.served, each.idle_since))
+        evictable = (each for each in idle if not each.has_bytes())
         most = max(1, len(self.open) // 16)
-        evicted = list(islice((each for each in idle if not each.has_bytes()), most))
+        evicted = list(islice(evictable, 1))
+        if evicted:  # a served connection makes room only where no other can
+            served = evicted[0].served
+            evicted += takewhile(lambda each: each.served == served, islice(evictable, most - 1))
         for each in evicted:
             each.close_now("evicted")
             self.discard(each)

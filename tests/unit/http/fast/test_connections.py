@@ -2,14 +2,20 @@
 
 import asyncio
 import logging
+import math
 import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from service.http.fast.connections import Connections, Limits
+from service.observability.metrics import Closing
 from service.serving.local import LocalPredictor
 from tests.support.held import Held
 from tests.support.http import RAW, exchange, png, request
@@ -248,3 +254,63 @@ async def test_bodies_that_wait_to_be_decoded_are_bounded(predictor: LocalPredic
         assert b"waiting to be decoded" in response.body
         assert (await exchange(large, whole[3000:])).status == 400
     assert listener.counted(429) == 1
+
+
+@dataclass
+class Peer:
+    """A connection whose state a test chooses."""
+
+    name: str
+    idle_since: float | None
+    served: bool
+    unread: bool
+    deadline: float = math.inf
+    closed: bool = False
+
+    __hash__ = object.__hash__
+
+    def expire(self, now: float) -> None:
+        raise AssertionError(now)
+
+    def fileno(self) -> int:
+        return -1
+
+    def has_bytes(self) -> bool:
+        return self.unread
+
+    def close_now(self, why: Closing) -> None:
+        assert why == "evicted"
+        self.closed = True
+
+    def abandon(self) -> None:
+        raise AssertionError(self.name)
+
+
+PEERS = st.builds(
+    Peer,
+    name=st.just("peer"),
+    idle_since=st.none() | st.floats(0, 10),
+    served=st.booleans(),
+    unread=st.booleans(),
+)
+
+
+@given(st.lists(PEERS, min_size=1, max_size=40))
+async def test_room_is_made_by_the_connection_that_is_missed_least(peers: list[Peer]) -> None:
+    connections = Connections(
+        Limits(len(peers), 1, 1, math.inf, math.inf, math.inf, math.inf), tick_seconds=1000
+    )
+    for peer in peers:
+        assert connections.add(peer)
+    quiet = [peer for peer in peers if peer.idle_since is not None and not peer.unread]
+    there_is_room = connections.add(Peer("new", None, False, False))
+    connections.stop()
+    closed = [peer for peer in peers if peer.closed]
+    assert there_is_room == bool(quiet)
+    assert bool(closed) == bool(quiet)
+    assert len(closed) <= max(1, len(peers) // 16)
+    assert all(peer in quiet for peer in closed)
+    for peer in closed:
+        kept = [other for other in quiet if not other.closed]
+        assert all((other.served, other.idle_since) >= (peer.served, peer.idle_since) for other in kept)
+        assert peer.served == closed[0].served
