@@ -1,8 +1,10 @@
-"""Commands: data, train, export, quantize, evaluate, sign. Each reads its arguments and calls one function.
+"""Commands: data, train, export, quantize, ensemble, compare, evaluate, sign.
+
+Each reads its arguments and calls one function.
 
 A model family is a module with a configuration for each of its models, and two functions:
-`train(config, splits, run)` and `export(name, run_dir, splits, target)`. `data`, `quantize` and
-`evaluate` work on images and ONNX files, so they never load torch; nor does `sign`. `train` and `export` do.
+`train(config, splits, run)` and `export(name, run_dir, splits, target)`. Only `train` and
+`export` load torch; the others work on images and ONNX files.
 """
 
 import argparse
@@ -42,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "train": _train,
         "export": _export,
         "quantize": _quantize,
+        "ensemble": _ensemble,
+        "compare": _compare,
         "evaluate": _evaluate,
         "sign": _sign,
     }
@@ -126,6 +130,21 @@ def _quantize(options: argparse.Namespace) -> int:
         options.allow_loss,
         options.force,
     )
+    return 0
+
+
+def _ensemble(options: argparse.Namespace) -> int:
+    from training.ensembles.ensemble import ensemble
+
+    target = Target(options.models_dir, options.version, options.force)
+    ensemble(options.name, options.members, load(options.data_dir), target)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from training.evaluation.compare import compare
+
+    compare(options.first, options.second, load(options.data_dir), options.on)
     return 0
 
 

@@ -18,7 +18,8 @@ def build_parser(
     parser = argparse.ArgumentParser(prog="python -m training", description=about)
     actions = parser.add_subparsers(required=True, metavar="COMMAND")
     add = {"data": _add_data, "train": _add_train, "export": _add_export}
-    add |= {"quantize": _add_quantize, "evaluate": _add_evaluate, "sign": _add_sign}
+    add |= {"quantize": _add_quantize, "ensemble": _add_ensemble, "compare": _add_compare}
+    add |= {"evaluate": _add_evaluate, "sign": _add_sign}
     for name, run in commands.items():
         command = add[name](actions)
         command.set_defaults(run=run)
@@ -114,6 +115,36 @@ def _add_quantize(actions: Any) -> argparse.ArgumentParser:
         help="largest accepted accuracy loss on the test set, in percentage points (default: %(default)s)",
     )
     command.add_argument("--force", action="store_true", help="replace the int8 version if it exists")
+    return command
+
+
+def _add_ensemble(actions: Any) -> argparse.ArgumentParser:
+    about = (
+        "Publish one graph that gives the mean of several classifiers' probabilities, as "
+        "models/NAME/VERSION, and compare it with each of them."
+    )
+    command = _add(actions, "ensemble", about)
+    command.add_argument("name", help="name of the ensemble, such as cnn-ensemble")
+    command.add_argument(
+        "members", nargs="+", type=Path, metavar="MEMBER", help="folder of a version, such as models/cnn/1"
+    )
+    _add_models_dir(command)
+    command.add_argument("--version", type=_positive, help="version to publish (default: the next free one)")
+    command.add_argument("--force", action="store_true", help="replace the version if it exists")
+    return command
+
+
+def _add_compare(actions: Any) -> argparse.ArgumentParser:
+    about = "Compare two classifiers on the same images by McNemar's exact test."
+    command = _add(actions, "compare", about)
+    for name in ("first", "second"):
+        command.add_argument(name, type=Path, help="folder of a version, such as models/cnn/1")
+    command.add_argument(
+        "--on",
+        choices=["validation", "test"],
+        default="validation",
+        help="images to compare on (default: %(default)s); the test images are for final figures only",
+    )
     return command
 
 

@@ -6,7 +6,9 @@ TrainingError
 ├── RunError            the run cannot start or continue as asked
 ├── ExportError         the model was not published
 ├── EvaluationError     the model cannot be evaluated on this data
+├── SourceError         the model that another is to be made from does not fit
 ├── QuantizationError   the int8 version was not published
+├── EnsembleError       the ensemble was not published
 └── SigningError        the version was not signed
 
 The message says what was seen and what was expected.
@@ -37,8 +39,16 @@ class EvaluationError(TrainingError):
     """The model cannot be evaluated on this data."""
 
 
+class SourceError(TrainingError):
+    """The model that another is to be made from does not fit."""
+
+
 class QuantizationError(TrainingError):
     """The int8 version was not published."""
+
+
+class EnsembleError(TrainingError):
+    """The ensemble was not published."""
 
 
 class SigningError(TrainingError):

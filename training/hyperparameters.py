@@ -12,7 +12,8 @@ BELOW_ONE = frozenset(
 )
 """Hyperparameters in 0..1 without 1: fractions, probabilities, weights of averages."""
 
-ABOVE_ZERO = frozenset(("elastic_sigma", "learning_rate"))
+TO_ONE = frozenset(("teacher_weight",))
+ABOVE_ZERO = frozenset(("elastic_sigma", "learning_rate", "temperature"))
 
 
 def changed(model: str, config: Any, change: str) -> Any:
@@ -31,6 +32,8 @@ def _value(where: str, name: str, kind: Any, text: str) -> object:
         if text not in get_args(kind):
             raise ArgumentError(f"{where}: expected one of {', '.join(get_args(kind))}")
         return text
+    if kind is str:
+        return text
     try:
         value: float = kind(text)
     except ValueError:
@@ -47,6 +50,8 @@ def _range(name: str, kind: type) -> tuple[str, Callable[[float], bool]]:
         return "1 or more", lambda value: value >= 1
     if name in BELOW_ONE:
         return "0 or more, and less than 1", lambda value: 0 <= value < 1
+    if name in TO_ONE:
+        return "0 to 1", lambda value: 0 <= value <= 1
     if name in ABOVE_ZERO:
         return "more than 0", lambda value: value > 0
     return "0 or more", lambda value: value >= 0

@@ -32,14 +32,14 @@ def patterns(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8
     return images, labels
 
 
-def write_folder(folder: Path, train: int = 240, test: int = 60, packed: bool = False) -> Path:
+def write_folder(folder: Path, train: int = 240, test: int = 60, packed: bool = False, seed: int = 0) -> Path:
     """Write the four files of a data set, plain or .gz."""
     folder.mkdir(parents=True, exist_ok=True)
-    for names, count, seed in (
+    for names, count, part in (
         ((TRAIN_IMAGES, TRAIN_LABELS), train, 1),
         ((TEST_IMAGES, TEST_LABELS), test, 2),
     ):
-        for name, array in zip(names, patterns(count, seed), strict=True):
+        for name, array in zip(names, patterns(count, 2 * seed + part), strict=True):
             if packed:
                 (folder / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
             else:

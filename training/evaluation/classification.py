@@ -1,6 +1,10 @@
 """Metrics of a classifier, and of its int8 version against it."""
 
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE
 from training.datasets.splits import Dataset
@@ -16,10 +20,24 @@ from training.onnx_files import open_session, run_in_parts
 from training.versions import read_verified
 
 
+@dataclass(frozen=True)
+class Readings:
+    """What a classifier makes of images: probabilities (n, 10) float32; correct (n,) bool."""
+
+    probabilities: NDArray[np.float32]
+    correct: NDArray[np.bool_]
+
+
+def readings(path: Path, data: Dataset) -> Readings:
+    """Run a classifier's graph over images."""
+    (probabilities,) = run_in_parts(open_session(path), ["probabilities"], {"images": data.images})
+    return Readings(probabilities, probabilities.argmax(1) == data.labels)
+
+
 def classification(path: Path, test: Dataset) -> Metrics:
     """The metrics of a classifier on a test set."""
-    (probabilities,) = run_in_parts(open_session(path), ["probabilities"], {"images": test.images})
-    correct = probabilities.argmax(1) == test.labels
+    seen = readings(path, test)
+    probabilities, correct = seen.probabilities, seen.correct
     return {
         "test_images": len(test),
         "test_accuracy": round(float(correct.mean()), 6),
@@ -39,10 +57,7 @@ def quantization(path: Path, source: Path, test: Dataset) -> Metrics:
     if not (source / MANIFEST_FILE).is_file():
         raise EvaluationError(f"{source}, from which {path} was made, is missing")
     manifest = read_verified(source)
-    before, after = (
-        run_in_parts(open_session(graph), ["probabilities"], {"images": test.images})[0].argmax(1)
-        for graph in (source / MODEL_FILE, path)
-    )
+    before, after = (readings(graph, test).probabilities.argmax(1) for graph in (source / MODEL_FILE, path))
     loss = 100 * float((before == test.labels).mean() - (after == test.labels).mean())
     return classification(path, test) | {
         "source": f"{manifest.name}/{manifest.version}",

@@ -18,6 +18,7 @@ from training.evaluation.classification import classification
 from training.export.publish import Model, publish
 from training.families.augment import Deformation, deform
 from training.families.batch_norm import fold_batch_norm
+from training.families.teacher import Teacher
 from training.families.tensors import to_tensors
 from training.runs.averaging import averaged
 from training.runs.finished import load_weights, read_history, read_hyperparameters
@@ -25,6 +26,8 @@ from training.runs.run import Precision, Run
 from training.versions import Target
 
 PIXELS = SIDE * SIDE
+
+NO_TEACHER = "none"
 
 # The largest accepted difference of a probability between torch and onnxruntime, which add up to 2,048
 # float32 terms in another order.
@@ -40,6 +43,10 @@ class Config:
         falls along half a cosine to 0 (one cycle; Smith and Topin 2018, Loshchilov and Hutter 2017).
     ema_decay: per step, of the averaged weights, which are validated and exported.
     rotation_degrees ... elastic_sigma: see training/families/augment.py.
+    teacher: the folder of a published classifier to imitate (distillation; Hinton, Vinyals and Dean 2015), or
+        `none`. It sees every deformed image that the student sees (Beyer et al. 2022).
+    teacher_weight: the part of the loss that is the teacher's; the rest is the labels'.
+    temperature: by which both sides' logits are divided in the teacher's part.
     """
 
     network: Literal["mlp", "cnn"]
@@ -58,6 +65,9 @@ class Config:
     translation: float
     elastic_alpha: float
     elastic_sigma: float
+    teacher: str = NO_TEACHER
+    teacher_weight: float = 1.0
+    temperature: float = 1.0
 
     @property
     def deformation(self) -> Deformation:
@@ -172,6 +182,7 @@ def train(config: Config, splits: Splits, run: Run) -> None:
     device = run.fabric.device
     images, labels = to_tensors(splits.train, device)
     validation = to_tensors(splits.validation, device)
+    teacher = None if config.teacher == NO_TEACHER else Teacher(Path(config.teacher), splits)
     model = build(config)
     # Measured on two AVX2 cores: forward and backward of 128 images through the CNN take 113 ms with
     # channels last, 140 without.
@@ -190,7 +201,9 @@ def train(config: Config, splits: Splits, run: Run) -> None:
         losses = []
         for step, rows in run.batches(epoch, len(labels), config.batch_size):
             batch = deform(images[rows].float() / 255, config.deformation, run.generator(epoch, step))
-            loss = _loss(wrapped, batch.contiguous(memory_format=layout), labels[rows], config)
+            targets = None if teacher is None else teacher.targets(batch, config.temperature)
+            logits = wrapped(batch.contiguous(memory_format=layout))
+            loss = loss_of(logits.float(), labels[rows], targets, config)
             wrapped_optimizer.zero_grad()
             run.fabric.backward(loss)
             run.check_loss(epoch, step, loss)
@@ -224,10 +237,19 @@ def _one_cycle(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> 
     )
 
 
-def _loss(model: nn.Module, images: Tensor, labels: Tensor, config: Config) -> Tensor:
-    """Cross-entropy; logits are cast to float32 first, because bfloat16 has only three digits."""
-    logits = model(images)
-    return functional.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+def loss_of(logits: Tensor, labels: Tensor, targets: Tensor | None, config: Config) -> Tensor:
+    """Return the mean loss of a batch, a scalar.
+
+    logits: (n, 10) float32, because bfloat16 has only three digits. labels: (n,) int64.
+    targets: (n, 10), the teacher's probabilities at `config.temperature`. Their part of the loss is
+    multiplied by the temperature's square, because its gradient shrinks with it (Hinton, Vinyals and Dean
+    2015, section 2).
+    """
+    loss = functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+    if targets is None:
+        return loss
+    imitation = functional.cross_entropy(logits / config.temperature, targets) * config.temperature**2
+    return (1 - config.teacher_weight) * loss + config.teacher_weight * imitation
 
 
 @torch.no_grad()
@@ -286,10 +308,29 @@ def preprocess_for(splits: Splits) -> Preprocess:
 
 
 def config_of(hyperparameters: Mapping[str, Any]) -> Config:
-    """The configuration that a run recorded."""
-    return Config(**{field.name: hyperparameters[field.name] for field in fields(Config)})
+    """The configuration that a run recorded; what it does not name has its default."""
+    names = [field.name for field in fields(Config)]
+    return Config(**{name: hyperparameters[name] for name in names if name in hyperparameters})
 
 
 def _card(config: Config, parameters: int, history: Sequence[Mapping[str, float]]) -> Card:
     best = max(history, key=_score)
-    return make_card("classifier", config.network, config=config, parameters=parameters, best=best)
+    return make_card(
+        "classifier",
+        config.network,
+        config=config,
+        parameters=parameters,
+        best=best,
+        imitation=_imitation(config),
+    )
+
+
+def _imitation(config: Config) -> str:
+    """A sentence about the teacher, for the card."""
+    if config.teacher == NO_TEACHER:
+        return ""
+    rest = "" if config.teacher_weight == 1 else f" (weight {config.teacher_weight:g}), and with the labels"
+    return (
+        f"Distilled: the loss is the cross-entropy with the probabilities that `{config.teacher}` gives the "
+        f"same deformed image, at temperature {config.temperature:g}{rest}."
+    )

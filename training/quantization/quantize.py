@@ -20,6 +20,7 @@ from training.evaluation.metrics import Metrics
 from training.onnx_files import save_graph
 from training.quantization.int8 import PARITY_TOLERANCE, check_integers, load_float32, to_int8
 from training.quantization.speed import ROUNDS, Speed, cpu_name, measure_speed
+from training.sources import check_source
 from training.terminal import command_line
 from training.versions import Target, read_verified, staging
 
@@ -40,11 +41,11 @@ def quantize(
     """Publish <name>-int8 under the version of the model that it is made from; returns its folder.
 
     version: None means the latest. force: replace the int8 version if it exists.
-    Raises QuantizationError, ExportError or EvaluationError, and then publishes nothing.
+    Raises SourceError, QuantizationError, ExportError or EvaluationError, and then publishes nothing.
     """
     source = _source(models_dir / name, version)
     manifest = read_verified(source)
-    _check_source(manifest, splits)
+    check_source(manifest, splits)
     calibration = splits.train.images[spread(len(splits.train), calibration_images)]
     if len(calibration) < calibration_images:
         raise QuantizationError(
@@ -75,18 +76,6 @@ def _source(parent: Path, version: int | None) -> Path:
     if version is not None and version not in versions:
         raise QuantizationError(f"{parent} holds no version {version}, only {', '.join(map(str, versions))}")
     return versions[max(versions) if version is None else version]
-
-
-def _check_source(manifest: Manifest, splits: Splits) -> None:
-    model = f"{manifest.name}/{manifest.version}"
-    if manifest.task != "classification":
-        raise QuantizationError(f"{model} is a model for {manifest.task}, expected classification")
-    if manifest.metrics.get("data_digest") != splits.digest:
-        raise QuantizationError(
-            f"{model} was trained on {manifest.metrics.get('data', 'unknown')}, digest "
-            f"{manifest.metrics.get('data_digest')}, but the data given is {splits.name}, "
-            f"digest {splits.digest}"
-        )
 
 
 def _check_loss(metrics: Metrics, allowed_points: float) -> None:

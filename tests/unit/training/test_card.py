@@ -91,5 +91,16 @@ def test_template_with_an_unknown_field_is_an_error() -> None:
 
 
 def test_every_template_is_used() -> None:
-    used = {"model", "int8", "classifier", "mlp", "cnn", "gan", "vae", "vae-encoder", "vae-training"}
+    used = {
+        "model",
+        "int8",
+        "classifier",
+        "mlp",
+        "cnn",
+        "gan",
+        "vae",
+        "vae-encoder",
+        "vae-training",
+        "ensemble",
+    }
     assert {path.stem for path in TEMPLATES.glob("*.md")} == used

@@ -1,0 +1,1 @@
+"""Several published classifiers as one graph. Needs no torch."""
