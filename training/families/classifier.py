@@ -211,11 +211,10 @@ def train(config: Config, splits: Splits, run: Run) -> None:
             scheduler.step()
             ema.update_parameters(model)
             losses.append(loss.detach())
-        accuracy, nll = validate(ema.module, *validation)
+        validated = validate(ema.module, *validation)
         metrics = {
             "train_loss": run.mean(torch.stack(losses).mean()),
-            "validation_loss": run.mean(nll),
-            "validation_accuracy": run.mean(accuracy),
+            **{f"validation_{name}": run.mean(value) for name, value in validated.items()},
             "learning_rate": float(scheduler.get_last_lr()[0]),
         }
         run.end_epoch(epoch, state, metrics, score=_score(metrics), best=ema.module)
@@ -253,12 +252,20 @@ def loss_of(logits: Tensor, labels: Tensor, targets: Tensor | None, config: Conf
 
 
 @torch.no_grad()
-def validate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Accuracy and mean negative log-likelihood in full precision; the whole set in every process."""
+def validate(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """Metrics by name, in full precision; every process computes them for the whole set.
+
+    loss: the mean negative log-likelihood. recall_0 ... recall_9: the accuracy on each class, without
+    the classes that have no images.
+    """
     model.eval()
     logits = torch.cat([model(part.float() / 255) for part in torch.split(images, 500)])
-    correct = (logits.argmax(1) == labels).float().mean()
-    return float(correct), float(functional.cross_entropy(logits, labels))
+    correct = (logits.argmax(1) == labels).float()
+    recalls = {
+        f"recall_{each}": float(correct[labels == each].mean()) for each in sorted(set(labels.tolist()))
+    }
+    loss = float(functional.cross_entropy(logits, labels))
+    return {"loss": loss, "accuracy": float(correct.mean())} | recalls
 
 
 class Serving(nn.Module):

@@ -40,6 +40,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from training.errors import RunError
 from training.files import write_atomically
 from training.runs.curves import plot
+from training.runs.progress import summary
 from training.terminal import command_line, notice
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -257,8 +258,7 @@ class Run:
     def _write_metrics(self) -> None:
         lines = "".join(json.dumps(line) + "\n" for line in self.history)
         write_atomically(self.folder / METRICS_FILE, lines.encode())
-        last = "  ".join(f"{name} {value:.5g}" for name, value in self.history[-1].items())
-        notice(last)
+        notice(summary(self.history[-1]))
 
 
 def _load(path: Path, device: torch.device) -> dict[str, Any]:

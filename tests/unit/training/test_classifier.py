@@ -26,7 +26,7 @@ def test_features_are_nonnegative_and_probabilities_sum_to_one() -> None:
     torch.testing.assert_close(probabilities, logits.softmax(1))
 
 
-def test_validation_gives_accuracy_and_mean_loss() -> None:
+def test_validation_gives_accuracy_mean_loss_and_the_recall_of_each_class() -> None:
     linear = nn.Linear(784, 10)
     network = nn.Sequential(nn.Flatten(), linear)
     nn.init.zeros_(linear.weight)
@@ -35,11 +35,12 @@ def test_validation_gives_accuracy_and_mean_loss() -> None:
     images = torch.zeros(1001, 1, 28, 28, dtype=torch.uint8)  # three parts
     labels = torch.full((1001,), 3)
     labels[0] = 5
-    accuracy, loss = classifier.validate(network, images, labels)
+    metrics = classifier.validate(network, images, labels)
     normaliser = np.log(np.e + 9)
     # float32 means
-    assert accuracy == pytest.approx(1000 / 1001, rel=1e-6)
-    assert loss == pytest.approx((1000 * (normaliser - 1) + normaliser) / 1001, rel=1e-5)
+    assert metrics.pop("accuracy") == pytest.approx(1000 / 1001, rel=1e-6)
+    assert metrics.pop("loss") == pytest.approx((1000 * (normaliser - 1) + normaliser) / 1001, rel=1e-5)
+    assert metrics == {"recall_3": 1, "recall_5": 0}
 
 
 def test_score_prefers_accuracy_and_then_the_smaller_loss() -> None:
@@ -56,6 +57,7 @@ def test_mlp_run_repeats_to_the_same_bits(tmp_path: Path, workshop: Workshop) ->
         classifier.train(MLP, workshop.splits, run)
     assert_same_state(tmp_path / "first", tmp_path / "second")
     names = {"train_loss", "validation_loss", "validation_accuracy", "learning_rate"}
+    names |= {f"validation_recall_{digit}" for digit in range(10)}
     assert names < run.history[-1].keys()
 
 
