@@ -29,6 +29,7 @@ from training.versions import Target
 MODELS = {
     "mlp": ("training.families.classifier", "MLP"),
     "cnn": ("training.families.classifier", "CNN"),
+    "vit": ("training.families.classifier", "VIT"),
     "gan": ("training.families.gan", "CONFIG"),
     "vae": ("training.families.vae", "CONFIG"),
 }

@@ -10,7 +10,9 @@ from training.families.batch_norm import fold_batch_norm
 MLP = dataclasses.replace(classifier.MLP, epochs=1, batch_size=20)
 
 
-@pytest.mark.parametrize("config", [classifier.MLP, classifier.CNN], ids=["mlp", "cnn"])
+@pytest.mark.parametrize(
+    "config", [classifier.MLP, classifier.CNN, classifier.VIT], ids=lambda each: str(each.network)
+)
 def test_folded_network_is_the_same_function(config: classifier.Config) -> None:
     torch.manual_seed(0)
     network = classifier.build(config).double()
