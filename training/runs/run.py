@@ -1,6 +1,6 @@
 """One training run: its folder, devices, seeds, checkpoints and metrics. Knows nothing of any model.
 
-A run's folder holds config.json (every hyperparameter and the command), checkpoint.pt (the whole
+A run's folder holds config.json (every hyperparameter, the command and the commit), checkpoint.pt (the whole
 state after the last finished epoch), best.pt (the weights of the best epoch, for runs that give a
 score), metrics.jsonl (one line per epoch) and curves.png. All are replaced atomically, so a run may be
 killed at any time; `resume` continues after the last finished epoch. All randomness is keyed by
@@ -40,7 +40,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from training.errors import RunError
 from training.files import write_atomically
 from training.runs.curves import plot
-from training.runs.progress import summary
+from training.runs.progress import Progress, summary
+from training.runs.source import commit_of
 from training.terminal import command_line, notice
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -53,6 +54,9 @@ METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
 
 LOSS_CHECK_STEPS = 100
+
+# The interval of the progress lines where no terminal shows a progress bar.
+PROGRESS_SECONDS = 30.0
 
 
 class Stateful(Protocol):
@@ -84,9 +88,11 @@ class Run:
         device: Device = "auto",
         precision: Precision = "32-true",
         resume: bool = False,
+        progress_seconds: float = PROGRESS_SECONDS,
     ) -> None:
         """Open the folder and launch Fabric.
 
+        progress_seconds: the interval of the progress lines, if stderr is not a terminal.
         Raises RunError if the folder holds a run and `resume` is false, if it holds one with other
         hyperparameters, or if the device is missing.
         """
@@ -97,7 +103,9 @@ class Run:
         self._total_epochs = epochs
         self._saved: dict[str, Any] | None = None
         self._bad_step: Tensor | None = None
+        self._last_loss: Tensor | None = None
         self._epoch_started = time.monotonic()
+        self._progress = Progress(epochs, progress_seconds, self._epoch_started)
         self.fabric = _fabric(device, precision)
         torch.manual_seed(self.key())
         self._open(dict(hyperparameters) | {"precision": precision, "seed": seed, "epochs": epochs}, resume)
@@ -153,12 +161,21 @@ class Run:
         for step in tqdm(range(steps), desc=title, disable=hidden, leave=False, unit="step"):
             start = step * batch_size + first
             yield step, order[start : start + share]
+            if hidden and self.leads:
+                self._report(epoch, step, steps)
+
+    def _report(self, epoch: int, step: int, steps: int) -> None:
+        losses = () if self._last_loss is None else self._last_loss.flatten()
+        line = self._progress.step(epoch, step, steps, losses, time.monotonic())
+        if line is not None:
+            notice(line)
 
     def check_loss(self, epoch: int, step: int, loss: Tensor) -> None:
         """Note whether a step's loss is finite. Raises RunError with the step at which it was not.
 
         The device is asked every LOSS_CHECK_STEPS steps, and by `end_epoch`: each time it must be waited for.
         """
+        self._last_loss = loss.detach()
         bad = self._bad_step
         if bad is None:
             bad = torch.full((), -1, device=self.fabric.device)
@@ -235,7 +252,14 @@ class Run:
             if resume:
                 notice(f"{self.folder}: {len(self.history)} of {self._total_epochs} epochs are done")
             self.folder.mkdir(parents=True, exist_ok=True)
-            record = {"command": command_line(), "hyperparameters": config, "torch": torch.__version__}
+            record = {
+                "command": command_line(),
+                "hyperparameters": config,
+                "torch": torch.__version__,
+                "commit": commit_of(Path(__file__)),
+                "threads": torch.get_num_threads(),
+                "world_size": self.fabric.world_size,
+            }
             write_atomically(config_path, (json.dumps(record, indent=2) + "\n").encode())
         self.fabric.barrier()
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+import training
 from tests.support.idx_files import write_folder
 from training.errors import RunError
 from training.runs.averaging import averaged
 from training.runs.run import BEST_FILE, CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, Run
+from training.runs.source import commit_of
 
 # The smaller of the two classifiers, on 220 images: an epoch takes a fraction of a second.
 TRAIN = [sys.executable, "-m", "training", "train", "cnn", "--device", "cpu", "--threads", "1"]
@@ -131,6 +133,25 @@ def test_a_truncated_checkpoint_is_one_clear_error(tmp_path: Path, kept: float) 
     path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
     with pytest.raises(RunError, match=r"checkpoint\.pt cannot be read \(.*\), expected a whole checkpoint"):
         new_run(tmp_path, resume=True)
+
+
+def test_a_log_without_a_terminal_shows_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(tmp_path, {}, epochs=2, seed=7, device="cpu", progress_seconds=0)
+    for epoch in run.epochs():
+        for step, _ in run.batches(epoch, 10, 4):
+            run.check_loss(epoch, step, torch.tensor(0.5 + step))
+    lines = [line.split("  ")[:3] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        [f"epoch {epoch}/2", f"step {step}/2", f"loss {step - 0.5}"] for epoch in (1, 2) for step in (1, 2)
+    ]
+
+
+def test_config_records_the_commit_the_threads_and_the_processes(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    new_run(tmp_path)
+    record = json.loads((tmp_path / CONFIG_FILE).read_text())
+    assert (record["threads"], record["world_size"]) == (1, 1)
+    assert record["commit"] == commit_of(Path(training.__file__))
 
 
 def test_best_weights_have_the_highest_score(tmp_path: Path) -> None:
