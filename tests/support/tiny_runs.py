@@ -31,6 +31,7 @@ GAN = dataclasses.replace(
     features=8,
     r1_interval=4,
     sample_interval=7,
+    judge="none",
 )
 VAE = dataclasses.replace(
     vae.CONFIG,
@@ -42,6 +43,7 @@ VAE = dataclasses.replace(
     channels_7=6,
     channels_14=5,
     channels_28=4,
+    judge="none",
 )
 
 
@@ -59,7 +61,12 @@ def make(folder: Path) -> Workshop:
     """Train and export cnn, gan and vae."""
     data_dir = write_folder(folder / "data")
     workshop = Workshop(data_dir, load(data_dir), folder / "runs", folder / "models")
-    for name, module, config in (("cnn", classifier, CNN), ("gan", gan, GAN), ("vae", vae, VAE)):
+    judge = str(workshop.models / "cnn" / "1")
+    for name, module, config in (
+        ("cnn", classifier, CNN),
+        ("gan", gan, dataclasses.replace(GAN, judge=judge)),
+        ("vae", vae, dataclasses.replace(VAE, judge=judge)),
+    ):
         run_dir = workshop.runs / name
         origin = {"model": name, "data_digest": workshop.splits.digest}
         module.train(config, workshop.splits, new_run(run_dir, config, origin=origin))

@@ -85,6 +85,21 @@ def precision_recall(
     return float(precision), float(recall)
 
 
+def class_distance(features: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """The mean distance between two members of a class, over the classes; features (n, d), labels (n,).
+
+    It falls to 0 if a class collapses to one image, which precision and recall of all classes may hide.
+    """
+    means = []
+    for label in np.unique(labels):
+        members = features[labels == label].astype(np.float64)
+        if len(members) > 1:
+            distances = np.sqrt(_squared_distances(members, members))
+            np.fill_diagonal(distances, 0)
+            means.append(distances.sum() / (len(members) * (len(members) - 1)))
+    return float(np.mean(means))
+
+
 def _radii(features: NDArray[np.float32], neighbours: int) -> NDArray[np.float32]:
     """The squared distance of each row to its n-th nearest other row; the nearest of all is itself."""
     radii: NDArray[np.float32] = np.partition(_squared_distances(features, features), neighbours, axis=1)

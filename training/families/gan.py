@@ -5,7 +5,7 @@ so an image depends only on its own z and label, not on the rest of its batch.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from service.content.latents import draw_latents
 from service.models.manifest import TensorSpec
 from training.cards.card import make_card
 from training.datasets.splits import CLASSES, SIDE, Splits
+from training.evaluation.epochs import JUDGE, epoch_quality
 from training.evaluation.generation import draw, generation
 from training.evaluation.judge import latest_judge
 from training.export.publish import Model, publish
 from training.families.batch_norm import fold_batch_norm
 from training.families.grids import grid_labels, save_grid
+from training.families.samples import draw_samples
 from training.families.tensors import to_tensors
 from training.runs.averaging import averaged
 from training.runs.finished import load_weights, read_history, read_hyperparameters
@@ -51,6 +53,8 @@ class Config:
     r1_interval: the number of steps between two with R1, and the factor by which R1 is multiplied then.
     ema_decay: per step, of the averaged weights.
     sample_interval: the number of steps between two grids of samples; it changes nothing else.
+    judge: the folder of the published classifier that judges the samples of each epoch, or `none`. It only
+        chooses the epoch.
     """
 
     epochs: int
@@ -71,6 +75,7 @@ class Config:
     ema_decay: float
     sample_interval: int
     precision: Precision
+    judge: str = JUDGE
 
 
 # z, Adam, the batch and the initialisation are those of Radford et al. 2016 (DCGAN). Lazy
@@ -270,14 +275,16 @@ class Adversaries:
 
 
 def train(config: Config, splits: Splits, run: Run) -> None:
-    """Train to the end of the run; best.pt then holds the averaged generator of the last epoch.
+    """Train to the end of the run; best.pt then holds the averaged generator of the best epoch.
 
-    No score chooses an epoch, because the losses of a GAN do not measure its samples. Samples of fixed
-    z are drawn to samples.png after every epoch, and to the folder `samples` every `sample_interval`
-    steps of the whole run, for a person to look at.
+    That is the one whose samples have the smallest Frechet distance to the validation images, because the
+    losses of a GAN do not measure its samples; without a judge it is the last. Samples of fixed z are drawn
+    to samples.png after every epoch, and to the folder `samples` every `sample_interval` steps of the whole
+    run, for a person to look at.
     """
     device = run.fabric.device
     images, labels = to_tensors(splits.train, device)
+    quality = epoch_quality(config.judge, splits)
     adversaries = Adversaries(config, run)
     run.restore(adversaries.state)
     steps_per_epoch = len(labels) // config.batch_size
@@ -296,7 +303,12 @@ def train(config: Config, splits: Splits, run: Run) -> None:
             if run.leads and done % config.sample_interval == 0:
                 save_samples(adversaries.ema.module, config, step_file(run.folder, done))
         means = {name: run.mean(total / counts[name]) for name, total in sums.items()}
-        run.end_epoch(epoch, adversaries.state, means, score=epoch, best=adversaries.ema.module)
+        score = float(epoch)
+        if quality is not None:
+            drawn = draw_samples(Drawing(adversaries.ema.module), quality.labels, config.latent, device)
+            means |= {name: run.mean(value) for name, value in quality(drawn).items()}
+            score = -means["validation_distance"]
+        run.end_epoch(epoch, adversaries.state, means, score=score, best=adversaries.ema.module)
         if run.leads:
             save_samples(adversaries.ema.module, config, run.folder / SAMPLES_FILE)
     run.finish()
@@ -346,7 +358,7 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
     config = config_of(read_hyperparameters(run_dir))
     generator = Generator(config)
     load_weights(generator, run_dir)
-    labels = splits.test.labels
+    history, labels = read_history(run_dir), splits.test.labels
     model = Model(
         name=name,
         task="generation",
@@ -363,7 +375,8 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
             "gan",
             config=config,
             parameters=sum(weights.numel() for weights in generator.parameters()),
-            epochs=len(read_history(run_dir)),
+            epochs=len(history),
+            chosen=chosen_epoch(history),
         ),
         pictures={SAMPLES_FILE: lambda path, picture: save_grid(draw(path, grid_labels()), picture)},
     )
@@ -371,6 +384,19 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
     return folder
 
 
+def chosen_epoch(history: Sequence[Mapping[str, float]]) -> str:
+    """The epoch of the published weights, for the card."""
+    judged = [line for line in history if "validation_distance" in line]
+    if not judged:
+        return "the last epoch"
+    best = min(judged, key=lambda line: line["validation_distance"])
+    return (
+        f"epoch {best['epoch']:.0f}, whose samples were closest to the validation images (Fréchet distance "
+        f"{best['validation_distance']:.2f} in the judge's features)"
+    )
+
+
 def config_of(hyperparameters: Mapping[str, Any]) -> Config:
-    """The configuration that a run recorded."""
-    return Config(**{field.name: hyperparameters[field.name] for field in fields(Config)})
+    """The configuration that a run recorded; what it does not name has its default."""
+    names = [field.name for field in fields(Config) if field.name in hyperparameters]
+    return Config(**{name: hyperparameters[name] for name in names})

@@ -5,7 +5,7 @@ of its grey level (dynamic binarisation; Burda et al. 2016). The ELBO is therefo
 in nats, on the log-probability of a binary image given its label, and comparable with the literature.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -20,11 +20,13 @@ from service.content.latents import draw_latents
 from service.models.manifest import TensorSpec
 from training.cards.card import Card, make_card
 from training.datasets.splits import CLASSES, SIDE, Splits
+from training.evaluation.epochs import JUDGE, epoch_quality
 from training.evaluation.generation import draw, generation
 from training.evaluation.judge import Judge, latest_judge
 from training.evaluation.likelihood import bound, encoder_of, encoding
 from training.export.publish import Model, publish
 from training.families.grids import grid_labels, save_grid
+from training.families.samples import draw_samples
 from training.families.tensors import to_tensors
 from training.onnx_files import open_session, run_in_parts
 from training.runs.averaging import averaged
@@ -57,6 +59,8 @@ class Config:
     learning_rate: falls along half a cosine to 0. warm_up: the fraction of the steps in which the KL
         term's weight rises from 0 to 1 in training; the logged ELBO always weighs it by 1.
     ema_decay: per step, of the averaged weights, which are validated and exported.
+    judge: the folder of the published classifier that judges the samples of each epoch, or `none`; its
+        figures are logged.
     """
 
     epochs: int
@@ -71,6 +75,7 @@ class Config:
     warm_up: float
     ema_decay: float
     precision: Precision
+    judge: str = JUDGE
 
 
 # Conditioning on the label is Sohn et al. 2015; the KL warm-up is Sonderby et al. 2016.
@@ -211,12 +216,14 @@ def kl_weight(step: int, steps: int, warm_up: float) -> float:
 def train(config: Config, splits: Splits, run: Run) -> None:
     """Train to the end of the run; best.pt then holds the averaged weights of the best validation ELBO.
 
-    After every epoch samples of fixed z and reconstructions of validation images are drawn to
-    samples.png and reconstructions.png.
+    The ELBO measures encoder and decoder; the quality of samples alone would not see the encoder. After
+    every epoch samples of fixed z and reconstructions of validation images are drawn to samples.png and
+    reconstructions.png.
     """
     device = run.fabric.device
     images, labels = to_tensors(splits.train, device)
     validation = to_tensors(splits.validation, device)
+    quality = epoch_quality(config.judge, splits)
     model = ConditionalVae(config)
     ema = averaged(model.to(device), config.ema_decay)
     average = cast("ConditionalVae", ema.module)
@@ -246,12 +253,20 @@ def train(config: Config, splits: Splits, run: Run) -> None:
         reconstruction, kl = torch.stack(terms).mean(0)
         metrics = {"train_elbo": run.mean(reconstruction - kl), "train_kl": run.mean(kl)}
         metrics |= validate(average, *validation, config.latent)
+        if quality is not None:
+            drawn = draw_samples(_images_of(average), quality.labels, config.latent, device)
+            metrics |= {name: run.mean(value) for name, value in quality(drawn).items()}
         metrics["learning_rate"] = float(scheduler.get_last_lr()[0])
         run.end_epoch(epoch, state, metrics, score=metrics["validation_elbo"], best=average)
         if run.leads:
             save_samples(average, config, run.folder / SAMPLES_FILE)
             save_reconstructions(average, *validation, run.folder / RECONSTRUCTIONS_FILE)
     run.finish()
+
+
+def _images_of(model: ConditionalVae) -> Callable[[Tensor, Tensor], Tensor]:
+    decoding = Decoding(model.decoder)
+    return lambda z, label: decoding(z, label)[0]
 
 
 @torch.no_grad()
@@ -401,8 +416,9 @@ def _draw_reconstructions(decoder: Path, splits: Splits, picture: Path) -> None:
 
 
 def config_of(hyperparameters: Mapping[str, Any]) -> Config:
-    """The configuration that a run recorded."""
-    return Config(**{field.name: hyperparameters[field.name] for field in fields(Config)})
+    """The configuration that a run recorded; what it does not name has its default."""
+    names = [field.name for field in fields(Config) if field.name in hyperparameters]
+    return Config(**{name: hyperparameters[name] for name in names})
 
 
 def _card(

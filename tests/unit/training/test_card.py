@@ -25,7 +25,13 @@ def size(network: nn.Module) -> int:
 
 def gan_card(history: History) -> Card:
     config, network = gan.CONFIG, gan.Generator(gan.CONFIG)
-    return make_card("gan", config=config, parameters=size(network), epochs=len(history))
+    return make_card(
+        "gan",
+        config=config,
+        parameters=size(network),
+        epochs=len(history),
+        chosen=gan.chosen_epoch(history),
+    )
 
 
 FAMILIES: dict[str, Callable[[History], Card]] = {
