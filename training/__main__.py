@@ -30,6 +30,7 @@ MODELS = {
     "mlp": ("training.families.classifier", "MLP"),
     "cnn": ("training.families.classifier", "CNN"),
     "vit": ("training.families.classifier", "VIT"),
+    "judge": ("training.families.classifier", "JUDGE"),
     "gan": ("training.families.gan", "CONFIG"),
     "vae": ("training.families.vae", "CONFIG"),
 }

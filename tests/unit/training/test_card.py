@@ -97,6 +97,6 @@ def test_template_with_an_unknown_field_is_an_error() -> None:
 
 
 def test_every_template_is_used() -> None:
-    used = {"model", "int8", "ensemble", "classifier", "mlp", "cnn", "vit"}
+    used = {"model", "int8", "ensemble", "classifier", "mlp", "cnn", "vit", "judge"}
     used |= {"gan", "vae", "vae-encoder", "vae-training"}
     assert {path.stem for path in TEMPLATES.glob("*.md")} == used
