@@ -1,7 +1,6 @@
 """Finds the files that an ONNX graph keeps its weights in, next to the graph itself.
 
-Reads the few fields of the protobuf that can name such a file, and skips all others, weights included. The
-service has no package that knows the format: onnxruntime opens these files, but does not list them.
+Reads the few fields of the protobuf that can name such a file, and skips all others, weights included.
 """
 
 import mmap
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from service.errors import RepositoryError
+from service.models.protobuf import fields
 
 Kind = Literal["model", "graph", "function", "node", "attribute", "sparse", "training", "tensor"]
 
@@ -34,8 +34,6 @@ _INSIDE: dict[Kind, dict[int, Kind]] = {
 _EXTERNAL_DATA, _DATA_LOCATION, _EXTERNAL = 13, 14, 1
 """TensorProto's fields, and the location of a tensor whose data lies in another file."""
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-
 _DEEPEST = 100
 """Nested messages; protobuf's own readers refuse more."""
 
@@ -58,7 +56,7 @@ def _locations(data: mmap.mmap, message: range, kind: Kind, depth: int) -> Itera
     if kind == "tensor":
         yield from _locations_of_tensor(data, message)
         return
-    for number, value in _fields(data, message):
+    for number, value in fields(data, message):
         inside = _INSIDE[kind].get(number)
         if inside is not None and isinstance(value, range):
             yield from _locations(data, value, inside, depth + 1)
@@ -66,49 +64,12 @@ def _locations(data: mmap.mmap, message: range, kind: Kind, depth: int) -> Itera
 
 def _locations_of_tensor(data: mmap.mmap, tensor: range) -> list[str]:
     found, external = [], False
-    for number, value in _fields(data, tensor):
+    for number, value in fields(data, tensor):
         if number == _DATA_LOCATION:
             external = value == _EXTERNAL
         elif number == _EXTERNAL_DATA and isinstance(value, range):
-            texts = ((key, text) for key, text in _fields(data, value) if isinstance(text, range))
+            texts = ((key, text) for key, text in fields(data, value) if isinstance(text, range))
             entry = {key: data[text.start : text.stop] for key, text in texts}
             if entry.get(1) == b"location":
                 found.append(entry.get(2, b"").decode())
     return found if external else []
-
-
-def _fields(data: mmap.mmap, message: range) -> Iterator[tuple[int, int | range]]:
-    """Yield a message's fields: number, and value or place. Raises ValueError if it is malformed."""
-    position, end = message.start, message.stop
-    while position < end:
-        tag, position = _varint(data, position, end)
-        wire = tag & 7
-        if wire == _VARINT:
-            value, position = _varint(data, position, end)
-            yield tag >> 3, value
-            continue
-        if wire == _BYTES:
-            size, position = _varint(data, position, end)
-        elif wire in (_FIXED32, _FIXED64):
-            size = 4 if wire == _FIXED32 else 8
-        else:
-            raise ValueError(f"wire type is {wire}, expected 0, 1, 2 or 5")
-        if size > end - position:
-            raise ValueError("it is cut short")
-        if wire == _BYTES:
-            yield tag >> 3, range(position, position + size)
-        position += size
-
-
-def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
-    """Return a varint and the position behind it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= end:
-            raise ValueError("it is cut short")
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise ValueError("a number has more than 64 bits")
