@@ -5,6 +5,7 @@ evaluation, the quantisation and the load tests all look for versions here.
 """
 
 import codecs
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from pathlib import Path
 
 from service.errors import RepositoryError
 from service.models.catalogue import Failure, ModelInfo
-from service.models.manifest import MANIFEST_FILE, MODEL_FILE, MODEL_NAME, read_manifest
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, MODEL_NAME, Manifest, read_manifest
+from service.models.metadata import manifest_of_graph
 
 CARD_FILE = "README.md"
 
@@ -110,8 +112,17 @@ def is_empty(folder: Path) -> bool:
 
 
 def read_info(folder: Path) -> ModelInfo:
-    """Read a version folder's manifest and model card. Raises ManifestError."""
-    return ModelInfo(read_manifest(folder), _read_card(folder / CARD_FILE))
+    """Read a version folder's manifest and model card; a graph without a manifest describes itself.
+
+    Raises ManifestError.
+    """
+    return ModelInfo(_read_manifest(folder), _read_card(folder / CARD_FILE))
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    # A link that leads nowhere is a broken manifest, not an absent one.
+    bare = not os.path.lexists(folder / MANIFEST_FILE) and os.path.isfile(folder / MODEL_FILE)  # noqa: PTH113
+    return manifest_of_graph(folder) if bare else read_manifest(folder)
 
 
 def _read_card(path: Path) -> str:

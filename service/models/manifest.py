@@ -57,6 +57,9 @@ def _small_digits(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
+UNKNOWN_SHA256 = "0" * 64
+"""The checksum of a file that is not written yet: no file has it."""
+
 Sha256 = Annotated[str, BeforeValidator(_small_digits), Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -278,7 +281,7 @@ def read_manifest(folder: Path) -> Manifest:
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path} is not a manifest: {error}, expected UTF-8 or UTF-16") from error
     except ValidationError as error:
-        raise ManifestError(f"{path} is not a manifest: {_first_problem(error)}") from error
+        raise ManifestError(f"{path} is not a manifest: {first_problem(error)}") from error
     seen, expected = f"{manifest.name}/{manifest.version}", f"{folder.parent.name}/{folder.name}"
     if seen != expected:
         raise ManifestError(f"{path} describes {seen}, but lies in {expected}")
@@ -306,7 +309,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
+    """Return where the first problem lies, and what it is."""
     problem = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in problem["loc"])
     return f"{where}: {problem['msg']}" if where else problem["msg"]

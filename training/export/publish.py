@@ -14,6 +14,7 @@ from service.models.folder import CARD_FILE
 from service.models.manifest import (
     MANIFEST_FILE,
     MODEL_FILE,
+    UNKNOWN_SHA256,
     Manifest,
     Preprocess,
     Task,
@@ -27,6 +28,8 @@ from training.export.floor import check_floor
 from training.export.parity import check_parity
 from training.export.to_onnx import to_onnx
 from training.onnx_files import Arrays, save_graph
+from training.provenance.commit import commit
+from training.provenance.metadata import describe_graph
 from training.runs.finished import check_data, copy_log, read_command
 from training.terminal import command_line
 from training.versions import Target, staging
@@ -69,27 +72,19 @@ def publish(models: Sequence[Model], *, splits: Splits, run_dir: Path, target: T
     """
     check_data(run_dir, splits)
     with staging([model.name for model in models], target) as staged:
-        differences = [_stage_graph(*pair) for pair in zip(models, staged, strict=True)]
-        for model, folder, difference in zip(models, staged, differences, strict=True):
-            metrics = _describe(model, folder, difference, splits, run_dir).metrics
+        drafts = [_draft(*pair, splits, run_dir) for pair in zip(models, staged, strict=True)]
+        differences = [_stage_graph(*each) for each in zip(models, staged, drafts, strict=True)]
+        for model, folder, draft, difference in zip(models, staged, drafts, differences, strict=True):
+            metrics = _describe(model, folder, draft, difference, splits, run_dir).metrics
             check_floor(target.models_dir, model.name, metrics, int(folder.name), force=target.force)
     return [
         target.models_dir / model.name / folder.name for model, folder in zip(models, staged, strict=True)
     ]
 
 
-def _stage_graph(model: Model, folder: Path) -> float:
-    """Write the checked model.onnx; returns its largest difference from the torch network."""
-    save_graph(to_onnx(model.network, model.inputs, model.outputs, model.keep), folder / MODEL_FILE)
-    return check_parity(
-        model.network, folder / MODEL_FILE, model.outputs, model.parity_inputs, model.tolerance
-    )
-
-
-def _describe(model: Model, folder: Path, difference: float, splits: Splits, run_dir: Path) -> Manifest:
-    """Write everything that lies next to model.onnx; returns the manifest."""
-    path = folder / MODEL_FILE
-    manifest = Manifest(
+def _draft(model: Model, folder: Path, splits: Splits, run_dir: Path) -> Manifest:
+    """The manifest before the graph is written and measured: without its checksum and most metrics."""
+    return Manifest(
         name=model.name,
         version=int(folder.name),
         task=model.task,
@@ -98,10 +93,33 @@ def _describe(model: Model, folder: Path, difference: float, splits: Splits, run
         outputs=tuple(model.outputs),
         labels=tuple(splits.labels),
         preprocess=model.preprocess,
-        sha256=sha256_of(path),
-        files=external_digests(folder),
-        metrics={**model.measure(path), "data": splits.name, "data_digest": splits.digest},
+        sha256=UNKNOWN_SHA256,
+        metrics={"data": splits.name, "data_digest": splits.digest},
         command=f"{read_command(run_dir)} && {command_line()}",
+    )
+
+
+def _stage_graph(model: Model, folder: Path, draft: Manifest) -> float:
+    """Write the checked model.onnx; returns its largest difference from the torch network."""
+    graph = to_onnx(model.network, model.inputs, model.outputs, model.keep)
+    describe_graph(graph, draft, commit())
+    save_graph(graph, folder / MODEL_FILE)
+    return check_parity(
+        model.network, folder / MODEL_FILE, model.outputs, model.parity_inputs, model.tolerance
+    )
+
+
+def _describe(
+    model: Model, folder: Path, draft: Manifest, difference: float, splits: Splits, run_dir: Path
+) -> Manifest:
+    """Write everything that lies next to model.onnx; returns the manifest."""
+    path = folder / MODEL_FILE
+    manifest = draft.model_copy(
+        update={
+            "sha256": sha256_of(path),
+            "files": external_digests(folder),
+            "metrics": {**model.measure(path), **draft.metrics},
+        }
     )
     (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2, exclude_none=True) + "\n")
     for name, draw in model.pictures.items():

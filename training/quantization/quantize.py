@@ -10,7 +10,7 @@ from pathlib import Path
 import onnxruntime
 
 from service.models.folder import CARD_FILE, version_folders
-from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, sha256_of
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, UNKNOWN_SHA256, Manifest, sha256_of
 from service.models.verification import external_digests
 from training.cards.card import command_lines, fill_page, table
 from training.datasets.splits import Splits, spread
@@ -18,6 +18,8 @@ from training.errors import QuantizationError
 from training.evaluation.classification import quantization
 from training.evaluation.metrics import Metrics
 from training.onnx_files import save_graph
+from training.provenance.commit import commit
+from training.provenance.metadata import describe_graph
 from training.quantization.int8 import PARITY_TOLERANCE, check_integers, load_float32, to_int8
 from training.quantization.speed import ROUNDS, Speed, cpu_name, measure_speed
 from training.sources import check_source
@@ -54,12 +56,14 @@ def quantize(
         )
     graph = to_int8(load_float32(source / MODEL_FILE), calibration)
     target = Target(models_dir, manifest.version, force)
+    draft = _draft(manifest, splits)
+    describe_graph(graph, draft, commit())
     with staging([name + SUFFIX], target) as (staged,):
         save_graph(graph, staged / MODEL_FILE)
         difference = check_integers(staged / MODEL_FILE, splits.validation.images)
         metrics = quantization(staged / MODEL_FILE, source, splits.test)
         _check_loss(metrics, allowed_loss_points)
-        made = _manifest(manifest, staged / MODEL_FILE, metrics, splits)
+        made = _manifest(draft, staged, metrics)
         (staged / MANIFEST_FILE).write_text(made.model_dump_json(indent=2, exclude_none=True) + "\n")
         speeds = measure_speed(source / MODEL_FILE, staged / MODEL_FILE, splits.validation)
         sizes = [(folder / MODEL_FILE).stat().st_size for folder in (source, staged)]
@@ -87,15 +91,26 @@ def _check_loss(metrics: Metrics, allowed_points: float) -> None:
         )
 
 
-def _manifest(source: Manifest, path: Path, metrics: Metrics, splits: Splits) -> Manifest:
+def _draft(source: Manifest, splits: Splits) -> Manifest:
+    """The manifest before the graph is written and measured: without its checksum and most metrics."""
     return source.model_copy(
         update={
             "name": source.name + SUFFIX,
             "description": f"{source.description} In 8-bit integers.",
-            "sha256": sha256_of(path),
-            "files": external_digests(path.parent),
-            "metrics": {**metrics, "data": splits.name, "data_digest": splits.digest},
+            "sha256": UNKNOWN_SHA256,
+            "files": {},
+            "metrics": {"data": splits.name, "data_digest": splits.digest},
             "command": f"{source.command} && {command_line()}",
+        }
+    )
+
+
+def _manifest(draft: Manifest, folder: Path, metrics: Metrics) -> Manifest:
+    return draft.model_copy(
+        update={
+            "sha256": sha256_of(folder / MODEL_FILE),
+            "files": external_digests(folder),
+            "metrics": {**metrics, **draft.metrics},
         }
     )
 

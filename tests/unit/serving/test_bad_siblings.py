@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from service.errors import RepositoryError
 from service.models.folder import CARD_FILE
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, read_manifest
+from service.models.metadata import PREFIX
 from service.observability.metrics import Metrics
 from service.serving.local import LocalPredictor
 from service.settings import Settings
@@ -67,9 +68,26 @@ def damaged_graph(damage: Callable[[Path], object]) -> Callable[[Path, Callable[
     return lambda _, add: damage(add("bad") / MODEL_FILE)
 
 
+def as_bare_graph(folder: Path, labels: str) -> None:
+    """Leave only the graph, with these labels in its metadata."""
+    (folder / MANIFEST_FILE).unlink()
+    graph = onnx.load(folder / MODEL_FILE)
+    for name, value in (("task", "classification"), ("labels", labels)):
+        graph.metadata_props.add(key=PREFIX + name, value=value)
+    onnx.save(graph, folder / MODEL_FILE)
+
+
 FAILED: dict[str, tuple[Callable[[Path, Callable[..., Path]], object], str]] = {
     "half a manifest": (damaged_manifest(lambda p: p.write_bytes(p.read_bytes()[:40])), "is not a manifest"),
     "no manifest": (damaged_manifest(lambda path: path.unlink()), "is missing"),
+    "bad JSON in the metadata of a bare graph": (
+        lambda _, add: as_bare_graph(add("bad"), '["0",'),
+        "inkserve.labels is not JSON",
+    ),
+    "too few labels in the metadata of a bare graph": (
+        lambda _, add: as_bare_graph(add("bad"), '["0", "1"]'),
+        "labels names 2 classes, expected 10",
+    ),
     "a manifest that is a folder": (damaged_manifest(as_folder), "is not a regular file"),
     "a manifest that is a FIFO": (damaged_manifest(as_fifo), "is not a regular file"),
     "a manifest that links to itself": (

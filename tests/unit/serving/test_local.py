@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from service.errors import (
@@ -23,6 +24,7 @@ from service.errors import (
 )
 from service.models.folder import Scan, scan
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE
+from service.models.metadata import PREFIX
 from service.observability.metrics import Metrics
 from service.serving.local import LocalPredictor
 from service.serving.predictor import infer
@@ -111,6 +113,25 @@ async def test_the_latest_version_is_the_highest_number(
     predictor = await open_predictor(serve_versions=which)
     assert predictor.models().versions("first-pixel") == versions
     assert predictor.models().find("first-pixel").manifest.version == 10
+
+
+async def test_a_graph_alone_is_served_with_its_own_labels(
+    add_classifier: Callable[..., Path], open_predictor: Open
+) -> None:
+    folder = add_classifier()
+    (folder / MANIFEST_FILE).unlink()
+    for labels in ("abcdefghij", "klmnopqrst"):
+        graph = onnx.load(folder / MODEL_FILE)
+        del graph.metadata_props[:]
+        for name, value in (("task", "classification"), ("labels", json.dumps([*labels]))):
+            graph.metadata_props.add(key=PREFIX + name, value=value)
+        onnx.save(graph, folder / MODEL_FILE)
+        if labels[0] == "a":
+            predictor = await open_predictor()
+        else:
+            assert await predictor.reload() == []
+        assert predictor.models().find("first-pixel").manifest.labels == tuple(labels)
+        assert await classify(predictor, *range(10)) == list(range(10))
 
 
 def test_folders_that_are_not_models_are_passed_over(

@@ -3,9 +3,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
-from service.models.folder import CARD_FILE
+from service.models.folder import CARD_FILE, read_info
 from service.models.manifest import (
     MANIFEST_FILE,
     MODEL_FILE,
@@ -20,6 +21,7 @@ from training.cards.card import Card
 from training.datasets.splits import Splits, load
 from training.errors import ExportError
 from training.export.publish import Model, publish
+from training.provenance.commit import commit
 from training.runs.finished import TRAINING_FILE
 from training.versions import Target
 
@@ -87,6 +89,30 @@ def test_published_version_is_whole_and_true(tmp_path: Path, splits: Splits, run
     assert {MODEL_FILE, MANIFEST_FILE, CARD_FILE, TRAINING_FILE} == {path.name for path in folder.iterdir()}
     assert "| test_accuracy | 0.5 |" in (folder / CARD_FILE).read_text()
     assert [path.name for path in models_dir.iterdir()] == ["tiny"]
+
+
+def test_graph_describes_itself(tmp_path: Path, splits: Splits, run_dir: Path) -> None:
+    """Without its manifest the version is the same model, as far as it is known without measuring it."""
+    models = [model(splits, preprocess="resize")]
+    (folder,) = publish(models, splits=splits, run_dir=run_dir, target=Target(tmp_path / "models"))
+    manifest = read_manifest(folder)
+    (folder / MANIFEST_FILE).unlink()
+    known = {name: manifest.metrics[name] for name in ("data", "data_digest")}
+    assert read_info(folder).manifest == manifest.model_copy(update={"metrics": known})
+    metadata = {each.key: each.value for each in onnx.load(folder / MODEL_FILE).metadata_props}
+    assert metadata["inkserve.license"] == "Apache-2.0"
+    assert metadata.get("inkserve.commit", "") == commit()
+
+
+def test_run_that_is_exported_twice_gives_the_same_bytes(
+    tmp_path: Path, splits: Splits, run_dir: Path
+) -> None:
+    seen = []
+    for _ in range(2):
+        target = Target(tmp_path / "models", version=1, force=True)
+        publish([model(splits)], splits=splits, run_dir=run_dir, target=target)
+        seen.append(files(tmp_path / "models"))
+    assert seen[0] == seen[1]
 
 
 def test_graph_that_differs_from_torch_is_not_published(

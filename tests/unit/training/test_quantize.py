@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -74,6 +75,9 @@ def test_int8_version_is_published_evaluated_and_served(models: Path, data_dir: 
     assert manifest.metrics["source_sha256"] == read_manifest(models / "mlp" / "2").sha256
     assert manifest.metrics["accuracy_loss_points"] == 0
     assert manifest.preprocess == "resize"
+    metadata = {each.key: each.value for each in onnx.load(folder / MODEL_FILE).metadata_props}
+    assert (metadata["inkserve.name"], metadata["inkserve.command"]) == ("mlp-int8", manifest.command)
+    assert json.loads(metadata["inkserve.labels"]) == [*splits.labels]
     assert "| 256 |" in (folder / "README.md").read_text()
     assert main(command("evaluate", models, data_dir, "mlp-int8")) == 0
 

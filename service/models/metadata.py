@@ -1,0 +1,148 @@
+"""Makes the manifest of a graph that lies without one, from the graph's own metadata and tensors.
+
+Exports write the metadata (`training.provenance.metadata`) as `metadata_props`, which any ONNX tool shows.
+Knows nothing of onnxruntime: the graph is not loaded, its weights are skipped.
+"""
+
+import mmap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from service.errors import ManifestError, RepositoryError
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, first_problem, sha256_of
+from service.models.protobuf import fields
+from service.models.verification import external_digests
+
+PREFIX = "inkserve."
+"""How the keys of our metadata begin: a graph may hold those of other tools too."""
+
+TEXTS = ("task", "description", "preprocess", "command")
+"""The manifest's fields that metadata hold as they are. `labels` is a JSON list of texts."""
+
+METRICS = ("data", "data_digest")
+"""The manifest's metrics that metadata hold: what is known before the graph is measured."""
+
+_METADATA, _GRAPH = 14, 7
+_INITIALIZERS, _INPUTS, _OUTPUTS, _INITIALIZERS_NAME = 5, 11, 12, 8
+"""The fields of ModelProto, GraphProto and TensorProto that are read here, by number."""
+
+_DATATYPES = (
+    *("unknown", "FP32", "UINT8", "INT8", "UINT16", "INT16", "INT32", "INT64"),
+    *("STRING", "BOOL", "FP16", "FP64", "UINT32", "UINT64"),
+)
+"""The Open Inference Protocol names of TensorProto's datatypes, by number."""
+
+
+def manifest_of_graph(folder: Path) -> Manifest:
+    """Return the manifest of a version folder that has only a graph; its name and version are the folders'.
+
+    Raises ManifestError if the graph cannot be read, or if its metadata do not make a manifest.
+    """
+    path = folder / MODEL_FILE
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            content = _manifest(data)
+        content |= {
+            "name": folder.parent.name,
+            "version": int(folder.name),
+            "sha256": sha256_of(path),
+            "files": external_digests(folder),
+        }
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        raise _useless(folder, first_problem(error)) from error
+    except (ValueError, RepositoryError) as error:
+        raise _useless(folder, str(error)) from error
+    except OSError as error:
+        raise _useless(folder, error.strerror or str(error)) from error
+
+
+def _useless(folder: Path, reason: str) -> ManifestError:
+    return ManifestError(
+        f"{folder / MANIFEST_FILE} is missing, and the metadata of {MODEL_FILE} cannot replace it: {reason}"
+    )
+
+
+def _manifest(data: mmap.mmap) -> dict[str, Any]:
+    """Return what a graph tells of a manifest's content. Raises ValueError."""
+    entries: dict[str, str] = {}
+    tensors: dict[str, list[dict[str, Any]]] = {"inputs": [], "outputs": []}
+    for number, value in fields(data, range(len(data))):
+        if number == _METADATA and isinstance(value, range):
+            key, text = (_text(data, value, each) for each in (1, 2))
+            entries[key] = text
+        elif number == _GRAPH and isinstance(value, range):
+            tensors = _tensors(data, value)
+    return tensors | _described(entries)
+
+
+def _described(entries: Mapping[str, str]) -> dict[str, Any]:
+    """Return the part of a manifest that metadata hold. Raises ValueError."""
+    own = {key.removeprefix(PREFIX): text for key, text in entries.items() if key.startswith(PREFIX)}
+    if "task" not in own:
+        raise ValueError(f"they have no {PREFIX}task")
+    content: dict[str, Any] = {name: own[name] for name in TEXTS if name in own}
+    if "labels" in own:
+        try:
+            content["labels"] = from_json(own["labels"])
+        except ValueError as error:
+            raise ValueError(f"{PREFIX}labels is not JSON: {error}") from None
+    return content | {"metrics": {name: own[name] for name in METRICS if name in own}}
+
+
+def _tensors(data: mmap.mmap, graph: range) -> dict[str, list[dict[str, Any]]]:
+    """Return a graph's inputs and outputs; without outputs that no manifest could name, such as strings."""
+    inputs, outputs, initializers = [], [], set()
+    for number, value in fields(data, graph):
+        if not isinstance(value, range):
+            continue
+        if number == _INPUTS:
+            inputs.append(_tensor(data, value))
+        elif number == _OUTPUTS:
+            outputs.append(_tensor(data, value))
+        elif number == _INITIALIZERS:
+            initializers.add(_text(data, value, _INITIALIZERS_NAME))
+    return {
+        "inputs": [each for each in inputs if each["name"] not in initializers],  # as old graphs list them
+        "outputs": [each for each in outputs if each["datatype"] not in ("STRING", "unknown")],
+    }
+
+
+def _tensor(data: mmap.mmap, value_info: range) -> dict[str, Any]:
+    tensor_type = _message(data, _message(data, value_info, 2), 1)
+    datatype = _number(data, tensor_type, 1)
+    shape = [_size(data, size) for size in _messages(data, _message(data, tensor_type, 2), 1)]
+    known = datatype < len(_DATATYPES)
+    name = _text(data, value_info, 1)
+    return {"name": name, "datatype": _DATATYPES[datatype if known else 0], "shape": shape}
+
+
+def _size(data: mmap.mmap, dimension: range) -> int:
+    """Return the size of an axis; -1 if it is free: named, unknown or, in a broken graph, negative."""
+    size = _number(data, dimension, 1)
+    return size if 0 < size < 1 << 63 else -1
+
+
+def _messages(data: mmap.mmap, message: range, number: int) -> Iterator[range]:
+    for seen, value in fields(data, message):
+        if seen == number and isinstance(value, range):
+            yield value
+
+
+def _message(data: mmap.mmap, message: range, number: int) -> range:
+    """Return a message inside a message; an empty one if it is left out."""
+    return next(_messages(data, message, number), range(0))
+
+
+def _number(data: mmap.mmap, message: range, number: int) -> int:
+    values = (value for seen, value in fields(data, message) if seen == number and isinstance(value, int))
+    return next(values, 0)
+
+
+def _text(data: mmap.mmap, message: range, number: int) -> str:
+    place = _message(data, message, number)
+    return data[place.start : place.stop].decode()
