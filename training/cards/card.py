@@ -47,6 +47,12 @@ def fill_page(template: str, **facts: Any) -> str:
     return "\n\n".join(_wrapped(block) for block in blocks) + "\n"
 
 
+def section(page: str, heading: str) -> str:
+    """The first paragraph under a heading of a page, on one line; empty if there is none."""
+    found = re.search(rf"^## {re.escape(heading)}\n\n(.*?)(?:\n\n|\Z)", page, re.MULTILINE | re.DOTALL)
+    return " ".join(found[1].split()) if found else ""
+
+
 def table(rows: Iterable[Sequence[object]]) -> str:
     """The rows of a Markdown table."""
     return "\n".join(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows)

@@ -1,4 +1,4 @@
-"""Publishes trained networks: ONNX graph, parity, metrics, manifest, model card.
+"""Publishes trained networks: ONNX graph, parity, metrics, manifest, model card, bill of materials.
 
 Nothing is published before the graph has been checked, compared with the torch network on real
 inputs, and measured. A version appears whole or not at all. Knows nothing of any model family.
@@ -23,11 +23,13 @@ from service.models.manifest import (
 )
 from service.models.verification import external_digests
 from training.cards.card import Card, command_lines, fill_page, table
+from training.cards.front_matter import front_matter
 from training.datasets.splits import Splits
 from training.export.floor import check_floor
 from training.export.parity import check_parity
 from training.export.to_onnx import to_onnx
 from training.onnx_files import Arrays, save_graph
+from training.provenance.bom import Considerations, write_bom
 from training.provenance.commit import commit
 from training.provenance.metadata import describe_graph
 from training.runs.finished import check_data, copy_log, read_command
@@ -126,13 +128,15 @@ def _describe(
         draw(path, folder / name)
     (folder / CARD_FILE).write_text(_page(manifest, model, splits, difference))
     copy_log(run_dir, folder)
+    words = Considerations(model.card.architecture, model.card.intended_use, model.card.limits)
+    write_bom(folder, manifest, words, commit())
     return manifest
 
 
 def _page(manifest: Manifest, model: Model, splits: Splits, difference: float) -> str:
     """The model card."""
     tensors = [("input", spec) for spec in manifest.inputs] + [("output", spec) for spec in manifest.outputs]
-    return fill_page(
+    return front_matter(manifest) + fill_page(
         "model",
         manifest=manifest,
         card=model.card,

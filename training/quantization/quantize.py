@@ -9,15 +9,17 @@ from pathlib import Path
 
 import onnxruntime
 
-from service.models.folder import CARD_FILE, version_folders
+from service.models.folder import CARD_FILE, read_info, version_folders
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, UNKNOWN_SHA256, Manifest, sha256_of
 from service.models.verification import external_digests
-from training.cards.card import command_lines, fill_page, table
+from training.cards.card import command_lines, fill_page, section, table
+from training.cards.front_matter import front_matter
 from training.datasets.splits import Splits, spread
 from training.errors import QuantizationError
 from training.evaluation.classification import quantization
 from training.evaluation.metrics import Metrics
 from training.onnx_files import save_graph
+from training.provenance.bom import Considerations, write_bom
 from training.provenance.commit import commit
 from training.provenance.metadata import describe_graph
 from training.quantization.int8 import PARITY_TOLERANCE, check_integers, load_float32, to_int8
@@ -69,6 +71,7 @@ def quantize(
         sizes = [(folder / MODEL_FILE).stat().st_size for folder in (source, staged)]
         facts = _Facts(calibration_images, len(splits.validation), difference, *sizes)
         (staged / CARD_FILE).write_text(_page(manifest, made, facts, speeds))
+        write_bom(staged, made, _considerations(source), commit())
     return models_dir / made.name / staged.name
 
 
@@ -115,6 +118,12 @@ def _manifest(draft: Manifest, folder: Path, metrics: Metrics) -> Manifest:
     )
 
 
+def _considerations(source: Path) -> Considerations:
+    """What the source's card says of both models."""
+    card = read_info(source).card
+    return Considerations(*(section(card, heading) for heading in ("Architecture", "Intended use", "Limits")))
+
+
 @dataclass(frozen=True)
 class _Facts:
     """What the card reports in addition to metrics and speeds; sizes in bytes of model.onnx."""
@@ -128,7 +137,7 @@ class _Facts:
 
 def _page(source: Manifest, made: Manifest, facts: _Facts, speeds: Sequence[Speed]) -> str:
     """The model card."""
-    return fill_page(
+    return front_matter(made) + fill_page(
         "int8",
         manifest=made,
         source=f"{source.name}/{source.version}",

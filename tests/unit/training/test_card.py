@@ -1,7 +1,6 @@
 """Model cards: the templates filled in, and the shipped cards as the templates give them."""
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from service.models.manifest import read_manifest
-from training.cards.card import KEPT, TEMPLATES, WIDTH, Card, fill_page, make_card, table
+from training.cards.card import KEPT, TEMPLATES, WIDTH, Card, fill_page, make_card, section, table
 from training.families import classifier, gan, vae
 
 MODELS = Path(__file__).parents[3] / "models"
@@ -43,13 +42,6 @@ FAMILIES: dict[str, Callable[[History], Card]] = {
         "vae-encoder", "vae", vae.CONFIG, vae.Encoder(vae.CONFIG), history
     ),
 }
-
-
-def section(page: str, heading: str) -> str:
-    """The first paragraph under a heading, on one line."""
-    match = re.search(rf"^## {heading}\n\n(.*?)(?:\n\n|\Z)", page, re.MULTILINE | re.DOTALL)
-    assert match is not None, heading
-    return " ".join(match[1].split())
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -21,6 +21,7 @@ from training.cards.card import Card
 from training.datasets.splits import Splits, load
 from training.errors import ExportError
 from training.export.publish import Model, publish
+from training.provenance.bom import BOM_FILE
 from training.provenance.commit import commit
 from training.runs.finished import TRAINING_FILE
 from training.versions import Target
@@ -86,7 +87,14 @@ def test_published_version_is_whole_and_true(tmp_path: Path, splits: Splits, run
     assert manifest.metrics == METRICS | {"data": "unknown", "data_digest": splits.digest}
     assert manifest.command.startswith("python -m training train tiny && python -m training")
     assert manifest.labels == splits.labels
-    assert {MODEL_FILE, MANIFEST_FILE, CARD_FILE, TRAINING_FILE} == {path.name for path in folder.iterdir()}
+    expected = {MODEL_FILE, MANIFEST_FILE, CARD_FILE, TRAINING_FILE, BOM_FILE}
+    assert {path.name for path in folder.iterdir()} == expected
+    bom = json.loads((folder / BOM_FILE).read_text())
+    hashes = {
+        each["name"]: each["hashes"][0]["content"] for each in bom["components"] if each["type"] == "file"
+    }
+    assert hashes == {name: sha256_of(folder / name) for name in expected - {BOM_FILE}}
+    assert (folder / CARD_FILE).read_text().startswith("---\nlicense: apache-2.0\n")
     assert "| test_accuracy | 0.5 |" in (folder / CARD_FILE).read_text()
     assert [path.name for path in models_dir.iterdir()] == ["tiny"]
 

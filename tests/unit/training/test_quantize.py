@@ -15,6 +15,7 @@ from training.__main__ import main
 from training.datasets.splits import Splits, load
 from training.evaluation.classification import classification
 from training.onnx_files import open_session
+from training.provenance.bom import BOM_FILE
 
 CLASSES = 10
 
@@ -50,6 +51,7 @@ def published(tmp_path_factory: pytest.TempPathFactory, splits: Splits) -> Path:
         command="python -m training export mlp",
     )
     (folder / "manifest.json").write_text(manifest.model_dump_json())
+    (folder / "README.md").write_text("# mlp\n\n## Intended use\n\nTests.\n")
     return models
 
 
@@ -78,6 +80,8 @@ def test_int8_version_is_published_evaluated_and_served(models: Path, data_dir: 
     metadata = {each.key: each.value for each in onnx.load(folder / MODEL_FILE).metadata_props}
     assert (metadata["inkserve.name"], metadata["inkserve.command"]) == ("mlp-int8", manifest.command)
     assert json.loads(metadata["inkserve.labels"]) == [*splits.labels]
+    bom = json.loads((folder / BOM_FILE).read_text())["metadata"]["component"]
+    assert bom["modelCard"]["considerations"] == {"useCases": ["Tests."]}
     assert "| 256 |" in (folder / "README.md").read_text()
     assert main(command("evaluate", models, data_dir, "mlp-int8")) == 0
 
