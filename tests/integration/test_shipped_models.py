@@ -1,14 +1,20 @@
 """The shipped models: small, true to their manifests, and as good as README.md says."""
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from huggingface_hub import ModelCard, ModelCardData
 
-from service.models.folder import latest_version, scan
+from service.models.folder import latest_version, read_info, scan
 from service.models.manifest import MODEL_FILE, Manifest, read_manifest, sha256_of
+from training.cards.front_matter import front_matter
+from training.provenance.bom import BOM_FILE
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
@@ -38,6 +44,46 @@ def test_the_graph_tells_nothing_of_the_machine_that_made_it(folder: Path) -> No
         initializer.ClearField("raw_data")
     text = graph.SerializeToString()
     assert not re.search(rb"/(?:home|root|tmp|usr|work)/|\.py\b", text)
+
+
+@each_version
+def test_the_graph_describes_itself_as_its_manifest_does(folder: Path, tmp_path: Path) -> None:
+    alone = tmp_path / folder.parent.name / folder.name
+    alone.mkdir(parents=True)
+    (alone / MODEL_FILE).write_bytes((folder / MODEL_FILE).read_bytes())
+    manifest = read_manifest(folder)
+    known = {name: manifest.metrics[name] for name in ("data", "data_digest")}
+    assert read_info(alone).manifest == manifest.model_copy(update={"metrics": known})
+    metadata = {each.key: each.value for each in onnx.load(folder / MODEL_FILE).metadata_props}
+    assert metadata["inkserve.license"] == "Apache-2.0"
+    assert re.fullmatch("[0-9a-f]{40}", metadata["inkserve.commit"])
+
+
+@each_version
+def test_the_bill_of_materials_lists_what_lies_there(folder: Path) -> None:
+    text = (folder / BOM_FILE).read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    bom = json.loads(text)
+    assert bom["metadata"]["component"]["hashes"][0]["content"] == read_manifest(folder).sha256
+    listed = [each for each in bom["components"] if each["type"] == "file"]
+    assert {each["name"]: each["hashes"][0]["content"] for each in listed} == {
+        path.name: sha256_of(path) for path in folder.iterdir() if path.name != BOM_FILE
+    }
+    assert bom["metadata"]["component"]["modelCard"]["considerations"].keys() == {
+        "useCases",
+        "technicalLimitations",
+    }
+
+
+@each_version
+def test_the_front_matter_gives_the_manifests_metrics(folder: Path) -> None:
+    page, manifest = (folder / "README.md").read_text(), read_manifest(folder)
+    assert page.startswith(front_matter(manifest))
+    data = ModelCard(page, ignore_metadata_errors=False).data
+    assert isinstance(data, ModelCardData)
+    assert data.model_name == manifest.name
+    for result in data.eval_results or []:
+        assert manifest.metrics[str(result.metric_name)] == result.metric_value
 
 
 @each_version
