@@ -9,15 +9,19 @@ from pathlib import Path
 import onnx
 
 from service.models.folder import CARD_FILE
-from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, sha256_of
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, UNKNOWN_SHA256, Manifest, sha256_of
 from service.models.verification import external_digests
 from training.cards.card import command_lines, fill_page, table
+from training.cards.front_matter import front_matter
 from training.datasets.splits import Splits
 from training.ensembles.combine import mean_of
 from training.errors import EnsembleError
 from training.evaluation.classification import Readings, classification, readings
 from training.evaluation.significance import mcnemar
 from training.onnx_files import save_graph
+from training.provenance.bom import Considerations, write_bom
+from training.provenance.commit import commit
+from training.provenance.metadata import describe_graph
 from training.sources import check_source
 from training.terminal import command_line
 from training.versions import Target, read_verified, staging
@@ -45,29 +49,39 @@ def ensemble(name: str, members: Sequence[Path], splits: Splits, target: Target)
                 )
     combined = mean_of([onnx.load(folder / MODEL_FILE, load_external_data=False) for folder in members])
     with staging([name], target) as (staged,):
+        draft = _draft(name, int(staged.name), manifests, splits)
+        describe_graph(combined, draft, commit())
         save_graph(combined, staged / MODEL_FILE)
-        made = _manifest(name, int(staged.name), manifests, staged, splits)
+        made = _manifest(draft, staged, splits)
         (staged / MANIFEST_FILE).write_text(made.model_dump_json(indent=2, exclude_none=True) + "\n")
         (staged / CARD_FILE).write_text(_page(made, members, manifests, staged, splits))
+        write_bom(staged, made, Considerations(), commit())
     return target.models_dir / name / staged.name
 
 
-def _manifest(name: str, version: int, members: Sequence[Manifest], folder: Path, splits: Splits) -> Manifest:
-    path = folder / MODEL_FILE
+def _draft(name: str, version: int, members: Sequence[Manifest], splits: Splits) -> Manifest:
+    """The manifest before the graph is written and measured: without its checksum and most metrics."""
     names = ", ".join(sorted({member.name for member in members}))
     return members[0].model_copy(
         update={
             "name": name,
             "version": version,
             "description": f"The mean of the probabilities of {len(members)} classifiers ({names}).",
+            "sha256": UNKNOWN_SHA256,
+            "files": {},
+            "metrics": {"data": splits.name, "data_digest": splits.digest},
+            "command": " && ".join([*(member.command or "" for member in members), command_line()]),
+        }
+    )
+
+
+def _manifest(draft: Manifest, folder: Path, splits: Splits) -> Manifest:
+    path = folder / MODEL_FILE
+    return draft.model_copy(
+        update={
             "sha256": sha256_of(path),
             "files": external_digests(folder),
-            "metrics": {
-                **classification(path, splits.test),
-                "data": splits.name,
-                "data_digest": splits.digest,
-            },
-            "command": " && ".join([*(member.command or "" for member in members), command_line()]),
+            "metrics": {**classification(path, splits.test), **draft.metrics},
         }
     )
 
@@ -78,7 +92,7 @@ def _page(
     """The model card."""
     ours = readings(staged / MODEL_FILE, splits.test)
     each = [readings(folder / MODEL_FILE, splits.test) for folder in folders]
-    return fill_page(
+    return front_matter(made) + fill_page(
         "ensemble",
         manifest=made,
         count=len(members),

@@ -39,9 +39,9 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from training.errors import RunError
 from training.files import write_atomically
+from training.provenance.commit import commit
 from training.runs.curves import plot
 from training.runs.progress import Progress, summary
-from training.runs.source import commit_of
 from training.terminal import command_line, notice
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -256,7 +256,7 @@ class Run:
                 "command": command_line(),
                 "hyperparameters": config,
                 "torch": torch.__version__,
-                "commit": commit_of(Path(__file__)),
+                "commit": commit() or None,
                 "threads": torch.get_num_threads(),
                 "world_size": self.fabric.world_size,
             }

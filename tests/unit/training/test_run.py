@@ -11,12 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-import training
 from tests.support.idx_files import write_folder
 from training.errors import RunError
+from training.provenance.commit import commit
 from training.runs.averaging import averaged
 from training.runs.run import BEST_FILE, CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, Run
-from training.runs.source import commit_of
 
 # The smaller of the two classifiers, on 220 images: an epoch takes a fraction of a second.
 TRAIN = [sys.executable, "-m", "training", "train", "cnn", "--device", "cpu", "--threads", "1"]
@@ -151,7 +150,7 @@ def test_config_records_the_commit_the_threads_and_the_processes(tmp_path: Path)
     new_run(tmp_path)
     record = json.loads((tmp_path / CONFIG_FILE).read_text())
     assert (record["threads"], record["world_size"]) == (1, 1)
-    assert record["commit"] == commit_of(Path(training.__file__))
+    assert record["commit"] == (commit() or None)
 
 
 def test_best_weights_have_the_highest_score(tmp_path: Path) -> None:
