@@ -10,6 +10,7 @@ A model family is a module with a configuration for each of its models, and two 
 import argparse
 import dataclasses
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -169,6 +170,8 @@ def _family(model: str, changes: Sequence[str]) -> tuple[ModuleType, Any]:
 def _limit_threads(threads: int | None) -> None:
     if threads is not None:
         import torch
+
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # else Fabric sets another number for several processes
 
         torch.set_num_threads(threads)
 

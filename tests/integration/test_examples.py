@@ -9,12 +9,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
+import yaml
 
 from examples import client
+from tests.support.charts import SCHEMAS
 from tests.support.live import ROOT, Service, serving
+from training.arguments import build_parser
 
 DIGIT = ROOT / "tests" / "digits" / "7.png"
 SEVENS = ROOT / "docs" / "sevens.png"
@@ -162,3 +167,42 @@ def test_own_model_is_served_and_replaced_by_its_next_version() -> None:
     first, second = (answer["predictions"][0]["probability"] for answer in answers)
     assert labels == ["red", "red"]
     assert first < second < 1
+
+
+def trainjob() -> dict[str, Any]:
+    job: dict[str, Any] = yaml.safe_load((ROOT / "examples" / "trainjob.yaml").read_text())
+    return job
+
+
+def test_the_trainjob_fits_its_definition() -> None:
+    schema = json.loads((SCHEMAS / "trainjob.json").read_text())
+    jsonschema.Draft7Validator.check_schema(schema)
+    jsonschema.validate(trainjob(), schema)
+    for path in (("spec",), ("spec", "trainer"), ("spec", "runtimePatches", 0, "trainingRuntimeSpec")):
+        wrong: Any = trainjob()
+        part = wrong
+        for step in path:
+            part = part[step]
+        part["notAField"] = 1
+        with pytest.raises(jsonschema.ValidationError, match="notAField"):
+            jsonschema.validate(wrong, schema)
+
+
+def test_the_trainjobs_command_is_one_that_training_takes() -> None:
+    launcher, module, name, *arguments = trainjob()["spec"]["trainer"]["command"]
+    assert (launcher, module, name) == ("torchrun", "-m", "training")
+    options = build_parser("", dict.fromkeys(("data", "train"), lambda _: 0), ["cnn"]).parse_args(arguments)
+    (mount,) = patched(trainjob())["containers"][0]["volumeMounts"]
+    for path in (options.data_dir, options.run_dir):
+        assert path.is_relative_to(mount["mountPath"])
+    assert options.resume
+    (volume,) = patched(trainjob())["volumes"]
+    assert volume["name"] == mount["name"]
+
+
+def patched(job: dict[str, Any]) -> dict[str, Any]:
+    """What the job changes in its pods."""
+    (patch,) = job["spec"]["runtimePatches"]
+    (replicated,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod: dict[str, Any] = replicated["template"]["spec"]["template"]["spec"]
+    return pod

@@ -79,7 +79,9 @@ class Config:
 
 
 # z, Adam, the batch and the initialisation are those of Radford et al. 2016 (DCGAN). Lazy
-# regularisation every 16 steps is Karras et al. 2020 (StyleGAN2): a step with R1 costs 1.7 plain ones.
+# regularisation every 16 steps is Karras et al. 2020 (StyleGAN2): a step with R1 costs 1.7 plain ones. Their
+# correction of Adam (rate and betas by 16/17) is for steps of R1 alone beside the others; here R1 is added to
+# a step's loss, so there are no more steps, and nothing is corrected.
 # r1_gamma: after 2,000 steps the Frechet distance to the validation images was 23 with 0.1 (the
 # discriminator wins), 3.4 with 1 and 3.4 with 5; after 3,000, 1.7 with 1 and 1.9 with 5.
 CONFIG = Config(

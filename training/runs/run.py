@@ -248,6 +248,7 @@ class Run:
             self._saved = _load(path, self.fabric.device)
             self.history = self._saved["history"]
             self.best_score = self._saved["best_score"]
+        self._check_shared()
         if self.leads:
             if resume:
                 notice(f"{self.folder}: {len(self.history)} of {self._total_epochs} epochs are done")
@@ -262,6 +263,15 @@ class Run:
             }
             write_atomically(config_path, (json.dumps(record, indent=2) + "\n").encode())
         self.fabric.barrier()
+
+    def _check_shared(self) -> None:
+        """Raise RunError unless all processes have read the same checkpoint, or none."""
+        epochs = len(self.history)
+        if self.mean(float(epochs)) != epochs or self.mean(float(epochs**2)) != epochs**2:
+            raise RunError(
+                f"not all processes see {epochs} finished epochs in {self.folder}: "
+                "expected a folder that all nodes share"
+            )
 
     def _check_unchanged(self, config: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
         changed = [

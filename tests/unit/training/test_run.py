@@ -1,6 +1,7 @@
 import json
 import math
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -228,3 +229,40 @@ def test_torchrun_trains_on_two_processes_and_one_writes(tmp_path: Path, data_di
     config = json.loads((tmp_path / "run" / CONFIG_FILE).read_text())
     assert config["hyperparameters"]["batch_size"] == 20
     assert config["command"].startswith("python -m training train cnn")
+
+
+def two_nodes(tmp_path: Path, data_dir: Path, run_dirs: tuple[str, str], *more: str) -> list[tuple[int, str]]:
+    """Train as two nodes of one process each: their exit codes, and what they said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nodes = []
+    for rank, run_dir in enumerate(run_dirs):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+        torchrun += ["--node-rank", str(rank), "--master-addr", "127.0.0.1", "--master-port", str(port)]
+        command = [*torchrun, *TRAIN[1:], "--data-dir", str(data_dir), "--run-dir", str(tmp_path / run_dir)]
+        nodes.append(subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True))
+    said = [node.communicate(timeout=240)[1] for node in nodes]
+    return [(node.returncode, text) for node, text in zip(nodes, said, strict=True)]
+
+
+@pytest.mark.slow
+def test_two_nodes_train_as_two_processes_of_one_node_do(tmp_path: Path, data_dir: Path) -> None:
+    first, second = two_nodes(tmp_path, data_dir, ("nodes", "nodes"))
+    assert (first[0], second[0]) == (0, 0), first[1] + second[1]
+    assert first[1].count("epoch 1 ") == 1
+    assert "epoch 1 " not in second[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, *TRAIN[1:], "--data-dir", str(data_dir), "--run-dir", str(tmp_path / "node")]
+    subprocess.run(command, capture_output=True, check=True)
+    nodes, node = (torch.load(tmp_path / name / CHECKPOINT_FILE) for name in ("nodes", "node"))
+    assert_equal(nodes["state"]["ema"], node["state"]["ema"])
+
+
+@pytest.mark.slow
+def test_nodes_that_do_not_share_the_folder_cannot_resume(tmp_path: Path, data_dir: Path) -> None:
+    alone = [*TRAIN, "--data-dir", str(data_dir), "--run-dir", str(tmp_path / "first")]
+    subprocess.run(alone, capture_output=True, check=True)
+    ends = two_nodes(tmp_path, data_dir, ("first", "second"), "--resume")
+    assert all(code != 0 for code, _ in ends)
+    assert any("expected a folder that all nodes share" in said for _, said in ends), ends
