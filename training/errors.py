@@ -4,6 +4,7 @@ TrainingError
 ├── ArgumentError       an argument that argparse alone cannot judge
 ├── DataError           the data cannot be used
 ├── RunError            the run cannot start or continue as asked
+│   └── DivergenceError a loss or a metric is not finite
 ├── ExportError         the model was not published
 ├── EvaluationError     the model cannot be evaluated on this data
 ├── SourceError         the model that another is to be made from does not fit
@@ -29,6 +30,10 @@ class DataError(TrainingError):
 
 class RunError(TrainingError):
     """The run cannot start or continue as asked; the message says why and what to do."""
+
+
+class DivergenceError(RunError):
+    """A loss or a metric is not finite: these hyperparameters do not train."""
 
 
 class ExportError(TrainingError):

@@ -26,7 +26,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
@@ -37,7 +37,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from training.errors import RunError
+from training.errors import DivergenceError, RunError
 from training.files import write_atomically
 from training.provenance.commit import commit
 from training.runs.curves import plot
@@ -89,10 +89,13 @@ class Run:
         precision: Precision = "32-true",
         resume: bool = False,
         progress_seconds: float = PROGRESS_SECONDS,
+        on_epoch: Callable[[Mapping[str, float]], None] | None = None,
     ) -> None:
         """Open the folder and launch Fabric.
 
         progress_seconds: the interval of the progress lines, if stderr is not a terminal.
+        on_epoch: called in every process with an epoch's metrics, after its checkpoint is written. What
+            it raises ends the run, which can be resumed.
         Raises RunError if the folder holds a run and `resume` is false, if it holds one with other
         hyperparameters, or if the device is missing.
         """
@@ -104,6 +107,7 @@ class Run:
         self._saved: dict[str, Any] | None = None
         self._bad_step: Tensor | None = None
         self._last_loss: Tensor | None = None
+        self._on_epoch = on_epoch
         self._epoch_started = time.monotonic()
         self._progress = Progress(epochs, progress_seconds, self._epoch_started)
         self.fabric = _fabric(device, precision)
@@ -171,7 +175,7 @@ class Run:
             notice(line)
 
     def check_loss(self, epoch: int, step: int, loss: Tensor) -> None:
-        """Note whether a step's loss is finite. Raises RunError with the step at which it was not.
+        """Note whether a step's loss is finite. Raises DivergenceError with the step at which it was not.
 
         The device is asked every LOSS_CHECK_STEPS steps, and by `end_epoch`: each time it must be waited for.
         """
@@ -186,13 +190,13 @@ class Run:
     def _require_finite(self, epoch: int, metrics: Mapping[str, float]) -> None:
         bad, self._bad_step = self._bad_step, None
         if bad is not None and int(bad) >= 0:
-            raise RunError(
+            raise DivergenceError(
                 f"the loss is not finite at step {int(bad) + 1} of epoch {epoch + 1}, expected a number: "
                 f"try a lower learning rate. {self.folder} keeps the {len(self.history)} epochs before"
             )
         for name, value in metrics.items():
             if not math.isfinite(value):
-                raise RunError(
+                raise DivergenceError(
                     f"{name} is {value} after epoch {epoch + 1}, expected a finite number. "
                     f"{self.folder} keeps the {len(self.history)} epochs before"
                 )
@@ -213,7 +217,7 @@ class Run:
     ) -> None:
         """Record an epoch's metrics and write the checkpoint; every process must call it.
 
-        Raises RunError, and writes nothing, if a loss of the epoch or a metric is not finite.
+        Raises DivergenceError, and writes nothing, if a loss of the epoch or a metric is not finite.
         score: higher is better; the weights of `best` at the highest score are kept in best.pt.
         """
         self._require_finite(epoch, metrics)
@@ -229,6 +233,8 @@ class Run:
             _save(self.folder / CHECKPOINT_FILE, self._checkpoint(state))
             self._write_metrics()
         self.fabric.barrier()
+        if self._on_epoch is not None:
+            self._on_epoch(self.history[-1])
 
     def finish(self) -> None:
         """Draw curves.png from the metrics."""

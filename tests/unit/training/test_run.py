@@ -4,7 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tests.support.idx_files import write_folder
-from training.errors import RunError
+from training.errors import DivergenceError, RunError
 from training.provenance.commit import commit
 from training.runs.averaging import averaged
 from training.runs.run import BEST_FILE, CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, Run
@@ -28,8 +28,14 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("data"))
 
 
-def new_run(folder: Path, epochs: int = 3, resume: bool = False, **hyperparameters: float) -> Run:
-    return Run(folder, hyperparameters, epochs=epochs, seed=7, device="cpu", resume=resume)
+def new_run(
+    folder: Path,
+    epochs: int = 3,
+    resume: bool = False,
+    on_epoch: Callable[[Mapping[str, float]], None] | None = None,
+    **hyperparameters: float,
+) -> Run:
+    return Run(folder, hyperparameters, epochs=epochs, seed=7, device="cpu", resume=resume, on_epoch=on_epoch)
 
 
 def train(run: Run, stop_after: int | None = None) -> dict[str, torch.Tensor]:
@@ -100,6 +106,22 @@ def test_resume_refuses_changed_hyperparameters(tmp_path: Path) -> None:
         new_run(tmp_path, resume=True, epochs=5, rate=0.2, width=3)
 
 
+def test_on_epoch_gets_each_epochs_metrics_and_may_end_the_run(tmp_path: Path) -> None:
+    seen: list[dict[str, float]] = []
+
+    def stop_after_two(metrics: Mapping[str, float]) -> None:
+        seen.append(dict(metrics))
+        if metrics["epoch"] == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(new_run(tmp_path / "cut", on_epoch=stop_after_two))
+    assert seen == metrics(tmp_path / "cut")
+    assert [line["epoch"] for line in seen] == [1, 2]
+    resumed = train(new_run(tmp_path / "cut", resume=True))
+    assert_equal(resumed, train(new_run(tmp_path / "whole")))
+
+
 @pytest.mark.parametrize("step", [0, 3, 150])
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_step(tmp_path: Path, step: int) -> None:
     train(new_run(tmp_path, epochs=1))
@@ -110,7 +132,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_step(tmp_path: Pa
         for each in range(step + 200):
             run.check_loss(2, each, torch.tensor(math.nan if each >= step else 1.0))
 
-    with pytest.raises(RunError, match=rf"loss is not finite at step {step + 1} of epoch 3"):
+    with pytest.raises(DivergenceError, match=rf"loss is not finite at step {step + 1} of epoch 3"):
         go_on()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
@@ -120,7 +142,9 @@ def test_a_metric_that_is_not_finite_keeps_the_last_checkpoint(tmp_path: Path, v
     train(new_run(tmp_path), stop_after=1)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     run = new_run(tmp_path, resume=True)
-    with pytest.raises(RunError, match=r"validation_loss is (nan|inf) after epoch 2, .* keeps the 1 epochs"):
+    with pytest.raises(
+        DivergenceError, match=r"validation_loss is (nan|inf) after epoch 2, .* keeps the 1 epochs"
+    ):
         run.end_epoch(1, {}, {"validation_loss": value})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
