@@ -1,9 +1,9 @@
-"""Commands: data, train, export, quantize, ensemble, compare, evaluate, sign.
+"""Commands: data, train, tune, export, quantize, ensemble, compare, evaluate, sign.
 
 Each reads its arguments and calls one function.
 
 A model family is a module with a configuration for each of its models, and two functions:
-`train(config, splits, run)` and `export(name, run_dir, splits, target)`. Only `train` and
+`train(config, splits, run)` and `export(name, run_dir, splits, target)`. Only `train`, `tune` and
 `export` load torch; the others work on images and ONNX files.
 """
 
@@ -22,7 +22,7 @@ from service.errors import RepositoryError
 from training.arguments import build_parser
 from training.datasets.fetch import fetch
 from training.datasets.splits import load
-from training.errors import TrainingError
+from training.errors import ArgumentError, TrainingError, TuningError
 from training.hyperparameters import changed
 from training.versions import Target
 
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {
         "data": _data,
         "train": _train,
+        "tune": _tune,
         "export": _export,
         "quantize": _quantize,
         "ensemble": _ensemble,
@@ -98,6 +99,36 @@ def _train(options: argparse.Namespace) -> int:
         resume=options.resume,
     )
     module.train(config, splits, run)
+    return 0
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from training.tuning.space import space_of
+
+    fixed = tuple(options.set or [])
+    space = space_of(options.model).without({change.partition("=")[0] for change in fixed})
+    if not space.fields:
+        raise ArgumentError("--set fixes every hyperparameter of the search space, expected one to search")
+    try:
+        from training.tuning.plan import Plan
+        from training.tuning.tune import cores, tune
+    except ImportError as error:
+        raise TuningError(f"tuning needs the extra `tuning`: {error}") from error
+    _, config = _family(options.model, fixed)
+    plan = Plan(
+        model=options.model,
+        family=MODELS[options.model][0],
+        config=dataclasses.replace(config, epochs=options.epochs),
+        fixed=fixed,
+        space=space,
+        folder=options.study_dir or Path("runs") / f"tune-{options.model}",
+        data_dir=options.data_dir,
+        data_digest=load(options.data_dir).digest,
+        trials=options.trials,
+        seed=options.seed,
+        device=options.device,
+    )
+    tune(plan, options.workers or cores())
     return 0
 
 

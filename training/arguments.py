@@ -19,7 +19,7 @@ def build_parser(
     actions = parser.add_subparsers(required=True, metavar="COMMAND")
     add = {"data": _add_data, "train": _add_train, "export": _add_export}
     add |= {"quantize": _add_quantize, "ensemble": _add_ensemble, "compare": _add_compare}
-    add |= {"evaluate": _add_evaluate, "sign": _add_sign}
+    add |= {"evaluate": _add_evaluate, "sign": _add_sign, "tune": _add_tune}
     for name, run in commands.items():
         command = add[name](actions)
         command.set_defaults(run=run)
@@ -74,6 +74,43 @@ def _add_train(actions: Any) -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--set", action="append", metavar="NAME=VALUE", help="change a hyperparameter; may be repeated"
+    )
+    return command
+
+
+def _add_tune(actions: Any) -> argparse.ArgumentParser:
+    about = (
+        "Search hyperparameters with short runs, judged on the validation images. Needs the extra `tuning`. "
+        "The same command again continues the study."
+    )
+    command = _add(actions, "tune", about)
+    command.add_argument("model", help="model to tune, such as mlp")
+    command.add_argument(
+        "--trials",
+        type=_positive,
+        default=20,
+        help="number of finished trials that the study shall have (default: %(default)s)",
+    )
+    command.add_argument(
+        "--epochs", type=_positive, default=4, help="number of epochs per trial (default: %(default)s)"
+    )
+    command.add_argument(
+        "--workers",
+        type=_positive,
+        help="number of processes that train trials, on one thread each (default: one per CPU core)",
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, help="seed of the search and of every run (default: 0)"
+    )
+    command.add_argument("--study-dir", type=Path, help="folder of the study (default: runs/tune-MODEL)")
+    command.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto (the default) prefers cuda"
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        metavar="NAME=VALUE",
+        help="fix a hyperparameter, which is then not searched; may be repeated",
     )
     return command
 

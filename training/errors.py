@@ -5,6 +5,7 @@ TrainingError
 ├── DataError           the data cannot be used
 ├── RunError            the run cannot start or continue as asked
 │   └── DivergenceError a loss or a metric is not finite
+├── TuningError         the study cannot start or continue as asked
 ├── ExportError         the model was not published
 ├── EvaluationError     the model cannot be evaluated on this data
 ├── SourceError         the model that another is to be made from does not fit
@@ -34,6 +35,10 @@ class RunError(TrainingError):
 
 class DivergenceError(RunError):
     """A loss or a metric is not finite: these hyperparameters do not train."""
+
+
+class TuningError(TrainingError):
+    """The study cannot start or continue as asked; the message says why and what to do."""
 
 
 class ExportError(TrainingError):

@@ -1,0 +1,56 @@
+import importlib
+from typing import Any
+
+import pytest
+
+from training.__main__ import MODELS
+from training.errors import TuningError
+from training.hyperparameters import changed
+from training.tuning.space import SPACES, Choice, Range, space_of, written
+
+
+def config_of(model: str) -> Any:
+    module, name = MODELS[model]
+    return getattr(importlib.import_module(module), name)
+
+
+FIELDS = [(model, name) for model, space in SPACES.items() for name in space.fields]
+
+
+@pytest.mark.parametrize(("model", "name"), FIELDS)
+def test_every_searched_value_is_one_that_train_accepts(model: str, name: str) -> None:
+    field = SPACES[model].fields[name]
+    ends = (field.low, field.high) if isinstance(field, Range) else field.values
+    for value in ends:
+        config = changed(model, config_of(model), f"{name}={written(field, value)}")
+        assert getattr(config, name) == value
+
+
+@pytest.mark.parametrize(("model", "name"), FIELDS)
+def test_the_default_is_a_point_of_the_space(model: str, name: str) -> None:
+    field, default = SPACES[model].fields[name], getattr(config_of(model), name)
+    inside = field.low <= default <= field.high if isinstance(field, Range) else default in field.values
+    assert inside
+    assert type(default)(written(field, default)) == default
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("gan", "gan has no validation metric to search by, expected one of cnn, mlp, vae"),
+        ("rnn", "'rnn' is no model with a search space, expected one of cnn, mlp, vae"),
+    ],
+)
+def test_a_model_without_a_space_is_named(model: str, message: str) -> None:
+    with pytest.raises(TuningError, match=message):
+        space_of(model)
+
+
+def test_a_range_is_written_with_four_digits() -> None:
+    assert written(Range(1e-4, 1.0, log=True), 0.00123456) == "0.001235"
+    assert written(Choice((64, 128)), 128) == "128"
+
+
+def test_a_fixed_field_is_not_searched() -> None:
+    assert "batch_size" not in SPACES["vae"].without({"batch_size", "epochs"}).fields
+    assert "batch_size" in SPACES["vae"].fields
