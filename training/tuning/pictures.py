@@ -17,11 +17,12 @@ def plot_history(plan: Plan, trials: Sequence[FrozenTrial], path: Path) -> None:
     plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    numbers, last = [trial.number for trial in complete], max(trial.number for trial in trials)
     values = [trial.value for trial in complete if trial.value is not None]
     better = max if plan.space.maximize else min
     best = [better(values[: i + 1]) for i in range(len(values))]
-    left.plot([trial.number for trial in complete], values, "o", label="complete")
-    left.step([trial.number for trial in complete], best, where="post", label="best so far")
+    left.plot(numbers, values, "o", label="complete")
+    left.step([*numbers, last], [*best, best[-1]], where="post", label="best so far")
     for trial in complete:
         if is_default(plan, trial):
             left.axhline(trial.value, color="grey", linestyle="--", linewidth=1, label="default")
@@ -30,8 +31,10 @@ def plot_history(plan: Plan, trials: Sequence[FrozenTrial], path: Path) -> None:
         pruned = trial.state == TrialState.PRUNED
         colour = "tab:red" if pruned else "tab:blue"
         right.plot(list(seen), list(seen.values()), color=colour, alpha=0.5, marker="x" if pruned else "o")
-    left.set(title="trials", xlabel="trial", ylabel=plan.space.metric)
-    right.set(title="by epoch; red: pruned", xlabel="epoch", xticks=range(1, plan.config.epochs + 1))
+    left.set(title="complete trials", xlabel="trial", ylabel=plan.space.metric, xlim=(-0.5, last + 0.5))
+    right.set(title="by epoch; red: pruned", xlabel="epoch")
+    for axis in (left, right):
+        axis.xaxis.get_major_locator().set_params(integer=True)
     left.legend(fontsize="small")
     _save(figure, path)
 

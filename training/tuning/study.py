@@ -70,9 +70,9 @@ def open_study(plan: Plan) -> Iterator[Study]:
 def pruner(epochs: int) -> MedianPruner:
     """Stop a trial whose best value so far is worse than the median of the others at the same epoch.
 
-    Not Hyperband: of 3 or 4 epochs it makes two brackets, one of which prunes nothing, and the sampler
-    would learn from each bracket separately. In the first quarter of its epochs no trial is pruned,
-    because a long warm-up looks worse there than it ends.
+    Not Hyperband: of 3 or 4 epochs it makes two brackets, and half of the trials would not be pruned
+    before epoch 3. In the first quarter of its epochs no trial is pruned, because a long warm-up looks
+    worse there than it ends.
     """
     # The epochs are counted from 1, as in metrics.jsonl.
     return MedianPruner(n_startup_trials=UNPRUNED_TRIALS, n_warmup_steps=math.ceil(epochs / 4) + 1)

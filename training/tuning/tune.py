@@ -1,8 +1,10 @@
 """The command `tune`: starts the workers, watches them, and reports the study."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -38,7 +40,7 @@ def tune(plan: Plan, workers: int) -> None:
             report(plan, study)
         if lost > 0:
             raise TuningError(
-                f"{plan.trials - lost} of {plan.trials} trials are done, because workers were killed: "
+                f"{plan.trials - lost} of {plan.trials} trials are done, because workers ended early: "
                 f"run the command again for the others"
             )
 
@@ -51,7 +53,8 @@ class _Worker:
         self.problems: Connection
         self.problems, other = context.Pipe(duplex=False)
         self.process: SpawnProcess = context.Process(target=work, args=(plan, other), daemon=True)
-        self.process.start()
+        with _interrupts_ignored():
+            self.process.start()
         other.close()
 
     def check(self) -> None:
@@ -61,6 +64,20 @@ class _Worker:
         except EOFError:
             return
         raise TuningError(message) if status == 2 else OSError(message)
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C, which a process started meanwhile goes on to do.
+
+    A terminal sends it to every process. Only the parent obeys, and kills the workers: one that is still
+    importing would print a traceback.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _work(plan: Plan, study: Study, count: int) -> None:

@@ -6,7 +6,6 @@ import importlib
 import io
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
@@ -30,7 +29,6 @@ LOG_FILE = "training.log"
 
 def work(plan: Plan, problems: Connection) -> None:
     """Train trials on one thread. Sends (exit status, message) through `problems` if it must stop early."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
     torch.set_num_threads(1)
     # tqdm's own lock is a semaphore, which Python would report on stderr if this process is killed.
     tqdm.set_lock(threading.RLock())

@@ -55,7 +55,9 @@ def metrics(run_dir: Path) -> list[dict[str, float]]:
 
 def start(arguments: Sequence[str]) -> "subprocess.Popen[str]":
     whole = [sys.executable, "-m", "training", *arguments]
-    return subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def wait_for_a_trial(process: "subprocess.Popen[str]") -> None:
@@ -132,10 +134,10 @@ def test_a_killed_worker_loses_only_its_trial(
         wait_for_a_trial(process)
         worker = study_of(folder).trials[0].user_attrs["worker"]
         os.kill(worker, signal.SIGKILL)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=200)
     assert process.returncode == 2
     assert f"worker {worker} was killed by SIGKILL; its trial is lost" in said
-    assert said.splitlines()[-1].endswith("because workers were killed: run the command again for the others")
+    assert said.splitlines()[-1].endswith("because workers ended early: run the command again for the others")
     done = states(folder).count("complete") + states(folder).count("pruned")
     assert 1 <= done < 6
     assert main(command(data_dir, folder, trials=6, workers=2, epochs=20)) == 0
@@ -152,8 +154,9 @@ def test_an_interrupted_command_keeps_its_finished_trials(
     with start(command(data_dir, folder, trials=50, workers=1, epochs=20)) as process:
         wait_for_a_trial(process)
         workers = {trial.user_attrs.get("worker", 0) for trial in study_of(folder).trials} - {0}
-        process.send_signal(how)
-        _, said = process.communicate(timeout=60)
+        # A terminal sends Ctrl-C to the whole group, an orchestrator ends the command's process.
+        os.killpg(process.pid, how) if how == signal.SIGINT else process.send_signal(how)
+        _, said = process.communicate(timeout=200)
     assert process.returncode == status
     unexpected = [line for line in said.splitlines() if not line.startswith("trial ")]
     assert unexpected == (["interrupted"] if how == signal.SIGINT else [])
