@@ -115,6 +115,8 @@ def _tune(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise TuningError(f"tuning needs the extra `tuning`: {error}") from error
     _, config = _family(options.model, fixed)
+    if space.metric == "validation_distance" and config.judge == "none":
+        raise TuningError(f"{options.model} logs no {space.metric} without a judge: give --set judge=FOLDER")
     plan = Plan(
         model=options.model,
         family=MODELS[options.model][0],

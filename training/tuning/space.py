@@ -78,6 +78,30 @@ SPACES = {
             "elastic_alpha": Range(0.0, 40.0),
         },
     ),
+    "vit": Space(
+        "validation_loss",
+        maximize=False,
+        fields={
+            "learning_rate": Range(5e-4, 1e-2, log=True),
+            "weight_decay": Range(1e-3, 0.3, log=True),
+            "batch_size": Choice((64, 128, 256)),
+            "warm_up": Range(0.05, 0.5),
+            "dropout": Range(0.0, 0.3),
+            "elastic_alpha": Range(0.0, 40.0),
+        },
+    ),
+    # The distance of the samples in the judge's features: a GAN's losses do not measure them.
+    "gan": Space(
+        "validation_distance",
+        maximize=False,
+        fields={
+            "learning_rate": Range(5e-5, 1e-3, log=True),
+            "beta1": Range(0.0, 0.7),
+            "batch_size": Choice((32, 64, 128)),
+            "r1_gamma": Range(0.1, 10.0, log=True),
+            "latent": Choice((50, 100, 200)),
+        },
+    ),
     "vae": Space(
         "validation_elbo",
         maximize=True,
@@ -96,10 +120,9 @@ def space_of(model: str) -> Space:
     """The space of a model. Raises TuningError for one without a space."""
     if model in SPACES:
         return SPACES[model]
-    expected = f"expected one of {', '.join(sorted(SPACES))}"
-    if model == "gan":  # its run's score is the number of the epoch
-        raise TuningError(f"gan has no validation metric to search by, {expected}")
-    raise TuningError(f"{model!r} is no model with a search space, {expected}")
+    raise TuningError(
+        f"{model!r} is no model with a search space, expected one of {', '.join(sorted(SPACES))}"
+    )
 
 
 def written(field: Range | Choice, value: float | str) -> str:
