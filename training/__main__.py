@@ -97,6 +97,7 @@ def _train(options: argparse.Namespace) -> int:
         device=options.device,
         precision=config.precision,
         resume=options.resume,
+        loggers=options.logger or ["csv"],
     )
     module.train(config, splits, run)
     return 0

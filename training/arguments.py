@@ -52,6 +52,13 @@ def _add_train(actions: Any) -> argparse.ArgumentParser:
     )
     command.add_argument("--epochs", type=_positive, help="number of epochs (default: the model's own)")
     command.add_argument(
+        "--logger",
+        action="append",
+        choices=["csv", "tensorboard"],
+        help="also log the epochs' metrics in this format, to logs/ in the run's folder; may be repeated "
+        "(default: csv). tensorboard needs the extra `tensorboard`",
+    )
+    command.add_argument(
         "--precision",
         choices=["32-true", "bf16-mixed", "16-mixed"],
         help="arithmetic of training (default: the model's own). Exported models are always 32-bit",

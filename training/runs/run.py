@@ -1,11 +1,12 @@
 """One training run: its folder, devices, seeds, checkpoints and metrics. Knows nothing of any model.
 
-A run's folder holds config.json (every hyperparameter, the command and the commit), checkpoint.pt (the whole
-state after the last finished epoch), best.pt (the weights of the best epoch, for runs that give a
-score), metrics.jsonl (one line per epoch) and curves.png. All are replaced atomically, so a run may be
-killed at any time; `resume` continues after the last finished epoch. All randomness is keyed by
-(seed, epoch, step), never drawn from a stream that a restart would lose, so on one CPU process a
-resumed run ends with the same bits as one that was never interrupted.
+A run's folder holds config.json (every hyperparameter, the command and the commit), checkpoint.pt (the
+whole state after the last finished epoch), best.pt (the weights of the best epoch, for runs that give a
+score), metrics.jsonl (one line per epoch), curves.png and logs/ (the same metrics for other tools). All
+but the logs, which follow the checkpoint, are replaced atomically, so a run may be killed at any time;
+`resume` continues after the last finished epoch. All randomness is keyed by (seed, epoch, step), never
+drawn from a stream that a restart would lose, so on one CPU process a resumed run ends with the same bits
+as one that was never interrupted.
 
 How a model uses it (see training/families/classifier.py):
 
@@ -26,7 +27,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
@@ -41,6 +42,7 @@ from training.errors import DivergenceError, RunError
 from training.files import write_atomically
 from training.provenance.commit import commit
 from training.runs.curves import plot
+from training.runs.loggers import Loggers
 from training.runs.progress import Progress, summary
 from training.terminal import command_line, notice
 
@@ -90,12 +92,14 @@ class Run:
         resume: bool = False,
         progress_seconds: float = PROGRESS_SECONDS,
         on_epoch: Callable[[Mapping[str, float]], None] | None = None,
+        loggers: Sequence[str] = (),
     ) -> None:
         """Open the folder and launch Fabric.
 
         progress_seconds: the interval of the progress lines, if stderr is not a terminal.
         on_epoch: called in every process with an epoch's metrics, after its checkpoint is written. What
             it raises ends the run, which can be resumed.
+        loggers: see training/runs/loggers.py.
         Raises RunError if the folder holds a run and `resume` is false, if it holds one with other
         hyperparameters, or if the device is missing.
         """
@@ -113,6 +117,7 @@ class Run:
         self.fabric = _fabric(device, precision)
         torch.manual_seed(self.key())
         self._open(dict(hyperparameters) | {"precision": precision, "seed": seed, "epochs": epochs}, resume)
+        self._loggers = Loggers(loggers if self.leads else (), folder, self.history)
 
     @property
     def leads(self) -> bool:
@@ -232,6 +237,7 @@ class Run:
                 _save(self.folder / BEST_FILE, best.state_dict())
             _save(self.folder / CHECKPOINT_FILE, self._checkpoint(state))
             self._write_metrics()
+            self._loggers.log(self.history[-1])
         self.fabric.barrier()
         if self._on_epoch is not None:
             self._on_epoch(self.history[-1])
