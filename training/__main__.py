@@ -145,7 +145,7 @@ def _sign(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     module, _ = _family(options.model, [])
-    target = Target(options.models_dir, options.version, options.force)
+    target = Target(options.models_dir, options.version, options.force, options.weights)
     from training.runs.finished import check_data, check_model
 
     run_dir, splits = options.run_dir or Path("runs") / options.model, load(options.data_dir)

@@ -133,6 +133,11 @@ def _add_export(actions: Any) -> argparse.ArgumentParser:
         action="store_true",
         help="replace the version if it exists, and publish one that is much worse than the last",
     )
+    command.add_argument(
+        "--weights",
+        action="store_true",
+        help="put the run's weights next to the graph, as weights.safetensors, for further training",
+    )
     return command
 
 

@@ -28,15 +28,16 @@ def read_verified(folder: Path) -> Manifest:
 
 @dataclass(frozen=True)
 class Target:
-    """Where to publish: models_dir/<name>/<version>.
+    """Where to publish, and what: models_dir/<name>/<version>.
 
     version: None means the next free one. force: replace the version if it exists, and publish one that is
-    much worse than the last.
+    much worse than the last. weights: put the run's weights next to the graph, for further training.
     """
 
     models_dir: Path
     version: int | None = None
     force: bool = False
+    weights: bool = False
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from training.onnx_files import Arrays, save_graph
 from training.provenance.bom import Considerations, write_bom
 from training.provenance.commit import commit
 from training.provenance.metadata import describe_graph
-from training.runs.finished import check_data, copy_log, read_command
+from training.runs.finished import check_data, copy_log, copy_weights, read_command
 from training.terminal import command_line
 from training.versions import Target, staging
 
@@ -76,6 +76,9 @@ def publish(models: Sequence[Model], *, splits: Splits, run_dir: Path, target: T
     with staging([model.name for model in models], target) as staged:
         drafts = [_draft(*pair, splits, run_dir) for pair in zip(models, staged, strict=True)]
         differences = [_stage_graph(*each) for each in zip(models, staged, drafts, strict=True)]
+        if target.weights:
+            for folder in staged:
+                copy_weights(run_dir, folder)
         for model, folder, draft, difference in zip(models, staged, drafts, differences, strict=True):
             metrics = _describe(model, folder, draft, difference, splits, run_dir).metrics
             check_floor(target.models_dir, model.name, metrics, int(folder.name), force=target.force)

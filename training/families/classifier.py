@@ -247,7 +247,7 @@ def _convolution(inputs: int, outputs: int, size: int, stride: int = 1, padding:
 
 
 def train(config: Config, splits: Splits, run: Run) -> None:
-    """Train to the end of the run; best.pt then holds the averaged weights of the best epoch."""
+    """Train to the end of the run; best.safetensors then holds the averaged weights of the best epoch."""
     device = run.fabric.device
     images, labels = to_tensors(splits.train, device)
     validation = to_tensors(splits.validation, device)

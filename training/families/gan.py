@@ -277,7 +277,7 @@ class Adversaries:
 
 
 def train(config: Config, splits: Splits, run: Run) -> None:
-    """Train to the end of the run; best.pt then holds the averaged generator of the best epoch.
+    """Train to the end of the run; best.safetensors then holds the averaged generator of the best epoch.
 
     That is the one whose samples have the smallest Frechet distance to the validation images, because the
     losses of a GAN do not measure its samples; without a judge it is the last. Samples of fixed z are drawn

@@ -214,7 +214,7 @@ def kl_weight(step: int, steps: int, warm_up: float) -> float:
 
 
 def train(config: Config, splits: Splits, run: Run) -> None:
-    """Train to the end of the run; best.pt then holds the averaged weights of the best validation ELBO.
+    """Train to the end of the run; best.safetensors then holds the averaged weights with the best ELBO.
 
     The ELBO measures encoder and decoder; the quality of samples alone would not see the encoder. After
     every epoch samples of fixed z and reconstructions of validation images are drawn to samples.png and

@@ -3,23 +3,51 @@
 import json
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import safetensors.torch
 import torch
-from torch import nn
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from training.datasets.splits import Splits
 from training.errors import ExportError
-from training.runs.run import BEST_FILE, CONFIG_FILE, CURVES_FILE, METRICS_FILE
+from training.runs.run import BEST_FILE, CONFIG_FILE, CURVES_FILE, METRICS_FILE, OLD_BEST_FILE, to_safetensors
 
 # The name of a run's metrics.jsonl next to the model.
 TRAINING_FILE = "training.jsonl"
 
+# The name of a run's best weights next to the model.
+WEIGHTS_FILE = "weights.safetensors"
+
 
 def load_weights(network: nn.Module, run_dir: Path) -> None:
-    """Load the weights of a run's best epoch into a network, and set it to eval mode."""
-    network.load_state_dict(torch.load(_file(run_dir, BEST_FILE), map_location="cpu", weights_only=True))
+    """Load the weights of a run's best epoch into a network, and set it to eval mode.
+
+    Raises ExportError if they are missing or cannot be read.
+    """
+    network.load_state_dict(read_weights(run_dir))
     network.eval()
+
+
+def read_weights(run_dir: Path) -> dict[str, Tensor]:
+    """The weights of a run's best epoch, on the CPU; also those of a run that kept them in best.pt.
+
+    Raises ExportError if they are missing or cannot be read.
+    """
+    old = run_dir / OLD_BEST_FILE
+    path = old if old.is_file() else _file(run_dir, BEST_FILE)
+    try:
+        if path == old:
+            weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+            return weights
+        return safetensors.torch.load(path.read_bytes())
+    except (SafetensorError, RuntimeError, EOFError, UnpicklingError) as error:
+        first = str(error).partition("\n")[0]
+        raise ExportError(
+            f"{path} cannot be read ({first}), expected the weights of the best epoch"
+        ) from None
 
 
 def read_hyperparameters(run_dir: Path) -> dict[str, Any]:
@@ -61,6 +89,11 @@ def copy_log(run_dir: Path, folder: Path) -> None:
     for source, copy in ((METRICS_FILE, TRAINING_FILE), (CURVES_FILE, CURVES_FILE)):
         if (run_dir / source).is_file():
             shutil.copyfile(run_dir / source, folder / copy)
+
+
+def copy_weights(run_dir: Path, folder: Path) -> None:
+    """Write the weights of a run's best epoch next to the model, as they were trained. Raises ExportError."""
+    (folder / WEIGHTS_FILE).write_bytes(to_safetensors(read_weights(run_dir)))
 
 
 def _file(run_dir: Path, name: str) -> Path:

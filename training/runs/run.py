@@ -1,9 +1,9 @@
 """One training run: its folder, devices, seeds, checkpoints and metrics. Knows nothing of any model.
 
 A run's folder holds config.json (every hyperparameter, the command and the commit), checkpoint.pt (the
-whole state after the last finished epoch), best.pt (the weights of the best epoch, for runs that give a
-score), metrics.jsonl (one line per epoch), curves.png and logs/ (the same metrics for other tools). All
-but the logs, which follow the checkpoint, are replaced atomically, so a run may be killed at any time;
+whole state after the last finished epoch), best.safetensors (the weights of the best epoch, for runs that
+give a score), metrics.jsonl (one line per epoch), curves.png and logs/ (the same metrics for other tools).
+All but the logs, which follow the checkpoint, are replaced atomically, so a run may be killed at any time;
 `resume` continues after the last finished epoch. All randomness is keyed by (seed, epoch, step), never
 drawn from a stream that a restart would lose, so on one CPU process a resumed run ends with the same bits
 as one that was never interrupted.
@@ -33,6 +33,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal, Protocol, cast, get_args
 
+import safetensors.torch
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -50,7 +51,8 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 CHECKPOINT_FILE = "checkpoint.pt"
-BEST_FILE = "best.pt"
+BEST_FILE = "best.safetensors"
+OLD_BEST_FILE = "best.pt"  # of runs that were started before the weights were safetensors
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
@@ -223,7 +225,7 @@ class Run:
         """Record an epoch's metrics and write the checkpoint; every process must call it.
 
         Raises DivergenceError, and writes nothing, if a loss of the epoch or a metric is not finite.
-        score: higher is better; the weights of `best` at the highest score are kept in best.pt.
+        score: higher is better; the weights of `best` at the highest score are kept in best.safetensors.
         """
         self._require_finite(epoch, metrics)
         seconds = round(time.monotonic() - self._epoch_started, 1)
@@ -232,9 +234,10 @@ class Run:
         if score is not None and improved:
             self.best_score = score
         if self.leads:
-            # Write best.pt first: if killed in between, the epoch is repeated with the same result.
+            # Write the best weights first: if killed in between, the epoch is repeated with the same result.
             if improved and best is not None:
-                _save(self.folder / BEST_FILE, best.state_dict())
+                write_atomically(self.folder / BEST_FILE, to_safetensors(best.state_dict()))
+                (self.folder / OLD_BEST_FILE).unlink(missing_ok=True)
             _save(self.folder / CHECKPOINT_FILE, self._checkpoint(state))
             self._write_metrics()
             self._loggers.log(self.history[-1])
@@ -316,6 +319,15 @@ def _load(path: Path, device: torch.device) -> dict[str, Any]:
         raise RunError(
             f"{path} cannot be read ({first}), expected a whole checkpoint: give another --run-dir"
         ) from None
+
+
+def to_safetensors(weights: Mapping[str, Tensor]) -> bytes:
+    """Weights by name, as safetensors: a format that holds tensors and nothing that could run."""
+    # Copies, because the format knows neither memory formats nor two names for the same memory.
+    copies = {
+        name: torch.clone(each, memory_format=torch.contiguous_format) for name, each in weights.items()
+    }
+    return safetensors.torch.save(copies, {"format": "pt"})
 
 
 def _save(path: Path, content: Mapping[str, Any]) -> None:

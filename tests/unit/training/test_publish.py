@@ -5,6 +5,8 @@ from typing import Any
 
 import onnx
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from service.models.folder import CARD_FILE, read_info
 from service.models.manifest import (
@@ -23,7 +25,8 @@ from training.errors import ExportError
 from training.export.publish import Model, publish
 from training.provenance.bom import BOM_FILE
 from training.provenance.commit import commit
-from training.runs.finished import TRAINING_FILE
+from training.runs.finished import TRAINING_FILE, WEIGHTS_FILE
+from training.runs.run import to_safetensors
 from training.versions import Target
 
 pytestmark = pytest.mark.slow
@@ -121,6 +124,17 @@ def test_run_that_is_exported_twice_gives_the_same_bytes(
         publish([model(splits)], splits=splits, run_dir=run_dir, target=target)
         seen.append(files(tmp_path / "models"))
     assert seen[0] == seen[1]
+
+
+def test_weights_are_published_only_if_asked_for(tmp_path: Path, splits: Splits, run_dir: Path) -> None:
+    weights = LinearClassifier(0.0).state_dict()
+    (run_dir / "best.safetensors").write_bytes(to_safetensors(weights))
+    target = Target(tmp_path / "models", weights=True)
+    (folder,) = publish([model(splits)], splits=splits, run_dir=run_dir, target=target)
+    published = load_file(folder / WEIGHTS_FILE)
+    assert published.keys() == weights.keys()
+    assert all(torch.equal(published[name], weights[name]) for name in weights)
+    assert f'"{WEIGHTS_FILE}"' in (folder / BOM_FILE).read_text()
 
 
 def test_graph_that_differs_from_torch_is_not_published(

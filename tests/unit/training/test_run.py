@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from tests.support.idx_files import write_folder
-from training.errors import DivergenceError, RunError
+from training.errors import DivergenceError, ExportError, RunError
 from training.provenance.commit import commit
 from training.runs.averaging import averaged
-from training.runs.run import BEST_FILE, CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, Run
+from training.runs.finished import load_weights
+from training.runs.run import BEST_FILE, CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, OLD_BEST_FILE, Run
 
 # The smaller of the two classifiers, on 220 images: an epoch takes a fraction of a second.
 TRAIN = [sys.executable, "-m", "training", "train", "cnn", "--device", "cpu", "--threads", "1"]
@@ -182,9 +184,42 @@ def test_best_weights_have_the_highest_score(tmp_path: Path) -> None:
     train(new_run(tmp_path / "first"), stop_after=1)
     run = new_run(tmp_path / "all")
     train(run)
-    first, best = (torch.load(tmp_path / name / BEST_FILE) for name in ("first", "all"))
+    first, best = (load_file(tmp_path / name / BEST_FILE) for name in ("first", "all"))
     assert_equal(best, first)
     assert run.best_score == 0
+
+
+def test_weights_in_any_memory_format_are_kept_bit_for_bit(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network[1].num_batches_tracked += 7
+    run = new_run(tmp_path)
+    run.end_epoch(0, {}, {}, score=1.0, best=network)
+    copy = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    load_weights(copy, tmp_path)
+    assert_equal(copy.state_dict(), network.state_dict())
+    content = (tmp_path / BEST_FILE).read_bytes()
+    run.end_epoch(1, {}, {}, score=2.0, best=network)
+    assert (tmp_path / BEST_FILE).read_bytes() == content
+
+
+def test_weights_of_an_older_run_are_read_until_better_ones_replace_them(tmp_path: Path) -> None:
+    old, better, seen = (nn.Linear(2, 3) for _ in range(3))
+    torch.save(old.state_dict(), tmp_path / OLD_BEST_FILE)
+    load_weights(seen, tmp_path)
+    assert_equal(seen.state_dict(), old.state_dict())
+    new_run(tmp_path).end_epoch(0, {}, {}, score=1.0, best=better)
+    assert not (tmp_path / OLD_BEST_FILE).exists()
+    load_weights(seen, tmp_path)
+    assert_equal(seen.state_dict(), better.state_dict())
+
+
+@pytest.mark.parametrize("name", [BEST_FILE, OLD_BEST_FILE])
+@pytest.mark.parametrize("content", [b"", b"not weights", b"\xff" * 100])
+def test_weights_that_cannot_be_read_are_one_clear_error(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ExportError, match=r"best\.\w+ cannot be read \(.*\), expected the weights"):
+        load_weights(nn.Linear(2, 3), tmp_path)
 
 
 def test_batches_hold_every_row_once_in_a_new_order(tmp_path: Path) -> None:
