@@ -58,7 +58,7 @@ class Workshop:
 
 
 def make(folder: Path) -> Workshop:
-    """Train and export cnn, gan and vae."""
+    """Train and export cnn, gan and vae; the judge of samples is the cnn under another name."""
     data_dir = write_folder(folder / "data")
     workshop = Workshop(data_dir, load(data_dir), folder / "runs", folder / "models")
     judge = str(workshop.models / "cnn" / "1")
@@ -71,6 +71,8 @@ def make(folder: Path) -> Workshop:
         origin = {"model": name, "data_digest": workshop.splits.digest}
         module.train(config, workshop.splits, new_run(run_dir, config, origin=origin))
         module.export(name, run_dir, workshop.splits, Target(workshop.models))
+        if name == "cnn":
+            module.export("judge", run_dir, workshop.splits, Target(workshop.models))
     return workshop
 
 

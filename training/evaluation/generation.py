@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from service.content.latents import draw_latents
 from training.datasets.splits import Splits, spread
 from training.evaluation.judge import Judge
-from training.evaluation.metrics import Metrics, frechet_distance, precision_recall
+from training.evaluation.metrics import Metrics, class_distance, frechet_distance, precision_recall
 from training.onnx_files import open_session, run_in_parts
 
 # The seed of the z of the samples that are measured and drawn.
@@ -22,8 +22,10 @@ def generation(path: Path, splits: Splits, judge: Judge) -> Metrics:
     """The metrics of a generator's samples: one sample per test image, with its label.
 
     Names that start with `real` are measured on as many training images in place of the samples: a
-    perfect generator would get these, not 0 and 1. (The CNN has seen these images in training, so its
-    agreement with their labels is that of a training set.)
+    perfect generator would get these, not 0 and 1. (The judge has seen these images in training, so its
+    agreement with their labels is that of a training set.) label_agreement is the fraction of the samples
+    that the judge reads as requested, worst_label_agreement that of the worst class; class_distance is the
+    mean distance between two samples of a class.
     """
     reference, _ = judge(splits.test.images)
     labels = splits.test.labels
@@ -44,11 +46,16 @@ def _quality(
     precision, recall = precision_recall(
         reference[spread(len(reference), NEIGHBOUR_ROWS)], features[spread(len(features), NEIGHBOUR_ROWS)]
     )
+    right = seen == labels
     return {
         f"{prefix}frechet_distance": round(frechet_distance(features, reference), 6),
         f"{prefix}precision": round(precision, 6),
         f"{prefix}recall": round(recall, 6),
-        f"{prefix}label_agreement": round(float((seen == labels).mean()), 6),
+        f"{prefix}class_distance": round(class_distance(features, labels), 6),
+        f"{prefix}label_agreement": round(float(right.mean()), 6),
+        f"{prefix}worst_label_agreement": round(
+            min(float(right[labels == label].mean()) for label in np.unique(labels)), 6
+        ),
     }
 
 

@@ -1,4 +1,8 @@
-"""The judge of generated images: a CNN that labels them and computes the features that compare them."""
+"""The judge of generated images: a classifier that labels them, and whose features compare them.
+
+Two classifiers do it. One watches the epochs of a training and chooses one (training/evaluation/epochs.py);
+the published figures come from the other, which nothing was chosen by.
+"""
 
 from pathlib import Path
 
@@ -13,12 +17,12 @@ from training.evaluation.metrics import Metrics
 from training.onnx_files import open_session, run_in_parts
 from training.versions import read_verified
 
-# The model that judges generated images.
-JUDGE = "cnn"
+# The model whose judgement is published.
+JUDGE = "judge"
 
 
 class Judge:
-    """The CNN as judge of generated images; it was trained on the same data.
+    """A published classifier as judge of generated images; it was trained on the same data.
 
     identity: its name, version and the first digits of its SHA-256, as metrics.
     """
@@ -39,7 +43,7 @@ class Judge:
 
 
 def latest_judge(models_dir: Path, splits: Splits) -> Judge:
-    """The highest version of the CNN that belongs to this data. Raises EvaluationError."""
+    """The highest version of the second judge that belongs to this data. Raises EvaluationError."""
     folders = version_folders(models_dir / JUDGE, holding=MANIFEST_FILE).values()
     suitable = [each for each in folders if read_manifest(each).metrics.get("data_digest") == splits.digest]
     if not suitable:

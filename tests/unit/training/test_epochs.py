@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from tests.support.idx_files import write_folder
 from tests.support.tiny_runs import GAN, Workshop, new_run
@@ -74,7 +75,7 @@ def test_the_best_checkpoint_is_that_of_the_smallest_distance(tmp_path: Path, wo
     class Watching(type(new_run(tmp_path / "kind", config))):  # type: ignore[misc]
         def end_epoch(self, *arguments: object, **options: object) -> None:
             super().end_epoch(*arguments, **options)
-            best.append(torch.load(self.folder / BEST_FILE)["embedding"].clone())
+            best.append(load_file(self.folder / BEST_FILE)["embedding"])
             distances.append(self.history[-1]["validation_distance"])
 
     gan.train(config, workshop.splits, new_run(tmp_path / "run", config, kind=Watching))

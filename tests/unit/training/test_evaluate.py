@@ -49,7 +49,7 @@ def test_untouched_models_of_every_task_agree(workshop: Workshop, capsys: pytest
     assert evaluate([], workshop.models, workshop.splits)
     said = capsys.readouterr().out
     assert "DIFFERS" not in said
-    for model in ("cnn/1", "gan/1", "vae/1", "vae-encoder/1"):
+    for model in ("cnn/1", "judge/1", "gan/1", "vae/1", "vae-encoder/1"):
         metrics = json.loads((workshop.models / model / MANIFEST_FILE).read_text())["metrics"]
         seen = {line.split()[1] for line in said.splitlines() if line.startswith(f"{model} ")}
         assert seen == metrics.keys() - {"data", "data_digest"}
@@ -84,12 +84,12 @@ def test_other_data_is_refused(tmp_path: Path, workshop: Workshop) -> None:
 
 
 def test_generator_keeps_its_first_judge(workshop: Workshop, models: Path) -> None:
-    shutil.copytree(models / "cnn" / "1", models / "cnn" / "2")
-    change(models / "cnn" / "2", lambda content: content.update(version=2))
-    assert latest_judge(models, workshop.splits).identity["classifier"] == "cnn/2"
+    shutil.copytree(models / "judge" / "1", models / "judge" / "2")
+    change(models / "judge" / "2", lambda content: content.update(version=2))
+    assert latest_judge(models, workshop.splits).identity["classifier"] == "judge/2"
     assert evaluate(["gan"], models, workshop.splits)
-    shutil.rmtree(models / "cnn" / "1")
-    with pytest.raises(EvaluationError, match=r"cnn/1, which judged .*gan/1, is missing"):
+    shutil.rmtree(models / "judge" / "1")
+    with pytest.raises(EvaluationError, match=r"judge/1, which judged .*gan/1, is missing"):
         evaluate(["gan"], models, workshop.splits)
 
 

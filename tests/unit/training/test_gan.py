@@ -157,8 +157,9 @@ def test_published_generator_names_its_tensors_and_metrics(workshop: Workshop) -
         ("images", "UINT8", (-1, SIDE, SIDE)),
     ]
     assert manifest.metrics["samples"] == len(workshop.splits.test)
-    assert manifest.metrics["classifier"] == "cnn/1"
-    quality = {"frechet_distance", "precision", "recall", "label_agreement"}
+    assert manifest.metrics["classifier"] == "judge/1"
+    quality = {"frechet_distance", "precision", "recall", "class_distance"}
+    quality |= {"label_agreement", "worst_label_agreement"}
     assert quality | {f"real_{name}" for name in quality} < manifest.metrics.keys()
     assert np.asarray(Image.open(folder / gan.SAMPLES_FILE)).shape == (280, 280)
 
@@ -176,7 +177,7 @@ def test_published_generator_accepts_any_rows_and_labels(workshop: Workshop) -> 
         assert images.dtype == np.uint8
 
 
-def test_export_without_a_cnn_says_what_to_run(tmp_path: Path, workshop: Workshop) -> None:
-    with pytest.raises(EvaluationError, match="first run python -m training train cnn and python -m"):
+def test_export_without_a_judge_says_what_to_run(tmp_path: Path, workshop: Workshop) -> None:
+    with pytest.raises(EvaluationError, match="first run python -m training train judge and python -m"):
         gan.export("gan", workshop.runs / "gan", workshop.splits, Target(tmp_path / "models"))
     assert not (tmp_path / "models").exists()

@@ -64,7 +64,7 @@ def test_second_export_gets_the_next_version(
     tmp_path: Path, workshop: Workshop, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = tmp_path / "models"
-    shutil.copytree(workshop.models / "cnn", models / "cnn")
+    shutil.copytree(workshop.models / "judge", models / "judge")
     arguments = ["export", "gan", "--data-dir", str(workshop.data_dir), "--models-dir", str(models)]
     arguments += ["--run-dir", str(workshop.runs / "gan")]
     assert main(arguments) == 0
@@ -110,12 +110,12 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_status_1(
 
 
 @pytest.mark.parametrize("model", ["gan", "vae"])
-def test_generator_without_a_cnn_is_not_exported(
+def test_generator_without_a_judge_is_not_exported(
     model: str, tmp_path: Path, workshop: Workshop, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["export", model, "--data-dir", str(workshop.data_dir), "--models-dir", str(tmp_path)]
     assert main([*arguments, "--run-dir", str(workshop.runs / model)]) == 2
-    assert "python -m training export cnn" in capsys.readouterr().err
+    assert "python -m training export judge" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

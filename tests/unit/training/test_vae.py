@@ -173,7 +173,7 @@ def test_published_pair_reconstructs_any_number_of_rows(workshop: Workshop) -> N
 
 
 def test_version_of_the_encoder_blocks_the_decoders(tmp_path: Path, workshop: Workshop) -> None:
-    (tmp_path / "cnn").symlink_to(workshop.models / "cnn")
+    (tmp_path / "judge").symlink_to(workshop.models / "judge")
     (tmp_path / "vae-encoder" / "4").mkdir(parents=True)
     folder = vae.export("vae", workshop.runs / "vae", workshop.splits, Target(tmp_path))
     assert folder == tmp_path / "vae" / "5"
