@@ -8,10 +8,10 @@ from pathlib import Path
 
 import onnx
 
-from service.models.folder import CARD_FILE
+from service.models.folder import CARD_FILE, read_info
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, UNKNOWN_SHA256, Manifest, sha256_of
 from service.models.verification import external_digests
-from training.cards.card import command_lines, fill_page, table
+from training.cards.card import command_lines, fill_page, section, table
 from training.cards.front_matter import front_matter
 from training.datasets.splits import Splits
 from training.ensembles.combine import mean_of
@@ -55,7 +55,7 @@ def ensemble(name: str, members: Sequence[Path], splits: Splits, target: Target)
         made = _manifest(draft, staged, splits)
         (staged / MANIFEST_FILE).write_text(made.model_dump_json(indent=2, exclude_none=True) + "\n")
         (staged / CARD_FILE).write_text(_page(made, members, manifests, staged, splits))
-        write_bom(staged, made, Considerations(), commit())
+        write_bom(staged, made, _considerations(made, members[0]), commit())
     return target.models_dir / name / staged.name
 
 
@@ -84,6 +84,12 @@ def _manifest(draft: Manifest, folder: Path, splits: Splits) -> Manifest:
             "metrics": {**classification(path, splits.test), **draft.metrics},
         }
     )
+
+
+def _considerations(made: Manifest, member: Path) -> Considerations:
+    """What the members' cards say of all of them."""
+    card = read_info(member).card
+    return Considerations(made.description or "", section(card, "Intended use"), section(card, "Limits"))
 
 
 def _page(
