@@ -3,12 +3,14 @@
 The transformer's network is in training/families/transformer.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
@@ -20,6 +22,7 @@ from training.datasets.splits import CLASSES, SIDE, Splits
 from training.evaluation.classification import classification
 from training.export.publish import Model, publish
 from training.families import transformer
+from training.families.attention import ATTENTION_FILE, save_attention
 from training.families.augment import Deformation, deform
 from training.families.batch_norm import fold_batch_norm
 from training.families.teacher import Teacher
@@ -412,9 +415,17 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
         tolerance=PARITY_TOLERANCE,
         measure=lambda path: classification(path, splits.test),
         card=_card(config, sum(w.numel() for w in classifier.parameters()), read_history(run_dir)),
+        pictures=_pictures(config, splits.test.images),
     )
     (folder,) = publish([model], splits=splits, run_dir=run_dir, target=target)
     return folder
+
+
+def _pictures(config: Config, images: NDArray[np.uint8]) -> dict[str, Callable[[Path, Path], None]]:
+    """The pictures next to the model: what a transformer attends to in the first 30 images."""
+    if config.network != "vit":
+        return {}
+    return {ATTENTION_FILE: lambda path, picture: save_attention(path, images[:30], picture)}
 
 
 def preprocess_for(splits: Splits) -> Preprocess:

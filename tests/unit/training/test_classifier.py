@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional
 
@@ -135,7 +136,9 @@ def test_published_transformer_gives_its_attention_too(vit: Path, workshop: Work
     np.testing.assert_allclose(attention.sum(axis=(1, 2)), 1, rtol=1e-5)  # float32 sums
     assert attention.min() >= 0
     assert np.ptp(attention, axis=0).max() > 1e-4  # the map depends on the image
-    assert "attention" in (vit / "README.md").read_text()
+    assert "![attention](attention.png)" in (vit / "README.md").read_text()
+    with Image.open(vit / "attention.png") as picture:
+        assert picture.size == (10 * 28, 2 * 3 * 28)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 60])
