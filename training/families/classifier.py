@@ -133,10 +133,11 @@ CNN = Config(
     elastic_sigma=5.0,
 )
 
-# The CNN's deformation. Dosovitskiy et al. 2021 also drop out 10 %; no other values were tried.
+# The MLP's deformation. With the CNN's, which is less, and all tokens kept, 12 epochs overfitted: the loss
+# on the validation images rose after the tenth, and the accuracy was 99.56 %.
 VIT = Config(
     network="vit",
-    epochs=12,
+    epochs=14,
     batch_size=128,
     learning_rate=2e-3,
     weight_decay=0.05,
@@ -145,12 +146,12 @@ VIT = Config(
     label_smoothing=0.0,
     dropout=0.1,
     precision="32-true",
-    rotation_degrees=12.0,
-    scale=0.12,
-    shear=0.12,
-    translation=2.0,
-    elastic_alpha=20.0,
-    elastic_sigma=5.0,
+    rotation_degrees=15.0,
+    scale=0.15,
+    shear=0.15,
+    translation=1.5,
+    elastic_alpha=36.0,
+    elastic_sigma=5.5,
     weight_decay_on="matrices",
 )
 

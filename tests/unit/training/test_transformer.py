@@ -12,6 +12,7 @@ from training.families.transformer import (
     DEPTH,
     GRID,
     HEADS,
+    KEPT,
     WIDTH,
     Block,
     Encoder,
@@ -95,10 +96,24 @@ def test_only_the_asking_tokens_get_a_result_and_it_is_the_same() -> None:
     assert_same(some_weights, every_weights[:, :, :2])
 
 
-def test_last_block_computes_only_the_class_token() -> None:
-    _, layers = Encoder().attend(torch.randn(2, WIDTH, GRID, GRID))
-    shapes = [(2, HEADS, TOKENS, TOKENS)] * (DEPTH - 1) + [(2, HEADS, 1, TOKENS)]
+@pytest.mark.parametrize(("training", "tokens"), [(False, TOKENS), (True, 1 + KEPT)])
+def test_last_block_computes_only_the_class_token(training: bool, tokens: int) -> None:
+    _, layers = Encoder().train(training).attend(torch.randn(2, WIDTH, GRID, GRID))
+    shapes = [(2, HEADS, tokens, tokens)] * (DEPTH - 1) + [(2, HEADS, 1, tokens)]
     assert [tuple(weights.shape) for weights in layers] == shapes
+
+
+def test_training_drops_other_pixels_each_time_and_never_the_class_token() -> None:
+    encoder = Encoder()
+    maps = torch.randn(1, WIDTH, GRID, GRID, requires_grad=True)
+    seen = []
+    for _ in range(2):
+        some = encoder(maps)[:, : WIDTH // 2].sum()  # of all, which are normalised, the sum is constant
+        gradient, class_gradient = torch.autograd.grad(some, [maps, encoder.class_token])
+        assert class_gradient.abs().sum() > 0
+        seen.append(gradient.abs().sum(dim=1).flatten() > 0)
+    assert [int(kept.sum()) for kept in seen] == [KEPT] * 2
+    assert not torch.equal(seen[0], seen[1])
 
 
 def test_encoder_sees_where_a_pixel_is() -> None:
