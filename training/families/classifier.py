@@ -133,11 +133,12 @@ CNN = Config(
     elastic_sigma=5.0,
 )
 
-# The MLP's deformation. With the CNN's, which is less, and all tokens kept, 12 epochs overfitted: the loss
-# on the validation images rose after the tenth, and the accuracy was 99.56 %.
+# The CNN's deformation, and five convolutions. Tried before, by the accuracy on the validation images:
+# three convolutions and all tokens, 12 epochs, 99.56 %; three, of which the first has the stride, the MLP's
+# deformation and 36 of 49 tokens, 14 epochs, 99.54 %.
 VIT = Config(
     network="vit",
-    epochs=14,
+    epochs=16,
     batch_size=128,
     learning_rate=2e-3,
     weight_decay=0.05,
@@ -146,12 +147,12 @@ VIT = Config(
     label_smoothing=0.0,
     dropout=0.1,
     precision="32-true",
-    rotation_degrees=15.0,
-    scale=0.15,
-    shear=0.15,
-    translation=1.5,
-    elastic_alpha=36.0,
-    elastic_sigma=5.5,
+    rotation_degrees=12.0,
+    scale=0.12,
+    shear=0.12,
+    translation=2.0,
+    elastic_alpha=20.0,
+    elastic_sigma=5.0,
     weight_decay_on="matrices",
 )
 

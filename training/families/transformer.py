@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# The stem's channels and strides: 28 -> 14 -> 14 -> 7 pixels per side. Each pixel of the last map is a token.
-STEM = ((32, 2), (64, 1), (96, 2))
+# The stem's channels and strides: 28 -> 14 -> 7 pixels per side. Each pixel of the last map is a token.
+STEM = ((32, 1), (32, 1), (64, 2), (64, 1), (96, 2))
 GRID = 7
 WIDTH = 96
 DEPTH = 3
