@@ -116,8 +116,14 @@ def _tune(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise TuningError(f"tuning needs the extra `tuning`: {error}") from error
     _, config = _family(options.model, fixed)
-    if space.metric == "validation_distance" and config.judge == "none":
-        raise TuningError(f"{options.model} logs no {space.metric} without a judge: give --set judge=FOLDER")
+    splits = load(options.data_dir)
+    if space.metric == "validation_distance":
+        from training.evaluation.epochs import epoch_quality
+
+        if epoch_quality(config.judge, splits) is None:
+            raise TuningError(
+                f"{options.model} logs no {space.metric} without a judge: give --set judge=FOLDER"
+            )
     plan = Plan(
         model=options.model,
         family=MODELS[options.model][0],
@@ -126,7 +132,7 @@ def _tune(options: argparse.Namespace) -> int:
         space=space,
         folder=options.study_dir or Path("runs") / f"tune-{options.model}",
         data_dir=options.data_dir,
-        data_digest=load(options.data_dir).digest,
+        data_digest=splits.digest,
         trials=options.trials,
         seed=options.seed,
         device=options.device,

@@ -11,6 +11,7 @@ from training.errors import EvaluationError, SourceError
 from training.evaluation.judge import Judge
 from training.evaluation.metrics import class_distance, frechet_distance, precision_recall
 from training.sources import check_source
+from training.terminal import notice
 from training.versions import read_verified
 
 # Precision and recall compare all pairs; 2,000 images give them to about 0.01.
@@ -22,12 +23,18 @@ NO_JUDGE = "none"
 
 
 def epoch_quality(judge: str, splits: Splits) -> "EpochQuality | None":
-    """The measure of a run with this judge; None if it has none. Raises EvaluationError."""
+    """The measure of a run with this judge; None if it has none. Raises EvaluationError.
+
+    The default judge is for MNIST: on other data, or without it, samples are not judged, and a notice says so.
+    """
     if judge == NO_JUDGE:
         return None
     try:
         return EpochQuality(Path(judge), splits)
     except (RepositoryError, SourceError, EvaluationError) as error:
+        if judge == JUDGE:
+            notice(f"the samples of each epoch are not judged: {error}. See --set judge=FOLDER")
+            return None
         raise EvaluationError(
             f"{error}. It is to judge the samples of each epoch: train and export a classifier of this data "
             f"first, and give its folder (--set judge=FOLDER), or give --set judge={NO_JUDGE}"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.support.idx_files import write_folder
 from tests.support.tiny_runs import GAN, Workshop, new_run
 from training.__main__ import main
-from training.evaluation.epochs import EpochQuality
+from training.evaluation.epochs import JUDGE, EpochQuality, epoch_quality
 from training.evaluation.metrics import class_distance
 from training.families import gan
 from training.runs.finished import read_history
@@ -92,6 +92,14 @@ def test_every_epoch_of_a_generator_logs_its_quality(name: str, workshop: Worksh
     json.dumps(read_history(workshop.runs / name), allow_nan=False)
 
 
+def test_a_study_of_the_gan_needs_a_judge(
+    tmp_path: Path, workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--data-dir", str(workshop.data_dir), "--study-dir", str(tmp_path / "study")]
+    assert main(["tune", "gan", *options]) == 2
+    assert "gan logs no validation_distance without a judge" in capsys.readouterr().err
+
+
 def test_a_run_without_its_judge_stops_before_the_first_epoch(
     tmp_path: Path, workshop: Workshop, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,3 +122,10 @@ def test_the_card_names_the_epoch_that_was_chosen(workshop: Workshop) -> None:
     history = read_history(workshop.runs / "gan")
     best = min(history, key=lambda line: line["validation_distance"])
     assert f"as of epoch {best['epoch']:.0f}, whose samples were closest" in card
+
+
+def test_the_default_judge_is_left_out_on_other_data(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert epoch_quality(JUDGE, workshop.splits) is None
+    assert "the samples of each epoch are not judged: " in capsys.readouterr().err
