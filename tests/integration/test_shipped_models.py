@@ -29,7 +29,7 @@ def latest(name: str) -> Manifest:
 
 
 def test_every_family_is_shipped() -> None:
-    assert {"mlp", "cnn", "gan", "vae", "vae-encoder"} <= {folder.parent.name for folder in FOLDERS}
+    assert {"mlp", "cnn", "vit", "gan", "vae", "vae-encoder"} <= {folder.parent.name for folder in FOLDERS}
 
 
 @each_version
@@ -99,7 +99,7 @@ def test_the_models_are_small() -> None:
     assert sum(sizes) < 48 * MIB
 
 
-@pytest.mark.parametrize(("name", "accuracy"), [("mlp", 0.993), ("cnn", 0.996)])
+@pytest.mark.parametrize(("name", "accuracy"), [("mlp", 0.993), ("cnn", 0.996), ("vit", 0.995)])
 def test_the_classifiers_are_as_good_as_they_must_be(name: str, accuracy: float) -> None:
     metrics = latest(name).metrics
     assert isinstance(metrics["test_accuracy"], float)

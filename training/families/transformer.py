@@ -127,6 +127,10 @@ def rollout(layers: Sequence[Tensor]) -> Tensor:
     so the blocks' matrices (A + I) / 2 are multiplied. Only the class token's row of the product is
     computed, from the last block to the first.
 
+    It follows what earlier blocks have mixed, but is no explanation. With the 4, 8 or 12 places that it ranks
+    highest erased, vit/1 reads 75, 47 or 28 % of 2,000 validation images; with those of the last block's
+    attention 77, 46 or 26 %, and with random places that hold ink 82, 52 or 29 %.
+
     layers: each block's weights, (n, heads, 50, 50); of the last, the class token's row is enough.
     Returns (n, GRID, GRID), each summing to 1; what the class token takes from itself is left out.
     """

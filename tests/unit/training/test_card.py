@@ -1,5 +1,6 @@
 """Model cards: the templates filled in, and the shipped cards as the templates give them."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ from training.families import classifier, gan, vae
 
 MODELS = Path(__file__).parents[3] / "models"
 SECTIONS = {"architecture": "Architecture", "intended_use": "Intended use", "limits": "Limits"}
+
+# As its published command sets it.
+VIT = dataclasses.replace(classifier.VIT, precision="bf16-mixed")
 
 History = Sequence[Mapping[str, float]]
 
@@ -36,6 +40,7 @@ def gan_card(history: History) -> Card:
 FAMILIES: dict[str, Callable[[History], Card]] = {
     "mlp": lambda history: classifier._card(classifier.MLP, size(classifier.build(classifier.MLP)), history),
     "cnn": lambda history: classifier._card(classifier.CNN, size(classifier.build(classifier.CNN)), history),
+    "vit": lambda history: classifier._card(VIT, size(classifier.build(VIT)), history),
     "gan": gan_card,
     "vae": lambda history: vae._card("vae", "vae", vae.CONFIG, vae.Decoder(vae.CONFIG), history),
     "vae-encoder": lambda history: vae._card(
