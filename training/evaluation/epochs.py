@@ -25,7 +25,7 @@ NO_JUDGE = "none"
 def epoch_quality(judge: str, splits: Splits) -> "EpochQuality | None":
     """The measure of a run with this judge; None if it has none. Raises EvaluationError.
 
-    The default judge is for MNIST: on other data, or without it, samples are not judged, and a notice says so.
+    The default judge is for MNIST: on other data, or without it, a notice says that samples are not judged.
     """
     if judge == NO_JUDGE:
         return None
