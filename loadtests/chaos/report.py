@@ -65,7 +65,8 @@ def conditions(rows: Sequence[Row]) -> str:
             f"load average {about.get('load_average_before', 0):.1f} before"
         )
         runs.setdefault(text, []).append(row.scenario)
-    return "\n".join(f"- {len(names)} rows: {text}." for text, names in runs.items()) + "\n"
+    counts = {text: "1 row" if len(names) == 1 else f"{len(names)} rows" for text, names in runs.items()}
+    return "\n".join(f"- {count}: {text}." for text, count in counts.items()) + "\n"
 
 
 def put_into(page: str, text: str) -> str:
