@@ -105,7 +105,7 @@ peers: $(VENV)/.develop ## Measure inkserve and other model servers; needs wrk (
 	$(BIN)/python -m loadtests.peers $(ARGS)
 
 .PHONY: chaos
-chaos: $(VENV)/.develop ## Trouble the service in every way and write docs/reliability.md's table; on Linux (35 min)
+chaos: $(VENV)/.develop ## Trouble the service in every way and write docs/reliability.md's table; on Linux (40 min)
 	$(BIN)/python -m loadtests.chaos $(ARGS)
 
 .PHONY: data
