@@ -212,7 +212,6 @@ def _limit_threads(threads: int | None) -> None:
         import torch
 
         os.environ["OMP_NUM_THREADS"] = str(threads)  # else Fabric sets another number for several processes
-
         torch.set_num_threads(threads)
 
 

@@ -2,13 +2,13 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from service.models.folder import version_folders
-from service.models.manifest import MANIFEST_FILE, Manifest, read_manifest, sha256_of
-from service.models.verification import model_files
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, read_manifest, sha256_of
+from service.models.verification import external_digests, model_files
 from training.errors import EvaluationError, ExportError
 from training.files import sync
 from training.terminal import notice
@@ -58,6 +58,17 @@ def staging(names: Sequence[str], target: Target) -> Iterator[list[Path]]:
             place = target.models_dir / name / version
             _move_into_place(folder, place, target.force)
             notice(f"published {place}")
+
+
+def completed(draft: Manifest, folder: Path, metrics: Mapping[str, float | int | str]) -> Manifest:
+    """Return a draft with the checksums of the files that lie in its folder, and with what was measured."""
+    return draft.model_copy(
+        update={
+            "sha256": sha256_of(folder / MODEL_FILE),
+            "files": external_digests(folder),
+            "metrics": {**metrics, **draft.metrics},
+        }
+    )
 
 
 def _version(names: Sequence[str], target: Target) -> str:

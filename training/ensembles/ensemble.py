@@ -9,8 +9,7 @@ from pathlib import Path
 import onnx
 
 from service.models.folder import CARD_FILE, read_info
-from service.models.manifest import MANIFEST_FILE, MODEL_FILE, UNKNOWN_SHA256, Manifest, sha256_of
-from service.models.verification import external_digests
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, UNKNOWN_SHA256, Manifest
 from training.cards.card import command_lines, fill_page, section, table
 from training.cards.front_matter import front_matter
 from training.datasets.splits import Splits
@@ -24,7 +23,7 @@ from training.provenance.commit import commit
 from training.provenance.metadata import describe_graph
 from training.sources import check_source
 from training.terminal import command_line
-from training.versions import Target, read_verified, staging
+from training.versions import Target, completed, read_verified, staging
 
 SHARED = ("inputs", "outputs", "labels", "preprocess")
 """What the members' manifests must agree about."""
@@ -52,7 +51,7 @@ def ensemble(name: str, members: Sequence[Path], splits: Splits, target: Target)
         draft = _draft(name, int(staged.name), manifests, splits)
         describe_graph(combined, draft, commit())
         save_graph(combined, staged / MODEL_FILE)
-        made = _manifest(draft, staged, splits)
+        made = completed(draft, staged, classification(staged / MODEL_FILE, splits.test))
         (staged / MANIFEST_FILE).write_text(made.model_dump_json(indent=2, exclude_none=True) + "\n")
         (staged / CARD_FILE).write_text(_page(made, members, manifests, staged, splits))
         write_bom(staged, made, _considerations(made, members[0]), commit())
@@ -71,17 +70,6 @@ def _draft(name: str, version: int, members: Sequence[Manifest], splits: Splits)
             "files": {},
             "metrics": {"data": splits.name, "data_digest": splits.digest},
             "command": " && ".join([*(member.command or "" for member in members), command_line()]),
-        }
-    )
-
-
-def _manifest(draft: Manifest, folder: Path, splits: Splits) -> Manifest:
-    path = folder / MODEL_FILE
-    return draft.model_copy(
-        update={
-            "sha256": sha256_of(path),
-            "files": external_digests(folder),
-            "metrics": {**classification(path, splits.test), **draft.metrics},
         }
     )
 

@@ -19,9 +19,7 @@ from service.models.manifest import (
     Preprocess,
     Task,
     TensorSpec,
-    sha256_of,
 )
-from service.models.verification import external_digests
 from training.cards.card import Card, command_lines, fill_page, table
 from training.cards.front_matter import front_matter
 from training.datasets.splits import Splits
@@ -34,7 +32,7 @@ from training.provenance.commit import commit
 from training.provenance.metadata import describe_graph
 from training.runs.finished import check_data, copy_log, copy_weights, read_command
 from training.terminal import command_line
-from training.versions import Target, staging
+from training.versions import Target, completed, staging
 
 
 @dataclass(frozen=True)
@@ -119,13 +117,7 @@ def _describe(
 ) -> Manifest:
     """Write everything that lies next to model.onnx; returns the manifest."""
     path = folder / MODEL_FILE
-    manifest = draft.model_copy(
-        update={
-            "sha256": sha256_of(path),
-            "files": external_digests(folder),
-            "metrics": {**model.measure(path), **draft.metrics},
-        }
-    )
+    manifest = completed(draft, folder, model.measure(path))
     (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2, exclude_none=True) + "\n")
     for name, draw in model.pictures.items():
         draw(path, folder / name)

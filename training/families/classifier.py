@@ -4,7 +4,7 @@ The transformer's network is in training/families/transformer.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -28,7 +28,7 @@ from training.families.batch_norm import fold_batch_norm
 from training.families.teacher import Teacher
 from training.families.tensors import to_tensors
 from training.runs.averaging import averaged
-from training.runs.finished import load_weights, read_history, read_hyperparameters
+from training.runs.finished import load_weights, read_history, read_hyperparameters, recorded
 from training.runs.run import Precision, Run
 from training.versions import Target
 
@@ -136,47 +136,19 @@ CNN = Config(
 # The CNN's deformation, and five convolutions. Tried before, by the accuracy on the validation images:
 # three convolutions and all tokens, 12 epochs, 99.56 %; three, of which the first has the stride, the MLP's
 # deformation and 36 of 49 tokens, 14 epochs, 99.54 %.
-VIT = Config(
+VIT = replace(
+    CNN,
     network="vit",
     epochs=16,
-    batch_size=128,
     learning_rate=2e-3,
     weight_decay=0.05,
-    warm_up=0.15,
-    ema_decay=0.999,
-    label_smoothing=0.0,
     dropout=0.1,
-    precision="32-true",
-    rotation_degrees=12.0,
-    scale=0.12,
-    shear=0.12,
-    translation=2.0,
-    elastic_alpha=20.0,
-    elastic_sigma=5.0,
     weight_decay_on="matrices",
 )
 
 # It publishes the figures of generators and does nothing else, so it shares neither the network nor the seed
 # of the classifier that watches their training. The CNN's recipe; no other values were tried.
-JUDGE = Config(
-    network="judge",
-    epochs=10,
-    batch_size=128,
-    learning_rate=3e-3,
-    weight_decay=0.02,
-    warm_up=0.15,
-    ema_decay=0.999,
-    label_smoothing=0.0,
-    dropout=0.1,
-    precision="32-true",
-    rotation_degrees=12.0,
-    scale=0.12,
-    shear=0.12,
-    translation=2.0,
-    elastic_alpha=20.0,
-    elastic_sigma=5.0,
-    weight_decay_on="matrices",
-)
+JUDGE = replace(CNN, network="judge", epochs=10, dropout=0.1, weight_decay_on="matrices")
 
 
 class Classifier(nn.Module):
@@ -436,9 +408,8 @@ def preprocess_for(splits: Splits) -> Preprocess:
 
 
 def config_of(hyperparameters: Mapping[str, Any]) -> Config:
-    """The configuration that a run recorded; what it does not name has its default."""
-    names = [field.name for field in fields(Config)]
-    return Config(**{name: hyperparameters[name] for name in names if name in hyperparameters})
+    """The configuration that a run recorded."""
+    return recorded(Config, hyperparameters)
 
 
 def _card(config: Config, parameters: int, history: Sequence[Mapping[str, float]]) -> Card:

@@ -6,7 +6,7 @@ so an image depends only on its own z and label, not on the rest of its batch.
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from training.families.grids import grid_labels, save_grid
 from training.families.samples import draw_samples
 from training.families.tensors import to_tensors
 from training.runs.averaging import averaged
-from training.runs.finished import load_weights, read_history, read_hyperparameters
+from training.runs.finished import load_weights, read_history, read_hyperparameters, recorded
 from training.runs.run import Precision, Run
 from training.versions import Target
 
@@ -399,6 +399,5 @@ def chosen_epoch(history: Sequence[Mapping[str, float]]) -> str:
 
 
 def config_of(hyperparameters: Mapping[str, Any]) -> Config:
-    """The configuration that a run recorded; what it does not name has its default."""
-    names = [field.name for field in fields(Config) if field.name in hyperparameters]
-    return Config(**{name: hyperparameters[name] for name in names})
+    """The configuration that a run recorded."""
+    return recorded(Config, hyperparameters)

@@ -6,7 +6,7 @@ in nats, on the log-probability of a binary image given its label, and comparabl
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +30,7 @@ from training.families.samples import draw_samples
 from training.families.tensors import to_tensors
 from training.onnx_files import open_session, run_in_parts
 from training.runs.averaging import averaged
-from training.runs.finished import load_weights, read_history, read_hyperparameters
+from training.runs.finished import load_weights, read_history, read_hyperparameters, recorded
 from training.runs.run import Precision, Run
 from training.versions import Target
 
@@ -416,9 +416,8 @@ def _draw_reconstructions(decoder: Path, splits: Splits, picture: Path) -> None:
 
 
 def config_of(hyperparameters: Mapping[str, Any]) -> Config:
-    """The configuration that a run recorded; what it does not name has its default."""
-    names = [field.name for field in fields(Config) if field.name in hyperparameters]
-    return Config(**{name: hyperparameters[name] for name in names})
+    """The configuration that a run recorded."""
+    return recorded(Config, hyperparameters)
 
 
 def _card(

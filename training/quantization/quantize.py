@@ -10,8 +10,7 @@ from pathlib import Path
 import onnxruntime
 
 from service.models.folder import CARD_FILE, read_info, version_folders
-from service.models.manifest import MANIFEST_FILE, MODEL_FILE, UNKNOWN_SHA256, Manifest, sha256_of
-from service.models.verification import external_digests
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, UNKNOWN_SHA256, Manifest
 from training.cards.card import command_lines, fill_page, section, table
 from training.cards.front_matter import front_matter
 from training.datasets.splits import Splits, spread
@@ -26,7 +25,7 @@ from training.quantization.int8 import PARITY_TOLERANCE, check_integers, load_fl
 from training.quantization.speed import ROUNDS, Speed, cpu_name, measure_speed
 from training.sources import check_source
 from training.terminal import command_line
-from training.versions import Target, read_verified, staging
+from training.versions import Target, completed, read_verified, staging
 
 SUFFIX = "-int8"
 CALIBRATION_IMAGES = 500
@@ -65,7 +64,7 @@ def quantize(
         difference = check_integers(staged / MODEL_FILE, splits.validation.images)
         metrics = quantization(staged / MODEL_FILE, source, splits.test)
         _check_loss(metrics, allowed_loss_points)
-        made = _manifest(draft, staged, metrics)
+        made = completed(draft, staged, metrics)
         (staged / MANIFEST_FILE).write_text(made.model_dump_json(indent=2, exclude_none=True) + "\n")
         speeds = measure_speed(source / MODEL_FILE, staged / MODEL_FILE, splits.validation)
         sizes = [(folder / MODEL_FILE).stat().st_size for folder in (source, staged)]
@@ -104,16 +103,6 @@ def _draft(source: Manifest, splits: Splits) -> Manifest:
             "files": {},
             "metrics": {"data": splits.name, "data_digest": splits.digest},
             "command": f"{source.command} && {command_line()}",
-        }
-    )
-
-
-def _manifest(draft: Manifest, folder: Path, metrics: Metrics) -> Manifest:
-    return draft.model_copy(
-        update={
-            "sha256": sha256_of(folder / MODEL_FILE),
-            "files": external_digests(folder),
-            "metrics": {**metrics, **draft.metrics},
         }
     )
 

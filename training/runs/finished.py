@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -14,6 +16,11 @@ from torch import Tensor, nn
 from training.datasets.splits import Splits
 from training.errors import ExportError
 from training.runs.run import BEST_FILE, CONFIG_FILE, CURVES_FILE, METRICS_FILE, OLD_BEST_FILE, to_safetensors
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 # The name of a run's metrics.jsonl next to the model.
 TRAINING_FILE = "training.jsonl"
@@ -54,6 +61,15 @@ def read_hyperparameters(run_dir: Path) -> dict[str, Any]:
     """The hyperparameters that a run was trained with."""
     hyperparameters: dict[str, Any] = json.loads(_file(run_dir, CONFIG_FILE).read_text())["hyperparameters"]
     return hyperparameters
+
+
+def recorded(kind: type[Config], hyperparameters: Mapping[str, Any]) -> Config:
+    """Return the configuration that a run recorded; a field that it does not name has its default.
+
+    kind: a dataclass. A run may be older than one of its fields.
+    """
+    names = [field.name for field in fields(kind) if field.name in hyperparameters]
+    return kind(**{name: hyperparameters[name] for name in names})
 
 
 def read_history(run_dir: Path) -> list[dict[str, float]]:
