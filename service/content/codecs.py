@@ -139,6 +139,15 @@ def png_from_image(image: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
+def png_from_row(row: Array, layout: ImageLayout) -> bytes:
+    """Encode a row of an image input, uint8, as a PNG: the picture that the model sees."""
+    if layout.channels == 1:
+        row = row.reshape(layout.height, layout.width)
+    elif layout.channels_first:
+        row = np.moveaxis(row, 0, -1)
+    return png_from_image(np.ascontiguousarray(row))
+
+
 def sprite(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Arrange images (n, height, width, ...) in one picture, row by row, in about as many columns as rows."""
     count, height, width = images.shape[:3]

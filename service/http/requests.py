@@ -78,3 +78,10 @@ def parse_int(name: str, text: str, low: int, high: int) -> int:
     if value is None or not low <= value <= high:
         raise InvalidInput(f"{name} is {text[:40]!r}, expected a whole number in {low}..{high}")
     return value
+
+
+def parse_bool(name: str, text: str) -> bool:
+    """Parse true or false from a query. Raises InvalidInput for anything else."""
+    if text not in ("true", "false"):
+        raise InvalidInput(f"{name} is {text[:40]!r}, expected true or false")
+    return text == "true"

@@ -11,7 +11,7 @@ from service.http.disconnects import DisconnectWatch
 from service.http.fast.head import Head
 from service.http.lifecycle import Call
 from service.http.negotiation import media_type, negotiate
-from service.http.requests import parse_int, read_query
+from service.http.requests import parse_bool, parse_int, read_query
 from service.http.responses import Response
 from service.http.routes.bodies import CONTENT_ENCODING, BodyDecoder
 from service.http.routes.classify_options import ClassifyOptions
@@ -25,6 +25,7 @@ from service.http.routes.shared import (
     read_timeout,
 )
 from service.http.types import FORM, JSON, OCTETS, Headers, Receive, Scope
+from service.models.manifest import ImageLayout, Manifest
 from service.serving.checks import check_inputs
 from service.serving.predictor import Predictor, infer
 from service.settings import Settings
@@ -67,6 +68,7 @@ class Classify:
         async with self._bodies.reading(scope, headers, receive, kind, deadline) as body:
             images = await self._bodies.rows(body, form, spec, NAMES, target.manifest.picture_preprocess)
         del body  # its rows are kept, while they wait and run
+        shown = await options.shown(images)
         inputs = {spec.name: images}
         rows = check_inputs(target.manifest, inputs, self._settings.max_request_rows)
         request = InferenceRequest(
@@ -74,7 +76,7 @@ class Classify:
         )
         result = await self._watch.guard(receive, infer(self._predictor, request))
         call.note_inference(result)
-        return options.respond(self._predictor, result)
+        return options.respond(self._predictor, result, shown)
 
     def plan(self, head: Head) -> "RawPlan | None":
         """Return the fast path's plan, or None if the body cannot be raw rows.
@@ -90,6 +92,8 @@ class Classify:
             return None
         query = read_query(head.query, QUERY)
         options = self._options(self._target(query), query, head.headers)
+        if options.layout is not None:
+            return None
         return RawPlan(self._predictor, self._settings.max_request_rows, options, kind, head.content_length)
 
     def _target(self, query: Mapping[str, str]) -> Target:
@@ -105,7 +109,8 @@ class Classify:
         accepted = negotiate(headers, OFFERED)
         timeout = read_timeout(headers, self._settings.request_timeout_seconds)
         top_k = _top_k(query, len(target.manifest.labels), accepted)
-        return ClassifyOptions(target, timeout, read_priority(headers), accepted, top_k)
+        layout = _shown_layout(query, target.manifest, accepted)
+        return ClassifyOptions(target, timeout, read_priority(headers), accepted, top_k, layout)
 
 
 def _format(kind: str) -> Format:
@@ -126,3 +131,17 @@ def _top_k(query: Mapping[str, str], classes: int, accepted: str) -> int | None:
     if accepted == OCTETS:
         raise InvalidInput(f"top_k is given with Accept: {OCTETS}, which holds every probability")
     return parse_int("top_k", query["top_k"], 1, classes)
+
+
+def _shown_layout(query: Mapping[str, str], manifest: Manifest, accepted: str) -> ImageLayout | None:
+    """Return the layout of the images to show, or None if the query does not ask for them."""
+    if not parse_bool("show_input", query.get("show_input", "false")):
+        return None
+    if accepted == OCTETS:
+        raise InvalidInput(f"show_input is given with Accept: {OCTETS}, which holds only probabilities")
+    spec = manifest.inputs[0]
+    layout = spec.image_layout()
+    if layout is None:
+        seen = f"{spec.name} of model {manifest.name} is {spec.datatype} {list(spec.shape)}"
+        raise InvalidInput(f"show_input is given, but {seen}, expected images")
+    return layout

@@ -40,6 +40,9 @@ class ClassifyQuery(_Body):
     top_k: int | None = Field(
         None, ge=1, description="Return only the k largest probabilities of each image, descending."
     )
+    show_input: bool | None = Field(
+        None, description="Also return each image as the model sees it, after its preprocessing."
+    )
 
 
 class ClassifyRequest(_Body):
@@ -59,6 +62,9 @@ class Prediction(_Body):
     probability: float = Field(description="Its probability.")
     probabilities: dict[str, float] = Field(
         description="Every label's probability in the model's order; with top_k, the k largest, descending."
+    )
+    input: str | None = Field(
+        None, description="With show_input, base64 of a PNG: the image after its preprocessing."
     )
 
 

@@ -89,6 +89,18 @@ def test_resize_keeps_a_picture_of_the_right_size_bit_by_bit() -> None:
     assert np.array_equal(codecs.image_to_rows(picture(pixels), GRAY, budget(), "resize")[0], pixels)
 
 
+@pytest.mark.parametrize("spec", [GRAY, COLOUR, PLANES])
+def test_png_of_a_row_is_the_picture_that_became_it(spec: TensorSpec) -> None:
+    layout = spec.image_layout()
+    assert layout is not None
+    channels = () if layout.channels == 1 else (layout.channels,)
+    shape = (layout.height, layout.width, *channels)
+    pixels = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+    (row,) = codecs.image_to_rows(picture(pixels), spec, budget(), "resize")
+    png = codecs.png_from_row(row, layout)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), pixels)
+
+
 @pytest.mark.parametrize("spec", [GRAY, COLOUR])
 def test_model_that_accepts_no_pictures_rejects_them(spec: TensorSpec) -> None:
     message = r"model accepts none \(preprocess is none\), expected raw rows or JSON"

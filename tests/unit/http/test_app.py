@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.content.digits import digit_from_picture
 from service.content.latents import draw_latents
 from service.errors import InkserveError
 from service.http.app import create_app
@@ -150,6 +151,24 @@ async def test_top_k_keeps_the_largest_in_descending_order(client: httpx.AsyncCl
     assert response.json()["version"] == 3
 
 
+async def test_show_input_returns_each_image_as_the_model_sees_it(client: httpx.AsyncClient) -> None:
+    drawing = Image.new("L", (60, 60), 255)
+    drawing.paste(0, (20, 10, 32, 50))
+    file = io.BytesIO()
+    drawing.save(file, "PNG")
+    for body, count in ((file.getvalue(), 1), (image(3).tobytes() + image(0).tobytes(), 2)):
+        response = await client.post("/classify?show_input=true", content=body)
+        predictions = response.json()["predictions"]
+        seen = [np.asarray(Image.open(io.BytesIO(base64.b64decode(each["input"])))) for each in predictions]
+        assert len(seen) == count
+        if count == 1:
+            assert np.array_equal(seen[0], digit_from_picture(drawing))
+        else:
+            assert np.array_equal(seen, [image(3), image(0)])
+    without = await client.post("/classify?show_input=false", content=body)
+    assert "input" not in without.json()["predictions"][0]
+
+
 async def test_accepting_octet_stream_returns_raw_probabilities(client: httpx.AsyncClient) -> None:
     body = image(3).tobytes() + image(0).tobytes()
     headers = OCTETS | {"accept": "application/octet-stream"}
@@ -186,6 +205,21 @@ RAW = image(1).tobytes()
             OCTETS | {"accept": "application/octet-stream"},
             400,
             "top_k is given with Accept: application/octet-stream",
+        ),
+        ("/classify?show_input=1", RAW, OCTETS, 400, "show_input is '1', expected true or false"),
+        (
+            "/classify?show_input=true",
+            RAW,
+            OCTETS | {"accept": "application/octet-stream"},
+            400,
+            "show_input is given with Accept: application/octet-stream, which holds only probabilities",
+        ),
+        (
+            "/classify?show_input=true",
+            RAW * 17,
+            OCTETS,
+            413,
+            "request has 17 images and show_input, expected at most 16",
         ),
         (
             "/classify?model=x",

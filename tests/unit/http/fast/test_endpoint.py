@@ -54,6 +54,7 @@ SAME = {
     "raw probabilities": ({"accept": OCTETS}, 200),
     "many images": ({"body": b"".join(image(d).tobytes() for d in range(9)), "accept": OCTETS}, 200),
     "a model and top_k": ({"path": "/classify?model=another&version=3&top_k=2"}, 200),
+    "images to show": ({"path": "/classify?show_input=true"}, 200),
     "a PNG without content type": ({"body": png(7), "kind": None}, 200),
     "a request id": ({"extra": "X-Request-Id: abc-1"}, 200),
     "a deadline": ({"extra": "inkserve-timeout: 5"}, 200),
