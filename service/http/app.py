@@ -63,7 +63,7 @@ def create_app(
     app = _bare_app()
     app.include_router(docs.routes())
     app.include_router(health.routes(predictor))
-    app.include_router(models.routes(predictor))
+    app.include_router(models.routes(predictor, settings))
     _add_operations(app, metrics, gather, settings.root_path)
     metrics.watch_ready(predictor.ready)
     _add_error_handlers(app)

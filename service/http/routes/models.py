@@ -10,6 +10,7 @@ from service.http.routes.schemas import ModelDetail, ModelFailure, ModelList, Mo
 from service.models.catalogue import Catalogue, ModelInfo
 from service.models.manifest import MAX_VERSION
 from service.serving.predictor import Predictor
+from service.settings import Settings
 
 NO_CATALOGUE = (ModelNotReady, InkserveError)
 """The errors of `Predictor.models`: an HTTP worker may not be connected to the engine yet."""
@@ -17,7 +18,7 @@ NO_CATALOGUE = (ModelNotReady, InkserveError)
 Version = Annotated[int | None, Query(ge=1, le=MAX_VERSION, description="The latest if absent.")]
 
 
-def routes(predictor: Predictor) -> APIRouter:
+def routes(predictor: Predictor, settings: Settings) -> APIRouter:
     """Return the routes of the list of models, and of each model's details."""
     router = APIRouter(prefix="/models", tags=["models"])
 
@@ -29,7 +30,11 @@ def routes(predictor: Predictor) -> APIRouter:
             ModelFailure(name=failure.name, version=failure.version, reason=failure.reason)
             for failure in models.failures
         ]
-        return ModelList(models=[_summary(models, info) for info in models.latest()], failed=failed)
+        return ModelList(
+            models=[_summary(models, info) for info in models.latest()],
+            defaults=_defaults(models, settings),
+            failed=failed,
+        )
 
     @router.get(
         "/{name}",
@@ -42,6 +47,19 @@ def routes(predictor: Predictor) -> APIRouter:
         return _detail(models, models.find(name, version))
 
     return router
+
+
+def _defaults(models: Catalogue, settings: Settings) -> dict[str, str]:
+    """Return the name of the default model for each task that has a route and a model."""
+    chosen: dict[str, str | None] = {
+        "classification": settings.default_classifier,
+        "generation": settings.default_generator,
+    }
+    for info in models.latest():
+        task, name = info.manifest.task, info.manifest.name
+        if task in chosen and chosen[task] is None:
+            chosen[task] = name
+    return {task: name for task, name in chosen.items() if name is not None}
 
 
 def _detail(models: Catalogue, info: ModelInfo) -> ModelDetail:

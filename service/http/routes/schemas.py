@@ -176,6 +176,9 @@ class ModelList(_Body):
     """The latest version of every model that is being served, and what the last look could not load."""
 
     models: list[ModelSummary]
+    defaults: dict[str, str] = Field(
+        default_factory=dict, description="The model for requests that name none, for each task that has one."
+    )
     failed: list[ModelFailure] = Field(default_factory=list)
 
 
