@@ -61,10 +61,11 @@ def url_of(listener: socket.socket, scheme: str = "http") -> str:
     return f"{scheme}://{bracketed(WILDCARDS.get(host, host))}:{port}"
 
 
-def ready_line(listener: socket.socket, root_path: str, scheme: str = "http") -> str:
+def ready_line(listener: socket.socket, root_path: str, scheme: str, *, playground: bool) -> str:
     """Return what to log once the service listens: where to find it, and whether others can."""
     every = " on every address" if listener.getsockname()[0] in WILDCARDS else ""
-    return f"ready at {url_of(listener, scheme)}{every}, documentation at {root_path}/docs"
+    pages = f"playground at {root_path}/, " if playground else ""
+    return f"ready at {url_of(listener, scheme)}{every}, {pages}documentation at {root_path}/docs"
 
 
 def bracketed(host: str) -> str:

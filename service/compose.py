@@ -99,13 +99,12 @@ async def serve(settings: Settings, hangups: Hangups) -> int:
         await asyncio.to_thread(_import_http)
         from service.http.changing_files import kept_current
         from service.http.server import Server, log_ready
-        from service.http.tls import scheme
 
         server = Server(
             parts.app(predictor, keys),
             settings,
             predictor.stop_being_ready,
-            partial(log_ready, root_path=settings.root_path, scheme=scheme(settings)),
+            partial(log_ready, settings=settings),
         )
         await loading
     hangups.reload_with(predictor.reload)

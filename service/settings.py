@@ -34,7 +34,7 @@ Determinism = Literal["generation", "all", "off"]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
-RESERVED = ("classify", "docs", "generate", "metrics", "models", "openapi.json", "v2")
+RESERVED = ("classify", "docs", "generate", "metrics", "models", "openapi.json", "playground", "v2")
 """First segments of the service's own paths: none of them may begin `root_path`."""
 
 _ROOT_PATH = re.compile(r"(/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
@@ -304,11 +304,16 @@ class Settings(BaseSettings):
         description="origins whose pages may call this service from a browser (CORS), separated by commas, "
         "such as `https://app.example.com`; `*` is every origin; if unset, none may",
     )
+    playground: bool = Field(
+        True,
+        description="answer browsers at `/` with a page to draw digits on and to try the models; if off, `/` "
+        "leads to `/docs`",
+    )
     api_keys_file: Path | None = Field(
         None,
         description="file of API keys, one per line as `KEY` or `NAME:SCOPES:KEY`; each request except "
-        "probes, metrics and documentation must send one as `Authorization: Bearer KEY`; if unset, no key is "
-        "required",
+        "probes, metrics, documentation and the playground's files must send one as "
+        "`Authorization: Bearer KEY`; if unset, no key is required",
     )
     ssl_certfile: Path | None = Field(
         None,

@@ -35,8 +35,8 @@ MAX_FILE_BYTES = 1024 * 1024
 PROBES_BELOW = "/v2/health/"
 
 OPEN = ("/", "/docs", "/openapi.json")
-OPEN_BELOW = (PROBES_BELOW, "/docs/")
-"""Paths that need no API key, and prefixes of such paths: documentation and probes."""
+OPEN_BELOW = (PROBES_BELOW, "/docs/", "/playground/")
+"""Paths that need no API key, and prefixes of such paths: probes, documentation, the playground's files."""
 
 METRICS = "/metrics"
 """Needs no API key either, unless a line of the file names the scope `metrics`."""

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI, Request
 from fastapi import Response as FastApiResponse
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import RedirectResponse
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
@@ -21,7 +20,7 @@ from service.http.error_responses import error_response, plain_error
 from service.http.fast.endpoint import FastPath
 from service.http.lifecycle import Call, Lifecycle
 from service.http.responses import Response
-from service.http.routes import docs, health, models
+from service.http.routes import docs, health, models, playground
 from service.http.routes.bodies import BodyDecoder
 from service.http.routes.classify import Classify
 from service.http.routes.generate import Generate
@@ -64,7 +63,8 @@ def create_app(
     app.include_router(docs.routes())
     app.include_router(health.routes(predictor))
     app.include_router(models.routes(predictor, settings))
-    _add_operations(app, metrics, gather, settings.root_path)
+    _add_operations(app, metrics, gather)
+    app.include_router(playground.routes(settings))
     metrics.watch_ready(predictor.ready)
     _add_error_handlers(app)
     needs_key = None if keys is None else lambda path: not is_open(path, keys)
@@ -106,13 +106,8 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _on_bug)
 
 
-def _add_operations(app: FastAPI, metrics: Metrics, gather: Gather | None, root_path: str) -> None:
+def _add_operations(app: FastAPI, metrics: Metrics, gather: Gather | None) -> None:
     metrics.watch_process()
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        # Relative, so that a prefix that a proxy removes stays; one that is set may come without a slash.
-        return RedirectResponse(f"{root_path}/docs" if root_path else "docs")
 
     described = describe_errors(InkserveError) | {200: {"content": dict.fromkeys(METRICS_OFFERED, _TEXT)}}
 

@@ -24,7 +24,7 @@ from service.http.fast.connections import Connections, Limits
 from service.http.fast.endpoint import FastPath
 from service.http.fast.protocol import HttpProtocol
 from service.http.lifecycle import Lifecycle
-from service.http.tls import open_certificates
+from service.http.tls import open_certificates, scheme
 from service.http.types import Receive, Scope, Send
 from service.settings import Settings
 
@@ -207,9 +207,10 @@ class _Acceptor:
             await asyncio.wait(self._connecting)
 
 
-def log_ready(listener: socket.socket, root_path: str, scheme: str = "http") -> None:
+def log_ready(listener: socket.socket, settings: Settings) -> None:
     """Log the address of the service."""
-    logger.info("%s", ready_line(listener, root_path, scheme))
+    line = ready_line(listener, settings.root_path, scheme(settings), playground=settings.playground)
+    logger.info("%s", line)
 
 
 def _allowed(connections: int) -> int:

@@ -160,8 +160,10 @@ class Supervisor:
         if starting.done() and unmet is None:
             for child in self._children:
                 child.settled = True
-            scheme = "http" if self._settings.ssl_certfile is None else "https"
-            logger.info("%s", ready_line(self.listeners[0], self._settings.root_path, scheme))
+            settings = self._settings
+            scheme = "http" if settings.ssl_certfile is None else "https"
+            line = ready_line(self.listeners[0], settings.root_path, scheme, playground=settings.playground)
+            logger.info("%s", line)
             await asyncio.wait({stopping, *ending}, return_when=asyncio.FIRST_COMPLETED)
         failed = [task.result() for task in ending if task.done()] if not stopping.done() else []
         for task in (starting, stopping, ticking):

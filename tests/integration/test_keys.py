@@ -12,7 +12,15 @@ from tests.support.http import exchange, request
 from tests.support.live import Response, Service, connected, serving
 
 KEY, NEXT = "a-key-of-the-test-0123", "the-next-key-of-it-456"
-OPEN = ["/", "/docs", "/openapi.json", "/metrics", "/v2/health/live", "/v2/health/ready"]
+OPEN = [
+    "/",
+    "/docs",
+    "/openapi.json",
+    "/metrics",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/playground/app.js",
+]
 CLOSED = ["/models", "/models/first-pixel", "/generate", "/nothing"]
 
 Write = Callable[[str], Path]

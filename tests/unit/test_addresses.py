@@ -100,9 +100,11 @@ def test_the_url_in_the_log_leads_to_the_service(host: str) -> None:
         assert url.hostname is not None
         assert url.port is not None
         assert reachable(url.hostname, url.port)
-        line = ready_line(listeners[0], "/digits")
+        line = ready_line(listeners[0], "/digits", "http", playground=True)
+        without = ready_line(listeners[0], "/digits", "http", playground=False)
     assert line.startswith(f"ready at {url.geturl()}")
-    assert line.endswith(", documentation at /digits/docs")
+    assert line.endswith(", playground at /digits/, documentation at /digits/docs")
+    assert without == line.replace(" playground at /digits/,", "")
     assert (" on every address," in line) == (host in ("0.0.0.0", "::"))
 
 

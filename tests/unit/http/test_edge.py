@@ -5,6 +5,7 @@ A real listener and real connections; each thing is asked on the fast path and t
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Iterable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -38,6 +39,7 @@ PATHS = {
     "/models": "GET",
     "/models/ramp": "GET",
     "/openapi.json": "GET",
+    "/playground/app.js": "GET",
     "/v2/health/live": "GET",
     "/v2/health/ready": "GET",
 }
@@ -189,15 +191,20 @@ async def test_behind_a_prefix_the_page_and_its_files_are_found(
         async def get(url: str) -> httpx.Response:
             for _ in range(3):
                 assert url.startswith(prefix), "the browser left the proxy's prefix"
-                response = await client.get((url[len(prefix) :] or "/") if strips else url)
+                asked = (url[len(prefix) :] or "/") if strips else url
+                response = await client.get(asked, headers={"accept": "text/html,*/*;q=0.8"})
                 if not response.is_redirect:
                     return response
                 url = urljoin(url, response.headers["location"])
             pytest.fail(f"{url} redirects for ever")
 
-        for start in ("/", "/docs", "/docs/") + (("",) if root else ()):
+        for start in ("/docs", "/docs/"):
             page = await get(prefix + start)
             assert "swagger-ui" in page.text, start
+        for start in ("/", *([""] if root else [])):
+            page = await get(prefix + start)
+            (named,) = re.findall(r'src="([^"]+app.js)"', page.text)
+            assert "DrawView" in (await get(urljoin(prefix + start, named))).text
         script = await get(urljoin(f"{prefix}/docs", "docs/start.js"))
         assert "SwaggerUIBundle" in script.text
         document = (await get(urljoin(f"{prefix}/docs", "openapi.json"))).json()
