@@ -1,4 +1,4 @@
-"""Commands: data, train, tune, export, quantize, ensemble, compare, evaluate, sign.
+"""Commands: data, train, tune, export, quantize, ensemble, compare, evaluate, robustness, sign.
 
 Each reads its arguments and calls one function.
 
@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "ensemble": _ensemble,
         "compare": _compare,
         "evaluate": _evaluate,
+        "robustness": _robustness,
         "sign": _sign,
     }
     options = build_parser((__doc__ or "").splitlines()[0], commands, list(MODELS)).parse_args(arguments)
@@ -195,6 +196,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     from training.evaluation.evaluate import evaluate
 
     return 0 if evaluate(options.models, options.models_dir, load(options.data_dir)) else 1
+
+
+def _robustness(options: argparse.Namespace) -> int:
+    from training.evaluation.robustness import robustness
+
+    robustness(options.models, options.models_dir, load(options.data_dir), options.on, options.output)
+    return 0
 
 
 def _family(model: str, changes: Sequence[str]) -> tuple[ModuleType, Any]:

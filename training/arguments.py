@@ -19,7 +19,7 @@ def build_parser(
     actions = parser.add_subparsers(required=True, metavar="COMMAND")
     add = {"data": _add_data, "train": _add_train, "export": _add_export}
     add |= {"quantize": _add_quantize, "ensemble": _add_ensemble, "compare": _add_compare}
-    add |= {"evaluate": _add_evaluate, "sign": _add_sign, "tune": _add_tune}
+    add |= {"evaluate": _add_evaluate, "robustness": _add_robustness, "sign": _add_sign, "tune": _add_tune}
     for name, run in commands.items():
         command = add[name](actions)
         command.set_defaults(run=run)
@@ -205,6 +205,24 @@ def _add_evaluate(actions: Any) -> argparse.ArgumentParser:
     command = _add(actions, "evaluate", about)
     command.add_argument("models", nargs="*", help="names of models (default: all)")
     _add_models_dir(command)
+    return command
+
+
+def _add_robustness(actions: Any) -> argparse.ArgumentParser:
+    about = (
+        "Measure classifiers on images with fifteen kinds of corruption, and their calibration before and "
+        "after a temperature that is fitted on the validation images."
+    )
+    command = _add(actions, "robustness", about)
+    command.add_argument("models", nargs="*", help="names of classifiers (default: all)")
+    _add_models_dir(command)
+    command.add_argument(
+        "--on",
+        choices=["validation", "test"],
+        default="validation",
+        help="images to corrupt (default: %(default)s); the test images are for final figures only",
+    )
+    command.add_argument("--output", type=Path, help="JSON file for the figures")
     return command
 
 

@@ -1,0 +1,90 @@
+"""Corruptions, the temperature, and the command that measures both."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.tiny_runs import Workshop
+from training.__main__ import main
+from training.evaluation.corruptions import CORRUPTIONS, corrupted
+from training.evaluation.metrics import negative_log_likelihood
+from training.evaluation.temperature import best_temperature, tempered
+
+MOVES = {"shear", "scale", "rotate", "translate"}
+
+
+def drawn(count: int = 4) -> np.ndarray:
+    """A thick cross on black, in uint8."""
+    images = np.zeros((count, 28, 28), np.uint8)
+    images[:, 12:16, 6:22] = images[:, 6:22, 12:16] = 255
+    return images
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_corruption_changes_every_image_and_is_the_same_for_a_seed(name: str) -> None:
+    images = drawn()
+    seen = corrupted(images, name)
+    assert (seen.shape, seen.dtype) == (images.shape, np.uint8)
+    assert (seen != images).any(axis=(1, 2)).all()
+    assert np.array_equal(seen, corrupted(images, name))
+    assert np.array_equal(images, drawn())
+
+
+@pytest.mark.parametrize("name", sorted(MOVES))
+def test_a_corruption_that_moves_ink_adds_none_to_an_empty_sheet(name: str) -> None:
+    empty = np.zeros((2, 28, 28), np.uint8)
+    assert not corrupted(empty, name).any()
+
+
+def test_another_seed_gives_another_corruption() -> None:
+    assert not np.array_equal(corrupted(drawn(), "fog", 0), corrupted(drawn(), "fog", 1))
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+def test_the_temperature_that_spoiled_a_classifier_is_found(temperature: float) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, (2000, 5))
+    right = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = np.array([rng.choice(5, p=row) for row in right])
+    sure = tempered(right.astype(np.float32), 1 / temperature)
+    found = best_temperature(sure, labels)
+    assert found == pytest.approx(temperature, rel=0.1)
+    assert (
+        negative_log_likelihood(tempered(sure, found), labels) <= negative_log_likelihood(sure, labels) + 1e-9
+    )
+
+
+def test_a_temperature_changes_no_decision_and_no_sum() -> None:
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(10) / 5, 50).astype(np.float32)
+    warm = tempered(probabilities, 1.7)
+    assert np.array_equal(warm.argmax(1), probabilities.argmax(1))
+    assert warm.sum(1) == pytest.approx(np.ones(50), abs=1e-5)
+    assert tempered(probabilities, 1.0) == pytest.approx(probabilities, abs=1e-6)
+
+
+def test_robustness_measures_every_classifier_on_every_corruption(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "robustness.json"
+    options = ["--models-dir", str(workshop.models), "--data-dir", str(workshop.data_dir)]
+    assert main(["robustness", *options, "--output", str(output)]) == 0
+    report = json.loads(output.read_text())
+    assert set(report) == {"cnn", "judge"}
+    assert set(report["cnn"]) == {"clean", "temperature", *CORRUPTIONS}
+    printed = capsys.readouterr().out
+    assert f"| canny edges | {100 * report['cnn']['canny_edges']['accuracy']:.2f} |" in printed
+    assert report["cnn"]["temperature"]["nll"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"), [("gan", "gan/1 is a model for generation"), ("ghost", "holds no classifier ghost")]
+)
+def test_only_classifiers_are_measured(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str], name: str, problem: str
+) -> None:
+    options = ["--models-dir", str(workshop.models), "--data-dir", str(workshop.data_dir)]
+    assert main(["robustness", name, *options]) == 2
+    assert problem in capsys.readouterr().err

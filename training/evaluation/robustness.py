@@ -1,0 +1,125 @@
+"""The command `robustness`: the accuracy of classifiers on corrupted images, and their calibration."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.models.folder import model_folders, version_folders
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE
+from training.cards.card import table
+from training.datasets.splits import Dataset, Splits
+from training.errors import EvaluationError
+from training.evaluation.classification import readings
+from training.evaluation.corruptions import CORRUPTIONS, corrupted
+from training.evaluation.metrics import calibration_error, negative_log_likelihood
+from training.evaluation.temperature import best_temperature, tempered
+from training.files import write_atomically
+from training.sources import check_source
+from training.versions import read_verified
+
+CLEAN = "clean"
+
+Report = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""By model and then by corruption (or `clean`): accuracy and ece; `temperature` has its own entries."""
+
+
+def robustness(
+    names: Sequence[str],
+    models_dir: Path,
+    splits: Splits,
+    on: Literal["validation", "test"],
+    output: Path | None,
+) -> Report:
+    """Measure the latest version of each named classifier, or of all, and print two tables in Markdown.
+
+    output: where to write the figures as JSON too. Raises EvaluationError or SourceError.
+    """
+    data = splits.validation if on == "validation" else splits.test
+    images = {CLEAN: data.images} | {name: corrupted(data.images, name) for name in CORRUPTIONS}
+    report = {
+        name: _measure(folder / MODEL_FILE, images, data.labels, splits.validation)
+        for name, folder in _classifiers(names, models_dir, splits).items()
+    }
+    print(f"{accuracy_table(report)}\n\n{calibration_table(report)}")
+    if output is not None:
+        write_atomically(output, (json.dumps(report, indent=2) + "\n").encode())
+    return report
+
+
+def accuracy_table(report: Report) -> str:
+    """The accuracy on each kind of corrupted image in per cent, a row for each kind, in Markdown."""
+    kinds = [CLEAN, *CORRUPTIONS]
+    rows: list[Sequence[object]] = [
+        (kind.replace("_", " "), *(f"{100 * seen[kind]['accuracy']:.2f}" for seen in report.values()))
+        for kind in kinds
+    ]
+    means = (np.mean([seen[kind]["accuracy"] for kind in CORRUPTIONS]) for seen in report.values())
+    rows.append(("mean of the 15", *(f"{100 * mean:.2f}" for mean in means)))
+    return _table(["images", *(f"`{name}`" for name in report)], rows)
+
+
+def calibration_table(report: Report) -> str:
+    """Each classifier's calibration on clean and on corrupted images, in Markdown."""
+    rows = [
+        (
+            f"`{name}`",
+            f"{seen[CLEAN]['ece']:.4f}",
+            f"{seen['temperature']['value']:.3f}",
+            f"{seen['temperature']['ece']:.4f}",
+            f"{seen['temperature']['nll_before']:.4f}",
+            f"{seen['temperature']['nll']:.4f}",
+            f"{np.mean([seen[kind]['ece'] for kind in CORRUPTIONS]):.3f}",
+        )
+        for name, seen in report.items()
+    ]
+    heads = ["model", "ECE", "temperature", "ECE with it", "NLL", "NLL with it", "ECE, mean of the 15"]
+    return _table(heads, rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    head = f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n"
+    return head + table(rows)
+
+
+def _measure(
+    path: Path, images: Mapping[str, NDArray[np.uint8]], labels: NDArray[np.int64], validation: Dataset
+) -> dict[str, dict[str, float]]:
+    seen = {kind: readings(path, Dataset(some, labels)) for kind, some in images.items()}
+    measured = {
+        kind: {
+            "accuracy": round(float(each.correct.mean()), 6),
+            "ece": round(calibration_error(each.probabilities, labels), 6),
+        }
+        for kind, each in seen.items()
+    }
+    temperature = best_temperature(readings(path, validation).probabilities, validation.labels)
+    cooled = tempered(seen[CLEAN].probabilities, temperature)
+    measured["temperature"] = {
+        "value": round(temperature, 4),
+        "ece": round(calibration_error(cooled, labels), 6),
+        "nll_before": round(negative_log_likelihood(seen[CLEAN].probabilities, labels), 6),
+        "nll": round(negative_log_likelihood(cooled, labels), 6),
+    }
+    return measured
+
+
+def _classifiers(names: Sequence[str], models_dir: Path, splits: Splits) -> dict[str, Path]:
+    """The folder of each classifier's latest version, by name."""
+    found: dict[str, Path] = {}
+    for model in model_folders(models_dir):
+        versions = version_folders(model, holding=MANIFEST_FILE)
+        if not versions or (names and model.name not in names):
+            continue
+        folder = versions[max(versions)]
+        manifest = read_verified(folder)
+        if names or manifest.task == "classification":
+            check_source(manifest, splits)
+            found[model.name] = folder
+    missing = sorted({*names} - {*found})
+    if missing or not found:
+        raise EvaluationError(f"{models_dir} holds no classifier {', '.join(missing)}".rstrip())
+    return found
