@@ -1,4 +1,4 @@
-"""Commands: data, train, tune, export, quantize, ensemble, compare, evaluate, robustness, sign.
+"""Commands: data, train, tune, export, quantize, ensemble, compare, evaluate, robustness, pareto, sign.
 
 Each reads its arguments and calls one function.
 
@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "compare": _compare,
         "evaluate": _evaluate,
         "robustness": _robustness,
+        "pareto": _pareto,
         "sign": _sign,
     }
     options = build_parser((__doc__ or "").splitlines()[0], commands, list(MODELS)).parse_args(arguments)
@@ -199,9 +200,16 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _robustness(options: argparse.Namespace) -> int:
-    from training.evaluation.robustness import robustness
+    from training.reports.robustness import robustness
 
     robustness(options.models, options.models_dir, load(options.data_dir), options.on, options.output)
+    return 0
+
+
+def _pareto(options: argparse.Namespace) -> int:
+    from training.reports.pareto import pareto
+
+    pareto(options.models, options.models_dir, load(options.data_dir), options.output_dir)
     return 0
 
 

@@ -19,7 +19,8 @@ def build_parser(
     actions = parser.add_subparsers(required=True, metavar="COMMAND")
     add = {"data": _add_data, "train": _add_train, "export": _add_export}
     add |= {"quantize": _add_quantize, "ensemble": _add_ensemble, "compare": _add_compare}
-    add |= {"evaluate": _add_evaluate, "robustness": _add_robustness, "sign": _add_sign, "tune": _add_tune}
+    add |= {"evaluate": _add_evaluate, "robustness": _add_robustness, "pareto": _add_pareto}
+    add |= {"sign": _add_sign, "tune": _add_tune}
     for name, run in commands.items():
         command = add[name](actions)
         command.set_defaults(run=run)
@@ -223,6 +224,20 @@ def _add_robustness(actions: Any) -> argparse.ArgumentParser:
         help="images to corrupt (default: %(default)s); the test images are for final figures only",
     )
     command.add_argument("--output", type=Path, help="JSON file for the figures")
+    return command
+
+
+def _add_pareto(actions: Any) -> argparse.ArgumentParser:
+    about = "Measure what classifiers cost: a table of accuracy, size and CPU time, and a picture."
+    command = _add(actions, "pareto", about)
+    command.add_argument("models", nargs="*", help="names of classifiers (default: all)")
+    _add_models_dir(command)
+    command.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("runs/pareto"),
+        help="for the figures and the picture (default: %(default)s)",
+    )
     return command
 
 

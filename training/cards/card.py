@@ -71,3 +71,8 @@ def _wrapped(block: str) -> str:
     if block.startswith(KEPT):
         return block
     return textwrap.fill(" ".join(block.split()), WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def titled_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A whole Markdown table."""
+    return f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n{table(rows)}"

@@ -36,14 +36,17 @@ def measure_speed(before: Path, after: Path, data: Dataset) -> list[Speed]:
     speeds = []
     for batch in BATCHES:
         images = data.images[np.arange(batch) % len(data)]
-        rounds = [[_seconds(session, images) for session in sessions] for _ in range(ROUNDS)]
+        rounds = [[seconds_per_run(session, images) for session in sessions] for _ in range(ROUNDS)]
         float32, int8 = (batch / statistics.median(column) for column in zip(*rounds, strict=True))
         speeds.append(Speed(batch, float32, int8))
     return speeds
 
 
-def _seconds(session: onnxruntime.InferenceSession, images: NDArray[np.uint8]) -> float:
-    """The mean CPU time per run, over as many runs as fill ROUND_SECONDS after one that is not counted."""
+def seconds_per_run(session: onnxruntime.InferenceSession, images: NDArray[np.uint8]) -> float:
+    """The mean CPU time per run of a single-threaded session.
+
+    images: the batch of every run. As many runs as fill ROUND_SECONDS, after one that is not counted.
+    """
     session.run(None, {"images": images})
     runs, begin = 0, time.thread_time()
     while (taken := time.thread_time() - begin) < ROUND_SECONDS:

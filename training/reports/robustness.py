@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from service.models.folder import model_folders, version_folders
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE
-from training.cards.card import table
+from training.cards.card import titled_table
 from training.datasets.splits import Dataset, Splits
 from training.errors import EvaluationError
 from training.evaluation.classification import readings
@@ -42,7 +42,7 @@ def robustness(
     images = {CLEAN: data.images} | {name: corrupted(data.images, name) for name in CORRUPTIONS}
     report = {
         name: _measure(folder / MODEL_FILE, images, data.labels, splits.validation)
-        for name, folder in _classifiers(names, models_dir, splits).items()
+        for name, folder in classifiers(names, models_dir, splits).items()
     }
     print(f"{accuracy_table(report)}\n\n{calibration_table(report)}")
     if output is not None:
@@ -59,7 +59,7 @@ def accuracy_table(report: Report) -> str:
     ]
     means = (np.mean([seen[kind]["accuracy"] for kind in CORRUPTIONS]) for seen in report.values())
     rows.append(("mean of the 15", *(f"{100 * mean:.2f}" for mean in means)))
-    return _table(["images", *(f"`{name}`" for name in report)], rows)
+    return titled_table(["images", *(f"`{name}`" for name in report)], rows)
 
 
 def calibration_table(report: Report) -> str:
@@ -77,12 +77,7 @@ def calibration_table(report: Report) -> str:
         for name, seen in report.items()
     ]
     heads = ["model", "ECE", "temperature", "ECE with it", "NLL", "NLL with it", "ECE, mean of the 15"]
-    return _table(heads, rows)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    head = f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n"
-    return head + table(rows)
+    return titled_table(heads, rows)
 
 
 def _measure(
@@ -107,8 +102,11 @@ def _measure(
     return measured
 
 
-def _classifiers(names: Sequence[str], models_dir: Path, splits: Splits) -> dict[str, Path]:
-    """The folder of each classifier's latest version, by name."""
+def classifiers(names: Sequence[str], models_dir: Path, splits: Splits) -> dict[str, Path]:
+    """The folder of each named classifier's latest version, or of all, by name.
+
+    Raises EvaluationError or SourceError.
+    """
     found: dict[str, Path] = {}
     for model in model_folders(models_dir):
         versions = version_folders(model, holding=MANIFEST_FILE)

@@ -1,0 +1,1 @@
+"""Tables and pictures of published classifiers, from their ONNX files alone."""
