@@ -49,7 +49,8 @@ test: $(VENV)/.develop data ## Run every test
 
 .PHONY: coverage
 coverage: $(VENV)/.develop data ## Run every test in two processes and measure the branch coverage (16 min)
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --numprocesses 2 --dist loadfile \
+		--durations 30 --durations-min 5 $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.develop ## Check style, types and which wing imports which (10 s, 1 min without a cache)
@@ -89,7 +90,7 @@ fuzz: $(VENV)/.develop ## Fuzz the decoding of bodies, guided by coverage (10 mi
 	$(BIN)/python -m loadtests.fuzz -max_total_time=$(or $(SECONDS),600) -rss_limit_mb=4096 $(ARGS)
 
 .PHONY: nightly
-nightly: ## Run what takes too long for CI: fuzzing, many examples, photos, chaos; every step, then a summary (less than 1 h)
+nightly: ## Run what takes too long for CI: fuzzing, many examples, photos, chaos, the GPU's image; then a summary (1 h)
 	VENV="$(VENV)" .ci/nightly
 
 .PHONY: fast-path
