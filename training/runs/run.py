@@ -167,13 +167,18 @@ class Run:
                 f"batch size {batch_size} does not fit {rows} rows on {self.fabric.world_size} processes"
             )
         first = self.fabric.global_rank * share
-        hidden = not (self.leads and sys.stderr.isatty())
-        title = f"epoch {epoch + 1}/{self._total_epochs}"
-        for step in tqdm(range(steps), desc=title, disable=hidden, leave=False, unit="step"):
+        for step in self.steps(epoch, steps):
             start = step * batch_size + first
             yield step, order[start : start + share]
+
+    def steps(self, epoch: int, count: int) -> Iterator[int]:
+        """The steps of an epoch, counted from 0, with their progress on stderr."""
+        hidden = not (self.leads and sys.stderr.isatty())
+        title = f"epoch {epoch + 1}/{self._total_epochs}"
+        for step in tqdm(range(count), desc=title, disable=hidden, leave=False, unit="step"):
+            yield step
             if hidden and self.leads:
-                self._report(epoch, step, steps)
+                self._report(epoch, step, count)
 
     def _report(self, epoch: int, step: int, steps: int) -> None:
         losses = () if self._last_loss is None else self._last_loss.flatten()
