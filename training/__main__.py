@@ -32,6 +32,7 @@ MODELS = {
     "cnn": ("training.families.classifier", "CNN"),
     "vit": ("training.families.classifier", "VIT"),
     "judge": ("training.families.classifier", "JUDGE"),
+    "private": ("training.privacy.family", "CONFIG"),
     "gan": ("training.families.gan", "CONFIG"),
     "vae": ("training.families.vae", "CONFIG"),
 }

@@ -6,6 +6,7 @@ TrainingError
 ├── RunError            the run cannot start or continue as asked
 │   └── DivergenceError a loss or a metric is not finite
 ├── TuningError         the study cannot start or continue as asked
+├── PrivacyError        the private training or its study cannot start as asked
 ├── ExportError         the model was not published
 ├── EvaluationError     the model cannot be evaluated on this data
 ├── SourceError         the model that another is to be made from does not fit
@@ -39,6 +40,10 @@ class DivergenceError(RunError):
 
 class TuningError(TrainingError):
     """The study cannot start or continue as asked; the message says why and what to do."""
+
+
+class PrivacyError(TrainingError):
+    """The private training or its study cannot start as asked; the message says why and what to do."""
 
 
 class ExportError(TrainingError):

@@ -8,12 +8,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from training.errors import ArgumentError
 
 BELOW_ONE = frozenset(
-    ("beta1", "beta2", "dropout", "ema_decay", "label_smoothing", "scale", "shear", "warm_up")
+    ("beta1", "beta2", "dropout", "ema_decay", "label_smoothing", "momentum", "scale", "shear", "warm_up")
 )
 """Hyperparameters in 0..1 without 1: fractions, probabilities, weights of averages."""
 
 TO_ONE = frozenset(("teacher_weight",))
-ABOVE_ZERO = frozenset(("elastic_sigma", "learning_rate", "temperature"))
+ABOVE_ZERO = frozenset(("clip_norm", "delta", "elastic_sigma", "epsilon", "learning_rate", "temperature"))
 
 
 def changed(model: str, config: Any, change: str) -> Any:

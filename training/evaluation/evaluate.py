@@ -72,6 +72,7 @@ def _evaluate_version(folder: Path, models_dir: Path, splits: Splits) -> bool:
     manifest = read_verified(folder)
     recorded = dict(manifest.metrics)
     data, data_digest = recorded.pop("data", "unknown"), recorded.pop("data_digest", "")
+    recorded.pop("privacy", None)  # follows from the training, not from the graph
     if data_digest != splits.digest:
         raise EvaluationError(
             f"{folder} was measured on {data}, digest {data_digest}, "
