@@ -1,10 +1,10 @@
-"""Commands: data, train, tune, export, quantize, ensemble, compare, evaluate, robustness, pareto, sign.
+"""Commands: data, train, tune, private, export, quantize, ensemble, compare, evaluate, robustness, pareto, sign.
 
 Each reads its arguments and calls one function.
 
 A model family is a module with a configuration for each of its models, and two functions:
-`train(config, splits, run)` and `export(name, run_dir, splits, target)`. Only `train`, `tune` and
-`export` load torch; the others work on images and ONNX files.
+`train(config, splits, run)` and `export(name, run_dir, splits, target)`. Only `train`, `tune`, `private`
+and `export` load torch; the others work on images and ONNX files.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from service.errors import RepositoryError
 from training.arguments import build_parser
 from training.datasets.fetch import fetch
 from training.datasets.splits import load
-from training.errors import ArgumentError, TrainingError, TuningError
+from training.errors import ArgumentError, PrivacyError, TrainingError, TuningError
 from training.hyperparameters import changed
 from training.versions import Target
 
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "data": _data,
         "train": _train,
         "tune": _tune,
+        "private": _private,
         "export": _export,
         "quantize": _quantize,
         "ensemble": _ensemble,
@@ -141,6 +142,33 @@ def _tune(options: argparse.Namespace) -> int:
         device=options.device,
     )
     tune(plan, options.workers or cores())
+    return 0
+
+
+def _private(options: argparse.Namespace) -> int:
+    _, config = _family("private", options.set or [])
+    if options.epochs is not None:
+        config = dataclasses.replace(config, epochs=options.epochs)
+    splits = load(options.data_dir)
+    _limit_threads(options.threads)
+    try:
+        from training.privacy.plan import Plan
+        from training.privacy.study import study
+    except ImportError as error:
+        raise PrivacyError(f"private training needs the extra `privacy`: {error}") from error
+    plan = Plan(
+        config=config,
+        epsilons=tuple(options.epsilon or (1.0, 3.0, 8.0)),
+        seeds=options.seeds,
+        pool=options.pool,
+        models=options.models,
+        attacked_epochs=options.attacked_epochs,
+        attacked_batch_size=options.attacked_batch_size,
+        folder=options.study_dir,
+        data_digest=splits.digest,
+        device=options.device,
+    )
+    study(plan, splits)
     return 0
 
 

@@ -1,6 +1,7 @@
 """The command line: the commands, their arguments and help texts. Runs nothing."""
 
 import argparse
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def build_parser(
     add = {"data": _add_data, "train": _add_train, "export": _add_export}
     add |= {"quantize": _add_quantize, "ensemble": _add_ensemble, "compare": _add_compare}
     add |= {"evaluate": _add_evaluate, "robustness": _add_robustness, "pareto": _add_pareto}
-    add |= {"sign": _add_sign, "tune": _add_tune}
+    add |= {"sign": _add_sign, "tune": _add_tune, "private": _add_private}
     for name, run in commands.items():
         command = add[name](actions)
         command.set_defaults(run=run)
@@ -119,6 +120,66 @@ def _add_tune(actions: Any) -> argparse.ArgumentParser:
         action="append",
         metavar="NAME=VALUE",
         help="fix a hyperparameter, which is then not searched; may be repeated",
+    )
+    return command
+
+
+def _add_private(actions: Any) -> argparse.ArgumentParser:
+    about = (
+        "Train a classifier privately (DP-SGD) at several epsilons and without privacy, and try to tell the "
+        "training images from others. Needs the extra `privacy`. The same command again continues the study."
+    )
+    command = _add(actions, "private", about)
+    command.add_argument(
+        "--epsilon",
+        action="append",
+        type=_above_zero,
+        help="privacy budget of a run; may be repeated (default: 1, 3 and 8)",
+    )
+    command.add_argument(
+        "--seeds", type=_positive, default=1, help="number of runs per epsilon (default: %(default)s)"
+    )
+    command.add_argument("--epochs", type=_positive, help="number of epochs (default: the model's own)")
+    command.add_argument(
+        "--pool",
+        type=_positive,
+        default=2000,
+        help="number of images; each attacked model is trained on half of them (default: %(default)s)",
+    )
+    command.add_argument(
+        "--models",
+        type=_positive,
+        default=16,
+        help="number of models per epsilon that are attacked (default: %(default)s)",
+    )
+    command.add_argument(
+        "--attacked-epochs",
+        type=_positive,
+        default=40,
+        help="number of epochs of the attacked models (default: %(default)s)",
+    )
+    command.add_argument(
+        "--attacked-batch-size",
+        type=_positive,
+        default=200,
+        help="expected batch size of the attacked models (default: %(default)s)",
+    )
+    command.add_argument(
+        "--study-dir",
+        type=Path,
+        default=Path("runs/private-study"),
+        help="folder of the study (default: %(default)s)",
+    )
+    command.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto (the default) prefers cuda"
+    )
+    command.add_argument(
+        "--threads",
+        type=_positive,
+        help="number of CPU threads (default: torch's choice). It changes the last bits",
+    )
+    command.add_argument(
+        "--set", action="append", metavar="NAME=VALUE", help="change a hyperparameter; may be repeated"
     )
     return command
 
@@ -264,4 +325,11 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def _above_zero(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{value:g} is not above 0 and finite")
     return value
