@@ -17,6 +17,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 AUDIT := .cache/audit
 CHECKOV := .cache/checkov
+FEDERATED := .cache/federated
 SBOM := .cache/sbom
 LOCKER := .cache/uv
 ENVIRONMENT = PYTHON="$(PYTHON)" .ci/environment
@@ -127,9 +128,16 @@ lock: $(LOCKER)/.installed ## Pin and hash the packages of the image, at the ver
 		--custom-compile-command "make lock" --output-file requirements/audit.txt -
 	echo checkov | UV_FIND_LINKS= $(LOCKER)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
 		--custom-compile-command "make lock" --output-file requirements/checkov.txt -
+	printf 'flwr[simulation]\nmatplotlib\nopacus\n' | UV_FIND_LINKS= $(LOCKER)/bin/uv pip compile --quiet --universal \
+		--python-version 3.11 --no-annotate --override requirements/federated.overrides --no-emit-package torch \
+		--custom-compile-command "make lock" --output-file requirements/federated.txt -
 
 .PHONY: checkov
 checkov: $(CHECKOV)/.installed ## Install checkov, with which make test checks the rendered chart (1 min)
+
+.PHONY: federated
+federated: $(FEDERATED)/.installed ## Train on simulated clients with Flower and draw accuracy by round; needs make data (minutes)
+	$(FEDERATED)/bin/python -m training.federated $(ARGS)
 
 .PHONY: load
 load: $(VENV)/.develop ## Load the service with real digits: HOST= STAGES=ramp|spike|soak RATE= WORKERS= ARGS= (1 min)
@@ -171,11 +179,17 @@ docs: $(VENV)/.develop ## Build the documentation site, build/site; a warning is
 
 .PHONY: clean
 clean: ## Remove the virtual environments and the caches
-	rm -rf $(VENV) $(VENV).new $(AUDIT) $(CHECKOV) $(LOCKER) $(SBOM) build .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV).new $(AUDIT) $(CHECKOV) $(FEDERATED) $(LOCKER) $(SBOM) build .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # An environment of its own, because it requires older versions of packages that the project uses.
 $(CHECKOV)/.installed: requirements/checkov.txt
 	@$(ENVIRONMENT) $(CHECKOV) .installed "checkov (1 min)" --no-deps --requirement $<
+
+# An environment of its own, because Flower requires older versions. torch is the one of every other installation,
+# and not in the lock, so that an index or --find-links with the build for CPUs decides what comes with it.
+$(FEDERATED)/.installed: requirements/federated.txt constraints.txt
+	@$(ENVIRONMENT) $(FEDERATED) .installed "Flower, Ray and torch (1.7 GB, minutes)" --requirement $< \
+		"$(shell grep '^torch==' constraints.txt)"
 
 # An environment of its own, because it may require other versions than those that it audits.
 $(AUDIT)/.installed: requirements/audit.txt
