@@ -80,8 +80,11 @@ def _train(
     generator = torch.Generator(features.device)
     mine, labels_of_mine = features[members], labels[members]
     sgd = make_sgd(config, head, len(mine), generator)
-    generator.manual_seed(seed_of(config, number))
-    for _ in range(config.epochs * steps_per_epoch(config, len(mine))):
+    keys = np.random.default_rng(number).integers(
+        2**31, size=config.epochs * steps_per_epoch(config, len(mine))
+    )
+    for key in keys.tolist():
+        generator.manual_seed(seed_of(config, key))
         sgd.step(mine, labels_of_mine)
         ema.update_parameters(head)
     with torch.no_grad():

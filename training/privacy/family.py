@@ -112,9 +112,9 @@ def train(config: Config, splits: Splits, run: Run) -> None:
     state: dict[str, Stateful] = {"model": classifier, "optimizer": sgd, "ema": ema}
     run.restore(state)
     for epoch in run.epochs():
-        generator.manual_seed(seed_of(config, run.key(epoch)))
         losses = []
         for step in run.steps(epoch, steps_per_epoch(config, len(labels))):
+            generator.manual_seed(seed_of(config, run.key(epoch, step)))
             losses.append(sgd.step(features, labels))
             run.check_loss(epoch, step, losses[-1])
             ema.update_parameters(classifier)
@@ -149,7 +149,11 @@ def steps_per_epoch(config: Config, images: int) -> int:
 
 
 def seed_of(config: Config, key: int) -> int:
-    """The seed of an epoch's samples and noise: `key`, or a secret of the operating system."""
+    """The seed of a step's sample and noise: `key`, or a secret of the operating system.
+
+    Each step has its own, because torch's generator for CPUs uses only 32 bits of a seed: those of one seed
+    for all steps could be tried out.
+    """
     return key if config.noise == "seeded" else secrets.randbits(63)
 
 
@@ -181,11 +185,13 @@ def guarantee_of(config: Config, sgd: "Sgd", images: int) -> Guarantee:
     from training.privacy.sgd import PrivateSgd
 
     assert isinstance(sgd, PrivateSgd)
+    by_rdp = epsilon_of(sgd.history, config.delta, "rdp")
+    by_prv = config.accountant == "prv"
     return Guarantee(
-        epsilon=epsilon_of(sgd.history, config.delta, config.accountant),
+        epsilon=epsilon_of(sgd.history, config.delta, "prv") if by_prv else by_rdp,
         delta=config.delta,
         accountant=config.accountant,
-        epsilon_rdp=epsilon_of(sgd.history, config.delta, "rdp"),
+        epsilon_rdp=by_rdp,
         steps=sum(count for _, _, count in sgd.history),
         images=images,
         sampling_rate=sgd.sampling_rate,

@@ -47,6 +47,15 @@ def splits(data_dir: Path) -> Splits:
     return load(data_dir)
 
 
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory, splits: Splits) -> Path:
+    """A finished private run, which no test may change."""
+    folder = tmp_path_factory.mktemp("runs") / "private"
+    origin = {"model": "private", "data_digest": splits.digest}
+    family.train(TINY, splits, new_run(folder, TINY, origin=origin))
+    return folder
+
+
 def private(
     model: nn.Module, images: int, batch_size: int, noise: float = 0.0, clip: float = 0.5
 ) -> PrivateSgd:
@@ -159,37 +168,31 @@ def test_scattering_tells_orientations_apart() -> None:
     assert answers == [0, 4]
 
 
-def test_a_run_records_the_epsilon_of_its_steps_and_no_loss_of_training_images(
-    tmp_path: Path, splits: Splits
-) -> None:
-    family.train(TINY, splits, new_run(tmp_path / "run", TINY))
-    guarantee = read_guarantee(tmp_path / "run")
+def test_a_run_records_the_epsilon_of_its_steps_and_no_loss_of_training_images(run_dir: Path) -> None:
+    guarantee = read_guarantee(run_dir)
     assert (guarantee.images, guarantee.steps) == (220, 2 * (220 // 40))
     history = [(guarantee.noise_multiplier, guarantee.sampling_rate, guarantee.steps)]
     assert guarantee.epsilon == epsilon_of(history, TINY.delta, "rdp") == guarantee.epsilon_rdp
     assert 0.99 * TINY.epsilon < guarantee.epsilon <= TINY.epsilon
-    lines = read_history(tmp_path / "run")
+    lines = read_history(run_dir)
     assert lines[0]["epsilon"] < lines[1]["epsilon"] == guarantee.epsilon
     assert not [name for line in lines for name in line if name.startswith("train_")]
 
 
 def test_a_resumed_run_counts_the_steps_before_and_ends_with_the_same_bits(
-    tmp_path: Path, splits: Splits
+    tmp_path: Path, splits: Splits, run_dir: Path
 ) -> None:
-    family.train(TINY, splits, new_run(tmp_path / "whole", TINY))
     with pytest.raises(Interrupted):
         family.train(TINY, splits, new_run(tmp_path / "cut", TINY, kind=StoppingRun))
     family.train(TINY, splits, new_run(tmp_path / "cut", TINY, resume=True))
-    assert_same_state(tmp_path / "whole", tmp_path / "cut")
-    assert read_guarantee(tmp_path / "cut") == read_guarantee(tmp_path / "whole")
+    assert_same_state(run_dir, tmp_path / "cut")
+    assert read_guarantee(tmp_path / "cut") == read_guarantee(run_dir)
 
 
-def test_secret_noise_differs_from_run_to_run(tmp_path: Path, splits: Splits) -> None:
-    config = dataclasses.replace(TINY, noise="secret")
-    for name in ("one", "two"):
-        family.train(config, splits, new_run(tmp_path / name, config))
-    one, two = ((tmp_path / name / "best.safetensors").read_bytes() for name in ("one", "two"))
-    assert one != two
+def test_secret_seeds_are_new_each_time_and_are_the_default() -> None:
+    assert family.CONFIG.noise == "secret"
+    assert len({family.seed_of(family.CONFIG, 7) for _ in range(20)}) == 20
+    assert family.seed_of(TINY, 7) == 7
 
 
 def test_without_privacy_the_same_recipe_has_no_guarantee(tmp_path: Path, splits: Splits) -> None:
@@ -201,11 +204,9 @@ def test_without_privacy_the_same_recipe_has_no_guarantee(tmp_path: Path, splits
         read_guarantee(tmp_path)
 
 
-def test_an_exported_model_tells_its_guarantee(tmp_path: Path, splits: Splits) -> None:
-    origin = {"model": "private", "data_digest": splits.digest}
-    family.train(TINY, splits, new_run(tmp_path / "run", TINY, origin=origin))
-    folder = family.export("private", tmp_path / "run", splits, Target(tmp_path / "models"))
-    guarantee, manifest = read_guarantee(tmp_path / "run"), read_manifest(folder)
+def test_an_exported_model_tells_its_guarantee(tmp_path: Path, splits: Splits, run_dir: Path) -> None:
+    folder = family.export("private", run_dir, splits, Target(tmp_path / "models"))
+    guarantee, manifest = read_guarantee(run_dir), read_manifest(folder)
     facts = dict(each.split("=") for each in str(manifest.metrics["privacy"]).split()[1:])
     assert float(facts["epsilon"]) == pytest.approx(guarantee.epsilon, rel=1e-4)
     assert {*facts} >= {"delta", "accountant", "sampling_rate", "noise_multiplier", "clip_norm", "steps"}
