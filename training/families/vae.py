@@ -19,12 +19,13 @@ from torch.nn import functional
 from service.content.latents import draw_latents
 from service.models.manifest import TensorSpec
 from training.cards.card import Card, make_card
-from training.datasets.splits import CLASSES, SIDE, Splits
+from training.datasets.splits import SIDE, Splits
 from training.evaluation.epochs import JUDGE, epoch_quality
 from training.evaluation.generation import draw, generation
 from training.evaluation.judge import Judge, latest_judge
 from training.evaluation.likelihood import bound, encoder_of, encoding
 from training.export.publish import Model, publish
+from training.families.condition import Condition
 from training.families.grids import grid_labels, save_grid
 from training.families.samples import draw_samples
 from training.families.tensors import to_tensors
@@ -146,26 +147,6 @@ class Decoder(nn.Module):
         """Logits, (n, 1, 28, 28)."""
         logits: Tensor = self.body(self.condition(z, labels))
         return logits
-
-
-class Condition(nn.Module):
-    """Appends a digit's embedding to a vector: (n, d) and labels (n,) int64 to (n, d + size).
-
-    A label outside 0..9 has no embedding, only zeros: in an exported graph an index out of range
-    would fail the whole batch.
-    """
-
-    labels: Tensor
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.embedding = nn.Parameter(torch.randn(CLASSES, size))
-        self.register_buffer("labels", torch.arange(CLASSES), persistent=False)
-
-    def forward(self, vector: Tensor, labels: Tensor) -> Tensor:
-        """The two vectors, (n, d + size)."""
-        one_hot = (labels.unsqueeze(1) == self.labels).to(vector.dtype)
-        return torch.cat([vector, one_hot @ self.embedding.to(vector.dtype)], 1)
 
 
 class ConditionalVae(nn.Module):
