@@ -13,6 +13,9 @@ BELOW_ONE = frozenset(
 """Hyperparameters in 0..1 without 1: fractions, probabilities, weights of averages."""
 
 TO_ONE = frozenset(("teacher_weight",))
+FROM_ZERO = frozenset(("blocks_14", "blocks_7", "flow_layers"))
+"""Counts of parts that a network may lack."""
+
 ABOVE_ZERO = frozenset(("clip_norm", "delta", "elastic_sigma", "epsilon", "learning_rate", "temperature"))
 
 
@@ -46,7 +49,7 @@ def _value(where: str, name: str, kind: Any, text: str) -> object:
 
 def _range(name: str, kind: type) -> tuple[str, Callable[[float], bool]]:
     """Return what numbers a hyperparameter may be, in words and as a test."""
-    if kind is int:
+    if kind is int and name not in FROM_ZERO:
         return "1 or more", lambda value: value >= 1
     if name in BELOW_ONE:
         return "0 or more, and less than 1", lambda value: 0 <= value < 1

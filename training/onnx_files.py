@@ -35,6 +35,18 @@ def open_session(path: Path, extra_outputs: Sequence[str] = ()) -> onnxruntime.I
     """An onnxruntime session on the CPU; extra_outputs names inner tensors to return as well."""
     graph = onnx.load(path)
     graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra_outputs)
+    return _open(graph)
+
+
+def open_part(
+    graph: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]
+) -> onnxruntime.InferenceSession:
+    """A session of the nodes between these tensors of a graph, which may be inner ones."""
+    whole = onnx.shape_inference.infer_shapes(graph)
+    return _open(onnx.utils.Extractor(whole).extract_model([*inputs], [*outputs]))
+
+
+def _open(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(

@@ -43,6 +43,11 @@ VAE = dataclasses.replace(
     channels_7=6,
     channels_14=5,
     channels_28=4,
+    blocks_7=1,
+    blocks_14=1,
+    flow_layers=2,
+    flow_hidden=8,
+    precision="32-true",
     judge="none",
 )
 

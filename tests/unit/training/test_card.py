@@ -42,9 +42,9 @@ FAMILIES: dict[str, Callable[[History], Card]] = {
     "cnn": lambda history: classifier._card(classifier.CNN, size(classifier.build(classifier.CNN)), history),
     "vit": lambda history: classifier._card(VIT, size(classifier.build(VIT)), history),
     "gan": gan_card,
-    "vae": lambda history: vae._card("vae", "vae", vae.CONFIG, vae.Decoder(vae.CONFIG), history),
+    "vae": lambda history: vae._card("vae", "vae", vae.CONFIG, vae.ConditionalVae(vae.CONFIG), history),
     "vae-encoder": lambda history: vae._card(
-        "vae-encoder", "vae", vae.CONFIG, vae.Encoder(vae.CONFIG), history
+        "vae-encoder", "vae", vae.CONFIG, vae.ConditionalVae(vae.CONFIG), history
     ),
 }
 
