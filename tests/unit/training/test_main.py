@@ -39,6 +39,7 @@ def test_hyperparameters_can_be_set_and_are_recorded(tmp_path: Path, workshop: W
         ("depth=3", "vae has no hyperparameter 'depth', expected one of epochs, batch_size, latent"),
         ("latent=many", "'many' is not of type int"),
         ("batch_size=0", "expected 1 or more"),
+        ("flow_layers=-1", "expected 0 or more"),
         ("ema_decay=2", "expected 0 or more, and less than 1"),
         ("learning_rate=0", "expected more than 0"),
         ("learning_rate=nan", "expected more than 0"),
