@@ -5,7 +5,7 @@ so an image depends only on its own z and label, not on the rest of its batch.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from training.evaluation.judge import latest_judge
 from training.export.publish import Model, publish
 from training.families.batch_norm import fold_batch_norm
 from training.families.grids import grid_labels, save_grid
-from training.families.samples import draw_samples
+from training.families.samples import chosen_epoch, draw_samples
 from training.families.tensors import to_tensors
 from training.runs.averaging import averaged
 from training.runs.finished import load_weights, read_history, read_hyperparameters, recorded
@@ -384,18 +384,6 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
     )
     (folder,) = publish([model], splits=splits, run_dir=run_dir, target=target)
     return folder
-
-
-def chosen_epoch(history: Sequence[Mapping[str, float]]) -> str:
-    """The epoch of the published weights, for the card."""
-    judged = [line for line in history if "validation_distance" in line]
-    if not judged:
-        return "the last epoch"
-    best = min(judged, key=lambda line: line["validation_distance"])
-    return (
-        f"epoch {best['epoch']:.0f}, whose samples were closest to the validation images (Fréchet distance "
-        f"{best['validation_distance']:.2f} in the judge's features)"
-    )
 
 
 def config_of(hyperparameters: Mapping[str, Any]) -> Config:

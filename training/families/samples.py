@@ -1,6 +1,6 @@
-"""The samples that a generator draws after an epoch, for its judge."""
+"""The samples that a generator draws after an epoch for its judge, and the epoch that they choose."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -29,3 +29,15 @@ def draw_samples(
     wanted = torch.from_numpy(labels).to(device)
     parts = [slice(i, i + PART_ROWS) for i in range(0, len(labels), PART_ROWS)]
     return np.concatenate([generate(z[part], wanted[part]).cpu().numpy() for part in parts])
+
+
+def chosen_epoch(history: Sequence[Mapping[str, float]]) -> str:
+    """The epoch of the published weights, for the card."""
+    judged = [line for line in history if "validation_distance" in line]
+    if not judged:
+        return "the last epoch"
+    best = min(judged, key=lambda line: line["validation_distance"])
+    return (
+        f"epoch {best['epoch']:.0f}, whose samples were closest to the validation images (Fréchet distance "
+        f"{best['validation_distance']:.2f} in the judge's features)"
+    )

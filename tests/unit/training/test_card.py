@@ -12,6 +12,7 @@ from torch import nn
 from service.models.manifest import read_manifest
 from training.cards.card import KEPT, TEMPLATES, WIDTH, Card, fill_page, make_card, section, table
 from training.families import classifier, gan, vae
+from training.families.samples import chosen_epoch
 
 MODELS = Path(__file__).parents[3] / "models"
 SECTIONS = {"architecture": "Architecture", "intended_use": "Intended use", "limits": "Limits"}
@@ -33,7 +34,7 @@ def gan_card(history: History) -> Card:
         config=config,
         parameters=size(network),
         epochs=len(history),
-        chosen=gan.chosen_epoch(history),
+        chosen=chosen_epoch(history),
     )
 
 
