@@ -35,6 +35,7 @@ MODELS = {
     "private": ("training.privacy.family", "CONFIG"),
     "gan": ("training.families.gan", "CONFIG"),
     "vae": ("training.families.vae", "CONFIG"),
+    "flow": ("training.families.flow", "CONFIG"),
 }
 
 

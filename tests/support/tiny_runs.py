@@ -11,7 +11,7 @@ import torch
 
 from tests.support.idx_files import write_folder
 from training.datasets.splits import Splits, load
-from training.families import classifier, gan, vae
+from training.families import classifier, flow, gan, vae
 from training.runs.run import CHECKPOINT_FILE, Run
 from training.versions import Target
 
@@ -48,6 +48,18 @@ VAE = dataclasses.replace(
     flow_layers=2,
     flow_hidden=8,
     precision="32-true",
+    judge="none",
+)
+FLOW = dataclasses.replace(
+    flow.CONFIG,
+    epochs=2,
+    batch_size=20,
+    steps=2,
+    channels_14=8,
+    channels_7=12,
+    blocks=1,
+    embedding=8,
+    coupling=4,
     judge="none",
 )
 

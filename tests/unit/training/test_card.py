@@ -96,5 +96,5 @@ def test_template_with_an_unknown_field_is_an_error() -> None:
 
 def test_every_template_is_used() -> None:
     used = {"model", "int8", "ensemble", "classifier", "mlp", "cnn", "vit", "judge"}
-    used |= {"gan", "vae", "vae-encoder", "vae-training"}
+    used |= {"gan", "vae", "vae-encoder", "vae-training", "flow"}
     assert {path.stem for path in TEMPLATES.glob("*.md")} == used

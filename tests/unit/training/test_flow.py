@@ -1,0 +1,138 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.support.tiny_runs import FLOW
+from training.datasets.splits import SIDE
+from training.families import flow
+
+
+class Constant(nn.Module):
+    """A network that gives the same value everywhere, and notes what it is asked."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+        self.asked: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        self.asked.append((x, t))
+        return torch.full_like(x, self.value) + 0 * labels.view(-1, 1, 1, 1)
+
+
+class Gaussian(nn.Module):
+    """The exact field of images ~ N(mean, deviation^2) in each pixel."""
+
+    def __init__(self, mean: float | Tensor, deviation: float | Tensor) -> None:
+        super().__init__()
+        self.mean, self.deviation = mean, deviation
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        # E[x - z | x_t] of two normal variables: the mean, and the regression on x_t.
+        t = t.view(-1, 1, 1, 1) + 0 * labels.view(-1, 1, 1, 1)
+        variance = t**2 * self.deviation**2 + (1 - t) ** 2
+        slope = (t * self.deviation**2 - (1 - t)) / variance
+        return self.mean + slope * (x - t * self.mean)
+
+
+def test_loss_regresses_the_difference_of_image_and_noise() -> None:
+    images, noise = torch.randn(2, 5, 1, SIDE, SIDE)
+    t, labels = torch.rand(5), torch.arange(5)
+    network = Constant(0.25)
+    loss = flow.flow_loss(network, images, noise, t, labels)
+    assert loss.item() == pytest.approx((0.25 - (images - noise)).square().mean().item(), rel=1e-5)
+    ((x, asked),) = network.asked
+    assert torch.equal(asked, t)
+    for row in range(5):
+        torch.testing.assert_close(x[row], (1 - t[row]) * noise[row] + t[row] * images[row])
+
+
+def test_exact_field_has_the_smallest_loss() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(400, 1, SIDE, SIDE) * 0.5 + 0.3
+    noise, t, labels = torch.randn_like(images), torch.rand(400), torch.zeros(400, dtype=torch.int64)
+    exact, *others = (
+        flow.flow_loss(Gaussian(*target), images, noise, t, labels).item()
+        for target in ((0.3, 0.5), (0.35, 0.5), (0.3, 0.55), (0.25, 0.45))
+    )
+    assert exact < min(others)
+
+
+def test_euler_steps_follow_the_field_of_a_normal_target() -> None:
+    z, labels = torch.randn(20, 1, SIDE, SIDE, dtype=torch.float64), torch.zeros(20, dtype=torch.int64)
+    mean, deviation = 0.3, 0.5
+    # The field's flow is linear: z becomes mean + deviation * z. Euler's error falls with the step's size.
+    errors = [
+        (flow.integrate(Gaussian(mean, deviation), z, labels, steps) - (mean + deviation * z))
+        .abs()
+        .max()
+        .item()
+        for steps in (8, 16, 256)
+    ]
+    assert errors[1] == pytest.approx(errors[0] / 2, rel=0.2)
+    assert errors[2] < 0.02
+
+
+def test_one_step_of_straight_paths_is_exact() -> None:
+    z, labels = torch.randn(3, 1, SIDE, SIDE), torch.arange(3)
+    network = Constant(0.5)
+    for steps in (1, 8):
+        torch.testing.assert_close(flow.integrate(network, z, labels, steps), z + 0.5)
+    assert [t.unique().item() for _, t in network.asked] == [0, *(step / 8 for step in range(8))]
+
+
+def test_fresh_network_follows_the_field_of_normal_pixels() -> None:
+    torch.manual_seed(0)
+    images, labels = torch.randn(200, 1, SIDE, SIDE) * 0.5 + 0.3, torch.arange(200) % 9
+    network = flow.Velocity(FLOW)
+    network.fit(images, labels)
+    x, t = torch.randn(4, 1, SIDE, SIDE), torch.tensor([0.0, 0.3, 0.6, 0.9])
+    asked = torch.tensor([2, 8, 9, 10])  # the last two have no images
+    for row, some in enumerate((images[labels == 2], images[labels == 8], images, images)):
+        exact = Gaussian(some.mean(0), some.std(0, correction=0))
+        one = slice(row, row + 1)
+        torch.testing.assert_close(network(x, t, asked)[one], exact(x[one], t[one], asked[one]))
+
+
+def test_times_are_those_that_the_steps_ask_for() -> None:
+    t = flow.draw_times(2000, 8, torch.Generator().manual_seed(0))
+    assert t.min() >= 0
+    assert 0.86 < t.max() <= 7 / 8
+    assert t.mean().item() == pytest.approx(7 / 16, abs=4 * 7 / 8 / math.sqrt(12 * 2000))
+
+
+def trained_like(config: flow.Config) -> flow.Velocity:
+    """A network whose layers that begin at zero have other weights."""
+    torch.manual_seed(0)
+    network = flow.Velocity(config)
+    network.fit(torch.rand(50, 1, SIDE, SIDE) * 2 - 1, torch.arange(50) % 10)
+    for weights in network.parameters():
+        nn.init.normal_(weights, 0.0, 0.2)
+    return network
+
+
+def test_an_image_does_not_depend_on_its_batch() -> None:
+    drawing = flow.Drawing(trained_like(FLOW), FLOW.steps)
+    z, labels = torch.randn(6, flow.LATENT), torch.arange(6)
+    together = drawing(z, labels).int()
+    alone = torch.cat([drawing(z[row : row + 1], labels[row : row + 1]) for row in range(6)]).int()
+    assert (together - alone).abs().max() <= 1  # a sum in another order may be rounded the other way
+    assert len(together.unique()) > 50
+
+
+def test_label_outside_the_classes_gives_an_image() -> None:
+    drawing = flow.Drawing(trained_like(FLOW), FLOW.steps)
+    z = torch.randn(1, flow.LATENT).expand(4, -1)
+    images = drawing(z, torch.tensor([1, 2, -1, 10])).int()
+    assert not torch.equal(images[0], images[1])
+    assert (images[2] - images[3]).abs().max() <= 1
+
+
+@pytest.mark.parametrize("channels", [5, 8, 12, 16])
+def test_any_number_of_channels_is_normalised(channels: int) -> None:
+    maps = torch.randn(2, channels, 7, 7) * 3 + 5
+    normalised = flow._norm(channels)(maps)
+    assert normalised.mean((1, 2, 3)).abs().max() < 1e-4
+    torch.testing.assert_close(normalised.square().mean((1, 2, 3)), torch.ones(2), atol=1e-3, rtol=0)
