@@ -9,6 +9,7 @@ from pathlib import Path
 from service.models.folder import version_folders
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, read_manifest, sha256_of
 from service.models.verification import external_digests, model_files
+from training.cost import MULTIPLY_ADDS, multiply_adds
 from training.errors import EvaluationError, ExportError
 from training.files import sync
 from training.terminal import notice
@@ -61,12 +62,16 @@ def staging(names: Sequence[str], target: Target) -> Iterator[list[Path]]:
 
 
 def completed(draft: Manifest, folder: Path, metrics: Mapping[str, float | int | str]) -> Manifest:
-    """Return a draft with the checksums of the files that lie in its folder, and with what was measured."""
+    """Return a draft with the checksums of the files that lie in its folder, and with what was measured.
+
+    Its graph's cost is added to the metrics. Raises EvaluationError.
+    """
+    cost = {MULTIPLY_ADDS: multiply_adds(folder / MODEL_FILE)}
     return draft.model_copy(
         update={
             "sha256": sha256_of(folder / MODEL_FILE),
             "files": external_digests(folder),
-            "metrics": {**metrics, **draft.metrics},
+            "metrics": {**metrics, **cost, **draft.metrics},
         }
     )
 

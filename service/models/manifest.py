@@ -169,7 +169,7 @@ class Manifest(_Frozen):
         "none": pictures are rejected.
         Absent in manifests older than the field: "mnist-digit" for grey 28x28 images, "resize" for
         images of any other size, "none" for other tensors; see `picture_preprocess`.
-    metrics: what `python -m training evaluate` measures on the test set.
+    metrics: what `python -m training evaluate` measures on the test set, and `multiply_adds`, a row's cost.
     command: the command that made the model.
     """
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from service.models.folder import model_folders, version_folders
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest
+from training.cost import MULTIPLY_ADDS, multiply_adds
 from training.datasets.splits import Splits
 from training.errors import EvaluationError
 from training.evaluation.classification import classification, quantization
@@ -36,10 +37,18 @@ def evaluate(names: Sequence[str], models_dir: Path, splits: Splits) -> bool:
 
 
 def measure(manifest: Manifest, folder: Path, splits: Splits, models_dir: Path) -> Metrics:
-    """Every metric of a version's manifest, measured again; only this function distinguishes the tasks.
+    """Every metric of a version's manifest, measured again.
 
-    A generator is judged by the version of the CNN that judged it first. Raises EvaluationError.
+    A generator is judged by the version of the judge that judged it first. Raises EvaluationError.
     """
+    metrics = _quality(manifest, folder, splits, models_dir)
+    if MULTIPLY_ADDS in manifest.metrics:  # manifests older than this metric lack it
+        metrics[MULTIPLY_ADDS] = multiply_adds(folder / MODEL_FILE)
+    return metrics
+
+
+def _quality(manifest: Manifest, folder: Path, splits: Splits, models_dir: Path) -> Metrics:
+    """The metrics on the test set; only this function distinguishes the tasks."""
     path = folder / MODEL_FILE
     if "source" in manifest.metrics:
         return quantization(path, models_dir / str(manifest.metrics["source"]), splits.test)

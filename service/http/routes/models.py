@@ -78,10 +78,12 @@ def _detail(models: Catalogue, info: ModelInfo) -> ModelDetail:
 
 def _summary(models: Catalogue, info: ModelInfo) -> ModelSummary:
     manifest = info.manifest
+    cost = manifest.metrics.get("multiply_adds")
     return ModelSummary(
         name=manifest.name,
         version=manifest.version,
         versions=models.versions(manifest.name),
         task=manifest.task,
         description=manifest.description,
+        multiply_adds=cost if isinstance(cost, int) else None,
     )

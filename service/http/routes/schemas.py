@@ -150,6 +150,10 @@ class ModelSummary(_Body):
     versions: list[int]
     task: str
     description: str
+    multiply_adds: int | None = Field(
+        description="The cost of one row: multiplications in convolutions and matrix products, each with its "
+        "addition. null if the manifest's metrics do not tell it."
+    )
 
 
 class ModelDetail(ModelSummary):

@@ -20,6 +20,7 @@ from service.content.latents import draw_latents
 from service.errors import InkserveError
 from service.http.app import create_app
 from service.http.error_responses import error_response, row_of
+from service.models.manifest import MANIFEST_FILE, read_manifest
 from service.observability.metrics import Metrics
 from service.serving.local import LocalPredictor
 from service.serving.predictor import Cancel
@@ -369,6 +370,20 @@ async def test_models_are_listed_and_described(client: httpx.AsyncClient) -> Non
     missing = await client.get("/models/none")
     assert (missing.status_code, list(missing.json())) == (404, ["error"])
     assert (await client.get("/models/ramp?version=0")).status_code == 400
+
+
+async def test_the_list_tells_what_a_row_costs(
+    client: httpx.AsyncClient, predictor: LocalPredictor, add_classifier: Callable[..., Path]
+) -> None:
+    for name, cost in (("large", 10**9), ("odd", "much")):
+        folder = add_classifier(name)
+        manifest = read_manifest(folder).model_copy(update={"metrics": {"multiply_adds": cost}})
+        (folder / MANIFEST_FILE).write_text(manifest.model_dump_json())
+    assert await predictor.reload() == []
+    listed = (await client.get("/models")).json()["models"]
+    costs = {model["name"]: model["multiply_adds"] for model in listed}
+    assert costs == {"another": None, "first-pixel": None, "large": 10**9, "odd": None, "ramp": None}
+    assert (await client.get("/models/large")).json()["multiply_adds"] == 10**9
 
 
 async def test_health_follows_the_predictor(client: httpx.AsyncClient, predictor: LocalPredictor) -> None:
