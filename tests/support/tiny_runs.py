@@ -59,7 +59,7 @@ FLOW = dataclasses.replace(
     channels_7=12,
     blocks=1,
     embedding=8,
-    coupling=4,
+    coupling=64,
     judge="none",
 )
 
@@ -75,7 +75,7 @@ class Workshop:
 
 
 def make(folder: Path) -> Workshop:
-    """Train and export cnn, gan and vae; the judge of samples is the cnn under another name."""
+    """Train and export cnn, gan, vae and flow; the judge of samples is the cnn under another name."""
     data_dir = write_folder(folder / "data")
     workshop = Workshop(data_dir, load(data_dir), folder / "runs", folder / "models")
     judge = str(workshop.models / "cnn" / "1")
@@ -83,6 +83,7 @@ def make(folder: Path) -> Workshop:
         ("cnn", classifier, CNN),
         ("gan", gan, dataclasses.replace(GAN, judge=judge)),
         ("vae", vae, dataclasses.replace(VAE, judge=judge)),
+        ("flow", flow, dataclasses.replace(FLOW, judge=judge)),
     ):
         run_dir = workshop.runs / name
         origin = {"model": name, "data_digest": workshop.splits.digest}

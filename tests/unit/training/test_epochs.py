@@ -84,7 +84,7 @@ def test_the_best_checkpoint_is_that_of_the_smallest_distance(tmp_path: Path, wo
     assert all(not torch.equal(best[-1], best[epoch]) for epoch in range(chosen))
 
 
-@pytest.mark.parametrize("name", ["gan", "vae"])
+@pytest.mark.parametrize("name", ["gan", "vae", "flow"])
 def test_every_epoch_of_a_generator_logs_its_quality(name: str, workshop: Workshop) -> None:
     for line in read_history(workshop.runs / name):
         for metric in ("distance", "precision", "recall", "diversity", "agreement", "agreement_0"):

@@ -49,7 +49,7 @@ def test_untouched_models_of_every_task_agree(workshop: Workshop, capsys: pytest
     assert evaluate([], workshop.models, workshop.splits)
     said = capsys.readouterr().out
     assert "DIFFERS" not in said
-    for model in ("cnn/1", "judge/1", "gan/1", "vae/1", "vae-encoder/1"):
+    for model in ("cnn/1", "judge/1", "gan/1", "vae/1", "vae-encoder/1", "flow/1"):
         metrics = json.loads((workshop.models / model / MANIFEST_FILE).read_text())["metrics"]
         seen = {line.split()[1] for line in said.splitlines() if line.startswith(f"{model} ")}
         assert seen == metrics.keys() - {"data", "data_digest"}

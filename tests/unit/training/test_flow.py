@@ -1,12 +1,18 @@
 import math
+from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from tests.support.tiny_runs import FLOW
+from service.models.manifest import read_manifest
+from tests.support.tiny_runs import FLOW, Interrupted, StoppingRun, Workshop, assert_same_state, new_run
 from training.datasets.splits import SIDE
 from training.families import flow
+from training.onnx_files import open_session
 
 
 class Constant(nn.Module):
@@ -136,3 +142,46 @@ def test_any_number_of_channels_is_normalised(channels: int) -> None:
     normalised = flow._norm(channels)(maps)
     assert normalised.mean((1, 2, 3)).abs().max() < 1e-4
     torch.testing.assert_close(normalised.square().mean((1, 2, 3)), torch.ones(2), atol=1e-3, rtol=0)
+
+
+def test_resumed_run_ends_with_the_same_bits(tmp_path: Path, workshop: Workshop) -> None:
+    cut = new_run(tmp_path, FLOW, kind=StoppingRun)
+    with pytest.raises(Interrupted):
+        flow.train(FLOW, workshop.splits, cut)
+    flow.train(FLOW, workshop.splits, new_run(tmp_path, FLOW, resume=True))
+    assert_same_state(tmp_path, workshop.runs / "flow")
+
+
+def test_published_flow_is_a_generator_of_noise_of_an_images_size(workshop: Workshop) -> None:
+    folder = workshop.models / "flow" / "1"
+    manifest = read_manifest(folder)
+    assert (manifest.task, manifest.labels) == ("generation", workshop.splits.labels)
+    assert [(spec.name, spec.datatype, spec.shape) for spec in (*manifest.inputs, *manifest.outputs)] == [
+        ("z", "FP32", (-1, SIDE * SIDE)),
+        ("label", "INT64", (-1,)),
+        ("images", "UINT8", (-1, SIDE, SIDE)),
+    ]
+    assert manifest.metrics["samples"] == len(workshop.splits.test)
+    assert manifest.metrics["classifier"] == "judge/1"
+    assert np.asarray(Image.open(folder / flow.SAMPLES_FILE)).shape == (280, 280)
+
+
+def test_published_flow_holds_each_weight_once_and_each_step(workshop: Workshop) -> None:
+    graph = onnx.load(workshop.models / "flow" / "1" / "model.onnx").graph
+    convolutions = [module for module in flow.Velocity(FLOW).modules() if isinstance(module, nn.Conv2d)]
+    used = [node.input[1] for node in graph.node if node.op_type == "Conv"]
+    assert len(used) == FLOW.steps * len(convolutions)
+    assert len(set(used)) == len(convolutions)
+    held = sum(math.prod(weights.dims) for weights in graph.initializer)
+    assert held < 1.1 * sum(weights.numel() for weights in flow.Velocity(FLOW).state_dict().values())
+
+
+def test_published_flow_accepts_any_rows_and_labels(workshop: Workshop) -> None:
+    session = open_session(workshop.models / "flow" / "1" / "model.onnx")
+    z = np.random.default_rng(0).normal(size=(33, flow.LATENT)).astype(np.float32)
+    labels = np.arange(33) % 10
+    labels[5] = 99
+    for rows in (1, 3, 33):
+        (images,) = session.run(None, {"z": z[:rows], "label": labels[:rows]})
+        assert images.shape == (rows, SIDE, SIDE)
+        assert images.dtype == np.uint8

@@ -110,7 +110,7 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_status_1(
     assert said.splitlines()[-1] == f"error: [Errno 20] Not a directory: '{tmp_path / 'file' / 'run'}'"
 
 
-@pytest.mark.parametrize("model", ["gan", "vae"])
+@pytest.mark.parametrize("model", ["gan", "vae", "flow"])
 def test_generator_without_a_judge_is_not_exported(
     model: str, tmp_path: Path, workshop: Workshop, capsys: pytest.CaptureFixture[str]
 ) -> None:
