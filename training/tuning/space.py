@@ -113,6 +113,18 @@ SPACES = {
             "warm_up": Range(0.0, 0.5),
         },
     ),
+    # As for the GAN: the loss is mostly the variance of paths that cross, which `coupling` changes.
+    "flow": Space(
+        "validation_distance",
+        maximize=False,
+        fields={
+            "learning_rate": Range(5e-4, 5e-3, log=True),
+            "weight_decay": Range(1e-3, 0.3, log=True),
+            "batch_size": Choice((64, 128, 256)),
+            "warm_up": Range(0.0, 0.5),
+            "coupling": Choice((1, 128, 512)),
+        },
+    ),
 }
 
 

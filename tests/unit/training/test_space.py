@@ -37,8 +37,8 @@ def test_the_default_is_a_point_of_the_space(model: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("judge", "'judge' is no model with a search space, expected one of cnn, gan, mlp, vae, vit"),
-        ("rnn", "'rnn' is no model with a search space, expected one of cnn, gan, mlp, vae, vit"),
+        ("judge", "'judge' is no model with a search space, expected one of cnn, flow, gan, mlp, vae, vit"),
+        ("rnn", "'rnn' is no model with a search space, expected one of cnn, flow, gan, mlp, vae, vit"),
     ],
 )
 def test_a_model_without_a_space_is_named(model: str, message: str) -> None:
