@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from service.models.folder import latest_version, read_info, scan
 from service.models.manifest import MODEL_FILE, Manifest, read_manifest, sha256_of
 from training.cards.front_matter import front_matter
+from training.cost import multiply_adds
 from training.provenance.bom import BOM_FILE
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,11 @@ def test_every_family_is_shipped() -> None:
 @each_version
 def test_the_graph_is_the_one_that_its_manifest_names(folder: Path) -> None:
     assert sha256_of(folder / MODEL_FILE) == read_manifest(folder).sha256
+
+
+@each_version
+def test_a_row_costs_what_the_manifest_tells(folder: Path) -> None:
+    assert read_manifest(folder).metrics["multiply_adds"] == multiply_adds(folder / MODEL_FILE)
 
 
 @each_version
