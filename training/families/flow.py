@@ -7,7 +7,7 @@ holds all Euler steps, so it is used like any other generator: z and label in, i
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from service.content.latents import draw_latents
 from service.models.manifest import TensorSpec
-from training.cards.card import make_card
+from training.cards.card import Card, make_card
 from training.datasets.splits import CLASSES, SIDE, Splits
 from training.evaluation.epochs import JUDGE, epoch_quality
 from training.evaluation.generation import draw, generation
@@ -371,17 +371,28 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
         parity_inputs={"z": draw_latents(PARITY_SEED, len(labels), LATENT), "label": labels},
         tolerance=PARITY_TOLERANCE,
         measure=lambda path: generation(path, splits, judge),
-        card=make_card(
-            "flow",
-            config=config,
-            parameters=sum(weights.numel() for weights in velocity.parameters()),
-            epochs=len(history),
-            chosen=chosen_epoch(history),
-        ),
+        card=_card(config, velocity, history),
         pictures={SAMPLES_FILE: lambda path, picture: save_grid(draw(path, grid_labels()), picture)},
     )
     (folder,) = publish([model], splits=splits, run_dir=run_dir, target=target)
     return folder
+
+
+def _card(config: Config, velocity: nn.Module, history: Sequence[Mapping[str, float]]) -> Card:
+    pairing = "each image meets its own noise"
+    if config.coupling > 1:
+        pairing = (
+            f"up to {config.coupling} images of a class exchange their noise before each epoch, which "
+            "shortens the paths (Tong et al. 2024)"
+        )
+    return make_card(
+        "flow",
+        config=config,
+        parameters=sum(weights.numel() for weights in velocity.parameters()),
+        pairing=pairing,
+        epochs=len(history),
+        chosen=chosen_epoch(history),
+    )
 
 
 def config_of(hyperparameters: Mapping[str, Any]) -> Config:

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from pathlib import Path
 
@@ -185,3 +186,11 @@ def test_published_flow_accepts_any_rows_and_labels(workshop: Workshop) -> None:
         (images,) = session.run(None, {"z": z[:rows], "label": labels[:rows]})
         assert images.shape == (rows, SIDE, SIDE)
         assert images.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("coupling", "words"), [(1, "meets its own noise"), (512, "up to 512 images of a class")]
+)
+def test_card_says_how_noise_was_paired(coupling: int, words: str) -> None:
+    config = dataclasses.replace(FLOW, coupling=coupling)
+    assert words in flow._card(config, flow.Velocity(config), []).training
