@@ -12,8 +12,9 @@ BELOW_ONE = frozenset(
 )
 """Hyperparameters in 0..1 without 1: fractions, probabilities, weights of averages."""
 
-TO_ONE = frozenset(("teacher_weight",))
-FROM_ZERO = frozenset(("blocks_14", "blocks_7", "flow_layers"))
+TO_ONE = frozenset(("learning_rate_end", "teacher_weight"))
+
+FROM_ZERO = frozenset(("blocks_14", "blocks_7", "discriminator_channels_28", "flow_layers"))
 """Counts of parts that a network may lack."""
 
 ABOVE_ZERO = frozenset(("clip_norm", "delta", "elastic_sigma", "epsilon", "learning_rate", "temperature"))

@@ -8,7 +8,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +47,17 @@ class Config:
     latent: the size of z ~ N(0, 1). embedding: the size of a digit's vector, which is appended to z.
     hidden: the width between z and the first feature map.
     channels_7 ... channels_28: channels of the generator's maps of 7x7, 14x14 and 28x28 pixels.
-    discriminator_channels: channels of its 14x14 map; the 7x7 map has twice as many.
+    discriminator_channels: channels of the discriminator's 14x14 map; the 7x7 map has twice as many.
+    discriminator_channels_28: channels of its first map, of 28x28 pixels; then there is a second
+        convolution at 14x14 too. With 0, as in older runs, there is neither.
     features: the size of the discriminator's vector on which the digit is projected.
-    beta1, beta2: of Adam. r1_gamma: the weight of R1, as gamma / 2 * penalty.
-    r1_interval: the number of steps between two with R1, and the factor by which R1 is multiplied then.
+    learning_rate: falls along a line to learning_rate_end times its value in the last step.
+    beta1, beta2: of Adam.
+    pairing: "none" judges each image by itself; "relativistic" judges a real and a generated image of the
+        same digit against each other (Jolicoeur-Martineau 2019).
+    r1_gamma: the weight of R1, as gamma / 2 * penalty. r2_gamma: of the same penalty at generated images.
+    r1_interval: the number of steps between two with R1 and R2, and the factor by which they are multiplied
+        then.
     ema_decay: per step, of the averaged weights.
     sample_interval: the number of steps between two grids of samples; it changes nothing else.
     judge: the folder of the published classifier that judges the samples of each epoch, or `none`. It only
@@ -76,6 +83,10 @@ class Config:
     sample_interval: int
     precision: Precision
     judge: str = JUDGE
+    discriminator_channels_28: int = 0
+    learning_rate_end: float = 1.0
+    pairing: Literal["none", "relativistic"] = "none"
+    r2_gamma: float = 0.0
 
 
 # z, Adam, the batch and the initialisation are those of Radford et al. 2016 (DCGAN). Lazy
@@ -158,12 +169,18 @@ class Discriminator(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        first, second = config.discriminator_channels, 2 * config.discriminator_channels
+        wide, first, second = (
+            config.discriminator_channels_28,
+            config.discriminator_channels,
+            2 * config.discriminator_channels,
+        )
+        before = _convolution(1, wide, 3) if wide else []
+        between = _convolution(first, first, 3) if wide else []
         self.body = nn.Sequential(
-            nn.Conv2d(1, first, 4, stride=2, padding=1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(first, second, 4, stride=2, padding=1),
-            nn.LeakyReLU(0.2),
+            *before,
+            *_convolution(wide or 1, first, 4, stride=2),
+            *between,
+            *_convolution(first, second, 4, stride=2),
             nn.Flatten(),
             nn.Linear(second * (SIDE // 4) ** 2, config.features),
             nn.LeakyReLU(0.2),
@@ -179,6 +196,10 @@ class Discriminator(nn.Module):
         return logits
 
 
+def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, size, stride=stride, padding=1), nn.LeakyReLU(0.2)]
+
+
 def _initialise(module: nn.Module) -> None:
     """Convolutions from N(0, 0.02), as in DCGAN."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -190,15 +211,24 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     return functional.softplus(-real).mean() + functional.softplus(fake).mean()
 
 
+def relativistic_loss(better: Tensor, worse: Tensor) -> Tensor:
+    """-log sigmoid(better - worse), from logits in pairs (Jolicoeur-Martineau 2019, eq. 5).
+
+    The discriminator's loss with (real, fake), the generator's with (fake, real).
+    """
+    return functional.softplus(worse - better).mean()
+
+
 def generator_loss(fake: Tensor) -> Tensor:
     """-log D(G(z)), from logits: the non-saturating loss (Goodfellow et al. 2014, section 3)."""
     return functional.softplus(-fake).mean()
 
 
-def r1_penalty(discriminator: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """The mean squared norm of the logit's gradient at real images (Mescheder et al. 2018, eq. 9).
+def gradient_penalty(discriminator: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """The mean squared norm of the logit's gradient at images (Mescheder et al. 2018, eq. 9).
 
-    Each logit must depend on its own image only. Differentiable with respect to the weights.
+    R1 at real images, R2 at generated ones. Each logit must depend on its own image only. Differentiable
+    with respect to the weights.
     """
     images = images.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(discriminator(images, labels).sum(), images, create_graph=True)
@@ -223,6 +253,14 @@ class Adversaries:
             "ema": self.ema,
         }
 
+    def set_rate(self, progress: float) -> float:
+        """Set both learning rates for a step at this fraction of the run, and return them."""
+        rate = self._config.learning_rate * (1 + progress * (self._config.learning_rate_end - 1))
+        for optimizer in (self._generator_optimizer, self._discriminator_optimizer):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        return rate
+
     def train_discriminator(
         self, real: Tensor, fake: Tensor, labels: Tensor, with_r1: bool
     ) -> dict[str, Tensor]:
@@ -232,7 +270,8 @@ class Adversaries:
         """
         logits = self._discriminator(torch.cat([real, fake.detach()]), torch.cat([labels, labels]))
         on_real, on_fake = logits.chunk(2)
-        loss = total = discriminator_loss(on_real, on_fake)
+        relativistic = self._config.pairing == "relativistic"
+        loss = total = (relativistic_loss if relativistic else discriminator_loss)(on_real, on_fake)
         metrics = {
             "discriminator_loss": loss,
             "real_probability": on_real.sigmoid().mean(),
@@ -240,19 +279,26 @@ class Adversaries:
         }
         if with_r1:
             # In full precision, and past Fabric's wrapper, which forbids autograd.grad under autocast.
-            penalty = r1_penalty(self._plain_discriminator, real, labels)
-            total = loss + self._config.r1_gamma / 2 * self._config.r1_interval * penalty
-            metrics["r1"] = penalty
+            metrics["r1"] = gradient_penalty(self._plain_discriminator, real, labels)
+            penalty = self._config.r1_gamma * metrics["r1"]
+            if self._config.r2_gamma:
+                metrics["r2"] = gradient_penalty(self._plain_discriminator, fake, labels)
+                penalty = penalty + self._config.r2_gamma * metrics["r2"]
+            total = loss + self._config.r1_interval / 2 * penalty
         self._discriminator_optimizer.zero_grad()
         self._fabric.backward(total)
         self._discriminator_optimizer.step()
         return {name: value.detach() for name, value in metrics.items()}
 
-    def train_generator(self, fake: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def train_generator(self, real: Tensor, fake: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """A step through the discriminator, which is frozen for it: no gradient reaches its weights."""
         self._plain_discriminator.requires_grad_(False)
         with self._fabric.autocast():
-            loss = generator_loss(self._plain_discriminator(fake, labels).float())
+            on_fake = self._plain_discriminator(fake, labels).float()
+            if self._config.pairing == "relativistic":
+                loss = relativistic_loss(on_fake, self._plain_discriminator(real, labels).float())
+            else:
+                loss = generator_loss(on_fake)
         self._generator_optimizer.zero_grad()
         self._fabric.backward(loss)
         self._generator_optimizer.step()
@@ -264,7 +310,7 @@ class Adversaries:
         """One step of each network on the same generated images, which have the labels of the real ones."""
         fake = self._generator(z, labels)
         metrics = self.train_discriminator(real, fake, labels, with_r1)
-        return metrics | self.train_generator(fake, labels)
+        return metrics | self.train_generator(real, fake, labels)
 
     def _set_up(self, network: nn.Module):  # type: ignore[no-untyped-def]
         optimizer = torch.optim.Adam(
@@ -296,6 +342,7 @@ def train(config: Config, splits: Splits, run: Run) -> None:
         for step, rows in run.batches(epoch, len(labels), config.batch_size):
             real = images[rows].float() / 127.5 - 1
             z = torch.randn(len(rows), config.latent, generator=run.generator(epoch, step), device=device)
+            rate = adversaries.set_rate((epoch * steps_per_epoch + step) / (config.epochs * steps_per_epoch))
             metrics = adversaries.step(real, labels[rows], z, with_r1=step % config.r1_interval == 0)
             run.check_loss(epoch, step, torch.stack(list(metrics.values())))
             for name, value in metrics.items():
@@ -305,6 +352,7 @@ def train(config: Config, splits: Splits, run: Run) -> None:
             if run.leads and done % config.sample_interval == 0:
                 save_samples(adversaries.ema.module, config, step_file(run.folder, done))
         means = {name: run.mean(total / counts[name]) for name, total in sums.items()}
+        means["learning_rate"] = rate
         score = float(epoch)
         if quality is not None:
             drawn = draw_samples(Drawing(adversaries.ema.module), quality.labels, config.latent, device)

@@ -35,7 +35,7 @@ class Quadratic(nn.Module):
 def test_r1_is_the_mean_squared_norm_of_the_gradient() -> None:
     images, labels = torch.randn(4, 1, SIDE, SIDE, dtype=torch.float64), torch.tensor([0, 3, 3, 9])
     network = Quadratic().double()
-    penalty = gan.r1_penalty(network, images, labels)
+    penalty = gan.gradient_penalty(network, images, labels)
     gradient = 3 * images + labels.view(-1, 1, 1, 1) / 10
     assert penalty.item() == pytest.approx(gradient.square().sum((1, 2, 3)).mean().item(), rel=1e-12)
     penalty.backward()
@@ -73,10 +73,10 @@ def test_label_outside_the_classes_gives_an_image() -> None:
     torch.testing.assert_close(images[2], images[3])
 
 
-def adversaries(tmp_path: Path) -> tuple[gan.Adversaries, Tensor, Tensor, Tensor]:
+def adversaries(tmp_path: Path, config: gan.Config = GAN) -> tuple[gan.Adversaries, Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     labels = torch.arange(20) % 10
-    two = gan.Adversaries(GAN, new_run(tmp_path, GAN))
+    two = gan.Adversaries(config, new_run(tmp_path, config))
     return two, torch.rand(20, 1, SIDE, SIDE) * 2 - 1, labels, torch.randn(20, GAN.latent)
 
 
@@ -87,7 +87,7 @@ def test_generator_step_leaves_the_discriminator_unchanged(tmp_path: Path) -> No
     weights = copy.deepcopy(discriminator.state_dict())
     gradients = [weight.grad.clone() for weight in discriminator.parameters()]
     before = copy.deepcopy(generator.state_dict())
-    two.train_generator(generator(z, labels), labels)
+    two.train_generator(real, generator(z, labels), labels)
     assert all(torch.equal(weights[name], value) for name, value in discriminator.state_dict().items())
     assert all(map(torch.equal, gradients, [weight.grad for weight in discriminator.parameters()]))
     assert all(weight.requires_grad for weight in discriminator.parameters())
@@ -99,6 +99,48 @@ def test_discriminator_step_leaves_the_generator_unchanged(tmp_path: Path) -> No
     generator = two.state["generator"]
     two.train_discriminator(real, generator(z, labels), labels, with_r1=True)
     assert all(weight.grad is None for weight in generator.parameters())
+
+
+@pytest.mark.parametrize("shift", [0.0, 7.5])
+def test_the_relativistic_loss_sees_only_differences(shift: float) -> None:
+    real, fake = torch.tensor([0.3, -2.0]), torch.tensor([1.5, -0.2])
+    expected = -((real - fake).sigmoid().log()).mean()
+    assert gan.relativistic_loss(real + shift, fake + shift).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
+
+
+def test_relativistic_steps_punish_both_gradients(tmp_path: Path) -> None:
+    config = dataclasses.replace(GAN, pairing="relativistic", r2_gamma=1.0)
+    two, real, labels, z = adversaries(tmp_path, config)
+    generator = two.state["generator"]
+    fake = generator(z, labels)
+    discriminator = two.state["discriminator"]
+    expected = gan.gradient_penalty(discriminator, fake, labels).item()
+    metrics = two.train_discriminator(real, fake, labels, with_r1=True)
+    assert metrics["r2"].item() == pytest.approx(expected, rel=1e-4)
+    assert all(weight.grad is None for weight in generator.parameters())
+    loss = two.train_generator(real, fake, labels)["generator_loss"]
+    assert loss.item() == pytest.approx(
+        gan.relativistic_loss(discriminator(fake, labels), discriminator(real, labels)).item(), rel=1e-4
+    )
+
+
+def test_a_discriminator_may_look_at_every_pixel_first() -> None:
+    deep = gan.Discriminator(dataclasses.replace(GAN, discriminator_channels_28=3))
+    strides = [layer.stride[0] for layer in deep.body if isinstance(layer, nn.Conv2d)]
+    assert strides == [1, 2, 1, 2]
+    assert deep(torch.randn(2, 1, SIDE, SIDE), torch.tensor([1, 9])).shape == (2,)
+
+
+def test_the_rate_falls_along_a_line(tmp_path: Path) -> None:
+    config = dataclasses.replace(GAN, learning_rate_end=0.25)
+    two, *_ = adversaries(tmp_path, config)
+    for progress, share in ((0.0, 1.0), (0.5, 0.625), (1.0, 0.25)):
+        two.set_rate(progress)
+        for name in ("generator_optimizer", "discriminator_optimizer"):
+            (group,) = two.state[name].param_groups
+            assert group["lr"] == pytest.approx(share * GAN.learning_rate)
 
 
 def test_run_keeps_a_sample_grid_every_interval(workshop: Workshop) -> None:
