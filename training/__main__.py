@@ -1,4 +1,4 @@
-"""Commands: data, train, tune, private, export, quantize, ensemble, compare, evaluate, robustness, pareto, sign.
+"""Trains, publishes and measures models. `commands` in `main` lists what it can do.
 
 Each reads its arguments and calls one function.
 
