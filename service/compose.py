@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from service.errors import SettingsError
 from service.hangups import Hangups
 from service.memory import freeze_and_enable_gc, give_back_free_memory
+from service.observability.busy import ThreadClock
+from service.observability.load import GAUGE_SECONDS, LoadMeter, keep_noting
 from service.observability.metrics import Metrics
 from service.settings import Settings
 
@@ -100,6 +102,9 @@ async def serve(settings: Settings, hangups: Hangups) -> int:
         from service.http.changing_files import kept_current
         from service.http.server import Server, log_ready
 
+        parts.metrics.busy_seconds.watch("http", ThreadClock().busy_seconds)
+        meter = LoadMeter(settings.max_queue_requests)
+        parts.metrics.watch_load(lambda: meter.over(GAUGE_SECONDS).load)
         server = Server(
             parts.app(predictor, keys),
             settings,
@@ -110,8 +115,10 @@ async def serve(settings: Settings, hangups: Hangups) -> int:
     hangups.reload_with(predictor.reload)
     freeze_and_enable_gc()
     give_back_free_memory()
+    noting = asyncio.ensure_future(keep_noting(meter, parts.metrics.load_families))
     async with kept_current(keys):
         await server.serve()
+    noting.cancel()
     hangups.ignore()
     await predictor.close()
     await parts.close()
@@ -179,6 +186,7 @@ async def run_engine(
         loop.add_reader(lifeline, _stop_without_supervisor, lifeline)
     parts = Parts.open(settings)
     parts.metrics.watch_process()
+    parts.metrics.busy_seconds.watch("engine", ThreadClock().busy_seconds)
     predictor = parts.predictor()
     async with _loading(predictor) as loading:
         await loading
@@ -209,6 +217,9 @@ async def run_worker(settings: Settings, path: Path, link_fd: int, *listener_fds
     from service.split.worker import run
 
     parts = Parts.open(settings)
+    # The sum over the workers is their mean share, and stays one when a worker is replaced.
+    clock, workers = ThreadClock(), max(1, settings.workers)
+    parts.metrics.busy_seconds.watch("http", lambda: clock.busy_seconds() / workers)
     await run(settings, path, link_fd, listener_fds, parts.metrics, parts.keys(), parts.app)
     await parts.close()
     return 0

@@ -67,6 +67,11 @@ class Batcher:
         """Requests that have rows in the queue."""
         return self._queue.requests
 
+    @property
+    def requests_running(self) -> int:
+        """Requests without an outcome whose rows have all left the queue."""
+        return self._unanswered - self._queue.requests
+
     def check_admission(self, rows: int, seconds: float, priority: Priority = "normal") -> Refusal | None:
         """Return the reason to reject `rows` more rows, or None. seconds: until their deadline."""
         return self._queue.check_admission(rows, seconds, priority)

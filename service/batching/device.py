@@ -109,6 +109,7 @@ class Device:
         rejecting leave half of the loop to the accepted requests.
     brief_seconds: a slower model's batches run on the event loop only if they are expected to take no longer
         than this; None for on_loop_seconds.
+    busy_seconds: wall time in which a batch ran, on the thread or on the event loop.
     """
 
     def __init__(self, name: str, on_loop_seconds: float = 0.0, brief_seconds: float | None = None) -> None:
@@ -120,6 +121,7 @@ class Device:
         self._busy = False
         self._batch_ended = 0.0
         self._ended = 0.0
+        self.busy_seconds = 0.0
         self._jobs: SimpleQueue[_Job | _Errand | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"device-{name}", daemon=True)
         self._thread.start()
@@ -162,6 +164,7 @@ class Device:
             running = _Running(job)
             outcome = running.wait()
             self._batch_ended = time.monotonic()
+            self.busy_seconds += self._batch_ended - running.began
             job.source.finish(job.batch, outcome, running.began, self._batch_ended)
             if self._batch_ended - began >= min(elsewhere, self.on_loop_seconds):
                 break
@@ -188,6 +191,7 @@ class Device:
         outcome = running.wait()
         # Without the time that it waited for the previous batch to end.
         started, self._ended = max(running.began, self._ended), time.monotonic()
+        self.busy_seconds += self._ended - started
         source, batch = running.job
         self._loop.call_soon_threadsafe(source.finish, batch, outcome, started, self._ended)
 

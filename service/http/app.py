@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Match
 from service.errors import InkserveError
 from service.http.api_keys import ApiKeys, is_open
 from service.http.disconnects import DisconnectWatch
-from service.http.dispatch import CALL, AsgiEndpoint, Dispatch, allowing
+from service.http.dispatch import AsgiEndpoint, Dispatch, allowing
 from service.http.edge import Edge
 from service.http.error_responses import error_response, plain_error
 from service.http.fast.endpoint import FastPath
@@ -26,6 +26,7 @@ from service.http.routes.classify import Classify
 from service.http.routes.generate import Generate
 from service.http.routes.openapi import Description
 from service.http.routes.openapi_objects import describe_errors
+from service.http.types import CALL
 from service.observability.access_log import open_access_log
 from service.observability.metrics import Metrics, package_version
 from service.serving.predictor import Predictor

@@ -13,13 +13,10 @@ from service.http.edge import Edge
 from service.http.error_responses import error_response, plain_error
 from service.http.fast.endpoint import FastPath
 from service.http.headers import ALLOW
-from service.http.lifecycle import Call, Lifecycle
+from service.http.lifecycle import OTHER_ROUTE, Call, Lifecycle
 from service.http.responses import Response
-from service.http.types import CLIENT_CERTIFICATE, RECEIVED_AT, Message, Receive, Scope, Send
+from service.http.types import CALL, CLIENT_CERTIFICATE, RECEIVED_AT, Message, Receive, Scope, Send
 from service.observability.request_ids import new_request_id, sent_request_id
-
-CALL = "inkserve.call"
-"""The scope's key for the `Call` of a request that FastAPI serves."""
 
 UNCERTIFIED = f"client certificate is missing, expected one: only {PROBES_BELOW} needs none"
 
@@ -57,7 +54,7 @@ class Dispatch:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        call = self._start(scope)
+        call = scope[CALL] = self._start(scope)
         path, method = call.path, call.method
         cors, endpoints = self._edge.cors, self._endpoints.get(path)
         call.api_key_name, rejected = admit(self._keys, path, scope["headers"])
@@ -86,7 +83,7 @@ class Dispatch:
             self.lifecycle,
             scope["method"],
             path,
-            path if path in self._endpoints else "other",
+            path if path in self._endpoints else OTHER_ROUTE,
             self._edge.client(scope.get("client"), headers),
             dict(headers),
             sent_request_id(headers),
@@ -127,7 +124,6 @@ class Dispatch:
 
     async def _pass_on(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         """Let FastAPI answer a request, and follow what it sends."""
-        scope[CALL] = call
         call.request_id = call.request_id or new_request_id()
         status = 500
 
@@ -143,7 +139,7 @@ class Dispatch:
         except Exception as error:  # the request's edge; `_on_bug` in app.py has answered it
             error_response(error, call.request_id, call.traceparent)
         finally:
-            call.route = getattr(scope.get("route"), "path", "other")
+            call.route = getattr(scope.get("route"), "path", OTHER_ROUTE)
             call.ended(status)
 
 

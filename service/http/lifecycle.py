@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 CLIENT_CLOSED_REQUEST = 499
 """Never sent: counts requests whose client disconnected, as in nginx."""
 
+OTHER_ROUTE = "other"
+"""The route that requests for anything but our own endpoints are counted under."""
+
 MALFORMED = "malformed"
 """The route that requests without a readable head are counted under."""
 

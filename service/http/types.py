@@ -13,6 +13,9 @@ Headers = Mapping[bytes, bytes]
 RECEIVED_AT = "inkserve.received_at"
 """The scope's key for when the request's first byte came, on the clock of `time.monotonic`."""
 
+CALL = "inkserve.call"
+"""The scope's key for the request's `Call`, from when the application has seen it."""
+
 CLIENT_CERTIFICATE = "inkserve.client_certificate"
 """The scope's key for whether the client has sent a certificate, which is then valid."""
 

@@ -43,6 +43,10 @@ class Tally:
         if len(self.pending) >= FOLD_AT:
             self.fold()
 
+    def total(self) -> int:
+        """Return the number of observations."""
+        return int(self._counts.sum()) + len(self.pending)
+
     def counts(self) -> NDArray[np.int64]:
         """Return the count of each bucket, not cumulative."""
         self.fold()
@@ -113,11 +117,18 @@ class RequestMetrics:
             tally = self._tallies[route, model, status] = Tally(np.asarray(self._bounds))
         return tally
 
-    def collect(self) -> Iterator[Metric]:
-        """Return the three metrics now."""
+    def counted(self) -> Metric:
+        """Return only the counter of requests: no observation is put into its bucket for it."""
         requests = CounterMetricFamily(
             f"{self._prefix}_requests", "Requests answered.", labels=["route", "model", "status"]
         )
+        for (route, model, status), tally in self._tallies.items():
+            requests.add_metric([route, model, str(status)], float(tally.total()))
+        return requests
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the three metrics now."""
+        requests = self.counted()
         good = CounterMetricFamily(
             f"{self._prefix}_good_requests",
             f"Requests answered with 2xx within {self._objective} s.",
@@ -131,7 +142,6 @@ class RequestMetrics:
         good_buckets = list(self._bounds).index(self._objective) + 1
         for (route, model, status), tally in self._tallies.items():
             counts = tally.counts()
-            requests.add_metric([route, model, str(status)], float(counts.sum()))
             by_route.setdefault(route, []).append(tally)
             if model and 200 <= status < 300:
                 so_far = in_time.get((route, model), 0)

@@ -21,6 +21,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from service.observability.busy import BusySeconds
 from service.observability.histograms import RequestMetrics, SecondsByModel
 from service.observability.logs import dropped_lines
 
@@ -101,6 +102,8 @@ class Metrics:
             f"{PREFIX}_queue_seconds", "From submission to the first batch.", SECONDS
         )
         self.registry.register(self.queue_seconds)
+        self.busy_seconds = BusySeconds(f"{PREFIX}_busy_seconds")
+        self.registry.register(self.busy_seconds)
         self.compute_seconds = self._seconds("batch_compute", "One batch on the device.", "model")
         self.batch_rows = Histogram(
             f"{PREFIX}_batch_rows",
@@ -124,6 +127,7 @@ class Metrics:
         self.connections_closed = self._counter(
             "connections_closed", "Connections that the service closed early, by reason.", "reason"
         )
+        self._requests_queued: Gauge | None = None
         self._of_rejected: dict[tuple[str, Rejection], Counter] = {}
         self.build = Info(f"{PREFIX}_build", "Versions of inkserve and Python.", registry=self.registry)
 
@@ -151,9 +155,27 @@ class Metrics:
             self.rejected.labels(model, reason)
         self.model_loads.labels(model, "failed")
 
-    def watch_connections(self, open_connections: Callable[[], float]) -> None:
-        """Add a gauge of the open connections, and export the counters of those closed early as 0."""
+    def watch_queues(self, queued: Callable[[], float], running: Callable[[], float]) -> None:
+        """Add gauges of the requests of all models together, for readers of a single series."""
+        self._requests_queued = self._gauge("requests_queued", "Requests in the queues of all models.")
+        self._requests_queued.set_function(queued)
+        self._gauge("requests_running", "Requests in the batches of all models.").set_function(running)
+
+    def watch_load(self, load: Callable[[], float]) -> None:
+        """Add the gauge that autoscalers read. In a service of several processes, only one may have it."""
+        text = "Busy share of the bottleneck plus the fraction of requests shed, over the last 30 s."
+        self._gauge("load", text).set_function(load)
+
+    def watch_connections(
+        self, open_connections: Callable[[], float], in_flight: Callable[[], float]
+    ) -> None:
+        """Add gauges of the open connections, and of those that have an inference request in flight.
+
+        Exports the counters of those closed early as 0.
+        """
         self._gauge("connections", "Open connections.").set_function(open_connections)
+        text = "Requests to the inference routes, from their first byte to their response."
+        self._gauge("requests_in_flight", text).set_function(in_flight)
         for reason in get_args(Closing):
             self.connections_closed.labels(reason)
 
@@ -171,6 +193,11 @@ class Metrics:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         self._watch_log()
+
+    def load_families(self) -> Iterable[Metric]:
+        """Return the families that `service.observability.load` reads, without collecting all others."""
+        queued = [] if self._requests_queued is None else self._requests_queued.collect()
+        return [*self.busy_seconds.collect(), self.requests.counted(), *queued]
 
     def _watch_log(self) -> None:
         dropped = self._counter("log_lines_dropped", "Log lines dropped because stderr did not take them.")

@@ -63,6 +63,8 @@ class LocalPredictor:
         self._serves_defaults = False
         self._reloading = asyncio.Lock()
         metrics.registry.before_collect(self._count_batches)
+        metrics.watch_queues(self._all_queued, self._all_running)
+        metrics.busy_seconds.watch("device", lambda: self._device.busy_seconds)
 
     async def start(self) -> None:
         """Load every model that can be served.
@@ -261,6 +263,12 @@ class LocalPredictor:
 
     def _requests_waiting(self, name: str) -> int:
         return sum(loaded.batcher.requests_waiting for loaded in self._served.versions(name))
+
+    def _all_queued(self) -> int:
+        return sum(loaded.batcher.requests_waiting for loaded in self._served)
+
+    def _all_running(self) -> int:
+        return sum(loaded.batcher.requests_running for loaded in self._served)
 
     async def _load_if_changed(self, key: Key, folder: Path) -> LoadedModel:
         current = self._served.get(key)

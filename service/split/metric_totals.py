@@ -1,6 +1,6 @@
 """Merges the metrics of several processes: counters are summed and outlive their process."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from operator import add
@@ -46,11 +46,18 @@ class Totals:
 
     def collect(self) -> Iterator[Metric]:
         """Return the service's metrics; see `prometheus_client.registry.Collector`."""
+        return iter(merge(self._families()))
+
+    def select(self, names: Collection[str]) -> list[Metric]:
+        """Return only the families with these names."""
+        return merge(family for family in self._families() if family.name in names)
+
+    def _families(self) -> Iterator[Metric]:
         families = (
             source.families if source.alive else _counting(source.families)
             for source in self._sources.values()
         )
-        return iter(merge(chain(*families, self._retired)))
+        return chain(*families, self._retired)
 
     def registry(self) -> CollectorRegistry:
         """Return the service's current metrics, to be encoded."""

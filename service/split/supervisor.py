@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from pathlib import Path
 from service.addresses import open_listeners, ready_line
 from service.errors import FrameError, InkserveError, RepositoryError, Unavailable
 from service.hangups import Hangups
+from service.observability.load import FAMILIES, GAUGE_SECONDS, LoadMeter, read_counts
 from service.observability.metrics import Metrics
 from service.serving.checks import unmet_default
 from service.settings import Settings
@@ -139,6 +141,8 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._metrics = Metrics()
         self._metrics.watch_process()
+        self._load = LoadMeter(settings.max_queue_requests)
+        self._metrics.watch_load(lambda: self._load.over(GAUGE_SECONDS).load)
         self._lifeline = os.pipe()
         self._predictor = EngineClient(path, self._engine_lost)
         self._workers = [Worker(number, self) for number in range(1, max(1, settings.workers) + 1)]
@@ -216,6 +220,7 @@ class Supervisor:
                 self._engine.note_working()
                 self._spare_engine.prepare()
             await self._count(TICK_SECONDS)
+            self._load.note(read_counts(time.monotonic(), self.totals.select(FAMILIES)))
 
     async def _all_ready(self) -> str | None:
         """Wait until all processes serve; returns what is wrong with the default models, or None."""

@@ -236,6 +236,25 @@ async def test_a_batch_holds_rows_of_two_workers(patient: Service) -> None:
     await other.__aexit__(None, None, None)
 
 
+async def test_the_load_is_that_of_all_processes(patient: Service) -> None:
+    for name in ("requests_in_flight", "requests_queued", "requests_running"):
+        assert await metric(patient.port, f"inkserve_{name}") == 0
+    async with connected(patient.port) as leaving:
+        await leaving.send("POST", "/classify", image(1), RAW)
+        while await metric(patient.port, "inkserve_requests_queued") < 1:
+            await asyncio.sleep(0.01)
+        assert await metric(patient.port, "inkserve_requests_in_flight") == 1
+    while await metric(patient.port, "inkserve_requests_in_flight") > 0:
+        await asyncio.sleep(0.01)
+    while await metric(patient.port, "inkserve_requests_queued") > 0:
+        await asyncio.sleep(0.01)
+    for part in ("http", "engine"):
+        assert await metric(patient.port, f'inkserve_busy_seconds_total{{part="{part}"}}') > 0
+    async with asyncio.timeout(30):  # the second sample comes half a second after the first
+        while not 0 < await metric(patient.port, "inkserve_load") <= 2:
+            await asyncio.sleep(0.05)
+
+
 async def test_a_killed_engine_fails_what_waits_at_once_and_comes_back(patient: Service) -> None:
     rows = await metric(patient.port, "inkserve_rows_total")
     waiting = [asyncio.ensure_future(ask(patient.port, "POST", "/classify", image(1)))]

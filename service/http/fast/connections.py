@@ -64,6 +64,11 @@ class Connection(Protocol):
     idle_since: float | None
     served: bool
 
+    @property
+    def in_flight(self) -> bool:
+        """Whether a request to an inference route is being received or answered."""
+        ...
+
     def expire(self, now: float) -> None:
         """Handle the deadline."""
         ...
@@ -101,7 +106,7 @@ class Connections:
         self.limits = limits
         self._metrics = metrics
         if metrics is not None:
-            metrics.watch_connections(lambda: len(self.open))
+            metrics.watch_connections(lambda: len(self.open), self.in_flight)
         self.draining = False
         self.buffered = 0
         self.open: set[Connection] = set()
@@ -130,6 +135,14 @@ class Connections:
         """Remove a connection that has been closed."""
         self.open.discard(connection)
         self.deaf.discard(connection)
+
+    def in_flight(self) -> int:
+        """Return how many requests to the inference routes are being received or answered.
+
+        Counted from the connections when asked: nothing is counted up and down, so no path that a request
+        can leave by is able to leave it behind.
+        """
+        return sum(each.in_flight for each in self.open)
 
     def stop(self) -> None:
         """Check no more deadlines."""

@@ -10,7 +10,8 @@ import re
 from typing import Protocol
 
 from service.http.fast.head import RequestHead
-from service.http.types import App, Message, Scope
+from service.http.lifecycle import OTHER_ROUTE, Call
+from service.http.types import CALL, App, Message, Scope
 
 logger = logging.getLogger("inkserve")
 
@@ -81,6 +82,12 @@ class Exchange:
         self._complete = False
         self._chunked: bool | None = None
         self._expected = 0
+
+    @property
+    def is_inference(self) -> bool:
+        """Whether the request is for an inference route; False until the application has seen it."""
+        call: Call | None = self._scope.get(CALL)
+        return call is not None and call.route != OTHER_ROUTE
 
     def feed(self, pieces: list[bytes], *, complete: bool) -> None:
         """Add to the body."""

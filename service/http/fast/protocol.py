@@ -112,6 +112,11 @@ class HttpProtocol(asyncio.Protocol):
         self._lingering = False
         self._linger_until = math.inf
 
+    @property
+    def in_flight(self) -> bool:
+        """See `connections.Connection`: not a request to another route, such as a probe or a scrape."""
+        return self._call is not None or (self._exchange is not None and self._exchange.is_inference)
+
     # asyncio's interface
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -120,9 +120,27 @@ async def test_a_queue_fills_while_the_device_is_busy(device: Device) -> None:
     tasks += [submit(batcher, value) for value in (1.0, 2.0, 3.0)]
     await settle()
     assert batcher.rows_waiting == batcher.requests_waiting == 3
+    assert batcher.requests_running == 1
     runner.go.release(10)
     await asyncio.gather(*tasks)
+    assert batcher.requests_running == 0
     assert runner.batches == [[0], [1, 2, 3]]
+
+
+async def test_the_device_is_busy_while_a_batch_runs(device: Device) -> None:
+    runner = Doubler(held=True)
+    batcher = Batcher(device, runner, BatchQueue(8, 100))
+    began = time.monotonic()
+    for _ in range(2):
+        task = submit(batcher, 1.0)
+        await runner.running()
+        await asyncio.sleep(0.03)
+        runner.go.release()
+        await task
+    assert 0.06 <= device.busy_seconds <= time.monotonic() - began
+    busy = device.busy_seconds
+    await asyncio.sleep(0.03)
+    assert device.busy_seconds == busy
 
 
 async def test_a_request_waits_until_its_last_rows_run(device: Device) -> None:
@@ -396,9 +414,13 @@ async def test_cancelling_a_running_request_harms_no_batch_mate(device: Device) 
     batcher = Batcher(device, runner, BatchQueue(8, 100))
     leaving, staying = submit(batcher, 1.0), submit(batcher, 2.0)
     await runner.running()
+    assert batcher.requests_running == 2
     leaving.cancel()
+    await settle()
+    assert batcher.requests_running == 1
     runner.go.release(10)
     assert await staying == [4]
+    assert batcher.requests_running == 0
 
 
 async def test_deadline_passes_without_waiting_for_the_running_batch(device: Device) -> None:

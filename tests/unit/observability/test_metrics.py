@@ -141,7 +141,9 @@ def test_the_document_names_every_metric_with_its_type() -> None:
     metrics = Metrics()
     metrics.watch_process()
     metrics.watch_ready(lambda: True)
-    metrics.watch_connections(lambda: 0)
+    metrics.watch_connections(lambda: 0, lambda: 0)
+    metrics.watch_queues(lambda: 0, lambda: 0)
+    metrics.watch_load(lambda: 0)
     families = {family.name: family.type for family in metrics.registry.collect()}
     rows = re.findall(r"^\| `(inkserve_\w+)` \| (\w+) \|", DOCUMENT.read_text(), re.MULTILINE)
     described = {name.removesuffix("_total").removesuffix("_info"): kind for name, kind in rows}

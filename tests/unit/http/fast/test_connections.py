@@ -266,6 +266,7 @@ class Peer:
     unread: bool
     deadline: float = math.inf
     closed: bool = False
+    in_flight: bool = False
 
     __hash__ = object.__hash__
 

@@ -1,0 +1,60 @@
+"""How long an event loop's thread has been busy, read from the kernel: no request pays for it."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, get_args
+
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily
+
+Part = Literal["device", "http", "engine"]
+"""What may be the bottleneck: the device, the event loops that speak HTTP, the event loop of the engine."""
+
+
+class ThreadClock:
+    """Seconds for which the thread that made this has run, or was ready to run and waited for a core.
+
+    An event loop that is throttled by its CPU limit, or shares its core, is busy while it waits for one: CPU
+    time alone would call it idle. A loop that sleeps in epoll is not. Where the kernel does not tell the
+    waiting time (other systems than Linux, some sandboxes), it is the thread's CPU time. Call it from the
+    thread that made it.
+    """
+
+    def __init__(self) -> None:
+        self._file = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
+        self._reads_file = True
+        try:
+            self._start = self._scheduled()
+        except (OSError, ValueError, IndexError):
+            self._reads_file, self._start = False, time.thread_time()
+
+    def busy_seconds(self) -> float:
+        """Return the seconds since this was made; 35 us."""
+        return (self._scheduled() if self._reads_file else time.thread_time()) - self._start
+
+    def _scheduled(self) -> float:
+        running, waiting, *_ = self._file.read_text().split()  # nanoseconds; see the kernel's sched-stats.rst
+        return (int(running) + int(waiting)) / 1e9
+
+
+class BusySeconds:
+    """A counter of busy seconds with the label `part`; see `prometheus_client.registry.Collector`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._parts: dict[Part, Callable[[], float]] = {}
+
+    def watch(self, part: Part, busy_seconds: Callable[[], float]) -> None:
+        """Read one part's busy seconds at each collection."""
+        assert part in get_args(Part)
+        self._parts[part] = busy_seconds
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the counter now."""
+        text = "Seconds in which a part was busy; a rate of 1 is a part that is busy all the time."
+        family = CounterMetricFamily(self._name, text, labels=["part"])
+        for part, busy_seconds in self._parts.items():
+            family.add_metric([part], busy_seconds())
+        yield family

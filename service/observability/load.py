@@ -1,0 +1,137 @@
+"""How loaded the service is, over a window: the number that autoscalers and load balancers act on.
+
+The load is the busy share of the bottleneck plus the fraction of the requests that were shed. The share alone
+stops at 1, however much more is asked for; the length of a queue is 0 until the bottleneck is full, and stays
+short where requests are shed for their deadlines.
+
+Reads counters from metric families, so it is the same for one process and for the sum of several.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from prometheus_client import Metric
+
+SAMPLE_SECONDS = 0.5
+GAUGE_SECONDS = 30.0
+"""The window of `inkserve_load`: an autoscaler that reads it every 15 or 30 s misses nothing."""
+
+REPORT_SECONDS = 5.0
+"""The window of a load report: balancers act within seconds. In the split form, a worker's counters are up to
+half a second old, a tenth of this."""
+
+ROUTES = ("/classify", "/generate")
+"""Requests to any other route are no load: a probe must not make a shed request count for less."""
+
+BUSY = "inkserve_busy_seconds"
+REQUESTS = "inkserve_requests"
+QUEUED = "inkserve_requests_queued"
+FAMILIES = (BUSY, REQUESTS, QUEUED)
+"""The families that `read_counts` needs."""
+
+
+class Counts(NamedTuple):
+    """What had happened by a time.
+
+    busy_seconds: by part. ended: requests that have their response; shed: those with 429; failed: those with
+    5xx. queued: requests that are queued at this time.
+    """
+
+    at: float
+    busy_seconds: Mapping[str, float]
+    ended: float
+    shed: float
+    failed: float
+    queued: float
+
+
+class Load(NamedTuple):
+    """What a service did over a window.
+
+    busy: the share of the time in which the busiest part was busy. shed: the fraction of the ended requests
+    that were shed. queued: requests in the queue, on average, as a fraction of the most that may be.
+    """
+
+    busy: float = 0.0
+    shed: float = 0.0
+    queued: float = 0.0
+    requests_per_second: float = 0.0
+    errors_per_second: float = 0.0
+
+    @property
+    def load(self) -> float:
+        """The busy share plus what was shed: 0 when idle, 1 at capacity, nearly 2 if almost all is shed."""
+        return self.busy + self.shed
+
+
+IDLE = Load()
+
+
+def read_counts(at: float, families: Iterable[Metric]) -> Counts:
+    """Return the counts in these metric families. at: seconds, on any clock that does not go back."""
+    busy: dict[str, float] = {}
+    ended = shed = failed = queued = 0.0
+    for family in families:
+        if family.name == BUSY:
+            busy = {sample.labels["part"]: sample.value for sample in family.samples}
+        elif family.name == QUEUED:
+            queued = sum(sample.value for sample in family.samples)
+        elif family.name == REQUESTS:
+            for sample in family.samples:
+                if sample.labels["route"] in ROUTES:
+                    ended += sample.value
+                    shed += sample.value * (sample.labels["status"] == "429")
+                    failed += sample.value * sample.labels["status"].startswith("5")
+    return Counts(at, busy, ended, shed, failed, queued)
+
+
+class LoadMeter:
+    """The load over the last seconds, from samples of the counts.
+
+    max_queued: the most requests that may be queued.
+    """
+
+    def __init__(self, max_queued: int) -> None:
+        self._max_queued = max_queued
+        self._samples: deque[Counts] = deque()
+
+    def note(self, counts: Counts) -> None:
+        """Add a sample, no earlier than the last one, and forget those that no window reaches."""
+        self._samples.append(counts)
+        while len(self._samples) > 2 and self._samples[1].at <= counts.at - GAUGE_SECONDS:
+            self._samples.popleft()
+
+    def over(self, seconds: float) -> Load:
+        """Return the load over the last seconds, or over all samples if there are fewer."""
+        if len(self._samples) < 2:
+            return IDLE
+        last = self._samples[-1]
+        window = [each for each in self._samples if each.at > last.at - seconds]
+        before = self._samples[max(0, len(self._samples) - len(window) - 1)]
+        elapsed = last.at - before.at
+        if elapsed <= 0:
+            return IDLE
+        ended, shed = last.ended - before.ended, last.shed - before.shed
+        # A process that started within the window has no count at its beginning. Its first one serves
+        # instead: what it did before that was loading.
+        earliest = {
+            part: value for each in (*reversed(window), before) for part, value in each.busy_seconds.items()
+        }
+        shares = [(value - earliest[part]) / elapsed for part, value in last.busy_seconds.items()]
+        return Load(
+            max(0.0, *shares) if shares else 0.0,
+            shed / ended if ended > 0 else 0.0,
+            sum(each.queued for each in window) / len(window) / self._max_queued,
+            ended / elapsed,
+            (shed + last.failed - before.failed) / elapsed,
+        )
+
+
+async def keep_noting(meter: LoadMeter, collect: Callable[[], Iterable[Metric]]) -> None:
+    """Sample the metric families for ever."""
+    while True:
+        meter.note(read_counts(time.monotonic(), collect()))
+        await asyncio.sleep(SAMPLE_SECONDS)
