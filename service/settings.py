@@ -273,8 +273,17 @@ class Settings(BaseSettings):
     keep_alive_seconds: float = Field(
         75.0,
         gt=0,
-        le=3600,
-        description="seconds that an idle connection is kept open; proxies usually keep theirs for 60",
+        le=7200,
+        description="seconds that an idle connection is kept open; longer than the proxies in front keep "
+        "theirs, or they send requests into closed ones",
+    )
+    connection_max_age_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=86400,
+        description="seconds after which a connection is closed, with its next response, so that callers "
+        "spread over the replicas there are now; each connection gets a random age from half of this to all; "
+        "0 keeps connections for as long as they are used",
     )
     drain_seconds: float = Field(
         0.0,

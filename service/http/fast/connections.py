@@ -6,6 +6,7 @@ One timer checks the deadlines of all connections; a timer per connection would 
 import asyncio
 import logging
 import math
+import random
 import select
 import time
 from collections import Counter
@@ -37,6 +38,7 @@ class Limits:
     request_timeout_seconds: float
     send_timeout_seconds: float
     keep_alive_seconds: float
+    connection_max_age_seconds: float
 
     @classmethod
     def of(cls, settings: Settings) -> "Limits":
@@ -49,6 +51,7 @@ class Limits:
             settings.request_timeout_seconds,
             settings.send_timeout_seconds,
             settings.keep_alive_seconds,
+            settings.connection_max_age_seconds,
         )
 
 
@@ -130,6 +133,14 @@ class Connections:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._tick_seconds, self._tick)
         return True
+
+    def closes_at(self, now: float) -> float:
+        """Return the time from which a connection that begins now is closed with its next response.
+
+        Random, so that connections that began together do not all reconnect together.
+        """
+        age = self.limits.connection_max_age_seconds
+        return now + age * random.uniform(0.5, 1.0) if age else math.inf
 
     def discard(self, connection: Connection) -> None:
         """Remove a connection that has been closed."""

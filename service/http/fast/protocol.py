@@ -108,6 +108,7 @@ class HttpProtocol(asyncio.Protocol):
         self._drained: asyncio.Event | None = None
         self._write_paused = False
         self._closing = False
+        self._closes_at = math.inf
         self._cut_off = False  # an error ended a request before its body was read
         self._lingering = False
         self._linger_until = math.inf
@@ -136,6 +137,7 @@ class HttpProtocol(asyncio.Protocol):
             return
         self._state.connections.add(self)  # type: ignore[arg-type]  # declared for uvicorn's own protocols
         self.idle_since = now = time.monotonic()
+        self._closes_at = self._connections.closes_at(now)
         self.deadline = now + self._limits.head_timeout_seconds
         if self._closing or self._connections.draining:
             self.deadline = now + STOP_SECONDS
@@ -413,6 +415,8 @@ class HttpProtocol(asyncio.Protocol):
         self._state.total_requests += 1
         own = call.own_lines() if call.request_id is not None or call.span is not None else b""
         closes = self._closing or self._cut_off or self._connections.draining
+        if self._began >= self._closes_at and not self._has_more():
+            closes = True
         if closes:
             own += b"connection: close\r\n"
         data = encode(response, STATUS_LINES[response.status], self._shared_lines(), own)
@@ -442,7 +446,7 @@ class HttpProtocol(asyncio.Protocol):
         if self._closing or self._connections.draining:
             return False
         if self._framing is None:
-            return True
+            return self._began < self._closes_at or self._has_more()
         return self._framing.remaining is not None and self._framing.remaining <= DISCARDED_BYTES
 
     def exchange_done(self, *, keep_alive: bool) -> None:
@@ -616,6 +620,10 @@ class HttpProtocol(asyncio.Protocol):
         poll = select.poll()
         poll.register(sock.fileno(), select.POLLIN)
         return bool(poll.poll(0))
+
+    def _has_more(self) -> bool:
+        """Whether the client has sent more than the request in flight: closing now would lose it."""
+        return self._advancing or bool(self._early) or self.has_bytes()
 
     # Bounds
 

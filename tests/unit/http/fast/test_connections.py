@@ -299,7 +299,7 @@ PEERS = st.builds(
 @given(st.lists(PEERS, min_size=1, max_size=40))
 async def test_room_is_made_by_the_connection_that_is_missed_least(peers: list[Peer]) -> None:
     connections = Connections(
-        Limits(len(peers), 1, 1, math.inf, math.inf, math.inf, math.inf), tick_seconds=1000
+        Limits(len(peers), 1, 1, math.inf, math.inf, math.inf, math.inf, 0), tick_seconds=1000
     )
     for peer in peers:
         assert connections.add(peer)
