@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from service.errors import SettingsError
 from service.hangups import Hangups
 from service.memory import freeze_and_enable_gc, give_back_free_memory
-from service.observability.busy import ThreadClock
+from service.observability.busy import Part, ThreadClock
 from service.observability.load import GAUGE_SECONDS, LoadMeter, keep_noting
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -102,7 +102,7 @@ async def serve(settings: Settings, hangups: Hangups) -> int:
         from service.http.changing_files import kept_current
         from service.http.server import Server, log_ready
 
-        parts.metrics.busy_seconds.watch("http", ThreadClock().busy_seconds)
+        _watch_loop(parts.metrics, "http", predictor)
         meter = LoadMeter(settings.max_queue_requests)
         parts.metrics.watch_load(lambda: meter.over(GAUGE_SECONDS).load)
         server = Server(
@@ -186,8 +186,8 @@ async def run_engine(
         loop.add_reader(lifeline, _stop_without_supervisor, lifeline)
     parts = Parts.open(settings)
     parts.metrics.watch_process()
-    parts.metrics.busy_seconds.watch("engine", ThreadClock().busy_seconds)
     predictor = parts.predictor()
+    _watch_loop(parts.metrics, "engine", predictor)
     async with _loading(predictor) as loading:
         await loading
     server = EngineServer(predictor, settings.max_request_rows, parts.metrics.registry.collect)
@@ -219,7 +219,8 @@ async def run_worker(settings: Settings, path: Path, link_fd: int, *listener_fds
     parts = Parts.open(settings)
     # The sum over the workers is their mean share, and stays one when a worker is replaced.
     clock, workers = ThreadClock(), max(1, settings.workers)
-    parts.metrics.busy_seconds.watch("http", lambda: clock.busy_seconds() / workers)
+    for seconds in (parts.metrics.busy_seconds, parts.metrics.work_seconds):
+        seconds.watch("http", lambda: clock.busy_seconds() / workers)
     await run(settings, path, link_fd, listener_fds, parts.metrics, parts.keys(), parts.app)
     await parts.close()
     return 0
@@ -250,6 +251,13 @@ def _batch_tracer(tracing: "Tracing") -> "Callable[[str, BatchRecord], None]":
         )
 
     return trace_batch
+
+
+def _watch_loop(metrics: Metrics, part: Part, predictor: "LocalPredictor") -> None:
+    """Count how busy this thread's event loop is, which runs some of the predictor's batches."""
+    clock = ThreadClock()
+    metrics.busy_seconds.watch(part, clock.busy_seconds)
+    metrics.work_seconds.watch(part, lambda: clock.busy_seconds() - predictor.spared_on_loop_seconds())
 
 
 def _watch_gpu(settings: Settings, metrics: Metrics) -> None:

@@ -133,8 +133,19 @@ class Batcher:
             self._device.enter(self)
         return batch
 
+    @property
+    def full_batch_rows(self) -> int:
+        """Rows of the largest batch that is formed."""
+        return self._cut[0] or self._queue.max_batch_size
+
     def finish(
-        self, batch: Batch, outcome: tuple[Array, ...] | Exception, started: float, ended: float
+        self,
+        batch: Batch,
+        outcome: tuple[Array, ...] | Exception,
+        started: float,
+        ended: float,
+        *,
+        on_loop: bool = False,
     ) -> None:
         """Deliver to a batch's requests their rows of the outputs, or its error."""
         queue_seconds, traceparents = [], []
@@ -152,7 +163,14 @@ class Batcher:
         try:
             self._record(
                 BatchRecord(
-                    batch.rows, batch.reason, started, ended - started, queue_seconds, failed, traceparents
+                    batch.rows,
+                    batch.reason,
+                    started,
+                    ended - started,
+                    queue_seconds,
+                    failed,
+                    traceparents,
+                    on_loop,
                 )
             )
         except Exception:  # the queued requests must not be lost with it

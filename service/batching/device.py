@@ -61,9 +61,18 @@ class Source(Protocol):
         ...
 
     def finish(
-        self, batch: Batch, outcome: tuple[Array, ...] | Exception, started: float, ended: float
+        self,
+        batch: Batch,
+        outcome: tuple[Array, ...] | Exception,
+        started: float,
+        ended: float,
+        *,
+        on_loop: bool = False,
     ) -> None:
-        """Handle a batch that has run or failed; on the event loop. The times are `time.monotonic`'s."""
+        """Handle a batch that has run or failed; on the event loop. The times are `time.monotonic`'s.
+
+        on_loop: the event loop ran it.
+        """
         ...
 
 
@@ -165,7 +174,7 @@ class Device:
             outcome = running.wait()
             self._batch_ended = time.monotonic()
             self.busy_seconds += self._batch_ended - running.began
-            job.source.finish(job.batch, outcome, running.began, self._batch_ended)
+            job.source.finish(job.batch, outcome, running.began, self._batch_ended, on_loop=True)
             if self._batch_ended - began >= min(elsewhere, self.on_loop_seconds):
                 break
         self._loop.call_soon(self._run_on_loop)

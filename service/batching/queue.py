@@ -72,7 +72,7 @@ class BatchRecord(NamedTuple):
 
     started: on the clock of `time.monotonic`. queue_seconds: one figure per request that started in this
         batch.
-    traceparents: those of the traced requests with rows in this batch.
+    traceparents: those of the traced requests with rows in this batch. on_loop: the event loop ran it.
     """
 
     rows: int
@@ -82,6 +82,7 @@ class BatchRecord(NamedTuple):
     queue_seconds: list[float]
     failed: bool
     traceparents: list[str]
+    on_loop: bool = False
 
 
 class BatchQueue:

@@ -39,22 +39,22 @@ class ThreadClock:
         return (int(running) + int(waiting)) / 1e9
 
 
-class BusySeconds:
-    """A counter of busy seconds with the label `part`; see `prometheus_client.registry.Collector`."""
+class PartSeconds:
+    """A counter of seconds with the label `part`; see `prometheus_client.registry.Collector`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, text: str) -> None:
         self._name = name
+        self._text = text
         self._parts: dict[Part, Callable[[], float]] = {}
 
-    def watch(self, part: Part, busy_seconds: Callable[[], float]) -> None:
-        """Read one part's busy seconds at each collection."""
+    def watch(self, part: Part, seconds: Callable[[], float]) -> None:
+        """Read one part's seconds at each collection."""
         assert part in get_args(Part)
-        self._parts[part] = busy_seconds
+        self._parts[part] = seconds
 
     def collect(self) -> Iterator[Metric]:
         """Return the counter now."""
-        text = "Seconds in which a part was busy; a rate of 1 is a part that is busy all the time."
-        family = CounterMetricFamily(self._name, text, labels=["part"])
-        for part, busy_seconds in self._parts.items():
-            family.add_metric([part], busy_seconds())
+        family = CounterMetricFamily(self._name, self._text, labels=["part"])
+        for part, seconds in self._parts.items():
+            family.add_metric([part], seconds())
         yield family

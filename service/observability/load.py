@@ -1,8 +1,8 @@
 """How loaded the service is, over a window: the number that autoscalers and load balancers act on.
 
-The load is the busy share of the bottleneck plus the fraction of the requests that were shed. The share alone
-stops at 1, however much more is asked for; the length of a queue is 0 until the bottleneck is full, and stays
-short where requests are shed for their deadlines.
+The load is the work of the bottleneck, plus what was shed. The time that it was busy will not do: an idle
+device starts at once, so it is busy with small batches nearly all the time from half of its capacity on. Nor
+will the queue: it is empty below capacity, and stays short where requests are shed for their deadlines.
 
 Reads counters from metric families, so it is the same for one process and for the sum of several.
 """
@@ -26,22 +26,29 @@ half a second old, a tenth of this."""
 ROUTES = ("/classify", "/generate")
 """Requests to any other route are no load: a probe must not make a shed request count for less."""
 
-BUSY = "inkserve_busy_seconds"
+SHED_WEIGHT = 10.0
+"""Each percent that is shed counts for ten percent of a pod: a pod whose deadlines allow only small batches
+is full before it has done a full pod's work."""
+
+MOST = 2.0
+"""The highest load: beyond it, what was shed tells less of the need than of callers that try again."""
+
+WORK = "inkserve_work_seconds"
 REQUESTS = "inkserve_requests"
 QUEUED = "inkserve_requests_queued"
-FAMILIES = (BUSY, REQUESTS, QUEUED)
+FAMILIES = (WORK, REQUESTS, QUEUED)
 """The families that `read_counts` needs."""
 
 
 class Counts(NamedTuple):
     """What had happened by a time.
 
-    busy_seconds: by part. ended: requests that have their response; shed: those with 429; failed: those with
-    5xx. queued: requests that are queued at this time.
+    work_seconds: by part; see `service.batching.work`. ended: requests that have their
+    response. shed: those of them with 429. failed: those with 5xx. queued: requests in the queue.
     """
 
     at: float
-    busy_seconds: Mapping[str, float]
+    work_seconds: Mapping[str, float]
     ended: float
     shed: float
     failed: float
@@ -51,11 +58,11 @@ class Counts(NamedTuple):
 class Load(NamedTuple):
     """What a service did over a window.
 
-    busy: the share of the time in which the busiest part was busy. shed: the fraction of the ended requests
-    that were shed. queued: requests in the queue, on average, as a fraction of the most that may be.
+    work: of the part that did most, per second. shed: the fraction of the ended requests that were shed.
+    queued: requests in the queue, on average, as a fraction of the most that may be.
     """
 
-    busy: float = 0.0
+    work: float = 0.0
     shed: float = 0.0
     queued: float = 0.0
     requests_per_second: float = 0.0
@@ -63,8 +70,8 @@ class Load(NamedTuple):
 
     @property
     def load(self) -> float:
-        """The busy share plus what was shed: 0 when idle, 1 at capacity, nearly 2 if almost all is shed."""
-        return self.busy + self.shed
+        """The work plus what was shed: 0 when idle, about 1 at capacity, 2 if a tenth or more is shed."""
+        return min(MOST, self.work + SHED_WEIGHT * self.shed)
 
 
 IDLE = Load()
@@ -72,11 +79,11 @@ IDLE = Load()
 
 def read_counts(at: float, families: Iterable[Metric]) -> Counts:
     """Return the counts in these metric families. at: seconds, on any clock that does not go back."""
-    busy: dict[str, float] = {}
+    work: dict[str, float] = {}
     ended = shed = failed = queued = 0.0
     for family in families:
-        if family.name == BUSY:
-            busy = {sample.labels["part"]: sample.value for sample in family.samples}
+        if family.name == WORK:
+            work = {sample.labels["part"]: sample.value for sample in family.samples}
         elif family.name == QUEUED:
             queued = sum(sample.value for sample in family.samples)
         elif family.name == REQUESTS:
@@ -85,7 +92,7 @@ def read_counts(at: float, families: Iterable[Metric]) -> Counts:
                     ended += sample.value
                     shed += sample.value * (sample.labels["status"] == "429")
                     failed += sample.value * sample.labels["status"].startswith("5")
-    return Counts(at, busy, ended, shed, failed, queued)
+    return Counts(at, work, ended, shed, failed, queued)
 
 
 class LoadMeter:
@@ -118,9 +125,9 @@ class LoadMeter:
         # A process that started within the window has no count at its beginning. Its first one serves
         # instead: what it did before that was loading.
         earliest = {
-            part: value for each in (*reversed(window), before) for part, value in each.busy_seconds.items()
+            part: value for each in (*reversed(window), before) for part, value in each.work_seconds.items()
         }
-        shares = [(value - earliest[part]) / elapsed for part, value in last.busy_seconds.items()]
+        shares = [(value - earliest[part]) / elapsed for part, value in last.work_seconds.items()]
         return Load(
             max(0.0, *shares) if shares else 0.0,
             shed / ended if ended > 0 else 0.0,

@@ -21,7 +21,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from service.observability.busy import BusySeconds
+from service.observability.busy import PartSeconds
 from service.observability.histograms import RequestMetrics, SecondsByModel
 from service.observability.logs import dropped_lines
 
@@ -81,10 +81,14 @@ class Registry(CollectorRegistry):
         """Call `count`, which counts deferred observations, before each collection."""
         self._before.append(count)
 
-    def collect(self) -> Iterable[Metric]:
-        """See prometheus_client."""
+    def count_deferred(self) -> None:
+        """Count the deferred observations now."""
         for count in self._before:
             count()
+
+    def collect(self) -> Iterable[Metric]:
+        """See prometheus_client."""
+        self.count_deferred()
         return super().collect()
 
 
@@ -102,8 +106,11 @@ class Metrics:
             f"{PREFIX}_queue_seconds", "From submission to the first batch.", SECONDS
         )
         self.registry.register(self.queue_seconds)
-        self.busy_seconds = BusySeconds(f"{PREFIX}_busy_seconds")
+        self.busy_seconds = PartSeconds(f"{PREFIX}_busy_seconds", "Seconds in which a part was busy.")
+        text = "Seconds for which a part would have been busy, had all rows run in full batches."
+        self.work_seconds = PartSeconds(f"{PREFIX}_work_seconds", text)
         self.registry.register(self.busy_seconds)
+        self.registry.register(self.work_seconds)
         self.compute_seconds = self._seconds("batch_compute", "One batch on the device.", "model")
         self.batch_rows = Histogram(
             f"{PREFIX}_batch_rows",
@@ -163,7 +170,7 @@ class Metrics:
 
     def watch_load(self, load: Callable[[], float]) -> None:
         """Add the gauge that autoscalers read. In a service of several processes, only one may have it."""
-        text = "Busy share of the bottleneck plus the fraction of requests shed, over the last 30 s."
+        text = "Work of the bottleneck per second, plus ten times the fraction shed; at most 2, over 30 s."
         self._gauge("load", text).set_function(load)
 
     def watch_connections(
@@ -196,8 +203,9 @@ class Metrics:
 
     def load_families(self) -> Iterable[Metric]:
         """Return the families that `service.observability.load` reads, without collecting all others."""
+        self.registry.count_deferred()
         queued = [] if self._requests_queued is None else self._requests_queued.collect()
-        return [*self.busy_seconds.collect(), self.requests.counted(), *queued]
+        return [*self.work_seconds.collect(), self.requests.counted(), *queued]
 
     def _watch_log(self) -> None:
         dropped = self._counter("log_lines_dropped", "Log lines dropped because stderr did not take them.")

@@ -10,6 +10,7 @@ import numpy as np
 from service.batching.batcher import Batcher
 from service.batching.device import Device
 from service.batching.queue import BatchQueue, BatchRecord
+from service.batching.work import Worked, WorkMeter
 from service.errors import RepositoryError
 from service.models.catalogue import ModelInfo
 from service.models.folder import read_info
@@ -35,7 +36,7 @@ class LoadedModel:
 
     tensors: the name, dtype and row shape of each input, in the graph's order.
     plain: whether no input holds labels, whose values would have to be checked.
-    records: the batches that are not counted yet.
+    records: the batches that are not counted yet. work: what they are counted by, in addition to the metrics.
     """
 
     info: ModelInfo
@@ -44,6 +45,7 @@ class LoadedModel:
     metrics: BatchMetrics
     tensors: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
     plain: bool
+    work: WorkMeter
     records: list[BatchRecord] = field(default_factory=list)
 
     def count_batches(self) -> None:
@@ -57,6 +59,7 @@ class LoadedModel:
                 queue_seconds=batch.queue_seconds,
                 failed=batch.failed,
             )
+        self.work.count(self.records)
         self.records.clear()
 
 
@@ -90,9 +93,11 @@ def assemble(
     settings: Settings,
     metrics: Metrics,
     trace_batch: TraceBatch | None,
+    worked: Worked,
 ) -> LoadedModel:
     """Put a queue in front of a warm engine. Called on the event loop.
 
+    worked: the sums that the version's batches are added to.
     trace_batch: receives each batch that has run with traced requests, and its model.
     """
     manifest = info.manifest
@@ -113,4 +118,6 @@ def assemble(
     batcher = Batcher(device, engine, queue, record, manifest.version)
     tensors = tuple((spec.name, dtype_of(spec), spec.shape[1:]) for spec in manifest.inputs)
     plain = manifest.input("label") is None
-    return LoadedModel(info, engine, batcher, metrics.of_batches(manifest.name), tensors, plain, records)
+    work = WorkMeter(engine.seconds_for, batcher.full_batch_rows, engine.buckets[-1], worked)
+    counted = metrics.of_batches(manifest.name)
+    return LoadedModel(info, engine, batcher, counted, tensors, plain, work, records)

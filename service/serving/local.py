@@ -14,6 +14,7 @@ from pathlib import Path
 from service.batching.device import Device
 from service.batching.request import Array, Done, InferenceRequest, Priority
 from service.batching.retries import Refusal
+from service.batching.work import Worked
 from service.errors import InkserveError, ProviderError, RepositoryError
 from service.memory import give_back_free_memory
 from service.models.catalogue import Catalogue, Failure
@@ -55,6 +56,7 @@ class LocalPredictor:
         self._trace_batch = trace_batch
         on_loop_seconds = ON_LOOP_SECONDS if settings.provider == "cpu" else 0.0
         self._device = Device(settings.provider, on_loop_seconds, BRIEF_SECONDS)
+        self._worked = Worked()
         self._served = Served()
         self._stamps: dict[Key, Stamp] = {}
         self._second_look_seconds = second_look_seconds
@@ -65,6 +67,7 @@ class LocalPredictor:
         metrics.registry.before_collect(self._count_batches)
         metrics.watch_queues(self._all_queued, self._all_running)
         metrics.busy_seconds.watch("device", lambda: self._device.busy_seconds)
+        metrics.work_seconds.watch("device", lambda: self._worked.seconds)
 
     async def start(self) -> None:
         """Load every model that can be served.
@@ -264,6 +267,10 @@ class LocalPredictor:
     def _requests_waiting(self, name: str) -> int:
         return sum(loaded.batcher.requests_waiting for loaded in self._served.versions(name))
 
+    def spared_on_loop_seconds(self) -> float:
+        """Return the time on the event loop that full batches would have spared."""
+        return self._worked.spared_on_loop_seconds
+
     def _all_queued(self) -> int:
         return sum(loaded.batcher.requests_waiting for loaded in self._served)
 
@@ -289,7 +296,9 @@ class LocalPredictor:
         self._stamps[key] = stamped
         self._metrics.model_loads.labels(key[0], "loaded").inc()
         logger.info("loaded %s version %d", *key)
-        return assemble(info, engine, self._device, self._settings, self._metrics, self._trace_batch)
+        return assemble(
+            info, engine, self._device, self._settings, self._metrics, self._trace_batch, self._worked
+        )
 
     def _count_batches(self) -> None:
         _count_batches(self._served)

@@ -1,0 +1,70 @@
+"""How much work batches are: their time, had their rows run in full batches.
+
+An idle device starts at once, so from half of its capacity on it runs small batches nearly all the time. That
+it is busy tells little of how much more it could do. What its rows would have taken in full batches does.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.batching.queue import BatchRecord
+
+
+@dataclass
+class Worked:
+    """Sums over the batches of all models.
+
+    seconds: of work. spared_on_loop_seconds: the remaining time of the batches that ran on the event loop.
+    """
+
+    seconds: float = 0.0
+    spared_on_loop_seconds: float = 0.0
+
+
+class WorkMeter:
+    """Adds the work of one model version's batches to the sums.
+
+    seconds_for: how long a batch of a given number of rows took at warm-up, up to `most` rows. Other programs
+        may have run then, and only ever add time. So the shortest time counts that a batch was ever seen to
+        take, and no batch counts as slower than a larger one. What is still wrong after that makes the work
+        too much, never more than the time.
+    full: rows of the batches that form under load.
+    """
+
+    def __init__(self, seconds_for: Callable[[int], float], full: int, most: int, worked: Worked) -> None:
+        self._seconds_for = seconds_for
+        self._full = full
+        self._worked = worked
+        self._least = np.full(most + 1, math.inf)  # by rows
+        self._least[full] = seconds_for(full)
+
+    def count(self, batches: Iterable[BatchRecord]) -> None:
+        """Add batches that have run."""
+        seconds: dict[int, float] = {}
+        on_loop: dict[int, float] = {}
+        least: dict[int, float] = {}
+        for batch in batches:
+            rows, took = batch.rows, batch.compute_seconds
+            seconds[rows] = seconds.get(rows, 0.0) + took
+            if batch.on_loop:
+                on_loop[rows] = on_loop.get(rows, 0.0) + took
+            if not batch.failed and took < least.get(rows, math.inf):
+                least[rows] = took
+        for rows in seconds:
+            known = min(float(self._least[rows]), self._seconds_for(rows))
+            self._least[rows] = min(known, least.get(rows, math.inf))
+        fastest = np.minimum.accumulate(self._least[::-1])[::-1]
+        for rows, took in seconds.items():
+            share = self._share(rows, float(fastest[rows]))
+            self._worked.seconds += took * share
+            self._worked.spared_on_loop_seconds += on_loop.get(rows, 0.0) * (1 - share)
+
+    def _share(self, rows: int, fastest: float) -> float:
+        """Return the fraction of a batch's time that is work, above 0 and at most 1."""
+        in_full_batches = rows * float(self._least[self._full]) / self._full
+        if not 0 < fastest < math.inf or not 0 < in_full_batches < math.inf:
+            return 1.0
+        return min(1.0, in_full_batches / fastest)
