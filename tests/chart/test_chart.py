@@ -194,6 +194,10 @@ def test_the_schema_and_the_defaults_have_the_same_keys() -> None:
             "minReplicas is 9, expected at most maxReplicas",
         ),
         (
+            values_of("mutual-tls") | {"autoscaling": {"mode": "keda", "keda": {"source": "pods"}}},
+            "keda.source is pods, expected prometheus with tls.clientCA.mode required",
+        ),
+        (
             {"split": {"enabled": True}, "settings": {"workers": 2}},
             "settings.workers is 2, expected none with split.enabled",
         ),
@@ -648,14 +652,35 @@ def test_an_autoscaled_deployment_sets_no_replicas(case: str, kind: str) -> None
 
 
 def test_the_autoscalers_query_the_services_own_metric() -> None:
-    names = {family.name for family in Metrics().registry.collect()}
+    metrics = Metrics()
+    metrics.watch_load(lambda: 0.0)
+    names = {family.name for family in metrics.registry.collect()}
     hpa = one(render(values_of("pvc-hpa")), "HorizontalPodAutoscaler")["spec"]
     assert hpa["metrics"][0]["pods"]["metric"]["name"] in names
+    assert hpa["metrics"][0]["pods"]["target"]["averageValue"] == "0.6"
     manifests = render(values_of("image-volume-keda"))
-    query = one(manifests, "ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
+    trigger = one(manifests, "ScaledObject")["spec"]["triggers"][0]["metadata"]
     service = one(manifests, "Service")["metadata"]
-    assert set(re.findall(r"inkserve_\w+", query)) <= names
-    assert f'job="{service["name"]}", namespace="{service["namespace"]}"' in query
+    assert set(re.findall(r"inkserve_\w+", trigger["query"])) <= names
+    assert f'job="{service["name"]}", namespace="{service["namespace"]}"' in trigger["query"]
+    assert trigger["threshold"] == "0.7"
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_keda_can_read_the_pods_without_prometheus(tls: bool) -> None:
+    values = {"autoscaling": {"mode": "keda", "keda": {"source": "pods"}}, "settings": {"port": 8080}}
+    manifests = render(values | ({"tls": {"existingSecret": "certificate"}} if tls else {}))
+    scaled = one(manifests, "ScaledObject")
+    validate(scaled, NEWEST_KUBERNETES)
+    (trigger,) = scaled["spec"]["triggers"]
+    service = one(manifests, "Service")["metadata"]
+    metadata = trigger["metadata"]
+    # KEDA takes the Service's name and namespace from the host, and needs the port of the pods.
+    host = f"{service['name']}.{service['namespace']}:8080"
+    assert metadata["url"] == f"{'https' if tls else 'http'}://{host}/metrics"
+    assert (trigger["metricType"], metadata["aggregationType"]) == ("AverageValue", "sum")
+    assert (metadata["format"], metadata["valueLocation"]) == ("prometheus", "inkserve_load")
+    assert metadata.get("unsafeSsl") == ("true" if tls else None)
 
 
 def test_the_rules_select_only_their_release() -> None:
