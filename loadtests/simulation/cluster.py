@@ -4,16 +4,17 @@ Knows nothing of what a pod does with its requests.
 """
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import simpy
 
 from loadtests.simulation.autoscaler import SYNC_SECONDS, Autoscaler
+from loadtests.simulation.service_rules import GAUGE_SECONDS, Counts, LoadMeter
 
 State = Literal["starting", "ready", "draining", "closed"]
-Metric = Literal["cpu", "requests"]
+Metric = Literal["cpu", "requests", "load"]
 Process = Generator[simpy.Event, None, None]
 
 ROLLOUT_POLL_SECONDS = 1.0
@@ -29,6 +30,10 @@ class Pod(Protocol):
     @property
     def waiting(self) -> float:
         """Requests in flight."""
+        ...
+
+    def counts(self, now: float) -> Counts:
+        """What the service would have counted by now."""
         ...
 
 
@@ -64,6 +69,7 @@ class Slot(Generic[P]):
     routed: bool = False
     offered_before: float = 0.0
     worked_before: float = 0.0
+    meter: LoadMeter = field(default_factory=lambda: LoadMeter(max_queued=1))
 
 
 class Cluster(Generic[P]):
@@ -79,10 +85,10 @@ class Cluster(Generic[P]):
     ) -> None:
         """Start with this many ready pods."""
         self.replicas = replicas
-        self.slots: list[Slot[P]] = [Slot(make_pod(), "ready", True) for _ in range(replicas)]
         self._env = env
         self._options = options
         self._make_pod = make_pod
+        self.slots: list[Slot[P]] = [self._slot("ready", routed=True) for _ in range(replicas)]
         self._rng = rng
         self._room = max(options.room, replicas)
 
@@ -107,9 +113,14 @@ class Cluster(Generic[P]):
 
     def start(self) -> None:
         """Order one more pod."""
-        slot = Slot(self._make_pod())
+        slot = self._slot("starting")
         self.slots.append(slot)
         self._env.process(self._begin(slot))
+
+    def _slot(self, state: State, *, routed: bool = False) -> Slot[P]:
+        slot = Slot(self._make_pod(), state, routed)
+        slot.meter.note(slot.pod.counts(self._env.now))
+        return slot
 
     def stop(self, slot: Slot[P]) -> None:
         """Send SIGTERM to a pod, or abandon one that is starting."""
@@ -122,13 +133,22 @@ class Cluster(Generic[P]):
         self._env.process(self._end(slot))
 
     def autoscale(self, autoscaler: Autoscaler, metric: Metric, saturation_rate: float) -> Process:
-        """Sync every 15 s. The metric is a pod's rate (of work, for cpu) as a fraction of its saturation."""
+        """Sync every 15 s, on the pods' metric.
+
+        load: the gauge `inkserve_load` as the service computes it. requests, cpu: a pod's rate (of work, for
+        cpu) as a fraction of its saturation.
+        """
         while True:
             yield self._env.timeout(SYNC_SECONDS)
             values = []
             for slot in self.slots:
                 done = self._advance(slot, metric)
-                if slot.state == "ready":
+                slot.meter.note(slot.pod.counts(self._env.now))
+                if slot.state != "ready":
+                    continue
+                if metric == "load":
+                    values.append(slot.meter.over(GAUGE_SECONDS).load)
+                else:
                     part = done / SYNC_SECONDS / saturation_rate
                     values.append(min(part, 1.0) if metric == "cpu" else part)
             wanted = autoscaler.sync(self._env.now, self.replicas, values, self.count("starting"))

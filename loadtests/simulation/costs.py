@@ -85,6 +85,10 @@ class PodCosts:
         """Rows per second of a device that runs full batches without a pause."""
         return self.full_batch / self.device_seconds(self.full_batch)
 
+    def work_share(self, rows: int) -> float:
+        """The fraction of a batch's time that the service counts as work; see `service.batching.work`."""
+        return min(1.0, rows / self.device_rate / self.device_seconds(rows))
+
     @cached_property
     def saturation_rate(self) -> float:
         """Maximum one-row requests per second, in full batches, inline or in parallel to HTTP.

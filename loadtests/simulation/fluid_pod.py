@@ -6,6 +6,7 @@ from collections import deque
 import numpy as np
 
 from loadtests.simulation.costs import PodCosts
+from loadtests.simulation.service_rules import Counts
 from loadtests.simulation.stationary import SHARES, Stationary
 from loadtests.simulation.tally import Tally
 
@@ -15,7 +16,7 @@ class FluidTally(Tally):
 
     def __init__(self, usual: Stationary) -> None:
         super().__init__()
-        self._usual = usual
+        self.usual = usual
         self._served: dict[float, float] = {}
         self._late: dict[float, float] = {}
 
@@ -32,7 +33,7 @@ class FluidTally(Tally):
     def flush(self) -> None:
         """Add the tick's latencies to the histogram."""
         for utilisation, count in self._served.items():
-            self.latencies.add(self._usual.at(utilisation), count * SHARES)
+            self.latencies.add(self.usual.at(utilisation), count * SHARES)
         if self._late:
             self.latencies.add(np.array(list(self._late)), np.array(list(self._late.values())))
         self._served.clear()
@@ -99,6 +100,9 @@ class FluidPod:
 
     def __init__(self, costs: PodCosts, tally: FluidTally) -> None:
         self.offered = self.worked = 0.0
+        self._ended = self._shed = 0.0
+        self._stepped_at: float | None = None
+        self._work = {"http": 0.0, "device": 0.0}
         self._costs = costs
         self._tally = tally
         self._unread = Cohorts()
@@ -112,8 +116,20 @@ class FluidPod:
         """Requests in flight: unread, queued or in a batch."""
         return self._unread.count + self._queue.count + self._batch.count
 
+    def counts(self, now: float) -> Counts:
+        """What the service would have counted by the end of the last step, or now before the first one."""
+        return Counts(
+            now if self._stepped_at is None else self._stepped_at,
+            dict(self._work),
+            self._ended,
+            self._shed,
+            0.0,
+            self._queue.count,
+        )
+
     def step(self, now: float, seconds: float, requests: float) -> None:
         """Accept the requests of the tick that ends now, and serve what could be served in it."""
+        self._stepped_at = now
         self.offered += requests
         self._tally.arrived += requests
         utilisation = requests / (self._costs.saturation_rate * seconds)
@@ -125,6 +141,8 @@ class FluidPod:
             self._end_turn()
             if utilisation <= 1 and self._is_light():
                 self._serve_all(utilisation)
+                for part, share in self._tally.usual.work_at(utilisation).items():
+                    self._work[part] += share * max(0.0, now - max(self._turn_ends, now - seconds))
                 return
             self._begin_turn()
 
@@ -136,6 +154,7 @@ class FluidPod:
         count = self._queue.count + self._unread.count
         self._queue, self._unread = Cohorts(), Cohorts()
         self.worked += count
+        self._ended += count
         if count:
             self._tally.serve(utilisation, count)
 
@@ -145,12 +164,17 @@ class FluidPod:
         read = self._unread.take(min(came, room))
         shed = self._unread.take(came - read.count).count
         self._tally.shed += shed
+        self._shed += shed
+        self._ended += shed
         self.worked += shed * costs.refuse_seconds * costs.saturation_rate
         self._queue.join(read)
         reading = shed * costs.refuse_seconds + read.count * costs.request_seconds / 2
         device, parallel = self._run_batches(self._answer_seconds + reading, refusing=shed > 0)
         self._answer_seconds = costs.turn_seconds + self._batch.count * costs.request_seconds / 2
         loop = reading + self._answer_seconds
+        work = self._batch.count / costs.device_rate
+        self._work["device"] += min(work, device)
+        self._work["http"] += loop if parallel else loop + min(work, device)
         self._turn_ends += max(loop, device) if parallel else loop + device
 
     def _run_batches(self, elsewhere: float, *, refusing: bool) -> tuple[float, bool]:
@@ -176,6 +200,7 @@ class FluidPod:
     def _end_turn(self) -> None:
         costs = self._costs
         self.worked += self._batch.count
+        self._ended += self._batch.count
         for arrived, count in self._batch.middles():
             seconds = self._turn_ends - arrived + costs.overhead_seconds
             if seconds > costs.deadline_seconds:

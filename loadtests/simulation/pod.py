@@ -9,7 +9,7 @@ import numpy as np
 import simpy
 
 from loadtests.simulation.costs import PodCosts
-from loadtests.simulation.service_rules import Batch, Queue
+from loadtests.simulation.service_rules import Batch, Counts, Queue
 from loadtests.simulation.tally import Tally
 
 Event = simpy.Event
@@ -28,6 +28,9 @@ class RequestPod:
 
     def __init__(self, env: simpy.Environment, costs: PodCosts, tally: Tally) -> None:
         self.offered = self.worked = 0.0
+        self._ended = self._shed = 0.0
+        self._device_work = self._spared = self._slept = 0.0
+        self._asleep_since = self._born = env.now
         self._env = env
         self._costs = costs
         self._tally = tally
@@ -45,6 +48,12 @@ class RequestPod:
         """Requests in flight: unread, queued, in a batch or about to be answered."""
         return self._in_pod
 
+    def counts(self, now: float) -> Counts:
+        """What the service would have counted by now."""
+        slept = self._slept + (now - self._asleep_since if self._asleep is not None else 0.0)
+        work = {"http": now - self._born - slept - self._spared, "device": self._device_work}
+        return Counts(now, work, self._ended, self._shed, 0.0, self._queue.rows)
+
     def send(self, rows: int = 1) -> None:
         """Let a request arrive now."""
         self.offered += 1
@@ -57,12 +66,13 @@ class RequestPod:
         if self._asleep is not None:
             self._asleep.succeed()
             self._asleep = None
+            self._slept += self._env.now - self._asleep_since
 
     def _loop(self) -> Process:
         while True:
             if not (self._unread or self._done or (self._queue.rows and not self._on_thread)):
                 self._turn_ended = None
-                self._asleep = self._env.event()
+                self._asleep, self._asleep_since = self._env.event(), self._env.now
                 yield self._asleep
             yield from self._read()
             if not self._on_thread:
@@ -107,6 +117,7 @@ class RequestPod:
                 self._env.process(self._thread(batch))
                 return
             yield from self._run(batch)
+            self._spared += self._costs.device_seconds(batch.rows) * (1 - self._costs.work_share(batch.rows))
             self._turn_ended = self._env.now
             enough = min(elsewhere, self._costs.on_loop_seconds)
             if self._turn_ended - began >= enough or batch.rows > self._costs.on_loop_rows:
@@ -127,6 +138,7 @@ class RequestPod:
     def _run(self, batch: Batch) -> Process:
         started = self._env.now
         yield self._env.timeout(self._costs.device_seconds(batch.rows))
+        self._device_work += self._costs.device_seconds(batch.rows) * self._costs.work_share(batch.rows)
         self._queue.note_batch(batch.rows, started, self._env.now)
         self._done += batch.finished
 
@@ -149,6 +161,8 @@ class RequestPod:
 
     def _leave(self, answered: int = 0, shed: int = 0, expired: int = 0) -> None:
         self._in_pod -= answered + shed + expired
+        self._ended += answered + shed + expired
+        self._shed += shed
         self._tally.answered += answered
         self._tally.shed += shed
         self._tally.expired += expired

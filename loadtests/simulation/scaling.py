@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import yaml
 
 from loadtests import machine
 from loadtests.capacity import RESULT
@@ -19,7 +20,7 @@ from loadtests.interrupts import exit_code
 from loadtests.outputs import add_output_arguments, chosen_output, replacing, shown, write_text
 from loadtests.progress import doing, say
 from loadtests.service_process import ROOT
-from loadtests.simulation.autoscaler import Spec
+from loadtests.simulation.autoscaler import SCALE_DOWN, Spec
 from loadtests.simulation.cluster import ClusterOptions
 from loadtests.simulation.costs import PodCosts, load_costs
 from loadtests.simulation.scenario import Outcome, Rollout, Scenario, simulate
@@ -30,7 +31,10 @@ matplotlib.use("Agg")  # no display is needed
 from matplotlib import pyplot as plt
 
 FOLDER = ROOT / "docs" / "scaling"
+VALUES = ROOT / "helm" / "values.yaml"
 TARGET = 0.6
+"""The target of CPU and of requests, as a fraction of a pod's saturation; and the steady load."""
+STEADY_SECONDS = 3 * 3600.0
 DAY_SECONDS = 86_400.0
 RATES = (10_000.0, 100_000.0, 1_000_000.0)
 HEAD = (
@@ -46,6 +50,7 @@ HEAD = (
     "over the target",
     "pods least/most",
     "pod-hours",
+    "scale changes",
 )
 
 Rate = Callable[[float], float]
@@ -64,6 +69,23 @@ def replicas_for(rate: float, costs: PodCosts) -> int:
     return max(2, math.ceil(rate / (TARGET * costs.saturation_rate)))
 
 
+def chart_spec(max_replicas: int) -> Spec:
+    """The autoscaler as the chart sets it up, for the gauge `inkserve_load`."""
+    chart = yaml.safe_load(VALUES.read_text())["autoscaling"]
+    down = replace(SCALE_DOWN, stabilization_window_seconds=chart["scaleDownStabilizationSeconds"])
+    return Spec(chart["minReplicas"], max_replicas, chart["targetLoad"], scale_down=down)
+
+
+def steady_scenarios(peak: float, costs: PodCosts, options: ClusterOptions) -> list[Scenario]:
+    """A constant load of 60 % for three hours: nothing should happen."""
+    pods = replicas_for(peak, costs)
+    rate = TARGET * pods * costs.saturation_rate
+    spec = chart_spec(2 * pods)
+    return [
+        Scenario("steady 60 %", STEADY_SECONDS, lambda _: rate, pods, options, spec, "load", tick_seconds=5.0)
+    ]
+
+
 def diurnal(peak: float) -> Rate:
     """A day as a cosine: a tenth of the peak at night, the peak in the afternoon."""
     return lambda now: peak * (0.55 - 0.45 * math.cos(2 * math.pi * now / DAY_SECONDS))
@@ -76,11 +98,11 @@ def flash_crowd(peak: float) -> Rate:
 
 
 def diurnal_scenarios(peak: float, costs: PodCosts, options: ClusterOptions) -> list[Scenario]:
-    """The default behaviour over a day."""
+    """The chart's autoscaler over a day, and one on CPU."""
     rate, most = diurnal(peak), 2 * replicas_for(peak, costs)
     start = replicas_for(rate(0), costs)
-    spec = Spec(2, most, TARGET)
-    return [Scenario("diurnal", DAY_SECONDS, rate, start, options, spec, tick_seconds=5.0)]
+    cpu = Scenario("diurnal, CPU", DAY_SECONDS, rate, start, options, Spec(2, most, TARGET), tick_seconds=5.0)
+    return [cpu, replace(cpu, name="diurnal, load", metric="load", spec=chart_spec(most))]
 
 
 def flash_scenarios(peak: float, costs: PodCosts, options: ClusterOptions) -> list[Scenario]:
@@ -91,12 +113,16 @@ def flash_scenarios(peak: float, costs: PodCosts, options: ClusterOptions) -> li
     roomy = replace(options, room=most)
     cpu = Scenario("flash crowd, CPU", 2400, rate, start, options, spec)
     by_rate = replace(cpu, name="flash crowd, requests", metric="requests")
-    room = replace(by_rate, name="flash crowd, requests, room on nodes", options=roomy)
+    by_load = replace(cpu, name="flash crowd, load", metric="load", spec=chart_spec(most))
+    room = replace(by_load, name="flash crowd, load, room on nodes", options=roomy)
     ahead = max(start, math.ceil(peak / (0.95 * costs.saturation_rate)))
     in_advance = replace(
-        room, name="flash crowd, pods in advance", replicas=ahead, spec=replace(spec, min_replicas=ahead)
+        room,
+        name="flash crowd, load, pods in advance",
+        replicas=ahead,
+        spec=replace(chart_spec(most), min_replicas=ahead),
     )
-    return [cpu, by_rate, room, in_advance]
+    return [cpu, by_rate, by_load, room, in_advance]
 
 
 def rollout_scenarios(peak: float, costs: PodCosts, options: ClusterOptions) -> list[Scenario]:
@@ -120,6 +146,7 @@ def rollout_scenarios(peak: float, costs: PodCosts, options: ClusterOptions) -> 
 
 
 FAMILIES = (
+    Family("steady", steady_scenarios),
     Family("diurnal", diurnal_scenarios),
     Family("flash-crowd", flash_scenarios),
     Family("rolling-update", rollout_scenarios),
@@ -145,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with TemporaryDirectory() as folder:
         for family, peak, outcomes in _outcomes(parsed.rates, costs, options, usual, parsed.seed):
             rows += [row_of(peak, outcome, parsed.p99) for outcome in outcomes]
-            if peak == max(parsed.rates):
+            if peak == max(parsed.rates) and family.name != "steady":
                 drawn.append(Path(folder) / f"{family.name}.png")
                 draw(outcomes, parsed.p99, drawn[-1])
         for picture in drawn:
@@ -216,6 +243,7 @@ def row_of(peak: float, outcome: Outcome, p99_seconds: float) -> dict[str, Any]:
         "pods_least": int(ready.min()),
         "pods_most": int(ready.max()),
         "pod_hours": outcome.pod_seconds / 3600,
+        "scale_changes": int(np.count_nonzero(np.diff(outcome.series["replicas"]))),
     }
 
 
@@ -286,7 +314,8 @@ def markdown(result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
         figures += [f"{row[name]:.3%}" for name in ("answered", "shed", "expired", "refused")]
         figures += [f"{1e3 * row[name]:,.2f}" for name in ("p50_seconds", "p99_seconds")]
         figures += [f"{row['late']:.3%}", f"{row['pods_least']:,} / {row['pods_most']:,}"]
-        lines.append(f"| {' | '.join([*figures, format(row['pod_hours'], ',.1f')])} |")
+        figures += [f"{row['pod_hours']:,.1f}", f"{row['scale_changes']:,}"]
+        lines.append(f"| {' | '.join(figures)} |")
     return "\n".join([*lines, ""])
 
 

@@ -1,4 +1,4 @@
-"""The service's own rules that the simulation applies: its queue, batch sizes and batches on the event loop.
+"""The service's own rules that the simulation applies: its queue, batch sizes, batches on the loop, and load.
 
 The only module in this folder that imports `service`, so that a change there has one place to adapt here.
 """
@@ -13,15 +13,19 @@ from service.batching.pace import DEADLINE_SHARE
 from service.batching.queue import BatchQueue, Item
 from service.batching.request import InferenceResult
 from service.errors import QueueFull
+from service.observability.load import GAUGE_SECONDS, Counts, LoadMeter
 from service.onnx.engine import bucket_sizes
 from service.serving.tuning import BRIEF_SECONDS, BUCKETS_PER_OCTAVE, ON_LOOP_SECONDS, default_threads
 
 __all__ = (
     "BRIEF_SECONDS",
     "DEADLINE_SHARE",
+    "GAUGE_SECONDS",
     "ON_LOOP_ROWS",
     "ON_LOOP_SECONDS",
     "Batch",
+    "Counts",
+    "LoadMeter",
     "OnLoopRows",
     "Queue",
     "default_threads",

@@ -1,4 +1,4 @@
-"""The latencies of one pod at steady load, as a table over its utilisation."""
+"""The latencies and the work of one pod at steady load, as a table over its utilisation."""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,20 @@ SHARES = np.array([*np.full(99, 0.01), 0.005, 0.005])
 
 @dataclass(frozen=True)
 class Stationary:
-    """Latencies of a pod at steady load. seconds: (utilisations, levels), from `RequestPod`."""
+    """A pod at steady load, from `RequestPod`.
+
+    seconds: latencies, (utilisations, levels). work: by part, per second, (utilisations,).
+    """
 
     seconds: Floats
+    work: dict[str, Floats]
+
+    def work_at(self, utilisation: float) -> dict[str, float]:
+        """The work by part, per second."""
+        places = (0.0, *UTILISATIONS)
+        return {
+            part: float(np.interp(utilisation, places, [0.0, *shares])) for part, shares in self.work.items()
+        }
 
     def at(self, utilisation: float) -> Floats:
         """The latencies at LEVELS, (levels,)."""
@@ -32,15 +43,26 @@ class Stationary:
 
 def stationary(costs: PodCosts, seed: int, requests: int = 20_000) -> Stationary:
     """Simulate one pod at each of UTILISATIONS, for about this many requests."""
-    rows = [steady_latencies(costs, part * costs.saturation_rate, seed, requests) for part in UTILISATIONS]
-    return Stationary(np.array([[each.quantile(level) for level in LEVELS] for each in rows]))
+    rows, work = [], []
+    for part in UTILISATIONS:
+        latencies, shares = steady(costs, part * costs.saturation_rate, seed, requests)
+        rows.append([latencies.quantile(level) for level in LEVELS])
+        work.append(shares)
+    return Stationary(np.array(rows), {part: np.array([each[part] for each in work]) for part in work[0]})
 
 
 def steady_latencies(costs: PodCosts, rate: float, seed: int, requests: int) -> Latencies:
     """Latencies of one pod at a steady rate, over about this many requests."""
+    return steady(costs, rate, seed, requests)[0]
+
+
+def steady(costs: PodCosts, rate: float, seed: int, requests: int) -> tuple[Latencies, dict[str, float]]:
+    """Latencies of one pod at a steady rate, and the work of its parts per second."""
     tally = Tally()
     env = simpy.Environment()
     pod = RequestPod(env, costs, tally)
     env.process(poisson(env, lambda _: rate, pod.send, np.random.default_rng(seed)))
     env.run(until=requests / rate)
-    return tally.latencies
+    return tally.latencies, {
+        part: seconds / env.now for part, seconds in pod.counts(env.now).work_seconds.items()
+    }

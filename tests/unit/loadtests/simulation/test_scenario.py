@@ -5,15 +5,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import simpy
 
+from loadtests.capacity import RESULT
 from loadtests.generator import arrivals
 from loadtests.measured_pod import OPENING_SECONDS
 from loadtests.simulation.autoscaler import Spec
 from loadtests.simulation.check import simulate_pod
 from loadtests.simulation.cluster import ClusterOptions
-from loadtests.simulation.costs import PodCosts
+from loadtests.simulation.costs import PodCosts, load_costs
+from loadtests.simulation.pod import RequestPod, poisson
+from loadtests.simulation.scaling import steady_scenarios
 from loadtests.simulation.scenario import Outcome, Rollout, Scenario, simulate
-from loadtests.simulation.stationary import LEVELS, Stationary, stationary, steady_latencies
+from loadtests.simulation.service_rules import LoadMeter
+from loadtests.simulation.stationary import LEVELS, Stationary, stationary, steady, steady_latencies
+from loadtests.simulation.tally import Tally
 
 pytestmark = pytest.mark.slow
 
@@ -205,3 +211,43 @@ def test_the_model_gets_the_arrivals_of_the_generator() -> None:
 def test_the_autoscaler_leaves_a_steady_load_alone(usual: dict[PodCosts, Stationary]) -> None:
     scenario = Scenario("steady", 600, lambda _: 3000.0, 5, OPTIONS, spec=Spec(1, 20, 0.6), tick_seconds=5.0)
     assert (simulate(scenario, INLINE, usual[INLINE], seed=1).series["replicas"] == 5).all()
+
+
+def test_at_60_percent_the_chart_changes_nothing_for_three_hours() -> None:
+    costs = load_costs(RESULT)
+    (scenario,) = steady_scenarios(50_000, costs, OPTIONS)
+    assert (scenario.seconds, scenario.metric) == (3 * 3600, "load")
+    series = simulate(scenario, costs, stationary(costs, seed=1, requests=5000), seed=1).series
+    assert scenario.rate(0) == pytest.approx(0.6 * scenario.replicas * costs.saturation_rate)
+    assert (series["replicas"] == scenario.replicas).all()
+    assert series["lost"].sum() == 0
+
+
+@pytest.mark.parametrize("costs", [ON_THREAD, INLINE], ids=["beside", "in-turns"])
+@pytest.mark.parametrize("load", [0.3, 0.6, 0.9])
+def test_the_work_is_between_the_load_and_the_busy_time(costs: PodCosts, load: float) -> None:
+    _, work = steady(costs, load * costs.saturation_rate, seed=1, requests=5000)
+    assert 0.95 * load <= max(work.values()) <= 1
+
+
+def test_a_pod_that_sheds_for_its_deadlines_reads_2() -> None:
+    costs = replace(INLINE, deadline_seconds=0.05)
+    env = simpy.Environment()
+    pod = RequestPod(env, costs, Tally())
+    env.process(poisson(env, lambda _: 4 * costs.saturation_rate, pod.send, np.random.default_rng(1)))
+    meter = LoadMeter(costs.max_queue_requests)
+    for second in range(1, 10):
+        env.run(until=second)
+        meter.note(pod.counts(second))
+    assert meter.over(5).shed > 0.2
+    assert meter.over(5).load == 2
+
+
+def test_the_models_agree_about_the_load(usual: dict[PodCosts, Stationary]) -> None:
+    scenario = Scenario(
+        "growth", 60, lambda now: 600 + 20 * now, 2, OPTIONS, spec=Spec(1, 20, 0.7), metric="load"
+    )
+    each = simulate(scenario, INLINE, None, seed=4)
+    fluid = simulate(scenario, INLINE, usual[INLINE], seed=4)
+    assert np.abs(each.series["replicas"] - fluid.series["replicas"]).max() <= 1
+    assert fluid.series["replicas"][-1] >= 3
