@@ -19,6 +19,7 @@ from service.hangups import Hangups
 from service.memory import freeze_and_enable_gc, give_back_free_memory
 from service.observability.busy import Part, ThreadClock
 from service.observability.load import GAUGE_SECONDS, LoadMeter, keep_noting
+from service.observability.load_reports import LoadReports
 from service.observability.metrics import Metrics
 from service.settings import Settings
 
@@ -39,17 +40,19 @@ logger = logging.getLogger("inkserve")
 class Parts:
     """The parts that every process of a service has.
 
-    tracing: None if it is off.
+    tracing: None if it is off. load_reports: brought up to date by whoever knows the load of all processes.
     """
 
     settings: Settings
     metrics: Metrics
     tracing: "Tracing | None"
+    load_reports: LoadReports
 
     @classmethod
     def open(cls, settings: Settings) -> "Parts":
         """Build the parts. Raises SettingsError if tracing is on and OpenTelemetry's SDK is missing."""
-        return cls(settings, Metrics(), _open_tracing(settings))
+        reports = LoadReports(always=settings.load_reports == "always")
+        return cls(settings, Metrics(), _open_tracing(settings), reports)
 
     def keys(self) -> "ApiKeys | None":
         """Read the API keys, if a file of them is set. Raises SettingsError."""
@@ -78,7 +81,8 @@ class Parts:
         """Build the HTTP application over a predictor. gather: the metrics of all processes, if several."""
         from service.http.app import create_app
 
-        return create_app(predictor, self.settings, self.metrics, gather, keys, self.tracing)
+        reports = None if self.settings.load_reports == "off" else self.load_reports
+        return create_app(predictor, self.settings, self.metrics, gather, keys, self.tracing, reports)
 
     async def close(self) -> None:
         """Send the remaining spans."""
@@ -115,7 +119,7 @@ async def serve(settings: Settings, hangups: Hangups) -> int:
     hangups.reload_with(predictor.reload)
     freeze_and_enable_gc()
     give_back_free_memory()
-    noting = asyncio.ensure_future(keep_noting(meter, parts.metrics.load_families))
+    noting = asyncio.ensure_future(keep_noting(meter, parts.metrics.load_families, parts.load_reports.update))
     async with kept_current(keys):
         await server.serve()
     noting.cancel()
@@ -221,7 +225,9 @@ async def run_worker(settings: Settings, path: Path, link_fd: int, *listener_fds
     clock, workers = ThreadClock(), max(1, settings.workers)
     for seconds in (parts.metrics.busy_seconds, parts.metrics.work_seconds):
         seconds.watch("http", lambda: clock.busy_seconds() / workers)
-    await run(settings, path, link_fd, listener_fds, parts.metrics, parts.keys(), parts.app)
+    await run(
+        settings, path, link_fd, listener_fds, parts.metrics, parts.keys(), parts.app, parts.load_reports
+    )
     await parts.close()
     return 0
 

@@ -285,6 +285,11 @@ class Settings(BaseSettings):
         "spread over the replicas there are now; each connection gets a random age from half of this to all; "
         "0 keeps connections for as long as they are used",
     )
+    load_reports: Literal["off", "on-request", "always"] = Field(
+        "on-request",
+        description="responses that carry the load in `endpoint-load-metrics` (ORCA), which balancers weigh "
+        "pods by: those to requests with `endpoint-load-metrics-format`, all, or none",
+    )
     drain_seconds: float = Field(
         0.0,
         ge=0,

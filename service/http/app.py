@@ -28,6 +28,7 @@ from service.http.routes.openapi import Description
 from service.http.routes.openapi_objects import describe_errors
 from service.http.types import CALL
 from service.observability.access_log import open_access_log
+from service.observability.load_reports import LoadReports
 from service.observability.metrics import Metrics, package_version
 from service.serving.predictor import Predictor
 from service.settings import Settings
@@ -52,6 +53,7 @@ def create_app(
     gather: Gather | None = None,
     keys: ApiKeys | None = None,
     tracing: "Tracing | None" = None,
+    load_reports: LoadReports | None = None,
 ) -> Dispatch:
     """Build the ASGI application over a predictor.
 
@@ -59,6 +61,7 @@ def create_app(
     gather: collects the metrics of the whole service, if it has several processes.
     keys: every request must send one of them, except to paths that `service.http.api_keys` leaves open.
     tracing: the spans of this process, if requests are traced.
+    load_reports: what responses report of the service's load, if they do.
     """
     app = _bare_app()
     app.include_router(docs.routes())
@@ -81,7 +84,7 @@ def create_app(
         "/generate": {"GET": generate, "POST": generate},
     }
     access_log = open_access_log(settings.log_format) if settings.access_log else None
-    lifecycle = Lifecycle(metrics, access_log, tracing)
+    lifecycle = Lifecycle(metrics, access_log, tracing, load_reports)
     edge = Edge.of(settings)
     fast_path = FastPath({b"/classify": classify}, lifecycle, keys, edge)
     return Dispatch(app, endpoints, lifecycle, keys, fast_path, edge)

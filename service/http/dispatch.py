@@ -79,7 +79,7 @@ class Dispatch:
 
     def _start(self, scope: Scope) -> Call:
         path, headers = self._edge.route_path(scope["path"]), scope["headers"]
-        return Call(
+        call = Call(
             self.lifecycle,
             scope["method"],
             path,
@@ -89,6 +89,9 @@ class Dispatch:
             sent_request_id(headers),
             received_at=scope.get(RECEIVED_AT) or time.monotonic(),
         )
+        reports = self.lifecycle.load_reports
+        call.report = None if reports is None else reports.format_for(dict(headers))
+        return call
 
     def _seen_by_fastapi(self, scope: Scope, path: str) -> Scope:
         """Return the scope as FastAPI needs it: with the path prefix, and GET in place of HEAD."""

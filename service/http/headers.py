@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import get_args
 
+from service.observability.load_reports import ASKS, REPORT
 from service.observability.metrics import Rejection
 
 
@@ -55,6 +56,17 @@ SERVER_TIMING = Header(
     "Server-Timing",
     "Milliseconds in the queue and on the device, and the rows of the batch.",
     example='queue;dur=0.105, compute;dur=1.442, batch;desc="37"',
+)
+LOAD_FORMAT = Header(
+    ASKS.decode(),
+    "TEXT or JSON: the format of the load report (ORCA) that the response shall carry. Any other value is "
+    "ignored.",
+    example="TEXT",
+)
+LOAD = Header(
+    REPORT.decode(),
+    "The service's load, if the request asked for it.",
+    example="TEXT application_utilization:0.69,rps_fractional:9914.2,eps:0.0",
 )
 MODEL = Header("Inkserve-Model", "The model that answered; in JSON, `model`.", example="cnn")
 VERSION = Header(

@@ -15,6 +15,7 @@ from service.http.responses import Response
 from service.http.types import Headers
 from service.observability.access_log import Access, AccessLog
 from service.observability.histograms import FOLD_AT, Tally
+from service.observability.load_reports import REPORT, LoadReports, ReportFormat
 from service.observability.metrics import Metrics
 from service.observability.request_ids import REQUEST_ID, new_request_id
 
@@ -36,13 +37,18 @@ TRACE_RESPONSE = TRACERESPONSE.wire
 class Lifecycle:
     """The metrics, log and traces that every request goes into, wherever it is answered.
 
-    metrics: this process's own. access_log, tracing: None if they are off.
+    metrics: this process's own. access_log, tracing, load_reports: None if they are off.
     """
 
     def __init__(
-        self, metrics: Metrics, access_log: AccessLog | None = None, tracing: "Tracing | None" = None
+        self,
+        metrics: Metrics,
+        access_log: AccessLog | None = None,
+        tracing: "Tracing | None" = None,
+        load_reports: LoadReports | None = None,
     ) -> None:
         self.metrics = metrics
+        self.load_reports = load_reports
         self.access_log = access_log
         self.tracing = tracing
         self.tallies: dict[tuple[str, str, int], Tally] = {}
@@ -69,9 +75,11 @@ class Call:
     request_id: as the client sent it; otherwise one of ours, if a log line or the client needs it.
     api_key_name: of the API key that the client sent; see `service.http.api_keys.Admission`. The fast path
         sets it only for the access log, which alone reads it.
+    report: the format of the load report that the response carries, None for none.
     """
 
     api_key_name: str | None
+    report: ReportFormat | None
 
     __slots__ = (
         "_lifecycle",
@@ -81,6 +89,7 @@ class Call:
         "model",
         "path",
         "received_at",
+        "report",
         "request_id",
         "route",
         "span",
@@ -184,4 +193,7 @@ class Call:
             pairs.append((REQUEST_ID, self.request_id))
         if self.span is not None:
             pairs.append((TRACE_RESPONSE, self.span.header()))
+        reports = self._lifecycle.load_reports
+        if self.report is not None and reports is not None:
+            pairs.append((REPORT, reports.values[self.report]))
         return pairs

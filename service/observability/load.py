@@ -137,8 +137,11 @@ class LoadMeter:
         )
 
 
-async def keep_noting(meter: LoadMeter, collect: Callable[[], Iterable[Metric]]) -> None:
-    """Sample the metric families for ever."""
+async def keep_noting(
+    meter: LoadMeter, collect: Callable[[], Iterable[Metric]], report: Callable[[Load], None]
+) -> None:
+    """Sample the metric families for ever, and report the load after each sample."""
     while True:
         meter.note(read_counts(time.monotonic(), collect()))
+        report(meter.over(REPORT_SECONDS))
         await asyncio.sleep(SAMPLE_SECONDS)

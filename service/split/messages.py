@@ -20,6 +20,7 @@ from service.errors import EngineError, FrameError, InkserveError, QueueFull
 from service.models.catalogue import Catalogue, Failure, ModelInfo
 from service.models.manifest import Manifest, TensorSpec
 from service.models.tensors import DTYPES, Array, dtype_of
+from service.observability.load import Load
 from service.split.frames import Frame
 
 ERRORS = {
@@ -31,10 +32,11 @@ _DTYPES = {dtype.str: dtype for dtype in DTYPES.values()}
 
 
 class Kind(IntEnum):
-    """The kinds of frames. All headers except those of STATE and READY begin with the id of the call.
+    """The kinds of frames. All headers except those of STATE, READY and LOAD begin with the id of the call.
 
     METRICS asks the engine for its metrics, or the supervisor for the whole service's; a REPLY brings them.
     With the id 0 there is no REPLY: the supervisor asks a worker, which pushes its own in another METRICS.
+    LOAD tells a worker the load of the whole service.
     """
 
     INFER = 1
@@ -46,6 +48,7 @@ class Kind(IntEnum):
     REPLY = 7
     ERROR = 8
     READY = 9
+    LOAD = 10
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,17 @@ def read_state(frame: Frame) -> State:
             int(max_request_rows),
             Catalogue(infos, [Failure(*each) for each in failures]),
         )
+
+
+def load_header(load: Load) -> list[float]:
+    """Return the header of a LOAD frame."""
+    return list(load)
+
+
+def read_load(frame: Frame) -> Load:
+    """Return the load in a LOAD frame."""
+    with _reading("load"):
+        return Load(*map(float, frame.header))
 
 
 def read_id(frame: Frame) -> int:

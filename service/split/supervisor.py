@@ -21,7 +21,7 @@ from pathlib import Path
 from service.addresses import open_listeners, ready_line
 from service.errors import FrameError, InkserveError, RepositoryError, Unavailable
 from service.hangups import Hangups
-from service.observability.load import FAMILIES, GAUGE_SECONDS, LoadMeter, read_counts
+from service.observability.load import FAMILIES, GAUGE_SECONDS, REPORT_SECONDS, Load, LoadMeter, read_counts
 from service.observability.metrics import Metrics
 from service.serving.checks import unmet_default
 from service.settings import Settings
@@ -67,6 +67,11 @@ class Worker:
             self._pushed.clear()
             self._link.send(Kind.METRICS, [0])
             await self._pushed.wait()
+
+    def tell_load(self, load: Load) -> None:
+        """Tell the worker the load of the whole service, for its responses."""
+        if self._link is not None and self.ready.is_set():
+            self._link.send(Kind.LOAD, messages.load_header(load))
 
     def tick(self) -> None:
         """Kill the process if it is hung."""
@@ -221,6 +226,8 @@ class Supervisor:
                 self._spare_engine.prepare()
             await self._count(TICK_SECONDS)
             self._load.note(read_counts(time.monotonic(), self.totals.select(FAMILIES)))
+            for worker in self._workers:
+                worker.tell_load(self._load.over(REPORT_SECONDS))
 
     async def _all_ready(self) -> str | None:
         """Wait until all processes serve; returns what is wrong with the default models, or None."""

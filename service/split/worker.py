@@ -17,6 +17,7 @@ from service.http.changing_files import kept_current
 from service.http.dispatch import Dispatch
 from service.http.server import Server
 from service.memory import freeze_and_enable_gc
+from service.observability.load_reports import LoadReports
 from service.observability.metrics import Metrics
 from service.serving.predictor import Predictor
 from service.settings import Settings
@@ -35,8 +36,9 @@ GATHER_SECONDS = 5.0
 class SupervisorLink:
     """A worker's end of the connection to its supervisor, which sums the workers' metrics."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, load_reports: LoadReports) -> None:
         self._metrics = metrics
+        self._load_reports = load_reports
         self._link = Link(self)
         self._waiting: dict[int, asyncio.Future[Frame]] = {}
         self._numbers = itertools.count(1)
@@ -100,8 +102,13 @@ class SupervisorLink:
         if frame.kind == Kind.METRICS:
             self.push()
             return
+        if frame.kind == Kind.LOAD:
+            self._load_reports.update(messages.read_load(frame))
+            return
         if frame.kind != Kind.REPLY:
-            raise FrameError(f"frame is of kind {frame.kind}, expected a reply or a request for metrics")
+            raise FrameError(
+                f"frame is of kind {frame.kind}, expected a reply, a load or a request for metrics"
+            )
         future = self._waiting.get(messages.read_id(frame))
         if future is not None and not future.done():
             future.set_result(frame)
@@ -115,13 +122,14 @@ async def run(
     metrics: Metrics,
     keys: ApiKeys | None,
     build_app: Callable[[Predictor, ApiKeys | None, Gather], Dispatch],
+    load_reports: LoadReports,
 ) -> None:
     """Serve HTTP on listening sockets until SIGTERM, with the engine behind `path`.
 
-    link_fd: the connected socket to the supervisor.
+    link_fd: the connected socket to the supervisor. load_reports: those of the application.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor reloads the models
-    supervisor = SupervisorLink(metrics)
+    supervisor = SupervisorLink(metrics, load_reports)
     await supervisor.open(link_fd)
     predictor = EngineClient(path)
     app = build_app(predictor, keys, supervisor.gather)

@@ -253,6 +253,16 @@ async def test_the_load_is_that_of_all_processes(patient: Service) -> None:
     async with asyncio.timeout(30):  # the second sample comes half a second after the first
         while not 0 < await metric(patient.port, "inkserve_load") <= 2:
             await asyncio.sleep(0.05)
+        async with connected(
+            patient.port
+        ) as connection:  # a worker knows the load of all from the supervisor
+            report = "application_utilization:0.001,"
+            while "application_utilization:0.001," in report:
+                asks = {"endpoint-load-metrics-format": "TEXT"}
+                answer = await connection.ask("GET", "/v2/health/live", b"", asks)
+                report = answer.headers["endpoint-load-metrics"]
+                await asyncio.sleep(0.05)
+        assert report.startswith("TEXT application_utilization:")
 
 
 async def test_a_killed_engine_fails_what_waits_at_once_and_comes_back(patient: Service) -> None:

@@ -22,6 +22,7 @@ from tests.support.http import settings
 
 if TYPE_CHECKING:
     from service.http.api_keys import ApiKeys
+    from service.observability.load_reports import LoadReports
     from service.observability.tracing import Tracing
 
 KEEP_ALIVE_SECONDS = 0.4
@@ -49,12 +50,15 @@ async def listening(
     tmp_path: Path,
     tracing: "Tracing | None" = None,
     keys: "ApiKeys | None" = None,
+    load_reports: "LoadReports | None" = None,
     **changes: Any,
 ) -> AsyncIterator[Listener]:
     metrics = Metrics()
     changes = {"keep_alive_seconds": KEEP_ALIVE_SECONDS, **changes}
     configured = settings(tmp_path).model_copy(update=changes)
-    dispatch = create_app(predictor, configured, metrics, keys=keys, tracing=tracing)
+    dispatch = create_app(
+        predictor, configured, metrics, keys=keys, tracing=tracing, load_reports=load_reports
+    )
     seen: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -47,6 +47,7 @@ class FastCall(Call):
         if logged:
             self.api_key_name = known.api_key_name
         self.plan = plan
+        self.report = known.report
         self._connection = connection
         # Refers back to this call: cleared when done, or the reference cycle would keep the body until the
         # next collection.
@@ -81,6 +82,9 @@ class FastCall(Call):
         lines = b"" if self.request_id is None else b"%b: %b\r\n" % (REQUEST_ID, self.request_id)
         if self.span is not None:
             lines += b"%b: %b\r\n" % (TRACE_RESPONSE, self.span.header())
+        reports = self._lifecycle.load_reports
+        if self.report is not None and reports is not None:
+            lines += reports.lines[self.report]
         return lines
 
     def _done(self, outcome: Outcome) -> None:

@@ -17,6 +17,7 @@ from service.http.edge import Edge
 from service.http.fast.head import Head, parse_head
 from service.http.lifecycle import Lifecycle
 from service.http.responses import Response
+from service.observability.load_reports import ReportFormat
 from service.observability.request_ids import REQUEST_ID, is_sane
 from service.serving.predictor import Cancel
 
@@ -96,9 +97,20 @@ class KnownHead:
 
     plan: None if such requests take the ASGI path now.
     api_key_name: of the API key in the head, if keys are in use; see `Admission`.
+    report: the format of the load report that the response carries, None for none.
     """
 
-    __slots__ = ("api_key_name", "content_length", "endpoint", "head", "method", "path", "plan", "request_id")
+    __slots__ = (
+        "api_key_name",
+        "content_length",
+        "endpoint",
+        "head",
+        "method",
+        "path",
+        "plan",
+        "report",
+        "request_id",
+    )
 
     def __init__(self, head: Head, endpoint: FastEndpoint) -> None:
         self.head = head
@@ -109,6 +121,7 @@ class KnownHead:
         self.request_id = head.request_id
         self.plan: Plan | None = None
         self.api_key_name: str | None = None
+        self.report: ReportFormat | None = None
 
     def with_headers(self, own: Mapping[bytes, bytes]) -> "KnownHead | None":
         """Return the head of a request that has these headers too; None if it takes the ASGI path."""
@@ -117,7 +130,7 @@ class KnownHead:
             return None
         headers = {**self.head.headers, **own}
         known = KnownHead(self.head._replace(headers=headers, request_id=request_id), self.endpoint)
-        known.plan, known.api_key_name = self.plan, self.api_key_name
+        known.plan, known.api_key_name, known.report = self.plan, self.api_key_name, self.report
         return known
 
 
@@ -183,7 +196,12 @@ class FastPath:
             return None
         parsed = parsed._replace(path=self.edge.route_path(parsed.path.decode("latin-1")).encode("latin-1"))
         endpoint = self._endpoints.get(parsed.path)
-        return None if endpoint is None else KnownHead(parsed, endpoint)
+        if endpoint is None:
+            return None
+        known = KnownHead(parsed, endpoint)
+        if self.lifecycle.load_reports is not None:
+            known.report = self.lifecycle.load_reports.format_for(parsed.headers)
+        return known
 
     def _plan(self, known: KnownHead) -> Plan | None:
         known.api_key_name, rejected = admit(self._keys, known.path, known.head.headers.items())

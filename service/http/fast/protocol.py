@@ -413,7 +413,8 @@ class HttpProtocol(asyncio.Protocol):
             return  # the connection is lost
         self._call = None
         self._state.total_requests += 1
-        own = call.own_lines() if call.request_id is not None or call.span is not None else b""
+        has_own = call.request_id is not None or call.span is not None or call.report is not None
+        own = call.own_lines() if has_own else b""
         closes = self._closing or self._cut_off or self._connections.draining
         if self._began >= self._closes_at and not self._has_more():
             closes = True

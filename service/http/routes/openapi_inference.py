@@ -99,6 +99,7 @@ def _classify(models: Catalogue) -> Json:
             *query_parameters(classify_query_schema(models), classify.QUERY, {}),
             header_parameter(headers.TIMEOUT),
             header_parameter(headers.PRIORITY),
+            header_parameter(headers.LOAD_FORMAT),
         ],
         "requestBody": {
             "required": True,
@@ -119,6 +120,7 @@ def _generate_get(schema: Json, fields: Mapping[str, object]) -> Json:
             *query_parameters(schema, DOCUMENTED_QUERY, fields),
             header_parameter(headers.TIMEOUT),
             header_parameter(headers.PRIORITY),
+            header_parameter(headers.LOAD_FORMAT),
         ],
         "responses": _inference_responses(generate.OFFERED, GenerateResponse, (headers.SEED,)),
     }
@@ -147,7 +149,7 @@ def _inference_responses(
         "headers": dict([header_entry(headers.SERVER_TIMING, required=True)]),
         "content": {kind: json_body(body) if kind == JSON else BINARY for kind in offered},
     }
-    for header in (headers.MODEL, headers.VERSION, headers.SHAPE, *more, headers.REQUEST_ID):
+    for header in (headers.MODEL, headers.VERSION, headers.SHAPE, *more, headers.REQUEST_ID, headers.LOAD):
         answer["headers"].update([header_entry(header, required=False)])
     return {"200": answer} | by_text(describe_errors(*INFERENCE_ERRORS))
 
