@@ -23,11 +23,12 @@ class Tally:
         once it holds FOLD_AT of them.
     """
 
-    __slots__ = ("_bounds", "_counts", "_sum", "pending")
+    __slots__ = ("_bounds", "_counts", "_folded", "_sum", "pending")
 
     def __init__(self, bounds: NDArray[np.float64]) -> None:
         self._bounds = bounds
         self._counts = np.zeros(len(bounds) + 1, np.int64)
+        self._folded = 0
         self._sum = 0.0
         self.pending: list[float] = []
 
@@ -45,7 +46,7 @@ class Tally:
 
     def total(self) -> int:
         """Return the number of observations."""
-        return int(self._counts.sum()) + len(self.pending)
+        return self._folded + len(self.pending)
 
     def counts(self) -> NDArray[np.int64]:
         """Return the count of each bucket, not cumulative."""
@@ -62,6 +63,7 @@ class Tally:
         if self.pending:
             buckets = np.searchsorted(self._bounds, self.pending)  # a bound belongs to its own bucket
             self._counts += np.bincount(buckets, minlength=len(self._counts))
+            self._folded += len(self.pending)
             self._sum += sum(self.pending)
             self.pending.clear()
 

@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 from prometheus_client import Metric
 
-SAMPLE_SECONDS = 0.5
+SAMPLE_SECONDS = 1.0
 GAUGE_SECONDS = 30.0
 """The window of `inkserve_load`: an autoscaler that reads it every 15 or 30 s misses nothing."""
 
 REPORT_SECONDS = 5.0
 """The window of a load report: balancers act within seconds. In the split form, a worker's counters are up to
-half a second old, a tenth of this."""
+half a second older, a tenth of this."""
 
 ROUTES = ("/classify", "/generate")
 """Requests to any other route are no load: a probe must not make a shed request count for less."""
@@ -124,9 +124,11 @@ class LoadMeter:
         ended, shed = last.ended - before.ended, last.shed - before.shed
         # A process that started within the window has no count at its beginning. Its first one serves
         # instead: what it did before that was loading.
-        earliest = {
-            part: value for each in (*reversed(window), before) for part, value in each.work_seconds.items()
-        }
+        earliest: dict[str, float] = {}
+        for each in (before, *window):
+            earliest = {**each.work_seconds, **earliest}
+            if earliest.keys() >= last.work_seconds.keys():
+                break
         shares = [(value - earliest[part]) / elapsed for part, value in last.work_seconds.items()]
         return Load(
             max(0.0, *shares) if shares else 0.0,

@@ -250,7 +250,7 @@ async def test_the_load_is_that_of_all_processes(patient: Service) -> None:
         await asyncio.sleep(0.01)
     for part in ("http", "engine"):
         assert await metric(patient.port, f'inkserve_busy_seconds_total{{part="{part}"}}') > 0
-    async with asyncio.timeout(30):  # the second sample comes half a second after the first
+    async with asyncio.timeout(30):  # the load needs two samples
         while not 0 < await metric(patient.port, "inkserve_load") <= 2:
             await asyncio.sleep(0.05)
         async with connected(

@@ -41,12 +41,12 @@ def test_another_thread_has_its_own_clock() -> None:
     assert seen[0] < 0.08
 
 
-def test_without_the_kernels_figures_cpu_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_: Path) -> str:
-        raise FileNotFoundError
-
-    monkeypatch.setattr(Path, "read_text", missing)
-    clock = ThreadClock()
+@pytest.mark.parametrize("content", [None, "", "5\n", "not a number\n"])
+def test_without_the_kernels_figures_cpu_time_counts(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "schedstat"
+    if content is not None:
+        file.write_text(content)
+    clock = ThreadClock(file)
     spent = time.thread_time()
     spin(0.02)
     assert clock.busy_seconds() == pytest.approx(time.thread_time() - spent, abs=0.005)

@@ -34,6 +34,7 @@ def test_many_are_folded_as_they_come_and_none_is_lost() -> None:
     for index in range(FOLD_AT + 10):
         tally.add(index % 3 + 0.5)
     tally.extend([2.0] * FOLD_AT)
+    assert tally.total() == 2 * FOLD_AT + 10
     third = (FOLD_AT + 10) // 3
     assert tally.counts().tolist() == [third + 1, third + 1 + FOLD_AT, third]
     assert len(tally.pending) == 0
