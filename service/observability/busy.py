@@ -1,5 +1,6 @@
 """How long an event loop's thread has been busy, read from the kernel: no request pays for it."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,13 +28,17 @@ class ThreadClock:
         self._file = schedstat or Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
         self._reads_file = True
         try:
-            self._start = self._scheduled()
+            self._start = self._last = self._scheduled()
         except (OSError, ValueError):
             self._reads_file, self._start = False, time.thread_time()
 
     def busy_seconds(self) -> float:
-        """Return the seconds since this was made."""
-        return (self._scheduled() if self._reads_file else time.thread_time()) - self._start
+        """Return the seconds since this was made; those of the last call if no file can be opened now."""
+        if not self._reads_file:
+            return time.thread_time() - self._start
+        with contextlib.suppress(OSError):  # the process may be out of file descriptors
+            self._last = self._scheduled()
+        return self._last - self._start
 
     def _scheduled(self) -> float:
         with self._file.open("rb", buffering=0) as file:

@@ -50,3 +50,15 @@ def test_without_the_kernels_figures_cpu_time_counts(tmp_path: Path, content: st
     spent = time.thread_time()
     spin(0.02)
     assert clock.busy_seconds() == pytest.approx(time.thread_time() - spent, abs=0.005)
+
+
+def test_a_process_without_file_descriptors_keeps_the_last_figure(tmp_path: Path) -> None:
+    file = tmp_path / "schedstat"
+    file.write_text("1000000000 500000000 7\n")
+    clock = ThreadClock(file)
+    file.write_text("3000000000 700000000 9\n")
+    assert clock.busy_seconds() == pytest.approx(2.2)
+    file.unlink()
+    assert clock.busy_seconds() == pytest.approx(2.2)
+    file.write_text("4000000000 700000000 9\n")
+    assert clock.busy_seconds() == pytest.approx(3.2)
