@@ -32,7 +32,22 @@ Datatype = Literal[
 ]
 """Tensor datatypes by their Open Inference Protocol names."""
 
-Task = Literal["classification", "generation", "encoding"]
+Task = Literal["classification", "generation", "encoding", "search", "captioning"]
+
+STYLES = {"stroke": ("thin", "thick"), "slant": ("upright", "slanted"), "size": ("small", "large")}
+"""What texts say of a digit's style: each style's lower and upper end. Between them nothing is said."""
+
+CAPTIONER_SUFFIX = "-image"
+"""The captioning model of the search model `text` is `text-image`, of the same version."""
+
+STYLE_LEVELS = 3
+"""Levels of a style: the lower end, nothing said, the upper end."""
+
+ANY_SIZE = 0
+"""A size of `Outputs` that a model chooses itself."""
+
+Outputs = dict[str, tuple[Datatype, tuple[int, ...]]]
+"""Outputs that a task requires: datatype and shape by name."""
 
 Preprocess = Literal["mnist-digit", "resize", "none"]
 """How a PNG or a JPEG becomes a row of a model's image input; see `Manifest`."""
@@ -154,6 +169,8 @@ class Manifest(_Frozen):
     A classification model has one input, and probabilities FP32 (-1, classes) as its first output.
     A generation model has an input `z` FP32 (-1, size), may have an input `label` INT64 (-1), and has
     images UINT8 (-1, height, width) or (-1, height, width, 3) as its first output.
+    A search model has one input, UTF-8 text UINT8 (-1, bytes) padded with zeros, and the outputs that
+    `search_outputs` lists; a captioning model one of images UINT8, and the outputs of `captioning_outputs`.
 
     labels: the names of the classes, in the order of the probabilities; for generation and encoding,
         the names of the conditions, in the order of the values of `label`. Equal names are told apart: `a`,
@@ -217,6 +234,10 @@ class Manifest(_Frozen):
             self._check_classification()
         elif self.task == "generation":
             self._check_generation()
+        elif self.task == "search":
+            self._check_search()
+        elif self.task == "captioning":
+            self._check_captioning()
         label = self.input("label")
         if label is not None and (label.datatype, label.shape) != ("INT64", (-1,)):
             raise ValueError(f"input label is {label.datatype} {list(label.shape)}, expected INT64 [-1]")
@@ -261,6 +282,66 @@ class Manifest(_Frozen):
                 f"output {output.name} is {output.datatype} {list(output.shape)}, expected UINT8 "
                 "[-1, height, width] or [-1, height, width, 3]"
             )
+
+    def _check_search(self) -> None:
+        seen = ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in self.inputs)
+        if len(self.inputs) != 1 or self.inputs[0].datatype != "UINT8" or len(self.inputs[0].shape) != 2:
+            raise ValueError(f"a search model has the inputs {seen}, expected text UINT8 [-1, bytes]")
+        self._check_outputs(search_outputs(len(self.labels)))
+
+    def _check_captioning(self) -> None:
+        if len(self.inputs) != 1 or self._image_layout() is None:
+            raise ValueError("a captioning model needs one input of images, UINT8")
+        self._check_outputs(captioning_outputs(len(self.labels)))
+
+    def _check_outputs(self, expected: Outputs) -> None:
+        """Check names, order, datatypes and shapes."""
+        seen = [spec.name for spec in self.outputs]
+        if seen != [*expected]:
+            raise ValueError(f"a {self.task} model has the outputs {seen}, expected {[*expected]}")
+        for spec in self.outputs:
+            datatype, shape = expected[spec.name]
+            alike = len(spec.shape) == len(shape) and all(
+                size in (ANY_SIZE, own) for own, size in zip(spec.shape, shape, strict=True)
+            )
+            if spec.datatype != datatype or not alike:
+                sizes = ", ".join("any" if size == ANY_SIZE else str(size) for size in shape)
+                raise ValueError(
+                    f"output {spec.name} is {spec.datatype} {list(spec.shape)}, expected {datatype} [{sizes}]"
+                )
+
+
+def search_outputs(labels: int) -> Outputs:
+    """Return the outputs of a search model in their order: datatype and shape by name.
+
+    vector: the text's, of length 1. understood: how probably the text means something, 0.5 at the
+    threshold. digit: probabilities of the labels, the last of none. stroke, slant, size: probabilities of the
+    levels. score: how probably each of the nearest images shows what the text says, descending. index: their
+    numbers in the gallery. label: their labels. picture: their pixels.
+    """
+    return {
+        "vector": ("FP32", (-1, ANY_SIZE)),
+        "understood": ("FP32", (-1,)),
+        "digit": ("FP32", (-1, labels + 1)),
+        **dict.fromkeys(STYLES, ("FP32", (-1, STYLE_LEVELS))),
+        "score": ("FP32", (-1, ANY_SIZE)),
+        "index": ("INT64", (-1, ANY_SIZE)),
+        "label": ("INT64", (-1, ANY_SIZE)),
+        "picture": ("UINT8", (-1, ANY_SIZE, ANY_SIZE, ANY_SIZE)),
+    }
+
+
+def captioning_outputs(labels: int) -> Outputs:
+    """Return the outputs of a captioning model, as `search_outputs` does.
+
+    digit: probabilities of the labels. stroke, slant, size: of the levels. vector: the image's, of length 1,
+    vector, near those of the texts that describe it.
+    """
+    return {
+        "digit": ("FP32", (-1, labels)),
+        **dict.fromkeys(STYLES, ("FP32", (-1, STYLE_LEVELS))),
+        "vector": ("FP32", (-1, ANY_SIZE)),
+    }
 
 
 def read_manifest(folder: Path) -> Manifest:

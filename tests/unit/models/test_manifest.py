@@ -8,6 +8,7 @@ import pytest
 
 from service.errors import ManifestError
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, read_manifest, sha256_of
+from tests.support.text_models import add_captioner, add_search
 
 
 def rewrite(folder: Path, **changes: object) -> None:
@@ -113,3 +114,20 @@ def test_text_that_is_not_json_is_refused(add_classifier: Callable[..., Path]) -
     (folder / MANIFEST_FILE).write_text("{")
     with pytest.raises(ManifestError, match="is not a manifest: Invalid JSON"):
         read_manifest(folder)
+
+
+def test_tasks_of_texts_require_their_outputs(tmp_path: Path) -> None:
+    for folder, task in ((add_search(tmp_path), "search"), (add_captioner(tmp_path), "captioning")):
+        outputs = json.loads((folder / MANIFEST_FILE).read_text())["outputs"]
+        assert read_manifest(folder).task == task
+        for changes, message in (
+            ({"outputs": outputs[1:]}, f"a {task} model has the outputs"),
+            ({"outputs": outputs[::-1]}, f"a {task} model has the outputs"),
+            ({"labels": ["a", "b"]}, r"output digit is FP32 \[-1, 1[01]\], expected FP32 \[-1, [23]\]"),
+            ({"inputs": [Z]}, "expected text UINT8|needs one input of images, UINT8"),
+        ):
+            original = (folder / MANIFEST_FILE).read_text()
+            rewrite(folder, **changes)
+            with pytest.raises(ManifestError, match=message):
+                read_manifest(folder)
+            (folder / MANIFEST_FILE).write_text(original)
