@@ -34,7 +34,9 @@ Determinism = Literal["generation", "all", "off"]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
-RESERVED = ("classify", "docs", "generate", "metrics", "models", "openapi.json", "playground", "v2")
+RESERVED = (
+    *("classify", "docs", "generate", "metrics", "models", "openapi.json", "playground", "search", "v2"),
+)
 """First segments of the service's own paths: none of them may begin `root_path`."""
 
 _ROOT_PATH = re.compile(r"(/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
@@ -158,7 +160,8 @@ class Settings(BaseSettings):
     determinism: Determinism = Field(
         "generation",
         description="models that always run at one fixed batch size, so that a row's output does not depend "
-        "on the rest of its batch: generators (`generation`), all, or none (`off`)",
+        "on the rest of its batch: generators and the models that read their prompts (`generation`), all, or "
+        "none (`off`)",
     )
     fixed_batch_size: int = Field(
         16, ge=1, le=4096, description="batch size of the models that `determinism` selects, in rows"

@@ -26,6 +26,7 @@ from service.http.routes.classify import Classify
 from service.http.routes.generate import Generate
 from service.http.routes.openapi import Description
 from service.http.routes.openapi_objects import describe_errors
+from service.http.routes.search import Search
 from service.http.types import CALL
 from service.observability.access_log import open_access_log
 from service.observability.load_reports import LoadReports
@@ -79,9 +80,11 @@ def create_app(
     bodies = BodyDecoder(settings, watch)
     classify = Classify(predictor, settings, watch, bodies)
     generate = Generate(predictor, settings, watch, bodies)
+    search = Search(predictor, settings, watch, bodies)
     endpoints: dict[str, dict[str, AsgiEndpoint]] = {
         "/classify": {"POST": classify},
         "/generate": {"GET": generate, "POST": generate},
+        "/search": {"GET": search.find, "POST": search.describe},
     }
     access_log = open_access_log(settings.log_format) if settings.access_log else None
     lifecycle = Lifecycle(metrics, access_log, tracing, load_reports)

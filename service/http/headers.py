@@ -81,6 +81,11 @@ SEED = Header(
     {"type": "integer", "minimum": 0},
     example=1,
 )
+UNDERSTOOD = Header(
+    "Inkserve-Understood",
+    "What the prompt asks for, as the model read it: styles, then the label; in JSON, `understood`.",
+    example="thin, slanted, 7",
+)
 ACCEPT_ENCODING = Header(
     "Accept-Encoding",
     "The content codings that bodies may have; sent if the request's was none of them.",

@@ -10,7 +10,7 @@ from service.settings import Determinism, Provider, Settings
 
 DETERMINISTIC_TASKS: dict[Determinism, frozenset[Task]] = {
     "off": frozenset(),
-    "generation": frozenset({"generation"}),
+    "generation": frozenset({"generation", "search", "captioning"}),
     "all": frozenset(get_args(Task)),
 }
 """The tasks whose models always run at one fixed batch size, by the setting `determinism`."""

@@ -64,7 +64,7 @@ class Classify:
         options = self._options(target, query, headers)
         deadline = call.received_at + options.timeout
         kind, spec = media_type(headers), target.manifest.inputs[0]
-        form = _format(kind)
+        form = body_format(kind)
         async with self._bodies.reading(scope, headers, receive, kind, deadline) as body:
             images = await self._bodies.rows(body, form, spec, NAMES, target.manifest.picture_preprocess)
         del body  # its rows are kept, while they wait and run
@@ -113,7 +113,7 @@ class Classify:
         return ClassifyOptions(target, timeout, read_priority(headers), accepted, top_k, layout)
 
 
-def _format(kind: str) -> Format:
+def body_format(kind: str) -> Format:
     """Return the format of a body with that media type. Raises UnsupportedMedia."""
     form = _FORMATS.get(kind)
     if form is not None:

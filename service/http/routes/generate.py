@@ -1,4 +1,4 @@
-"""GET or POST /generate: a label and a seed, or latents -> images."""
+"""GET or POST /generate: a label and a seed, a prompt, or latents -> images."""
 
 import base64
 from collections.abc import Sequence
@@ -11,16 +11,18 @@ from pydantic import ValidationError
 
 from service.batching.request import InferenceRequest, InferenceResult
 from service.content import codecs
+from service.content.brief import shown
 from service.content.json_bodies import JsonNames
 from service.content.latents import draw_latents, random_seed
 from service.errors import InvalidInput, PayloadTooLarge, UnsupportedMedia
 from service.http.disconnects import DisconnectWatch
-from service.http.headers import SEED
+from service.http.headers import SEED, UNDERSTOOD
 from service.http.lifecycle import Call
 from service.http.negotiation import media_type, negotiate
 from service.http.requests import read_query
 from service.http.responses import Response, to_json
 from service.http.routes.bodies import Body, BodyDecoder
+from service.http.routes.prompts import EXPECTED, Asker, Understood, candidates_for, find_search
 from service.http.routes.schemas import GenerateRequest, current_fields, invalid_input
 from service.http.routes.shared import (
     Target,
@@ -56,17 +58,21 @@ class Generated:
     """Images that a model version made.
 
     seed: of the latents, None if the client sent them. labels: the label input, (rows,), if there was one.
+    understood: what the prompt asks for, if there was one.
     """
 
     manifest: Manifest
     result: InferenceResult
     seed: int | None
     labels: NDArray[np.int64] | None
+    understood: Understood | None = None
 
     async def respond(self, accepted: str) -> Response:
         """Return the response in the accepted media type, one of OFFERED."""
         images = self.result.outputs[0]
         seed = () if self.seed is None else ((SEED.wire, str(self.seed).encode("ascii")),)
+        if self.understood is not None:
+            seed = (*seed, (UNDERSTOOD.wire, self.understood.header()))
         if accepted == OCTETS:
             return raw_response(Target(self.manifest, None), self.result, images, seed)
         timing, name = server_timing(self.result), self.manifest.name
@@ -76,7 +82,9 @@ class Generated:
             headers = (*model_headers(name, self.result.version), *seed)
             return Response(body, PNG, headers=headers, timing=timing, model=name)
         pictures = await off_loop(many, _pictures, images, self._label_names(len(images)))
-        body_json = {"model": name, "version": self.result.version, "seed": self.seed, "images": pictures}
+        said = {} if self.understood is None else {"understood": self.understood.fields()}
+        facts = {"model": name, "version": self.result.version, "seed": self.seed}
+        body_json = facts | said | {"images": pictures}
         return Response(to_json(body_json), headers=seed, timing=timing, model=name)
 
     def _label_names(self, rows: int) -> Sequence[str | None]:
@@ -109,6 +117,10 @@ class Generate:
                 self._predictor, "generation", wanted.model, wanted.version, self._settings.default_generator
             )
             name = call.model = target.manifest.name
+            if wanted.prompt is not None:
+                _check_alone(wanted, body, kind)
+                asker = Asker(self._predictor, self._watch, receive, call, deadline, priority)
+                return await self._suiting(asker, wanted, wanted.prompt, target, accepted)
             z, seed = await self._latents(wanted, body, kind, target.manifest)
         del body  # its latents are kept, while they wait and run
         labels = _label_indexes(wanted, len(z), target.manifest)
@@ -118,6 +130,29 @@ class Generate:
         call.note_inference(result)
         manifest = answered_by(self._predictor, target.manifest, result)
         return await Generated(manifest, result, seed, labels).respond(accepted)
+
+    async def _suiting(
+        self, asker: Asker, wanted: GenerateRequest, prompt: str, target: Target, accepted: str
+    ) -> Response:
+        """Answer a prompt: draw images of its digit, several for each if it names a style, and keep the best.
+
+        Image i depends only on the prompt, the seed and i.
+        """
+        search = find_search(self._predictor)
+        understood, _ = await asker.read(search, prompt)
+        label = _prompted_label(understood, prompt, target.manifest)
+        count, seed = wanted.count or 1, random_seed() if wanted.seed is None else wanted.seed
+        each = candidates_for(understood, count, self._settings.max_request_rows)
+        spec = target.manifest.input("z")
+        assert spec is not None  # a generator's manifest has it
+        z = draw_latents(seed, count * each, spec.shape[1])
+        labels = np.full(len(z), label, np.int64)
+        result = await asker.infer(target, {"z": z, "label": labels}, len(z))
+        if each > 1:
+            rows = await asker.choose(search, understood, result.outputs[0])
+            result = result._replace(outputs=(result.outputs[0][rows],))
+        manifest = answered_by(self._predictor, target.manifest, result)
+        return await Generated(manifest, result, seed, labels[:count], understood).respond(accepted)
 
     async def _wanted(self, scope: Scope, body: Body, kind: str) -> GenerateRequest:
         """Return the fields of the query and of a JSON body. kind: the body's media type."""
@@ -171,6 +206,29 @@ def _label_indexes(wanted: GenerateRequest, rows: int, manifest: Manifest) -> ND
         known = ", ".join(manifest.labels[:20])
         raise InvalidInput(f"{field} is {label[:40]!r}, expected one of {known} or {MIXED}")
     return np.full(rows, manifest.labels.index(label), np.int64)
+
+
+def _check_alone(wanted: GenerateRequest, body: Body, kind: str) -> None:
+    """Raise InvalidInput if a prompt comes with something else that decides what is drawn."""
+    given = [name for name in ("label", "digit", "z") if getattr(wanted, name) is not None]
+    if body.content and kind == OCTETS:
+        given.append("a raw body")
+    if given:
+        raise InvalidInput(f"prompt and {given[0]} are both given, expected only one of them")
+
+
+def _prompted_label(understood: Understood, prompt: str, manifest: Manifest) -> int:
+    """Return the label input for a prompt. Raises InvalidInput if it names no digit, or an unknown one."""
+    if manifest.input("label") is None:
+        raise InvalidInput(f"a prompt is given, but model {manifest.name} accepts no label")
+    if understood.label not in manifest.labels:
+        seen = (
+            "no digit"
+            if understood.label is None
+            else f"{understood.label}, which {manifest.name} cannot draw"
+        )
+        raise InvalidInput(f"prompt is {shown(prompt)}, which names {seen}: {EXPECTED}")
+    return manifest.labels.index(understood.label)
 
 
 def _wanted_label(wanted: GenerateRequest) -> tuple[str, str]:

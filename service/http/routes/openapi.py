@@ -1,7 +1,8 @@
 """The OpenAPI description, made from the objects that serve requests.
 
 These are the models of bodies and queries, the media types that are negotiated, the headers and the table of
-errors. FastAPI describes its own routes; /classify and /generate do without it and are described here.
+errors. FastAPI describes its own routes; /classify, /generate and /search do without it and are
+described here.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,11 +28,13 @@ from service.http.routes.openapi_objects import (
     header_parameter,
 )
 from service.http.routes.schemas import (
+    CaptionResponse,
     ClassifyRequest,
     ClassifyResponse,
     ErrorResponse,
     GenerateRequest,
     GenerateResponse,
+    SearchResponse,
 )
 from service.http.types import JSON
 from service.models.catalogue import Catalogue
@@ -40,7 +43,10 @@ from service.settings import Settings
 
 NO_MODELS = Catalogue([])
 
-BODIES = (ClassifyRequest, ClassifyResponse, GenerateRequest, GenerateResponse, ErrorResponse)
+BODIES = (
+    *(ClassifyRequest, ClassifyResponse, GenerateRequest, GenerateResponse),
+    *(SearchResponse, CaptionResponse, ErrorResponse),
+)
 
 
 class Description:

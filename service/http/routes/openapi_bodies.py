@@ -9,16 +9,31 @@ from collections.abc import Iterable, Mapping
 from service.errors import ModelNotFound
 from service.http.routes.generate import MIXED
 from service.http.routes.openapi_objects import Json
-from service.http.routes.schemas import ClassifyQuery, ClassifyRequest, GenerateRequest
+from service.http.routes.schemas import (
+    CaptionQuery,
+    ClassifyQuery,
+    ClassifyRequest,
+    GenerateRequest,
+    SearchQuery,
+)
 from service.models.catalogue import Catalogue
-from service.models.manifest import Manifest, Task, TensorSpec
+from service.models.manifest import STYLE_LEVELS, STYLES, Manifest, Task, TensorSpec
 from service.settings import Settings
 
 PICTURE = "base64-picture"
 """The format of a string that holds a PNG, a JPEG or raw pixels as base64."""
 
-EXCLUSIVE = (("label", "digit"), ("z", "seed"), ("z", "count"))
+EXCLUSIVE = (
+    *(("label", "digit"), ("z", "seed"), ("z", "count")),
+    *(("prompt", "label"), ("prompt", "digit"), ("prompt", "z")),
+)
 """Fields of GenerateRequest that say the same thing twice."""
+
+PROMPTS = "^(({}) )?({})$".format(
+    ") )?((".join("|".join(ends) for ends in STYLES.values()),
+    "|".join(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")),
+)
+"""Prompts that every search model of digits reads; it reads many more than a pattern could say."""
 
 LARGEST = 1e6
 """Of a latent, in the description: they are drawn from a normal distribution."""
@@ -61,8 +76,40 @@ def generate_schema(models: Catalogue, settings: Settings) -> Json:
     if z is not None:
         properties["z"] |= _latents(z.shape[1])
     properties["model"]["anyOf"][0] |= models_of(models, "generation")
+    _narrow_prompt(properties, models)
     schema["not"] = {"anyOf": [{"required": [*pair]} for pair in EXCLUSIVE]}
     return schema
+
+
+def search_query_schema(models: Catalogue) -> Json:
+    """Return the schema of SearchQuery, with count up to the most images that a search returns."""
+    schema = SearchQuery.model_json_schema()
+    properties = schema["properties"]
+    properties["prompt"]["pattern"] = PROMPTS
+    properties["model"]["anyOf"][0] |= models_of(models, "search")
+    sizes = [spec.shape[1] for each in _of(models, "search") for spec in each.outputs if spec.name == "index"]
+    if sizes:
+        properties["count"]["anyOf"][0]["maximum"] = min(sizes)
+    return schema
+
+
+def caption_query_schema(models: Catalogue) -> Json:
+    """Return the schema of CaptionQuery, with top_k up to the number of captions that a model can give."""
+    schema = CaptionQuery.model_json_schema()
+    properties = schema["properties"]
+    properties["model"]["anyOf"][0] |= models_of(models, "captioning")
+    sizes = [len(each.labels) * STYLE_LEVELS ** len(STYLES) for each in _of(models, "captioning")]
+    if sizes:
+        properties["top_k"]["anyOf"][0]["maximum"] = min(sizes)
+    return schema
+
+
+def _narrow_prompt(properties: Json, models: Catalogue) -> None:
+    """Describe the prompts that are surely understood; none if no model reads them."""
+    if any(_of(models, "search")):
+        properties["prompt"]["anyOf"][0]["pattern"] = PROMPTS
+    else:
+        properties.pop("prompt")
 
 
 def _latent(models: Catalogue, default: str | None) -> TensorSpec | None:

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from service.errors import (
     DeadlineExceeded,
     EngineError,
+    InkserveError,
     InvalidInput,
     ModelNotFound,
     ModelNotReady,
@@ -19,8 +20,13 @@ from service.errors import (
 )
 from service.http import headers
 from service.http.headers import Header
-from service.http.routes import classify, examples, generate
-from service.http.routes.openapi_bodies import classify_query_schema, generate_schema
+from service.http.routes import classify, examples, generate, search
+from service.http.routes.openapi_bodies import (
+    caption_query_schema,
+    classify_query_schema,
+    generate_schema,
+    search_query_schema,
+)
 from service.http.routes.openapi_objects import (
     BINARY,
     Json,
@@ -31,11 +37,14 @@ from service.http.routes.openapi_objects import (
     json_body,
     query_parameters,
 )
+from service.http.routes.prompts import EXAMPLE
 from service.http.routes.schemas import (
+    CaptionResponse,
     ClassifyRequest,
     ClassifyResponse,
     GenerateRequest,
     GenerateResponse,
+    SearchResponse,
 )
 from service.http.types import FORM, JSON
 from service.models.catalogue import Catalogue
@@ -48,8 +57,13 @@ INFERENCE_ERRORS = (
 )
 """The errors that /classify and /generate raise."""
 
-DOCUMENTED_QUERY = tuple(name for name in generate.QUERY if name != "digit")
-"""Without the former name of `label`: a query's description cannot say that it is one or the other."""
+SEARCH_ERRORS = tuple(
+    error for error in INFERENCE_ERRORS if error not in (PayloadTooLarge, UnsupportedMedia, UnsupportedCoding)
+)
+"""The errors of a request without a body."""
+
+DOCUMENTED_QUERY = tuple(name for name in generate.QUERY if name not in ("digit", "prompt"))
+"""Without the other names of a label: a query's description cannot say that it is one or the other."""
 
 _FILES: Json = {
     "schema": {
@@ -70,6 +84,7 @@ def inference_paths(models: Catalogue, settings: Settings) -> Json:
     paths: Json = {
         "/classify": {"post": _classify(models)},
         "/generate": {"get": get, "post": _generate_post(get, fields)},
+        "/search": {"get": _search(models), "post": _describe(models)},
     }
     operations = [operation for path in paths.values() for operation in path.values()]
     for parameter in (each for operation in operations for each in operation["parameters"]):
@@ -122,7 +137,9 @@ def _generate_get(schema: Json, fields: Mapping[str, object]) -> Json:
             header_parameter(headers.PRIORITY),
             header_parameter(headers.LOAD_FORMAT),
         ],
-        "responses": _inference_responses(generate.OFFERED, GenerateResponse, (headers.SEED,)),
+        "responses": _inference_responses(
+            generate.OFFERED, GenerateResponse, (headers.SEED, headers.UNDERSTOOD)
+        ),
     }
 
 
@@ -141,17 +158,64 @@ def _generate_post(get: Json, fields: Mapping[str, object]) -> Json:
     return described
 
 
+def _search(models: Catalogue) -> Json:
+    parameters = query_parameters(
+        search_query_schema(models), search.QUERY, {"prompt": EXAMPLE.removeprefix("a ")}
+    )
+    parameters[search.QUERY.index("prompt")]["required"] = True
+    return {
+        "tags": ["inference"],
+        "summary": "Search images by text",
+        "operationId": "search",
+        "description": "The response holds the images of the model's gallery that are nearest to the prompt, "
+        "as JSON or as one PNG. A prompt is a digit, as a word or a numeral, and its style: thin or thick, "
+        "upright or slanted, small or large. Other words, orders and phrases than the pattern's are "
+        "understood too; what is not gets 400.",
+        "parameters": [
+            *parameters,
+            header_parameter(headers.TIMEOUT),
+            header_parameter(headers.PRIORITY),
+            header_parameter(headers.LOAD_FORMAT),
+        ],
+        "responses": _inference_responses(
+            search.OFFERED, SearchResponse, (headers.UNDERSTOOD,), errors=SEARCH_ERRORS, raw=False
+        ),
+    }
+
+
+def _describe(models: Catalogue) -> Json:
+    posted = _classify(models)
+    return posted | {
+        "summary": "Describe images by text",
+        "operationId": "describe",
+        "description": "The body is that of /classify. For each image the response says its label and its "
+        "style, and the captions that suit it best.",
+        "parameters": [
+            *query_parameters(caption_query_schema(models), search.CAPTION_QUERY, {}),
+            *(each for each in posted["parameters"] if each["in"] == "header"),
+        ],
+        "responses": _inference_responses(search.CAPTIONS_OFFERED, CaptionResponse, (), raw=False),
+    }
+
+
 def _inference_responses(
-    offered: Sequence[str], body: type[BaseModel], more: Sequence[Header]
+    offered: Sequence[str],
+    body: type[BaseModel],
+    more: Sequence[Header],
+    *,
+    errors: Sequence[type[InkserveError]] = INFERENCE_ERRORS,
+    raw: bool = True,
 ) -> dict[str, Json]:
+    """Return an operation's responses. more: headers of some. raw: whether one may hold raw rows."""
     answer: Json = {
         "description": "The result.",
         "headers": dict([header_entry(headers.SERVER_TIMING, required=True)]),
         "content": {kind: json_body(body) if kind == JSON else BINARY for kind in offered},
     }
-    for header in (headers.MODEL, headers.VERSION, headers.SHAPE, *more, headers.REQUEST_ID, headers.LOAD):
+    shape = (headers.SHAPE,) if raw else ()
+    for header in (headers.MODEL, headers.VERSION, *shape, *more, headers.REQUEST_ID, headers.LOAD):
         answer["headers"].update([header_entry(header, required=False)])
-    return {"200": answer} | by_text(describe_errors(*INFERENCE_ERRORS))
+    return {"200": answer} | by_text(describe_errors(*errors))
 
 
 def _named_example(name: str, value: Mapping[str, object]) -> Json:

@@ -132,6 +132,7 @@ def _index(root_path: str) -> dict[str, object]:
     paths = {
         "classify": "/classify",
         "generate": "/generate",
+        "search": "/search",
         "models": "/models",
         "ready": "/v2/health/ready",
         "metrics": "/metrics",

@@ -1,6 +1,6 @@
 """The queries and JSON bodies of the routes: one model each, for validation and for OpenAPI."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, WithJsonSchema
 
@@ -98,6 +98,11 @@ class GenerateRequest(_Body):
         None,
         description="The same seed gives the same images; if absent, a random one is chosen and returned.",
     )
+    prompt: str | None = Field(
+        None,
+        description="A digit and its style in words, such as `a thin slanted seven`, instead of a label. For "
+        "each image of a prompt that names a style several are drawn, and the one nearest to it is kept.",
+    )
     z: Rows | None = Field(
         None,
         description="Latents instead of a seed: a list of numbers, a list of such lists, or base64 of raw "
@@ -115,13 +120,90 @@ class GeneratedImage(_Body):
     png: str = Field(description="Base64 of a PNG.")
 
 
+class Style(_Body):
+    """How a digit is written; null for what is left open, or is between the two."""
+
+    stroke: Literal["thin", "thick"] | None
+    slant: Literal["upright", "slanted"] | None
+    size: Literal["small", "large"] | None
+
+
+class Understood(Style):
+    """What a prompt asks for, as the model read it."""
+
+    label: str | None = Field(description="null for any.")
+    certainty: float = Field(description="How probably the prompt asks for something at all; 0.5 or more.")
+
+
 class GenerateResponse(_Body):
     """Generated images. seed: null if z was given."""
 
     model: str
     version: int
     seed: int | None
+    understood: Understood | None = Field(None, description="What the prompt asks for; only if there is one.")
     images: list[GeneratedImage]
+
+
+class SearchQuery(_Body):
+    """The query of GET /search."""
+
+    prompt: str = Field(description="A digit and its style in words, such as `a thin slanted seven`.")
+    count: int | None = Field(None, ge=1, description="The number of images; 10 if absent.")
+    model: str | None = Field(None, description="A search model; the first one by name if absent.")
+    version: int | None = Field(
+        None, ge=1, le=MAX_VERSION, description="A version of it; the latest if absent."
+    )
+
+
+class FoundImage(_Body):
+    """An image of the gallery."""
+
+    index: int = Field(description="Its number in the gallery; for MNIST's models, in the test set.")
+    score: float = Field(description="How probably it shows all that the prompt says.")
+    label: str = Field(description="Its true label.")
+    png: str = Field(description="Base64 of a PNG.")
+
+
+class SearchResponse(_Body):
+    """The images nearest to a prompt, the nearest first."""
+
+    model: str
+    version: int
+    understood: Understood
+    images: list[FoundImage]
+
+
+class CaptionQuery(_Body):
+    """The query of POST /search."""
+
+    model: str | None = Field(None, description="A captioning model; the first one by name if absent.")
+    version: int | None = Field(
+        None, ge=1, le=MAX_VERSION, description="A version of it; the latest if absent."
+    )
+    top_k: int | None = Field(None, ge=1, description="The number of captions of each image; 3 if absent.")
+
+
+class Caption(_Body):
+    """What an image may show."""
+
+    caption: str
+    probability: float
+
+
+class ImageCaptions(Style):
+    """What an image shows, each part by itself, and the most probable captions, descending."""
+
+    label: str
+    captions: list[Caption]
+
+
+class CaptionResponse(_Body):
+    """One description per image, in the order of the request."""
+
+    model: str
+    version: int
+    images: list[ImageCaptions]
 
 
 class ErrorResponse(_Body):

@@ -8,6 +8,7 @@ import pytest
 from service.observability.metrics import Metrics
 from service.serving.local import LocalPredictor
 from tests.support.http import settings
+from tests.support.text_models import add_captioner, add_search
 
 
 @pytest.fixture
@@ -17,6 +18,8 @@ async def predictor(
     add_classifier()
     add_classifier("another", 3, labels=tuple("abcdefghij"))
     (add_generator() / "README.md").write_text("# A card\n")
+    add_search(tmp_path)
+    add_captioner(tmp_path)
     predictor = LocalPredictor(settings(tmp_path), Metrics())
     await predictor.start()
     yield predictor

@@ -337,7 +337,7 @@ Z = draw_latents(1, 1, LATENT).tobytes()
         ("/generate?seed=1", b'{"seed":2}', JSON_BODY, 400, "seed is given in the query and in the body"),
         ("/generate", b"[]", JSON_BODY, 400, "body is a JSON list, expected an object"),
         ("/generate", b'{"sed":2}', JSON_BODY, 400, "sed is unknown, expected one of model, version"),
-        ("/generate", b'{"latents":[1]}', JSON_BODY, 400, "count, label, seed, z"),
+        ("/generate", b'{"latents":[1]}', JSON_BODY, 400, "count, label, seed, prompt, z"),
         ("/generate", b'{"z":[1],"seed":2}', JSON_BODY, 400, "expected one of seed, z or a raw body"),
         ("/generate", b'{"z":[1,2]}', JSON_BODY, 400, "z"),
         ("/generate?count=2", Z, OCTETS, 400, "count is 2, but z has 1 rows"),
@@ -362,6 +362,8 @@ async def test_models_are_listed_and_described(client: httpx.AsyncClient) -> Non
         ("another", 3, "classification"),
         ("first-pixel", 1, "classification"),
         ("ramp", 1, "generation"),
+        ("text", 1, "search"),
+        ("text-image", 1, "captioning"),
     ]
     detail = (await client.get("/models/ramp")).json()
     assert detail["inputs"][0] == {"name": "z", "datatype": "FP32", "shape": [-1, LATENT]}

@@ -40,6 +40,7 @@ PATHS = {
     "/models/ramp": "GET",
     "/openapi.json": "GET",
     "/playground/app.js": "GET",
+    "/search": "GET, POST",
     "/v2/health/live": "GET",
     "/v2/health/ready": "GET",
 }

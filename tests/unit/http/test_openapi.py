@@ -28,7 +28,7 @@ from service.http import headers
 from service.http.api_keys import ApiKeys
 from service.http.app import create_app
 from service.http.dispatch import Dispatch
-from service.http.routes import classify, examples, generate
+from service.http.routes import classify, examples, generate, search
 from service.http.server import Server
 from service.http.types import Receive, Scope, Send
 from service.observability.metrics import Metrics
@@ -80,12 +80,13 @@ SHED = (QueueFull("the queue is full"), DeadlineUnreachable("too much work"), Bu
 UNAVAILABLE = (ModelNotReady("it is loading"), ShuttingDown("it stops"), Unavailable("no engine"))
 
 
-def failing(**request: Any) -> dict[int, list[Ask]]:
-    """Requests to /classify or /generate that fail whatever the body."""
+def failing(query: str = "", **request: Any) -> dict[int, list[Ask]]:
+    """Requests to an inference route that fail whatever the body. query: without which they would anyway."""
+    request = {**request, "query": query}
     return {
         401: [Ask(**request, key=None), Ask(**request, key="not-one-of-the-keys")],
         403: [Ask(**request, key=ADMIN_KEY)],
-        404: [Ask(**request, query="model=none"), Ask(**request, query="version=9")],
+        404: [Ask(**request | {"query": f"{query}&{more}"}) for more in ("model=none", "version=9")],
         405: [Ask(**request, method="DELETE"), Ask(**request, method="PUT")],
         406: [Ask(**request, accept="text/html")],
         500: [Ask(**request, faults={"submit": fault}) for fault in (EngineError("it failed"), BUG)],
@@ -124,6 +125,18 @@ ASKED: dict[tuple[str, str], dict[int, list[Ask]]] = {
         400: [Ask(b"{", JSON), Ask(b'{"latents":[1]}', JSON), Ask(b"x", OCTETS)],
         413: [Ask(b'{"count":41}', JSON), Ask(bytes(24 * 41), OCTETS)],
         415: [Ask(b"x", "text/plain")],
+    },
+    ("GET", "/search"): failing(query="prompt=7")
+    | {
+        200: [*accepting(search.OFFERED, query="prompt=7t"), Ask(query="prompt=7&count=3")],
+        400: [Ask(), Ask(query="prompt=cat"), Ask(query="prompt=7&count=0")],
+    },
+    ("POST", "/search"): failing(**RAW_BODY)
+    | {
+        200: [Ask(RAW, OCTETS), Ask(png(7), "image/png", "top_k=270")],
+        400: [Ask(RAW[:-1], OCTETS), Ask(RAW, OCTETS, "top_k=271"), Ask(b"{", JSON)],
+        413: [Ask(RAW * 41, OCTETS), Ask(bytes(70_000), OCTETS)],
+        415: [Ask(RAW, "text/plain")],
     },
     ("GET", "/v2/health/live"): {200: [Ask(), Ask(key=None)], 405: [Ask(method="POST")]},
     ("GET", "/v2/health/ready"): {
@@ -347,7 +360,7 @@ def filled_in(operation: dict[str, Any], kind: str | None) -> dict[str, Any]:
         request["headers"] = {}
         request["files"] = [("images", ("7.png", png(7)))]
     elif kind is not None:
-        rows = RAW if operation["operationId"] == "classify" else b""
+        rows = RAW if operation["operationId"] in ("classify", "describe") else b""
         request["content"] = CONTENT.get(kind, rows)
     return request
 
