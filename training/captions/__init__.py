@@ -1,0 +1,1 @@
+"""What captions speak of, and the captions themselves. Knows nothing of torch or of models."""
