@@ -36,6 +36,7 @@ MODELS = {
     "gan": ("training.families.gan", "CONFIG"),
     "vae": ("training.families.vae", "CONFIG"),
     "flow": ("training.families.flow", "CONFIG"),
+    "text": ("training.families.text", "CONFIG"),
 }
 
 

@@ -12,6 +12,8 @@ PIPELINE_TAGS: dict[Task, str] = {
     "classification": "image-classification",
     "generation": "unconditional-image-generation",  # no tag of the hub means "of a given class"
     "encoding": "image-feature-extraction",
+    "search": "feature-extraction",
+    "captioning": "image-to-text",
 }
 
 DATASETS = {"mnist": "ylecun/mnist", "fashion-mnist": "zalando-datasets/fashion_mnist"}

@@ -17,6 +17,7 @@ from training.evaluation.generation import generation
 from training.evaluation.judge import JUDGE, Judge
 from training.evaluation.likelihood import bound, encoding
 from training.evaluation.metrics import Metrics
+from training.evaluation.retrieval import caption_metrics, generator_of, prompted, search_metrics
 from training.versions import read_verified
 
 # Kernels differ from one CPU to another in the last bits of a float32 sum, which can move an image
@@ -39,7 +40,8 @@ def evaluate(names: Sequence[str], models_dir: Path, splits: Splits) -> bool:
 def measure(manifest: Manifest, folder: Path, splits: Splits, models_dir: Path) -> Metrics:
     """Every metric of a version's manifest, measured again.
 
-    A generator is judged by the version of the judge that judged it first. Raises EvaluationError.
+    A generator, also one that drew for prompts, is judged by the version of the model that judged it first.
+    Raises EvaluationError.
     """
     metrics = _quality(manifest, folder, splits, models_dir)
     if MULTIPLY_ADDS in manifest.metrics:  # manifests older than this metric lack it
@@ -56,9 +58,14 @@ def _quality(manifest: Manifest, folder: Path, splits: Splits, models_dir: Path)
         return classification(path, splits.test)
     if manifest.task == "encoding":
         return encoding(path, splits.test)
+    if manifest.task == "captioning":
+        return caption_metrics(path, splits)
     judge = models_dir / str(manifest.metrics.get("classifier", JUDGE))
     if not (judge / MANIFEST_FILE).is_file():
         raise EvaluationError(f"{judge}, which judged {folder}, is missing")
+    if manifest.task == "search":
+        generator = generator_of(models_dir, str(manifest.metrics["generator"]))
+        return search_metrics(path, splits) | prompted(path, generator, Judge(judge), splits)
     metrics = generation(path, splits, Judge(judge))
     return metrics | bound(path, splits.test) if "test_elbo" in manifest.metrics else metrics
 

@@ -45,6 +45,8 @@ class Model:
     keep: names of inner tensors that the graph keeps under these names without giving them out.
     parity_inputs: real inputs by name, all with the same number of rows.
     tolerance: the largest difference of any output element between torch and onnxruntime.
+    ranked: outputs in the order of a ranking, in which two that are nearly equal may change places; these
+        are not compared.
     measure: takes the path of model.onnx, gives the manifest's metrics. The path lies in a folder
         that is laid out as models_dir and already holds the graphs of all models published together.
     pictures: by file name, functions that do as `measure` does and write a PNG to the second path.
@@ -61,6 +63,7 @@ class Model:
     card: Card
     preprocess: Preprocess | None = None
     keep: Sequence[str] = ()
+    ranked: Sequence[str] = ()
     pictures: Mapping[str, Callable[[Path, Path], None]] = field(default_factory=dict)
 
 
@@ -108,7 +111,7 @@ def _stage_graph(model: Model, folder: Path, draft: Manifest) -> float:
     describe_graph(graph, draft, commit())
     save_graph(graph, folder / MODEL_FILE)
     return check_parity(
-        model.network, folder / MODEL_FILE, model.outputs, model.parity_inputs, model.tolerance
+        model.network, folder / MODEL_FILE, model.outputs, model.parity_inputs, model.tolerance, model.ranked
     )
 
 

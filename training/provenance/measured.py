@@ -3,7 +3,7 @@
 from service.models.manifest import Manifest
 from training.cost import MULTIPLY_ADDS
 
-SIZES = ("test_images", "samples")
+SIZES = (*("test_images", "samples", "captions", "outside_prompts", "synonym_captions", "prompted_images"),)
 """How much was measured, which says nothing of the model."""
 
 COSTS = (MULTIPLY_ADDS,)

@@ -106,8 +106,7 @@ def test_forms_of_words_belong_to_one_use() -> None:
 def test_every_use_has_the_same_words_in_other_orders() -> None:
     random = Random(5)
     texts = {
-        use: [caption(random, each, use) for each in every_meaning() for _ in range(20)]
-        for use in FORMS
+        use: [caption(random, each, use) for each in every_meaning() for _ in range(20)] for use in FORMS
     }
     words = {use: {*re.findall(r"\w+", " ".join(each).lower())} for use, each in texts.items()}
     assert (
