@@ -1,18 +1,23 @@
 """The shipped models: small, true to their manifests, and as good as README.md says."""
 
+import itertools
 import json
 import re
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from huggingface_hub import ModelCard, ModelCardData
 
+from service.content.prompts import text_rows
+from service.http.routes.openapi_bodies import PROMPTS
 from service.models.folder import latest_version, read_info, scan
-from service.models.manifest import MODEL_FILE, Manifest, read_manifest, sha256_of
+from service.models.manifest import MODEL_FILE, STYLES, Manifest, read_manifest, sha256_of
+from training.captions.grammar import DIGITS
 from training.cards.front_matter import front_matter
 from training.cost import multiply_adds
 from training.provenance.bom import BOM_FILE
@@ -30,7 +35,23 @@ def latest(name: str) -> Manifest:
 
 
 def test_every_family_is_shipped() -> None:
-    assert {"mlp", "cnn", "vit", "gan", "vae", "vae-encoder"} <= {folder.parent.name for folder in FOLDERS}
+    families = {"mlp", "cnn", "vit", "gan", "vae", "vae-encoder", "text", "text-image"}
+    assert families <= {folder.parent.name for folder in FOLDERS}
+
+
+def test_every_prompt_that_the_api_describes_is_understood_as_meant() -> None:
+    """The pattern in the OpenAPI description promises 200 for each of them."""
+    manifest = latest("text")
+    ends = [("", low, high) for low, high in STYLES.values()]
+    prompts = [" ".join(word for word in words if word) for words in itertools.product(*ends, DIGITS)]
+    assert all(re.fullmatch(PROMPTS, prompt) for prompt in prompts)
+    session = onnxruntime.InferenceSession(latest_version(MODELS / "text") / MODEL_FILE)
+    rows = text_rows(prompts, manifest.inputs[0].shape[1])
+    digit, understood, *styles = session.run(["digit", "understood", *STYLES], {"text": rows})
+    assert not [prompt for prompt, sure in zip(prompts, understood, strict=True) if sure < 0.5]
+    expected = [*itertools.product((1, 0, 2), (1, 0, 2), (1, 0, 2), range(10))]
+    read = np.stack([*(levels.argmax(1) for levels in styles), digit.argmax(1)], 1)
+    assert [tuple(row) for row in read.tolist()] == expected
 
 
 @each_version
@@ -121,8 +142,16 @@ def test_the_pages_give_each_models_own_figures(page: Path, folder: Path) -> Non
         return
     (row,) = re.findall(rf"^\| \[`{re.escape(manifest.name)}`\].*$", page.read_text(), re.MULTILINE)
     numbers = {float(text) for text in re.findall(r"-?\d+(?:\.\d+)?", row)}
-    main = {"classification": "test_accuracy", "generation": "frechet_distance", "encoding": "test_kl"}
+    main = {
+        "classification": "test_accuracy",
+        "generation": "frechet_distance",
+        "encoding": "test_kl",
+        "search": "precision_at_10",
+        "captioning": "test_caption_accuracy",
+    }
     expected = float(manifest.metrics[main[manifest.task]])
-    shown = [round(expected * 100, 2)] if manifest.task == "classification" else [round(expected, 2)]
+    shown = (
+        [round(expected, 2)] if manifest.task in ("generation", "encoding") else [round(expected * 100, 2)]
+    )
     assert numbers.issuperset(shown), row
     assert np.isfinite(expected)
