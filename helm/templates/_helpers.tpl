@@ -19,7 +19,18 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: server
 {{- end }}
 
+{{- /* The labels of an object. A component, where it has one, follows. */}}
 {{- define "inkserve.labels" -}}
+{{- include "inkserve.labelsWith" (dict "root" . "labels" dict) }}
+{{- end }}
+
+{{- /* The same with `labels` of the object's section. The first of equal keys wins. */}}
+{{- define "inkserve.labelsWith" -}}
+{{- $own := include "inkserve.ownLabels" .root | fromYaml }}
+{{- merge $own .labels (omit .root.Values.commonLabels "app.kubernetes.io/component") | toYaml }}
+{{- end }}
+
+{{- define "inkserve.ownLabels" -}}
 app.kubernetes.io/name: {{ include "inkserve.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -27,8 +38,22 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" | quote }}
 {{- end }}
 
+{{- /* The first of two equal keys wins, so podLabels cannot make the selector miss its pods. */}}
+{{- define "inkserve.podLabels" -}}
+{{- $own := include "inkserve.ownLabels" . | fromYaml }}
+{{- merge (include "inkserve.selectorLabels" . | fromYaml) $own .Values.podLabels .Values.commonLabels | toYaml }}
+{{- end }}
+
+{{- /* The field `annotations` from dict "root" $ "own" {...}, or nothing. The object's own win over the common ones. */}}
+{{- define "inkserve.annotations" -}}
+{{- with merge (deepCopy .own) .root.Values.commonAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
 {{- define "inkserve.podAnnotations" -}}
-{{- $annotations := deepCopy .Values.podAnnotations }}
+{{- $annotations := merge (deepCopy .Values.podAnnotations) .Values.commonAnnotations }}
 {{- if .Values.split.enabled }}
 {{- $annotations = merge $annotations (dict "kubectl.kubernetes.io/default-container" "http") }}
 {{- end }}
@@ -52,7 +77,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{- define "inkserve.image" -}}
 {{- $tag := .Values.image.tag | default (printf "%s%s" .Chart.AppVersion (ternary "-gpu" "" (eq (include "inkserve.gpu" .) "true"))) }}
-{{- .Values.image.repository }}:{{ $tag }}{{ with .Values.image.digest }}@{{ . }}{{ end }}
+{{- with .Values.image.registry }}{{ . }}/{{ end }}{{ .Values.image.repository }}:{{ $tag }}{{ with .Values.image.digest }}@{{ . }}{{ end }}
 {{- end }}
 
 {{- /* The settings as environment variables. Helm reads numbers as floats, and prints integers as 1.6777216e+07. */}}
@@ -253,12 +278,13 @@ tools that only render, whose next sync must not reset what the autoscaler has s
 {{- $timeout := .Values.settings.shutdownTimeoutSeconds | default 30 }}
 {{- /* An unresponsive collector delays the last spans by the SDK's timeout of 10 s. */}}
 {{- $spans := .Values.tracing.enabled | ternary 10 0 }}
-{{- $needed := addf (include "inkserve.drainSeconds" . | float64) $timeout .Values.preStopSleepSeconds 5 $spans | ceil | int64 }}
+{{- $sleep := dig "preStop" "sleep" "seconds" .Values.preStopSleepSeconds .Values.lifecycle }}
+{{- $needed := addf (include "inkserve.drainSeconds" . | float64) $timeout $sleep 5 $spans | ceil | int64 }}
 {{- $given := .Values.terminationGracePeriodSeconds }}
 {{- if kindIs "invalid" $given }}
 {{- $needed }}
 {{- else if lt (int64 $given) $needed }}
-{{- fail (printf "inkserve: terminationGracePeriodSeconds is %d, expected at least %d: preStopSleepSeconds + drainSeconds + shutdownTimeoutSeconds + 5, and 10 more with tracing.enabled" (int64 $given) $needed) }}
+{{- fail (printf "inkserve: terminationGracePeriodSeconds is %d, expected at least %d: preStopSleepSeconds or lifecycle's sleep + drainSeconds + shutdownTimeoutSeconds + 5, and 10 more with tracing.enabled" (int64 $given) $needed) }}
 {{- else }}
 {{- int64 $given }}
 {{- end }}
@@ -327,7 +353,7 @@ capabilities:
 {{- end }}
 {{- end }}
 {{- if and .Values.tls.clientCA.existingSecret (eq .Values.tls.clientCA.mode "required") (not .Values.tls.clientSecret) }}
-{{- range $name := list "test" "loadTest" "serviceMonitor" }}
+{{- range $name := list "test" "loadTest" "serviceMonitor" "podMonitor" }}
 {{- if (index $.Values $name).enabled }}
 {{- fail (printf "inkserve: tls.clientSecret is empty, expected the client certificate that %s needs with tls.clientCA; or set %s.enabled to false" $name $name) }}
 {{- end }}
@@ -339,6 +365,7 @@ capabilities:
 {{- if and (ne .Values.autoscaling.mode "off") (gt (int64 .Values.autoscaling.minReplicas) (int64 .Values.autoscaling.maxReplicas)) }}
 {{- fail (printf "inkserve: autoscaling.minReplicas is %d, expected at most maxReplicas (%d)" (int64 .Values.autoscaling.minReplicas) (int64 .Values.autoscaling.maxReplicas)) }}
 {{- end }}
+{{- include "inkserve.checkExtras" . }}
 {{- end }}
 
 {{- /* Up at once, because rows are queued; down slowly, because load comes back. */}}

@@ -22,6 +22,13 @@
   {{- end }}
   env:
     {{- include "inkserve.env" . | trim | nindent 4 }}
+    {{- with $values.extraEnv }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- with $values.extraEnvFrom }}
+  envFrom:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
   {{- if eq .half "engine" }}
   {{- include "inkserve.engineProbes" $root | trim | nindent 2 }}
   {{- else }}
@@ -30,11 +37,9 @@
       containerPort: {{ include "inkserve.port" $root }}
   {{- include "inkserve.probes" $root | trim | nindent 2 }}
   {{- end }}
-  {{- if $values.preStopSleepSeconds }}
+  {{- with include "inkserve.lifecycle" $root }}
   lifecycle:
-    preStop:
-      sleep:
-        seconds: {{ $values.preStopSleepSeconds | int64 }}
+    {{- . | nindent 4 }}
   {{- end }}
   resources:
     {{- include "inkserve.resources" . | nindent 4 }}
@@ -65,6 +70,38 @@
     {{- . | trim | nindent 4 }}
     {{- end }}
     {{- end }}
+    {{- with $values.extraVolumeMounts }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+{{- end }}
+
+{{- define "inkserve.volumes" -}}
+- name: tmp
+  emptyDir:
+    sizeLimit: {{ .Values.tmpSizeLimit | quote }}
+{{- if .Values.split.enabled }}
+- name: socket
+  emptyDir:
+    medium: Memory
+    sizeLimit: 1Mi
+{{- end }}
+{{- with include "inkserve.modelsVolume" . }}
+{{ . | trim }}
+{{- end }}
+{{- with .Values.models.trustedKeysConfigMap }}
+- name: trusted-keys
+  configMap:
+    name: {{ . | quote }}
+{{- end }}
+{{- with include "inkserve.apiKeysVolume" . }}
+{{ . | trim }}
+{{- end }}
+{{- with include "inkserve.tlsVolumes" . }}
+{{ . | trim }}
+{{- end }}
+{{- with .Values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- /* Mounts the folder, not one file in it: Kubernetes does not update a mounted file when the keys change. */}}

@@ -14,6 +14,10 @@ from tests.support.charts import CASES, CHART, Manifest, Values, chart, pod_spec
 Steps = tuple[str | int, ...]
 """The way to a value or to a manifest's field: keys of maps and indices of lists."""
 
+EXTRAS: Values = values_of("extras")
+ADDITIONS: Values = {
+    name: EXTRAS[name] for name in EXTRAS if name not in ("image", "settings", "gpu", "podMonitor")
+}
 SPLIT_ON_GPUS: Values = values_of("public") | {
     "split": {"enabled": True},
     "settings": {"provider": "cuda"},
@@ -34,6 +38,7 @@ WHOLE_ON_CPUS: Values = values_of("cpu") | {
     "podDisruptionBudget": {"maxUnavailable": None, "minAvailable": "50%"},
     "apiKeys": {"inline": ["0123456789abcdef"]},
     "priorityClassName": "serving",
+    "podMonitor": EXTRAS["podMonitor"],
 }
 """Together, the two put nearly every value to use."""
 
@@ -99,12 +104,11 @@ def fields(manifests: list[Manifest]) -> dict[Steps, object]:
     }
 
 
-@pytest.mark.parametrize("values", [SPLIT_ON_GPUS, WHOLE_ON_CPUS], ids=["split-on-gpus", "whole-on-cpus"])
-def test_null_is_rejected_or_leaves_its_field_out(values: Values) -> None:
-    whole = merged(chart().values, values)
+def rejections(whole: Values, within: Values) -> int:
+    """Render `whole` with null in place of each value of `within`, and return how many Helm rejects."""
     before = fields(render(whole))
     rejected = 0
-    for steps in every_step(whole):
+    for steps in every_step(within):
         try:
             after = fields(render(with_null(whole, steps)))
         except (helm_python.HelmValuesError, helm_python.HelmRenderError) as error:
@@ -115,7 +119,18 @@ def test_null_is_rejected_or_leaves_its_field_out(values: Values) -> None:
         changed = {at: value for at, value in after.items() if at not in before or before[at] != value}
         kept = {at: value for at, value in changed.items() if value != {}}  # a map whose last entry went
         assert set(kept.values()) <= CHANGED_ON_PURPOSE.get(steps, set()), steps
-    assert rejected > 100
+    return rejected
+
+
+@pytest.mark.parametrize("values", [SPLIT_ON_GPUS, WHOLE_ON_CPUS], ids=["split-on-gpus", "whole-on-cpus"])
+def test_null_is_rejected_or_leaves_its_field_out(values: Values) -> None:
+    whole = merged(chart().values, values)
+    assert rejections(whole, whole) > 100
+
+
+def test_null_in_an_addition_is_rejected_or_leaves_its_field_out() -> None:
+    whole = merged(chart().values, ADDITIONS | {"terminationGracePeriodSeconds": 600})
+    assert rejections(whole, ADDITIONS) > 60
 
 
 @pytest.mark.parametrize("name", ["runAsUser", "runAsGroup", "fsGroup"])

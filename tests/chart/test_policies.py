@@ -76,6 +76,12 @@ ALLOWED = (
         cases=("object-store",),
     ),
     Allowed(
+        "CKV_K8S_35",
+        "The case has a variable from a Secret, because OpenTelemetry's SDK reads its headers from one.",
+        kind="Deployment",
+        cases=("extras",),
+    ),
+    Allowed(
         "CKV_K8S_40",  # run as a high UID
         "OpenShift assigns a high one to each namespace, and rejects the chart's.",
         cases=("openshift",),

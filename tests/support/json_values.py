@@ -6,6 +6,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 Schema = dict[str, Any]
+FREE_FORM = "free-form"
+"""How the $comment of a schema begins whose fields only Kubernetes knows: random ones are never valid."""
 CHARACTERS = st.characters(codec="utf-8", exclude_categories=["C"])
 TEXT = st.text(CHARACTERS, max_size=20)
 
@@ -14,6 +16,8 @@ def values_of(schema: Schema, root: Schema) -> st.SearchStrategy[Any]:
     """Values of `schema`, whose $ref look into `root`; its if, allOf and anyOf are left to the caller."""
     if "$ref" in schema:
         return values_of(root["$defs"][schema["$ref"].removeprefix("#/$defs/")], root)
+    if schema.get("$comment", "").startswith(FREE_FORM) and "properties" not in schema:
+        return st.just({})
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
@@ -53,6 +57,8 @@ def _objects(schema: Schema, root: Schema) -> st.SearchStrategy[dict[str, Any]]:
     if "properties" in schema:
         parts = {name: values_of(child, root) for name, child in schema["properties"].items()}
         required = schema.get("required", [])
+        if "maxProperties" in schema:
+            return _some_of(parts, required, schema["maxProperties"] - len(required))
         return st.fixed_dictionaries(
             {name: parts[name] for name in required},
             optional={name: part for name, part in parts.items() if name not in required},
@@ -61,6 +67,18 @@ def _objects(schema: Schema, root: Schema) -> st.SearchStrategy[dict[str, Any]]:
         return st.just({})
     names = _strings(schema["propertyNames"], root)
     return st.dictionaries(names, values_of(schema["additionalProperties"], root), max_size=3)
+
+
+def _some_of(
+    parts: dict[str, st.SearchStrategy[Any]], required: list[str], more: int
+) -> st.SearchStrategy[dict[str, Any]]:
+    """Objects with the required properties and exactly `more` of the others."""
+    others = st.lists(
+        st.sampled_from(sorted(parts.keys() - required)), min_size=more, max_size=more, unique=True
+    )
+    return others.flatmap(
+        lambda names: st.fixed_dictionaries({name: parts[name] for name in [*required, *names]})
+    )
 
 
 _MAKERS = {
