@@ -38,9 +38,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" | quote }}
 {{- end }}
 
-{{- /* The first of two equal keys wins, so podLabels cannot make the selector miss its pods. */}}
+{{- /* The labels of the service's pods. A change of one replaces every pod, so the chart's version is not among them, and
+the version is that of the image. */}}
 {{- define "inkserve.podLabels" -}}
-{{- $own := include "inkserve.ownLabels" . | fromYaml }}
+{{- $version := .Values.image.tag | default .Chart.AppVersion | trunc 63 | trimAll "-_." }}
+{{- $own := omit (include "inkserve.ownLabels" . | fromYaml) "helm.sh/chart" | merge (dict "app.kubernetes.io/version" $version) }}
 {{- merge (include "inkserve.selectorLabels" . | fromYaml) $own .Values.podLabels .Values.commonLabels | toYaml }}
 {{- end }}
 

@@ -116,6 +116,30 @@ def test_the_chart_has_the_projects_version() -> None:
     assert chart().metadata["appVersion"] == project["version"]
 
 
+@pytest.mark.parametrize("case", ["extras", "split", "object-store", "api-keys", "mutual-tls"])
+def test_another_version_of_the_chart_replaces_no_pod(case: str, tmp_path: Path) -> None:
+    shutil.copytree(CHART, tmp_path / "chart")
+    metadata = tmp_path / "chart" / "Chart.yaml"
+    metadata.write_text(re.sub(r"(?m)^version: .*$", "version: 99.0.0", metadata.read_text()))
+    with helm_python.Chart.load(tmp_path / "chart") as newer:
+        manifests = render(values_of(case), of=newer)
+    assert one(manifests, "Deployment")["metadata"]["labels"]["helm.sh/chart"] == "inkserve-99.0.0"
+    assert one(manifests, "Deployment")["spec"] == one(render(values_of(case)), "Deployment")["spec"]
+
+
+def test_another_version_of_the_service_replaces_no_pod_whose_image_stays(tmp_path: Path) -> None:
+    shutil.copytree(CHART, tmp_path / "chart")
+    metadata = tmp_path / "chart" / "Chart.yaml"
+    metadata.write_text(re.sub(r"(?m)^appVersion: .*$", "appVersion: 99.0.0", metadata.read_text()))
+    pinned = {"image": {"tag": "0.2.0-team_3"}}
+    with helm_python.Chart.load(tmp_path / "chart") as newer:
+        kept, changed = (one(render(values, of=newer), "Deployment") for values in (pinned, {}))
+    labels = kept["spec"]["template"]["metadata"]["labels"]
+    assert labels["app.kubernetes.io/version"] == "0.2.0-team_3"
+    assert kept["spec"] == one(render(pinned), "Deployment")["spec"]
+    assert changed["spec"] != one(render({}), "Deployment")["spec"]
+
+
 def resolved(schema: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = schema
     if "$ref" in schema:
