@@ -162,8 +162,9 @@ plan: $(VENV)/.develop ## Compute the pods for a rate from the measured capacity
 	$(BIN)/python -m loadtests.capacity plan $(ARGS)
 
 .PHONY: tables
-tables: $(VENV)/.develop ## Write the tables of settings: docs/settings.md and helm/values.schema.json
+tables: $(VENV)/.develop ## Write docs/settings.md, the settings in helm/values.schema.json, and helm/README.md
 	$(BIN)/python -m helm.settings_tables
+	$(BIN)/python -m helm.values_table
 
 .PHONY: dashboard
 dashboard: $(VENV)/.develop ## Write the Grafana dashboard, helm/dashboards/inkserve.json
