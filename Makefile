@@ -166,6 +166,11 @@ tables: $(VENV)/.develop ## Write docs/settings.md, the settings in helm/values.
 	$(BIN)/python -m helm.settings_tables
 	$(BIN)/python -m helm.values_table
 
+.PHONY: chart-package
+chart-package: $(VENV)/.develop ## Package the chart as build/inkserve-VERSION.tgz, without the helm program (1 s)
+	mkdir -p build
+	$(BIN)/python -c 'import helm_python; print(helm_python.package("helm", destination="build"))'
+
 .PHONY: dashboard
 dashboard: $(VENV)/.develop ## Write the Grafana dashboard, helm/dashboards/inkserve.json
 	$(BIN)/python helm/dashboards/inkserve.py

@@ -1,13 +1,10 @@
 """A model version in an OCI registry, Debian's docker-registry: pushed, pulled and served."""
 
 import os
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from oras.client import OrasClient
@@ -17,14 +14,14 @@ from service.observability.metrics import Metrics
 from service.serving.local import LocalPredictor
 from service.serving.predictor import infer
 from service.settings import Settings
-from tests.support.console import free_port
 from tests.support.live import ROOT
+from tests.support.registry import HAS_REGISTRY, registry_on_loopback
 from tests.support.requests import request_for
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        shutil.which("docker-registry") is None and not os.environ.get("CI"),
+        not HAS_REGISTRY and not os.environ.get("CI"),
         reason="docker-registry is missing: Debian's package docker-registry has it",
     ),
 ]
@@ -39,32 +36,8 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def registry(storage: Path) -> Iterator[str]:
-    """A registry on loopback; yields its host and port."""
-    address = f"127.0.0.1:{free_port()}"
-    config = storage / "config.yml"
-    config.write_text(
-        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {storage}/data}}}}\n"
-        f"http: {{addr: '{address}'}}\n"
-    )
-    with (storage / "log").open("wb") as log:
-        process = subprocess.Popen(["docker-registry", "serve", config], stdout=log, stderr=log)
-    try:
-        wait_for(f"http://{address}/v2/", process)
+    with registry_on_loopback(storage) as address:
         yield address
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            httpx.get(url, trust_env=False).raise_for_status()
-            return
-        except httpx.TransportError:
-            time.sleep(0.05)
-    pytest.fail("the registry did not start")
 
 
 def files(folder: Path) -> dict[str, bytes]:
