@@ -260,6 +260,8 @@ def container(**fields: Any) -> Values:
             "/sidecars/0': additional properties 'imagePolicy'",
         ),
         ({"sidecars": [container(livenessProbe={"tcpSocket": {"port": None}})]}, "tcpSocket/port'"),
+        ({"sidecars": [container(ports=[{"port": 1}])]}, "/sidecars/0/ports/0'"),
+        ({"extraVolumes": [{"name": "a", "csi": {}}]}, "/extraVolumes/0/csi': missing property 'driver'"),
         ({"affinity": {"nodeAffinty": {}}}, "/affinity': additional properties 'nodeAffinty'"),
         ({"affinity": {"nodeAffinity": {REQUIRED: [{}]}}}, f"/affinity/nodeAffinity/{REQUIRED}': got array"),
         ({"affinity": {"podAffinity": {REQUIRED: [{}]}}}, "missing property 'topologyKey'"),
