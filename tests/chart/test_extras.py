@@ -74,7 +74,9 @@ def test_the_labels_of_the_gpu_join_every_term_of_the_node_affinity() -> None:
     assert term == by_name | {"matchExpressions": [gpu]}
 
 
-@pytest.mark.parametrize("case", ["extras", "public", "load-test", "api-keys"])
+@pytest.mark.parametrize(
+    "case", ["extras", "public", "load-test", "api-keys", "pvc-hpa", "image-volume-keda"]
+)
 def test_every_object_and_pod_has_the_common_labels_and_annotations(case: str) -> None:
     labels = {"team": "vision", "app.kubernetes.io/component": "mine", "app.kubernetes.io/name": "mine"}
     annotations = {"owner": "vision", "helm.sh/hook": "mine"}

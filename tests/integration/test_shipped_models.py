@@ -123,7 +123,7 @@ def test_the_card_and_the_log_lie_beside_it(folder: Path) -> None:
 def test_the_models_are_small() -> None:
     sizes = [(folder / MODEL_FILE).stat().st_size for folder in FOLDERS]
     assert max(sizes) < 16 * MIB
-    assert sum(sizes) < 48 * MIB
+    assert sum(sizes) < 60 * MIB
 
 
 @pytest.mark.parametrize(("name", "accuracy"), [("mlp", 0.993), ("cnn", 0.996), ("vit", 0.995)])
