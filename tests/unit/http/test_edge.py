@@ -168,11 +168,12 @@ async def test_a_path_is_found_with_a_prefix_and_with_a_slash(
 ) -> None:
     body, query = (RAW, "") if path == "/classify" else (b"", "?seed=1" if path == "/generate" else "")
     method = PATHS[path].partition(",")[0]
+    status = 400 if path == "/search" else 200  # none of the models here understands a prompt
     async with listening(predictor, tmp_path, root_path=root) as listener, asking(listener) as client:
         plain = await client.request(method, path + query, content=body)
         for sent in (f"{path}/", root + path, f"{root}{path}/"):
             response = await client.request(method, sent + query, content=body, follow_redirects=True)
-            assert response.status_code == plain.status_code == 200, sent
+            assert response.status_code == plain.status_code == status, sent
             assert response.headers["content-type"] == plain.headers["content-type"]
             if path != "/metrics":
                 assert response.content == plain.content, sent
