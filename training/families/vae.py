@@ -100,18 +100,21 @@ class Config:
 
 # Conditioning on the label is Sohn et al. 2015; the KL warm-up is Sonderby et al. 2016.
 CONFIG = Config(
-    epochs=12,
+    epochs=24,
     batch_size=128,
     latent=32,
     embedding=32,
     hidden=256,
     channels_7=64,
-    channels_14=48,
+    channels_14=32,
     channels_28=16,
     learning_rate=1e-3,
     warm_up=0.1,
     ema_decay=0.999,
     precision="32-true",
+    blocks_7=2,
+    blocks_14=1,
+    flow_layers=6,
 )
 
 
