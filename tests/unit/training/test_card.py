@@ -19,6 +19,7 @@ SECTIONS = {"architecture": "Architecture", "intended_use": "Intended use", "lim
 
 # As its published command sets it.
 VIT = dataclasses.replace(classifier.VIT, precision="bf16-mixed")
+VAE = dataclasses.replace(vae.CONFIG, precision="bf16-mixed")
 
 History = Sequence[Mapping[str, float]]
 
@@ -43,10 +44,8 @@ FAMILIES: dict[str, Callable[[History], Card]] = {
     "cnn": lambda history: classifier._card(classifier.CNN, size(classifier.build(classifier.CNN)), history),
     "vit": lambda history: classifier._card(VIT, size(classifier.build(VIT)), history),
     "gan": gan_card,
-    "vae": lambda history: vae._card("vae", "vae", vae.CONFIG, vae.ConditionalVae(vae.CONFIG), history),
-    "vae-encoder": lambda history: vae._card(
-        "vae-encoder", "vae", vae.CONFIG, vae.ConditionalVae(vae.CONFIG), history
-    ),
+    "vae": lambda history: vae._card("vae", "vae", VAE, vae.ConditionalVae(VAE), history),
+    "vae-encoder": lambda history: vae._card("vae-encoder", "vae", VAE, vae.ConditionalVae(VAE), history),
 }
 
 
