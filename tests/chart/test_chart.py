@@ -24,7 +24,7 @@ from helm.files.smoke import first_key
 from helm.settings_tables import chart_name
 from service.http.api_keys import ApiKeys
 from service.observability.metrics import Metrics
-from service.settings import RENAMED, Settings, load_settings
+from service.settings import RENAMED, RESERVED, Settings, load_settings
 from tests.support.charts import (
     CASES,
     CHART,
@@ -837,14 +837,6 @@ def test_the_test_pod_reaches_only_the_service() -> None:
         }
 
 
-def test_metrics_are_not_published() -> None:
-    manifests = render(values_of("public"))
-    paths = [path["path"] for path in one(manifests, "Ingress")["spec"]["rules"][0]["http"]["paths"]]
-    matches = one(manifests, "HTTPRoute")["spec"]["rules"][0]["matches"]
-    assert paths == [match["path"]["value"] for match in matches]
-    assert not any("/metrics".startswith(path) for path in paths)
-
-
 @pytest.mark.skipif(not shutil.which("rclone"), reason="rclone is missing: Debian has it")
 def test_the_init_container_fetches_the_models_that_the_service_reads(tmp_path: Path) -> None:
     bucket, models = tmp_path / "bucket", tmp_path / "models"
@@ -957,3 +949,17 @@ def test_any_values_render_valid_manifests_or_are_rejected_with_our_message(valu
     for manifest in manifests:
         if manifest["kind"] in ("Deployment", "Job", "NetworkPolicy", "Secret", "Service"):
             validate(manifest, NEWEST_KUBERNETES)
+
+
+def test_only_the_page_and_the_public_routes_are_published() -> None:
+    manifests = render(values_of("public"))
+    paths = one(manifests, "Ingress")["spec"]["rules"][0]["http"]["paths"]
+    exact = {path["path"] for path in paths if path["pathType"] == "Exact"}
+    below = {path["path"] for path in paths if path["pathType"] == "Prefix"}
+    matches = [match for rule in one(manifests, "HTTPRoute")["spec"]["rules"] for match in rule["matches"]]
+    assert len(matches) == len(paths)
+    assert {match["path"]["value"] for match in matches if match["path"]["type"] == "Exact"} == exact == {"/"}
+    assert {match["path"]["value"] for match in matches if match["path"]["type"] == "PathPrefix"} == below
+    assert {"/metrics", "/"}.isdisjoint(below)
+    served = {f"/{name}" for name in RESERVED} - {"/metrics"}
+    assert below == served
