@@ -16,6 +16,8 @@ OPERATIONS = [
     ("POST", "/classify"),
     ("GET", "/generate"),
     ("POST", "/generate"),
+    ("GET", "/search"),
+    ("POST", "/search"),
     ("GET", "/v2/health/live"),
     ("GET", "/v2/health/ready"),
     ("GET", "/metrics"),

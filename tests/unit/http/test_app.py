@@ -384,7 +384,9 @@ async def test_the_list_tells_what_a_row_costs(
     assert await predictor.reload() == []
     listed = (await client.get("/models")).json()["models"]
     costs = {model["name"]: model["multiply_adds"] for model in listed}
-    assert costs == {"another": None, "first-pixel": None, "large": 10**9, "odd": None, "ramp": None}
+    assert costs.pop("large") == 10**9
+    assert {"odd", "ramp"} < costs.keys()
+    assert set(costs.values()) == {None}
     assert (await client.get("/models/large")).json()["multiply_adds"] == 10**9
 
 

@@ -200,8 +200,8 @@ def test_a_diverging_trial_is_pruned_and_named(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["rnn"], "'rnn' is no model with a search space, expected one of cnn, gan, mlp, vae, vit"),
-        (["judge"], "'judge' is no model with a search space, expected one of cnn, gan, mlp, vae, vit"),
+        (["rnn"], "'rnn' is no model with a search space, expected one of cnn, flow, gan, mlp, vae, vit"),
+        (["judge"], "'judge' is no model with a search space, expected one of cnn, flow, gan, mlp, vae, vit"),
         (["vae", "--set", "depth=3"], "vae has no hyperparameter 'depth'"),
         (
             ["vae", "--set", "learning_rate=1e-3", "--set", "warm_up=0.1", *FIXED],
