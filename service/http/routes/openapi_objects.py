@@ -71,7 +71,8 @@ def _plain(field: Json) -> Json:
     if "enum" in field:
         return {"enum": list(dict.fromkeys(str(value) for value in field["enum"] if value is not None))}
     choices = [choice for choice in field.get("anyOf", []) if choice.get("type") != "null"]
-    schema: Json = choices[0] if choices else {"type": field["type"]}
+    words = ("default", "deprecated", "description", "title")
+    schema: Json = choices[0] if choices else {key: field[key] for key in field if key not in words}
     return schema
 
 
