@@ -75,7 +75,7 @@ class Ask(NamedTuple):
 JSON = "application/json"
 BUG = RuntimeError("a bug")
 NO_ENGINE = ModelNotReady("the engine is not connected yet")
-RAW_BODY = {"body": RAW, "kind": OCTETS}
+RAW_BODY: dict[str, Any] = {"body": RAW, "kind": OCTETS}
 SHED = (QueueFull("the queue is full"), DeadlineUnreachable("too much work"), BuffersFull("too many bytes"))
 UNAVAILABLE = (ModelNotReady("it is loading"), ShuttingDown("it stops"), Unavailable("no engine"))
 
