@@ -226,8 +226,9 @@ class Supervisor:
                 self._spare_engine.prepare()
             await self._count(TICK_SECONDS)
             self._load.note(read_counts(time.monotonic(), self.totals.select(FAMILIES)))
+            load = self._load.over(REPORT_SECONDS)
             for worker in self._workers:
-                worker.tell_load(self._load.over(REPORT_SECONDS))
+                worker.tell_load(load)
 
     async def _all_ready(self) -> str | None:
         """Wait until all processes serve; returns what is wrong with the default models, or None."""

@@ -21,6 +21,7 @@ from service.errors import InkserveError
 from service.http.app import create_app
 from service.http.error_responses import error_response, row_of
 from service.models.manifest import MANIFEST_FILE, read_manifest
+from service.observability import load
 from service.observability.metrics import Metrics
 from service.serving.local import LocalPredictor
 from service.serving.predictor import Cancel
@@ -28,6 +29,7 @@ from tests.support.http import image, png, settings
 from tests.support.models import LATENT
 from tests.support.openapi import Documented
 
+ROOT = Path(__file__).parents[3]
 OCTETS = {"content-type": "application/octet-stream"}
 JSON_BODY = {"content-type": "application/json"}
 
@@ -481,3 +483,16 @@ async def test_an_unexpected_error_is_logged_and_not_sent(
         response = await client.post("/classify", content=RAW, headers=OCTETS)
     assert (response.status_code, response.json()) == (500, {"error": "internal error"})
     assert "a secret" in caplog.text
+
+
+async def test_every_inference_route_counts_as_load_and_in_the_alerts(client: httpx.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    tagged = {
+        path
+        for path, operations in paths.items()
+        for operation in operations.values()
+        if "inference" in operation.get("tags", [])
+    }
+    assert tagged == set(load.ROUTES)
+    rules = (ROOT / "helm" / "rules" / "inkserve.yaml").read_text()
+    assert set(re.findall(r'route=~"([^"]*)"', rules)) == {"|".join(load.ROUTES)}
