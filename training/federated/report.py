@@ -1,10 +1,10 @@
 """What the federated trainings reached: a table on stdout, report.md, and a picture of accuracy by round."""
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
 from training.federated.plan import History
+from training.figures import new_figure, save_figure
 from training.files import write_atomically
 
 PAGE_FILE = "report.md"
@@ -42,12 +42,7 @@ def _row(history: History) -> tuple[str, ...]:
 
 def plot(histories: Sequence[History], path: Path) -> None:
     """Draw each history's accuracy on the validation images after each round."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6.5, 4))
+    figure, axis = new_figure(figsize=(6.5, 4))
     for history in histories:
         values = [100 * each for each in history.accuracies]
         style = "-" if history.setting.split == "iid" else "--"
@@ -55,10 +50,5 @@ def plot(histories: Sequence[History], path: Path) -> None:
         axis.plot(range(len(values)), values, style, label=label)
     axis.set(xlabel="round", ylabel="accuracy on validation images, %")
     axis.locator_params(axis="x", integer=True)
-    axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
-    buffer = BytesIO()
-    figure.tight_layout()
-    figure.savefig(buffer, format="png", dpi=80, metadata={"Software": None})
-    plt.close(figure)
-    write_atomically(path, buffer.getvalue())
+    save_figure(figure, path)

@@ -1,11 +1,9 @@
 """The two pictures of a privacy study: accuracy against epsilon, and the curves of the attacks."""
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
-from training.files import write_atomically
+from training.figures import new_figure, save_figure
 from training.privacy.attack import Curve
 from training.privacy.plan import Level
 
@@ -14,7 +12,7 @@ LOWEST_RATE = 1e-3
 
 def plot_accuracy(accuracies: Sequence[tuple[Level, Sequence[float]]], path: Path) -> None:
     """Draw each run's accuracy, and the line through the means, against epsilon on a logarithmic axis."""
-    figure, axis = _pyplot().subplots(figsize=(5.5, 3.6))
+    figure, axis = new_figure(figsize=(5.5, 3.6))
     private = sorted((level.epsilon, values) for level, values in accuracies if level.epsilon is not None)
     for level, values in accuracies:
         if level.epsilon is None:
@@ -29,13 +27,13 @@ def plot_accuracy(accuracies: Sequence[tuple[Level, Sequence[float]]], path: Pat
     axis.minorticks_off()
     axis.set(xlabel="epsilon", ylabel="accuracy on test images, %")
     axis.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_attacks(curves: Sequence[tuple[Level, Mapping[str, Curve]]], path: Path) -> None:
     """Draw each attack's curves on logarithmic axes, one panel per attack and one line per level."""
     names = list(curves[0][1])
-    figure, axes = _pyplot().subplots(1, len(names), figsize=(4.6 * len(names), 4.2), sharey=True)
+    figure, axes = new_figure(1, len(names), figsize=(4.6 * len(names), 4.2), sharey=True)
     for axis, name in zip(axes, names, strict=True):
         for level, of_level in curves:
             seen = of_level[name]
@@ -46,23 +44,4 @@ def plot_attacks(curves: Sequence[tuple[Level, Mapping[str, Curve]]], path: Path
         axis.set(xlabel="rate of false positives")
         axis.legend(fontsize="small")
     axes[0].set_ylabel("rate of true positives")
-    _save(figure, path)
-
-
-def _pyplot() -> Any:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt
-
-
-def _save(figure: Any, path: Path) -> None:
-    for axis in figure.axes:
-        axis.grid(alpha=0.3)
-    buffer = BytesIO()
-    figure.tight_layout()
-    figure.savefig(buffer, format="png", dpi=80, metadata={"Software": None})
-    _pyplot().close(figure)
-    write_atomically(path, buffer.getvalue())
+    save_figure(figure, path)

@@ -4,7 +4,6 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from service.models.manifest import MODEL_FILE
 from training.cards.card import titled_table
 from training.datasets.splits import Splits
+from training.figures import new_figure, save_figure
 from training.files import write_atomically
 from training.quantization.int8 import single_threaded_session
 from training.quantization.speed import cpu_name, seconds_per_run
@@ -111,14 +111,9 @@ def _microseconds(
 
 def _draw(points: Sequence[Point], path: Path) -> None:
     """Draw accuracy by CPU time, the area of a point by its file's size, and the front as steps."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     batch = BATCHES[-1]
     best = front(points, batch)
-    figure, axis = plt.subplots(figsize=(7, 4))
+    figure, axis = new_figure(figsize=(7, 4))
     for point in points:
         where = (point.microseconds[batch], 100 * point.accuracy)
         colour = "tab:blue" if point.name in best else "tab:grey"
@@ -139,9 +134,4 @@ def _draw(points: Sequence[Point], path: Path) -> None:
         title="area: size of the file",
     )
     axis.margins(0.15)
-    axis.grid(alpha=0.3)
-    buffer = BytesIO()
-    figure.tight_layout()
-    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
-    plt.close(figure)
-    write_atomically(path, buffer.getvalue())
+    save_figure(figure, path, dpi=100)

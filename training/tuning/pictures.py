@@ -1,21 +1,18 @@
 """The two pictures of a study: its history and the importance of its hyperparameters."""
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from training.files import write_atomically
+from training.figures import new_figure, save_figure
 from training.tuning.plan import Plan
 from training.tuning.study import is_default
 
 
 def plot_history(plan: Plan, trials: Sequence[FrozenTrial], path: Path) -> None:
     """Draw each trial's value by its number, the best so far, and each trial's value by epoch."""
-    plt = _pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+    figure, (left, right) = new_figure(1, 2, figsize=(10, 3.6))
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     numbers, last = [trial.number for trial in complete], max(trial.number for trial in trials)
     values = [trial.value for trial in complete if trial.value is not None]
@@ -36,31 +33,12 @@ def plot_history(plan: Plan, trials: Sequence[FrozenTrial], path: Path) -> None:
     for axis in (left, right):
         axis.xaxis.get_major_locator().set_params(integer=True)
     left.legend(fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_importance(importance: Mapping[str, float], path: Path) -> None:
     """Draw one bar per hyperparameter, the most important one on top."""
-    figure, axis = _pyplot().subplots(figsize=(5.5, 0.6 + 0.4 * len(importance)))
+    figure, axis = new_figure(figsize=(5.5, 0.6 + 0.4 * len(importance)))
     axis.barh(list(importance)[::-1], list(importance.values())[::-1])
     axis.set(title="importance (PED-ANOVA)", xlim=(0, 1))
-    _save(figure, path)
-
-
-def _pyplot() -> Any:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt
-
-
-def _save(figure: Any, path: Path) -> None:
-    for axis in figure.axes:
-        axis.grid(alpha=0.3)
-    buffer = BytesIO()
-    figure.tight_layout()
-    figure.savefig(buffer, format="png", dpi=80, metadata={"Software": None})
-    _pyplot().close(figure)
-    write_atomically(path, buffer.getvalue())
+    save_figure(figure, path)
