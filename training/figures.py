@@ -9,7 +9,8 @@ from training.files import write_atomically
 
 def new_figure(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
     """Return a figure and its axes, as `matplotlib.pyplot.subplots` does; options are its own."""
-    return _pyplot().subplots(rows, columns, **options)
+    figure, axes = _pyplot().subplots(rows, columns, **options)
+    return figure, axes
 
 
 def save_figure(figure: Any, path: Path, dpi: int = 80) -> None:
