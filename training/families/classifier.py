@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import OneCycleLR
 
 from service.models.manifest import Preprocess, TensorSpec
 from training.cards.card import Card, make_card
@@ -25,6 +24,7 @@ from training.families import transformer
 from training.families.attention import ATTENTION_FILE, save_attention
 from training.families.augment import Deformation, deform
 from training.families.batch_norm import fold_batch_norm
+from training.families.layers import convolution, one_cycle
 from training.families.teacher import Teacher
 from training.families.tensors import to_tensors
 from training.runs.averaging import averaged
@@ -191,8 +191,8 @@ def _cnn(dropout: float) -> Classifier:
     """
     layers: list[nn.Module] = []
     for inputs, outputs in ((1, 32), (32, 64)):
-        layers += _convolution(inputs, outputs, 3) + _convolution(outputs, outputs, 3)
-        layers += [*_convolution(outputs, outputs, 5, stride=2, padding=2), nn.Dropout(dropout)]
+        layers += convolution(inputs, outputs, 3) + convolution(outputs, outputs, 3)
+        layers += [*convolution(outputs, outputs, 5, stride=2, padding=2), nn.Dropout(dropout)]
     layers += [nn.Flatten(), nn.Linear(64 * 4 * 4, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU()]
     return Classifier(nn.Sequential(*layers, nn.Dropout(dropout)), 128)
 
@@ -206,21 +206,13 @@ def _judge(dropout: float) -> Classifier:
     layers: list[nn.Module] = []
     for inputs, outputs in ((1, 24), (24, 48), (48, 96)):
         layers += [nn.MaxPool2d(2)] if inputs > 1 else []
-        layers += _convolution(inputs, outputs, 3, padding=1) + _convolution(outputs, outputs, 3, padding=1)
+        layers += convolution(inputs, outputs, 3, padding=1) + convolution(outputs, outputs, 3, padding=1)
     return Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout)), 96)
 
 
 def _vit(dropout: float) -> Classifier:
     """Convolutions to a 7x7 map, and three blocks of self-attention on its pixels; 0.3 M parameters."""
     return Classifier(transformer.body(dropout), transformer.WIDTH)
-
-
-def _convolution(inputs: int, outputs: int, size: int, stride: int = 1, padding: int = 0) -> list[nn.Module]:
-    return [
-        nn.Conv2d(inputs, outputs, size, stride=stride, padding=padding, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-    ]
 
 
 def train(config: Config, splits: Splits, run: Run) -> None:
@@ -236,7 +228,8 @@ def train(config: Config, splits: Splits, run: Run) -> None:
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
     ema = averaged(model, config.ema_decay)
     optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=config.learning_rate, fused=True)
-    scheduler = _one_cycle(optimizer, config, steps=config.epochs * (len(labels) // config.batch_size))
+    steps = config.epochs * (len(labels) // config.batch_size)
+    scheduler = one_cycle(optimizer, config.learning_rate, steps, config.warm_up)
     wrapped, wrapped_optimizer = run.fabric.setup(model, optimizer)
     state = {"model": wrapped, "optimizer": wrapped_optimizer, "scheduler": scheduler, "ema": ema}
     run.restore(state)
@@ -279,16 +272,6 @@ def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
         {"params": spared, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-
-def _one_cycle(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> OneCycleLR:
-    return OneCycleLR(
-        optimizer,
-        config.learning_rate,
-        total_steps=steps,
-        pct_start=config.warm_up,
-        cycle_momentum=False,
-    )
 
 
 def loss_of(logits: Tensor, labels: Tensor, targets: Tensor | None, config: Config) -> Tensor:

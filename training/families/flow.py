@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import OneCycleLR
 
 from service.content.latents import draw_latents
 from service.models.manifest import TensorSpec
@@ -27,6 +26,7 @@ from training.evaluation.judge import latest_judge
 from training.export.publish import Model, publish
 from training.families.coupling import coupled
 from training.families.grids import grid_labels, save_grid
+from training.families.layers import one_cycle
 from training.families.samples import chosen_epoch, draw_samples
 from training.families.tensors import to_tensors
 from training.runs.averaging import averaged
@@ -277,13 +277,8 @@ def train(config: Config, splits: Splits, run: Run) -> None:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
-    scheduler = OneCycleLR(
-        optimizer,
-        config.learning_rate,
-        total_steps=config.epochs * (len(labels) // config.batch_size),
-        pct_start=config.warm_up,
-        cycle_momentum=False,
-    )
+    steps = config.epochs * (len(labels) // config.batch_size)
+    scheduler = one_cycle(optimizer, config.learning_rate, steps, config.warm_up)
     wrapped, wrapped_optimizer = run.fabric.setup(model, optimizer)
     state = {"model": wrapped, "optimizer": wrapped_optimizer, "scheduler": scheduler, "ema": ema}
     run.restore(state)

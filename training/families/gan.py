@@ -342,15 +342,15 @@ def train(config: Config, splits: Splits, run: Run) -> None:
         for step, rows in run.batches(epoch, len(labels), config.batch_size):
             real = images[rows].float() / 127.5 - 1
             z = torch.randn(len(rows), config.latent, generator=run.generator(epoch, step), device=device)
-            rate = adversaries.set_rate((epoch * steps_per_epoch + step) / (config.epochs * steps_per_epoch))
+            before = epoch * steps_per_epoch + step
+            rate = adversaries.set_rate(before / (config.epochs * steps_per_epoch))
             metrics = adversaries.step(real, labels[rows], z, with_r1=step % config.r1_interval == 0)
             run.check_loss(epoch, step, torch.stack(list(metrics.values())))
             for name, value in metrics.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value
                 counts[name] = counts.get(name, 0) + 1
-            done = epoch * steps_per_epoch + step + 1
-            if run.leads and done % config.sample_interval == 0:
-                save_samples(adversaries.ema.module, config, step_file(run.folder, done))
+            if run.leads and (before + 1) % config.sample_interval == 0:
+                save_samples(adversaries.ema.module, config, step_file(run.folder, before + 1))
         means = {name: run.mean(total / counts[name]) for name, total in sums.items()}
         means["learning_rate"] = rate
         score = float(epoch)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from training.captions.attributes import STYLES
 from training.datasets.splits import CLASSES
 from training.families.augment import Deformation
+from training.families.layers import convolution
 from training.runs.run import Precision
 
 BYTES = 256
@@ -90,8 +91,8 @@ class TextEncoder(nn.Module):
         hidden = self.first(self.bytes(codes).unsqueeze(1).permute(0, 3, 1, 2))  # (n, channels, 1, MAX_BYTES)
         there = (codes > 0)[:, None, None].to(hidden.dtype)
         hidden = hidden * there
-        for convolution in self.others:
-            hidden = hidden + functional.relu(convolution(functional.relu(hidden))) * there
+        for layer in self.others:
+            hidden = hidden + functional.relu(layer(functional.relu(hidden))) * there
         hidden = functional.relu(hidden) * there
         mean = hidden.float().sum((2, 3)) / there.float().sum((2, 3)).clamp(min=1)
         return torch.cat([mean, hidden.amax((2, 3)).float()], 1)
@@ -113,9 +114,9 @@ class Pair(nn.Module):
             nn.Linear(features, config.hidden), nn.ReLU(), nn.Linear(config.hidden, 1)
         )
         self.image = nn.Sequential(
-            *_convolution(1, config.channels_14, 5, 2),
-            *_convolution(config.channels_14, config.channels_7, 3, 2),
-            *_convolution(config.channels_7, config.channels_7, 3, 1),
+            *convolution(1, config.channels_14, 5, stride=2, padding=2),
+            *convolution(config.channels_14, config.channels_7, 3, stride=2, padding=1),
+            *convolution(config.channels_7, config.channels_7, 3, padding=1),
             nn.Flatten(),
             nn.Linear(config.channels_7 * 7 * 7, config.hidden, bias=False),
             nn.BatchNorm1d(config.hidden),
@@ -153,11 +154,3 @@ class Pair(nn.Module):
 def unit(vectors: Tensor) -> Tensor:
     """The vectors at length 1, in float32."""
     return functional.normalize(vectors.float(), dim=1)
-
-
-def _convolution(inputs: int, outputs: int, size: int, stride: int) -> list[nn.Module]:
-    return [
-        nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-    ]

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import OneCycleLR
 
 from service.models.manifest import CAPTIONER_SUFFIX
 from training.captions.attributes import FRACTION, STYLES, Thresholds
@@ -45,6 +44,7 @@ from training.export.publish import Model, publish
 from training.families.augment import deform
 from training.families.classifier import preprocess_for
 from training.families.grids import COLUMNS, save_grid
+from training.families.layers import one_cycle
 from training.families.pair import REACH, Config, Pair, unit
 from training.families.tensors import to_tensors
 from training.families.text_graphs import IMAGES, TEXT, Captions, Search, captioning_specs, search_specs
@@ -176,9 +176,7 @@ def train(config: Config, splits: Splits, run: Run) -> None:
     )
     steps = config.epochs * (len(splits.train) // config.batch_size)
     rates = [config.learning_rate, config.learning_rate, 5 * config.learning_rate]
-    scheduler = OneCycleLR(
-        optimizer, rates, total_steps=steps, pct_start=config.warm_up, cycle_momentum=False
-    )
+    scheduler = one_cycle(optimizer, rates, steps, config.warm_up)
     wrapped, wrapped_optimizer = run.fabric.setup(model, optimizer)
     state = {"model": wrapped, "optimizer": wrapped_optimizer, "scheduler": scheduler, "ema": ema}
     run.restore(state)

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from training.families.layers import convolution
+
 # The stem's channels and strides: 28 -> 14 -> 7 pixels per side. Each pixel of the last map is a token.
 STEM = ((32, 1), (32, 1), (64, 2), (64, 1), (96, 2))
 GRID = 7
@@ -114,8 +116,7 @@ def body(dropout: float) -> nn.Sequential:
     layers: list[nn.Module] = []
     inputs = 1
     for outputs, stride in STEM:
-        layers += [nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)]
-        layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
+        layers += convolution(inputs, outputs, 3, stride=stride, padding=1)
         inputs = outputs
     return nn.Sequential(*layers, Encoder(), nn.Dropout(dropout))
 

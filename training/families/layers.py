@@ -1,0 +1,22 @@
+"""What the families build and train with alike: a convolution, and a learning rate of one cycle."""
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+
+
+def convolution(inputs: int, outputs: int, size: int, stride: int = 1, padding: int = 0) -> list[nn.Module]:
+    """A convolution without a bias, batch normalisation and ReLU."""
+    return [
+        nn.Conv2d(inputs, outputs, size, stride=stride, padding=padding, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    ]
+
+
+def one_cycle(optimizer: Optimizer, rates: float | list[float], steps: int, warm_up: float) -> OneCycleLR:
+    """The schedule that rises for the fraction `warm_up` of the steps, then falls along half a cosine to 0.
+
+    rates: the highest learning rate, of all parameter groups or of each (Smith and Topin 2018).
+    """
+    return OneCycleLR(optimizer, rates, total_steps=steps, pct_start=warm_up, cycle_momentum=False)
