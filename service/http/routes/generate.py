@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from service.batching.request import InferenceRequest, InferenceResult
+from service.batching.request import InferenceResult
 from service.content import codecs
 from service.content.brief import shown
 from service.content.json_bodies import JsonNames
@@ -38,7 +38,7 @@ from service.http.routes.shared import (
 from service.http.types import JSON, OCTETS, PNG, Headers, Receive, Scope
 from service.models.manifest import Manifest, TensorSpec
 from service.models.tensors import Array
-from service.serving.predictor import Predictor, infer
+from service.serving.predictor import Predictor
 from service.settings import Settings
 
 QUERY = tuple(name for name in GenerateRequest.model_fields if name != "z")
@@ -116,18 +116,18 @@ class Generate:
             target = find_target(
                 self._predictor, "generation", wanted.model, wanted.version, self._settings.default_generator
             )
-            name = call.model = target.manifest.name
+            call.model = target.manifest.name
             if wanted.prompt is not None:
                 _check_alone(wanted, body, kind)
-                asker = Asker(self._predictor, self._watch, receive, call, deadline, priority)
-                return await self._suiting(asker, wanted, wanted.prompt, target, accepted)
-            z, seed = await self._latents(wanted, body, kind, target.manifest)
+            else:
+                z, seed = await self._latents(wanted, body, kind, target.manifest)
         del body  # its latents are kept, while they wait and run
+        asker = Asker(self._predictor, self._watch, receive, call, deadline, priority)
+        if wanted.prompt is not None:
+            return await self._suiting(asker, wanted, wanted.prompt, target, accepted)
         labels = _label_indexes(wanted, len(z), target.manifest)
         inputs = {"z": z} if labels is None else {"z": z, "label": labels}
-        request = InferenceRequest(name, target.version, inputs, len(z), deadline, priority, call.submitted())
-        result = await self._watch.guard(receive, infer(self._predictor, request))
-        call.note_inference(result)
+        result = await asker.infer(target, inputs, len(z))
         manifest = answered_by(self._predictor, target.manifest, result)
         return await Generated(manifest, result, seed, labels).respond(accepted)
 
