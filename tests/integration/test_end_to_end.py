@@ -15,6 +15,7 @@ import onnxruntime as ort
 import pytest
 from PIL import Image
 
+from service.batching.retries import MAX_RETRY_SECONDS
 from service.models.folder import latest_version
 from service.models.manifest import Manifest, read_manifest
 from tests.support.live import RAW, RAW_ANSWER, ROOT, Connection, Service, connected, post_all, serving
@@ -182,9 +183,10 @@ async def test_a_full_queue_answers_429_at_once_and_loses_nobody_else(add_slow: 
         answers = await post_all(service.port, "/classify", [bytes(784)] * 200, RAW)
     statuses = [answer.status for answer in answers]
     assert set(statuses) == {200, 429}
-    refused = next(answer for answer in answers if answer.status == 429)
-    assert refused.headers["retry-after"] == "1"
-    assert b"expected at most 8 in the queue" in refused.body
+    for refused in (answer for answer in answers if answer.status == 429):
+        # Later ones are promised later seconds; how many fit into one second depends on the machine's pace.
+        assert 1 <= int(refused.headers["retry-after"]) <= MAX_RETRY_SECONDS
+        assert b"expected at most 8 in the queue" in refused.body
 
 
 async def test_sigterm_answers_what_was_accepted_and_exits_0(add_slow: Callable[[], Path]) -> None:
