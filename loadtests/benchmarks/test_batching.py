@@ -13,7 +13,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from service.batching.batcher import Batcher
 from service.batching.device import Device
-from service.batching.queue import Batch, BatchQueue, Item
+from service.batching.items import Item
+from service.batching.queue import Batch, BatchQueue
 from service.batching.request import InferenceRequest, Outcome
 
 Outputs = tuple[NDArray[Any], ...]

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 from service.batching.batch_sizes import ON_LOOP_ROWS, OnLoopRows, on_loop_rows
+from service.batching.items import Item
 from service.batching.pace import DEADLINE_SHARE
-from service.batching.queue import BatchQueue, Item
+from service.batching.queue import BatchQueue
 from service.batching.request import InferenceResult
 from service.errors import QueueFull
 from service.observability.load import GAUGE_SECONDS, Counts, LoadMeter

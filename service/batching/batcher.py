@@ -15,7 +15,8 @@ import numpy as np
 from service.batching.batch_sizes import mixed_rows, on_loop_rows
 from service.batching.deadlines import Deadlines
 from service.batching.device import Device, Runner
-from service.batching.queue import Batch, BatchQueue, BatchRecord, Item
+from service.batching.items import Item
+from service.batching.queue import Batch, BatchQueue, BatchRecord
 from service.batching.request import Array, Done, InferenceRequest, InferenceResult, Outcome, Priority
 from service.batching.retries import Refusal
 from service.errors import EngineError, ShuttingDown

@@ -9,7 +9,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from service.batching.queue import BatchQueue, Item
+from service.batching.items import Item
+from service.batching.queue import BatchQueue
 from service.batching.request import Outcome
 from service.errors import DeadlineExceeded
 

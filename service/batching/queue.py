@@ -6,11 +6,12 @@ Knows nothing of threads, timers or models; `batcher` acts on what is decided he
 import math
 import sys
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from service.batching.items import Item
 from service.batching.pace import Pace
-from service.batching.request import Array, Done, Priority
+from service.batching.request import Priority
 from service.batching.retries import Refusal, Retries
 from service.errors import DeadlineExceeded
 
@@ -22,32 +23,6 @@ queued."""
 
 SMALL_RECENTLY_SECONDS = 1.0
 """Small requests are expected to go on for this long after the last one."""
-
-
-@dataclass(slots=True, eq=False)
-class Item:
-    """One request's rows, from submission to outcome.
-
-    inputs: one array per graph input, each (rows, ...).
-    done: receives the outcome, once.
-    settled: the outcome was delivered or the request cancelled.
-    taken: rows handed out in batches. dequeued: no row is left in the queue.
-    traceparent: the W3C Trace Context of the request's span, if it is traced.
-    """
-
-    inputs: tuple[Array, ...]
-    rows: int
-    enqueued: float
-    deadline: float
-    done: Done
-    priority: Priority = "normal"
-    traceparent: str | None = None
-    settled: bool = False
-    taken: int = 0
-    dequeued: bool = False
-    queue_seconds: float = 0.0
-    compute_seconds: float = 0.0
-    outputs: list[tuple[Array, ...]] = field(default_factory=list)
 
 
 class Part(NamedTuple):

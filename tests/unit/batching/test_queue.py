@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.batching.items import Item
 from service.batching.pace import DEADLINE_SHARE
-from service.batching.queue import SMALL_FRACTION, SMALL_RECENTLY_SECONDS, BatchQueue, Item
+from service.batching.queue import SMALL_FRACTION, SMALL_RECENTLY_SECONDS, BatchQueue
 from service.batching.request import Priority
 from service.errors import DeadlineExceeded, QueueFull
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from service.batching.queue import Item
+from service.batching.items import Item
 from service.batching.request import InferenceRequest
 from service.batching.retries import Refusal
 from service.http.api_keys import ApiKeys
