@@ -5,6 +5,7 @@ computes it. Lives on the event loop.
 """
 
 import asyncio
+import itertools
 import logging
 import math
 import time
@@ -15,9 +16,18 @@ import numpy as np
 from service.batching.batch_sizes import mixed_rows, on_loop_rows
 from service.batching.deadlines import Deadlines
 from service.batching.device import Device, Runner
-from service.batching.items import Item
+from service.batching.items import Group, Item
 from service.batching.queue import Batch, BatchQueue, BatchRecord
-from service.batching.request import Array, Done, InferenceRequest, InferenceResult, Outcome, Priority
+from service.batching.request import (
+    Array,
+    Done,
+    GroupDone,
+    InferenceRequest,
+    InferenceResult,
+    Outcome,
+    Priority,
+    RequestGroup,
+)
 from service.batching.retries import Refusal
 from service.errors import EngineError, ShuttingDown
 
@@ -110,12 +120,59 @@ class Batcher:
             self._deadlines.watch(next_deadline, self._settle)
         return item
 
+    def submit_group(
+        self, requests: RequestGroup, inputs: tuple[Array, ...], deliver: GroupDone
+    ) -> Group | None:
+        """Queue the rows of requests that came together; see `submit`.
+
+        Returns the group that `cancel_one` accepts, or None if each request has to be submitted on its own:
+        one of them might be rejected, or is not small. Raises ShuttingDown after `close`.
+        """
+        if self._closed:
+            raise ShuttingDown("the model is being unloaded and accepts no new requests")
+        ends = list(itertools.accumulate(requests.rows))
+        group = Group(
+            inputs,
+            ends[-1],
+            time.monotonic(),
+            min(requests.deadlines),
+            _never,
+            requests.priority,
+            ends=ends,
+            deadlines=requests.deadlines,
+            deliver=deliver,
+            traceparents=requests.traceparents,
+        )
+        with self._device.lock:
+            if not self._queue.push_group(group, max(requests.rows)):
+                return None
+            if not self._entered:
+                self._enter_when_due()
+            next_deadline = self._queue.next_deadline
+        self._unanswered += len(ends)
+        if next_deadline < self._deadlines.earliest:
+            self._deadlines.watch(next_deadline, self._settle)
+        return group
+
     def cancel(self, item: Item) -> None:
         """Cancel a request: remove its queued rows from the queue; its `done` is never called."""
         if not item.settled:
             with self._device.lock:
                 self._queue.remove(item)
             item.settled = True
+            self._count_answered()
+
+    def cancel_one(self, group: Group, request: int) -> None:
+        """Cancel one request of a group; see `cancel`. Its rows run only if a batch has some already."""
+        if request not in group.apart_items:
+            with self._device.lock:
+                if request not in group.begun_in(0, group.taken):
+                    self._queue.split_up(group)
+        item = group.apart_items.get(request)
+        if item is not None:
+            self.cancel(item)
+        elif request >= group.first and request not in group.cancelled:
+            group.cancelled.add(request)
             self._count_answered()
 
     def has_full_batch(self) -> bool:
@@ -150,7 +207,14 @@ class Batcher:
     ) -> None:
         """Deliver to a batch's requests their rows of the outputs, or its error."""
         queue_seconds, traceparents = [], []
-        for item, start, _ in batch.parts:
+        for item, start, stop in batch.parts:
+            if isinstance(item, Group):
+                begun = item.begun_in(start, stop)
+                if begun:
+                    queue_seconds += [started - item.enqueued] * len(begun)
+                if item.traceparents is not None:
+                    traceparents += item.traced_in(start, stop)
+                continue
             if start == 0:
                 item.queue_seconds = started - item.enqueued
                 queue_seconds.append(item.queue_seconds)
@@ -160,7 +224,7 @@ class Batcher:
         if isinstance(outcome, Exception):
             self._fail(batch, outcome)
         else:
-            self._deliver(batch, outcome, ended - started)
+            self._deliver(batch, outcome, started, ended)
         try:
             self._record(
                 BatchRecord(
@@ -199,32 +263,89 @@ class Batcher:
             except Exception:  # the rest of the batch must not be lost with it
                 logger.exception("a request's outcome could not be delivered")
 
-    def _count_answered(self) -> None:
-        self._unanswered -= 1
+    def _settle_some(self, group: Group, last: int, outcome: Outcome) -> None:
+        """Deliver the outcome of a group's requests that have none yet, up to `last`."""
+        first, group.first = group.first, max(group.first, last)
+        waiting = last - first
+        if group.cancelled:
+            waiting -= sum(first <= request < last for request in group.cancelled)
+        if waiting > 0:
+            self._count_answered(waiting)
+            try:
+                group.deliver(first, last, outcome)
+            except Exception:  # as above
+                logger.exception("requests' outcomes could not be delivered")
+
+    def _count_answered(self, requests: int = 1) -> None:
+        self._unanswered -= requests
         if self._closed and not self._unanswered:
             self._all_answered.set()
 
-    def _deliver(self, batch: Batch, outputs: tuple[Array, ...], compute_seconds: float) -> None:
+    def _deliver(self, batch: Batch, outputs: tuple[Array, ...], started: float, ended: float) -> None:
+        compute_seconds = ended - started
         offset = 0
         for item, start, stop in batch.parts:
             end = offset + stop - start
-            item.outputs.append(tuple([output[offset:end] for output in outputs]))
+            rows = tuple([output[offset:end] for output in outputs])
             offset = end
+            if isinstance(item, Group):
+                self._deliver_some(item, start, stop, rows, started, compute_seconds, batch.rows)
+                continue
+            item.outputs.append(rows)
             item.compute_seconds += compute_seconds
             if stop == item.rows:
-                pieces = item.outputs
-                whole = pieces[0] if len(pieces) == 1 else _joined(pieces)
-                result = InferenceResult(
-                    self._version, whole, item.queue_seconds, item.compute_seconds, batch.rows
-                )
-                self._settle(item, result)
+                self._settle(item, self._result(item, batch.rows))
+
+    def _result(self, item: Item, batch_rows: int) -> InferenceResult:
+        pieces = item.outputs
+        whole = pieces[0] if len(pieces) == 1 else _joined(pieces)
+        return InferenceResult(self._version, whole, item.queue_seconds, item.compute_seconds, batch_rows)
+
+    def _deliver_some(
+        self,
+        group: Group,
+        start: int,
+        stop: int,
+        outputs: tuple[Array, ...],
+        started: float,
+        compute_seconds: float,
+        batch_rows: int,
+    ) -> None:
+        """Deliver to a group's requests their rows of the outputs, which are the group's rows start..stop."""
+        last, begin = group.ended_by(stop), group.start_of(group.first)
+        row = max(start, begin)  # the rows before it are of requests that have failed
+        if begin < start:  # the first of them is in an earlier batch too
+            row = min(stop, group.ends[group.first])
+            group.outputs.append(tuple([output[: row - start] for output in outputs]))
+            group.compute_seconds += compute_seconds
+            if last > group.first:
+                self._settle_some(group, group.first + 1, self._result(group, batch_rows))
+        if last > group.first:
+            end = group.ends[last - 1]
+            whole = tuple([output[row - start : end - start] for output in outputs])
+            queue_seconds = started - group.enqueued
+            result = InferenceResult(self._version, whole, queue_seconds, compute_seconds, batch_rows)
+            self._settle_some(group, last, result)
+            row = end
+        if row < stop:  # the next one goes on in a later batch
+            group.outputs = [tuple([output[row - start :] for output in outputs])]
+            group.queue_seconds, group.compute_seconds = started - group.enqueued, compute_seconds
 
     def _fail(self, batch: Batch, error: Exception) -> None:
         logger.error("a batch of %d rows failed", batch.rows, exc_info=error)
-        for part in batch.parts:
+        outcome = EngineError(f"the batch failed: {error}")
+        for item, _, stop in batch.parts:
+            if isinstance(item, Group):
+                failed = item.begun_in(0, stop).stop
+                with self._device.lock:
+                    self._queue.split_up(item)
+                    if failed == len(item.ends):
+                        self._queue.remove(item)  # the rest of a request that has rows in this batch
+                self._settle_some(item, failed, outcome)
+                continue
             with self._device.lock:
-                self._queue.remove(part.item)
-            self._settle(part.item, EngineError(f"the batch failed: {error}"))
+                self._queue.remove(item)
+            self._settle(item, outcome)
 
     def _enter_when_due(self) -> None:
         """Ask the device to take a batch now, or set a timer. The lock must be held."""
@@ -243,6 +364,10 @@ class Batcher:
         with self._device.lock:
             if not self._entered:
                 self._enter_when_due()
+
+
+def _never(_: Outcome) -> None:
+    raise AssertionError("a group's outcomes go to its requests")
 
 
 def _joined(outputs: list[tuple[Array, ...]]) -> tuple[Array, ...]:

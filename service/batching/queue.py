@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from service.batching.items import Item
+from service.batching.items import Group, Item
 from service.batching.pace import Pace
 from service.batching.request import Priority
 from service.batching.retries import Refusal, Retries
@@ -151,18 +151,57 @@ class BatchQueue:
             refusal = self.check_admission(item.rows, item.deadline - item.enqueued, item.priority)
             if refusal is not None:
                 raise refusal.error(self.note_rejection(refusal, item.rows, item.enqueued))
+        self._append(item, self._lane(item), 1)
+
+    def push_group(self, group: Group, largest: int) -> bool:
+        """Add the rows of a group's requests, or return False if they have to be pushed one by one.
+
+        That is so if any of them might be rejected, or if they do not all belong into one lane.
+        largest: the rows of its largest request.
+        """
+        requests = len(group.ends)
+        seconds = group.deadline - group.enqueued
+        if (
+            seconds <= 0
+            or self.rows + group.rows > self.max_queue_rows
+            or self.requests + requests > self.max_queue_requests
+            or (group.priority != "low" and largest > self._small_rows)
+        ):
+            return False
+        ahead = self.rows if group.priority == "low" else self._small.rows
+        if self.pace.check_deadline(ahead, group.rows, seconds) is not None:
+            return False
+        self._append(group, self._lane(group), requests)
+        return True
+
+    def _append(self, item: Item, lane: "_Lane", requests: int) -> None:
         self.rows += item.rows
-        self.requests += 1
+        self.requests += requests
         if item.deadline < self.next_deadline:
             self.next_deadline = item.deadline
-        lane = self._lane(item)
         if lane is self._small:
             self._small_until = item.enqueued + SMALL_RECENTLY_SECONDS
         lane.rows += item.rows
         lane.items.append(item)
 
+    def split_up(self, group: Group) -> None:
+        """Replace a queued group by its requests, but for those with rows in a batch."""
+        if not group.dequeued:
+            items = self._lane(group).items
+            queued = list(items)
+            at = queued.index(group)
+            queued[at : at + 1] = self._apart(group)
+            items.clear()
+            items.extend(queued)
+
+    def _apart(self, group: Group) -> list[Item]:
+        """Return what takes a group's place in its lane."""
+        items = group.apart()
+        group.dequeued = group.taken == group.rows
+        return items if group.dequeued else [group, *items]
+
     def remove(self, item: Item) -> None:
-        """Drop the rows of an item that have not been handed out yet."""
+        """Drop the rows of an item that have not been handed out yet; `split_up` a group before."""
         if not item.dequeued:
             item.dequeued = True
             rows = item.rows - item.taken
@@ -181,7 +220,12 @@ class BatchQueue:
         expired = []
         self.next_deadline = math.inf
         for lane in (self._small, self._large, self._low):
-            queued = [item for item in lane.items if not item.dequeued]
+            queued: list[Item] = []
+            for item in lane.items:
+                if isinstance(item, Group) and item.deadline <= now and not item.dequeued:
+                    queued += self._apart(item)
+                elif not item.dequeued:
+                    queued.append(item)
             for item in queued:
                 if item.deadline <= now:
                     self.remove(item)
@@ -247,9 +291,12 @@ class BatchQueue:
             stop = item.taken = min(item.rows, start + space)
             parts.append(Part(item, start, stop))
             space -= stop - start
+            if isinstance(item, Group):
+                self.requests -= item.ended_by(stop) - item.ended_by(start)
+            elif stop == item.rows:
+                self.requests -= 1
             if stop == item.rows:
                 item.dequeued = True
-                self.requests -= 1
                 items.popleft()
             elif item.rows - stop >= self.max_batch_size:
                 items.rotate(-1)
@@ -259,6 +306,8 @@ class BatchQueue:
     def _lane(self, item: Item) -> "_Lane":
         if item.priority == "low":
             return self._low
+        if isinstance(item, Group):
+            return self._small
         return self._small if item.rows <= self._small_rows else self._large
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from service.batching.device import Device
-from service.batching.request import Array, Done, InferenceRequest, Priority
+from service.batching.request import Array, Done, GroupDone, InferenceRequest, Priority, RequestGroup
 from service.batching.retries import Refusal
 from service.batching.work import Worked
 from service.errors import InkserveError, ProviderError, RepositoryError
@@ -26,7 +26,7 @@ from service.onnx.engine import Engine
 from service.serving.checks import check_inputs, unmet_default
 from service.serving.loaded_model import RECORDS, LoadedModel, TraceBatch, assemble, open_engine
 from service.serving.outputs import check_outputs
-from service.serving.predictor import Cancel
+from service.serving.predictor import Cancel, CancelOne
 from service.serving.swap import Served, log_changes
 from service.serving.tuning import BRIEF_SECONDS, ON_LOOP_SECONDS
 from service.settings import Settings
@@ -107,6 +107,34 @@ class LocalPredictor:
             loaded.count_batches()
         item = loaded.batcher.submit(request, tuple(arrays), done, admitted=admitted)
         return partial(loaded.batcher.cancel, item)
+
+    def submit_group(self, group: RequestGroup, deliver: GroupDone) -> CancelOne:
+        """Run the rows of requests that came together; see `GroupPredictor.submit_group`."""
+        try:
+            loaded = self._served.find(group.model, group.version)
+            if min(group.rows) > 0 and max(group.rows) <= self._settings.max_request_rows:
+                manifest = loaded.info.manifest
+                check_inputs(manifest, group.inputs, sum(group.rows))
+                if len(loaded.records) >= RECORDS:
+                    loaded.count_batches()
+                arrays = tuple([group.inputs[spec.name] for spec in manifest.inputs])
+                queued = loaded.batcher.submit_group(group, arrays, deliver)
+                if queued is not None:
+                    return partial(loaded.batcher.cancel_one, queued)
+        except InkserveError:
+            pass  # whichever request it is about will get it below
+        return self._submit_each(group, deliver)
+
+    def _submit_each(self, group: RequestGroup, deliver: GroupDone) -> CancelOne:
+        loop = asyncio.get_running_loop()
+        cancels: list[Cancel] = []
+        for index, request in enumerate(group.requests()):
+            done = partial(deliver, index, index + 1)
+            try:
+                cancels.append(self.submit(request, done))
+            except Exception as error:  # the request's edge: the others are submitted all the same
+                cancels.append(loop.call_soon(done, error).cancel)
+        return lambda index: cancels[index]()
 
     def _checked(self, manifest: Manifest, request: InferenceRequest) -> list[Array]:
         """Return the request's inputs in the graph's order. Raises InvalidInput, PayloadTooLarge."""

@@ -8,13 +8,23 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol, TypeVar
 
-from service.batching.request import Done, InferenceRequest, InferenceResult, Priority
+from service.batching.request import (
+    Done,
+    GroupDone,
+    InferenceRequest,
+    InferenceResult,
+    Priority,
+    RequestGroup,
+)
 from service.batching.retries import Refusal
 from service.models.catalogue import Catalogue
 
 T = TypeVar("T")
 
 Cancel = Callable[[], None]
+
+CancelOne = Callable[[int], None]
+"""Cancels one request of a group, by its place in it."""
 
 
 class Predictor(Protocol):
@@ -59,6 +69,18 @@ class Predictor(Protocol):
 
     async def reload(self) -> list[str]:
         """Make the served models match the folder; returns a line for each version that cannot be loaded."""
+        ...
+
+
+class GroupPredictor(Predictor, Protocol):
+    """A predictor that takes requests in groups, as they come from other processes."""
+
+    def submit_group(self, group: RequestGroup, deliver: GroupDone) -> CancelOne:
+        """Run the rows of requests that came together.
+
+        deliver: called with what `submit` would raise or deliver for each of them, in a later iteration of
+            the event loop. One that fails does not touch the others.
+        """
         ...
 
 

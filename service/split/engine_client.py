@@ -7,16 +7,20 @@ change. `engine_server` is the other end.
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container
 from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
+import numpy as np
 from prometheus_client import Metric
 
-from service.batching.request import Array, Done, InferenceRequest, Priority
+from service.batching.request import Array, Done, InferenceRequest, InferenceResult, Priority, RequestGroup
 from service.batching.retries import Refusal
 from service.errors import FrameError, ModelNotReady, ShuttingDown, Unavailable
 from service.models.catalogue import Catalogue
+from service.models.manifest import Manifest
+from service.models.tensors import dtype_of
 from service.serving.checks import check_inputs
 from service.serving.predictor import Cancel, resolve
 from service.split import messages
@@ -27,6 +31,12 @@ logger = logging.getLogger(__name__)
 
 RECONNECT_SECONDS = 0.1
 PING_SECONDS = 1.0
+SMALL_BYTES = 8 * 1024
+"""Larger requests are sent alone and at once: they gain nothing from company, and would delay it."""
+
+MOST_TOGETHER = 64
+"""Requests in a frame, enough to make the cost of the frame itself small."""
+
 MISSED_PINGS = 10
 """The engine counts as hung after this many pings without a frame in return."""
 
@@ -47,7 +57,9 @@ class EngineClient:
         self._on_lost = on_lost
         self._link: Link | None = None
         self._state: State | None = None
-        self._waiting: dict[int, Callable[[Frame | Exception], None]] = {}
+        self._models: dict[tuple[str, int | None], _Model] = {}
+        self._groups: dict[tuple[_Model, Priority], _Group] = {}
+        self._waiting: dict[int, Callable[[Any], None]] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
         self._connected = asyncio.Event()
@@ -57,17 +69,76 @@ class EngineClient:
         self._keeping = asyncio.ensure_future(self._keep_connected())
 
     def submit(self, request: InferenceRequest, done: Done, *, admitted: bool = False) -> Cancel:
-        """Run a request's rows; see `Predictor.submit`. The outputs are read-only."""
+        """Run a request's rows; see `Predictor.submit`. The outputs are read-only.
+
+        It is sent at the end of this iteration of the event loop, if it is small: with the others for its
+        model, in one frame.
+        """
         del admitted
-        manifest = self.models().find(request.model, request.version).manifest
-        assert self._state is not None
+        model = self._model(request)
         # The engine checks again, against what it serves by then; but do not send an invalid request: an
         # oversized frame makes the engine drop the connection for all.
-        check_inputs(manifest, request.inputs, self._state.max_request_rows)
+        arrays = model.arrays(request)
+        if self._link is None:
+            raise _not_connected()
         number = next(self._numbers)
-        header = messages.request_header(number, request)
-        self._send(Kind.INFER, number, header, tuple(request.inputs.values()), partial(_deliver, done))
+        self._waiting[number] = done
+        if sum([array.nbytes for array in arrays]) > SMALL_BYTES:
+            self._send_group(_Group(model, request.priority).add(number, request, arrays))
+        else:
+            self._group_for(model, request).add(number, request, arrays)
         return partial(self._cancel, number)
+
+    def _model(self, request: InferenceRequest) -> "_Model":
+        """Return what a request is checked against. Raises ModelNotFound, ModelNotReady."""
+        key = request.model, request.version
+        model = self._models.get(key)
+        if model is None:
+            manifest = self.models().find(*key).manifest
+            assert self._state is not None
+            model = self._models[key] = _Model(*key, manifest, self._state.max_request_rows)
+        return model
+
+    def _group_for(self, model: "_Model", request: InferenceRequest) -> "_Group":
+        """Return the group that takes another small request for this model now."""
+        key = model, request.priority
+        group = self._groups.get(key)
+        if group is None or not group.has_room(request.rows):
+            if not self._groups:
+                asyncio.get_running_loop().call_soon(self._send_groups)
+            elif group is not None:
+                self._send_group(group)
+            group = self._groups[key] = _Group(*key)
+        return group
+
+    def _send_groups(self) -> None:
+        groups, self._groups = self._groups, {}
+        for group in groups.values():
+            self._send_group(group)
+
+    def _send_group(self, group: "_Group") -> None:
+        """Send now, or once the engine has read what was sent before."""
+        link = self._link
+        if link is None:
+            return  # its requests have failed with the link
+        if link.is_writable:
+            self._send_rest(link, group)
+            return
+        task = asyncio.ensure_future(self._send_group_later(link, group))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _send_group_later(self, link: Link, group: "_Group") -> None:
+        await link.writable()
+        self._send_rest(link, group)
+
+    def _send_rest(self, link: Link, group: "_Group") -> None:
+        """Send those requests that were not cancelled meanwhile, and have not failed with their link."""
+        if not self._waiting.keys() >= set(group.numbers):
+            group = group.only(self._waiting)
+        if group.numbers:
+            link.send(Kind.INFER, *group.frame())
+            link.flush()
 
     def check_admission(
         self, model: str, version: int | None, rows: int, seconds: float, priority: Priority = "normal"
@@ -93,12 +164,12 @@ class EngineClient:
     async def reload(self) -> list[str]:
         """Have the engine reload its models; see `Predictor.reload`."""
         number = next(self._numbers)
-        return messages.read_lines(await self._ask(Kind.RELOAD, number, [number]))
+        return messages.read_lines(await self._ask(Kind.RELOAD, number))
 
     async def metrics(self) -> tuple[str, list[Metric]]:
         """Return the id of the engine's run, and its current metrics."""
         number = next(self._numbers)
-        return messages.read_metrics(await self._ask(Kind.METRICS, number, [number]))
+        return messages.read_metrics(await self._ask(Kind.METRICS, number))
 
     async def connected(self) -> None:
         """Wait until an engine is connected and its models are known."""
@@ -116,42 +187,20 @@ class EngineClient:
             self._link.close()
         await asyncio.gather(self._keeping, return_exceptions=True)
 
-    async def _ask(self, kind: Kind, number: int, header: object) -> Frame:
+    async def _ask(self, kind: Kind, number: int) -> Frame:
         """Send, and wait for the reply. Raises the error if the reply is one."""
+        link = self._link
+        if link is None:
+            raise _not_connected()
         future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
-        self._send(kind, number, header, (), partial(resolve, future))
+        self._waiting[number] = partial(resolve, future)
         try:
+            await link.writable()
+            link.send(kind, [number])
             return await future
         except asyncio.CancelledError:
             self._cancel(number)
             raise
-
-    def _send(
-        self,
-        kind: Kind,
-        number: int,
-        header: object,
-        arrays: Sequence[Array],
-        settle: Callable[[Frame | Exception], None],
-    ) -> None:
-        """Send now, or once the engine has read what was sent before. Raises ModelNotReady."""
-        link = self._link
-        if link is None:
-            raise ModelNotReady("the engine is not connected, it is being restarted")
-        self._waiting[number] = settle
-        if link.is_writable:
-            link.send(kind, header, arrays)
-            return
-        task = asyncio.ensure_future(self._send_later(link, kind, number, header, arrays))
-        self._sending.add(task)
-        task.add_done_callback(self._sending.discard)
-
-    async def _send_later(
-        self, link: Link, kind: Kind, number: int, header: object, arrays: Sequence[Array]
-    ) -> None:
-        await link.writable()
-        if number in self._waiting:  # it was not cancelled meanwhile, and has not failed with its link
-            link.send(kind, header, arrays)
 
     def _cancel(self, number: int) -> None:
         if self._waiting.pop(number, None) is not None and self._link is not None:
@@ -187,12 +236,16 @@ class EngineClient:
     def frame_received(self, link: Link, frame: Frame) -> None:
         """See `service.split.frames.Owner`."""
         self._missed_pings = 0
-        if frame.kind == Kind.REPLY or frame.kind == Kind.ERROR:
-            settle = self._waiting.pop(messages.read_id(frame), None)
-            if settle is not None:  # it was not cancelled
-                settle(frame if frame.kind == Kind.REPLY else messages.read_error(frame))
+        if frame.kind == Kind.RESULTS:
+            for number, result in messages.read_results(frame):
+                self._settle(number, result)
+        elif frame.kind == Kind.ERROR:
+            self._settle(messages.read_id(frame), messages.read_error(frame))
+        elif frame.kind == Kind.REPLY:
+            self._settle(messages.read_id(frame), frame)
         elif frame.kind == Kind.STATE:
             self._state = messages.read_state(frame)
+            self._models = {}
             link.allow_body(self._state.output_bytes())
             self._link = link
             self._connected.set()
@@ -211,11 +264,101 @@ class EngineClient:
             self._fail_all(ModelNotReady, "the engine has exited, it is being restarted")
             self._on_lost()
 
+    def _settle(self, number: int, outcome: "InferenceResult | Exception | Frame") -> None:
+        """Hand what the engine has sent to the call that waits for it, unless that was cancelled."""
+        settle = self._waiting.pop(number, None)
+        if settle is not None:
+            try:
+                settle(outcome)
+            except Exception:  # the other results in the frame must not be lost with it
+                logger.exception("a request's outcome could not be delivered")
+
     def _fail_all(self, kind: type[Unavailable], message: str) -> None:
         waiting, self._waiting = self._waiting, {}
+        self._groups = {}
         for settle in waiting.values():
             settle(kind(message))
 
 
-def _deliver(done: Done, reply: Frame | Exception) -> None:
-    done(reply if isinstance(reply, Exception) else messages.read_result(reply))
+class _Model:
+    """A model that the engine serves, as requests are checked against it. version: as they name it."""
+
+    def __init__(self, name: str, version: int | None, manifest: Manifest, max_rows: int) -> None:
+        self.name = name
+        self.version = version
+        self.max_rows = max_rows
+        self._manifest = manifest
+        self._tensors = [(spec.name, dtype_of(spec), spec.shape[1:]) for spec in manifest.inputs]
+        self._plain = manifest.input("label") is None
+
+    @property
+    def input_names(self) -> list[str]:
+        """The inputs in the order of the manifest."""
+        return [name for name, _, _ in self._tensors]
+
+    def arrays(self, request: InferenceRequest) -> list[Array]:
+        """Return the request's inputs in the order of the manifest. Raises InvalidInput, PayloadTooLarge."""
+        inputs, rows = request.inputs, request.rows
+        arrays = []
+        for name, dtype, shape in self._tensors:
+            array = inputs.get(name)
+            if array is None or array.dtype != dtype or array.shape != (rows, *shape):
+                break
+            arrays.append(array)
+        fits = len(arrays) == len(inputs) == len(self._tensors)
+        if not (fits and self._plain and 0 < rows <= self.max_rows):
+            check_inputs(self._manifest, inputs, self.max_rows)
+            return [inputs[name] for name in self.input_names]
+        return arrays
+
+
+class _Group:
+    """Requests for one model that are sent in one frame."""
+
+    def __init__(self, model: _Model, priority: Priority) -> None:
+        self.numbers: list[int] = []
+        self._model = model
+        self._priority = priority
+        self._requests: list[InferenceRequest] = []
+        self._arrays: list[list[Array]] = []
+        self._rows = 0
+
+    def has_room(self, rows: int) -> bool:
+        """Whether the engine accepts a frame with this many rows more, and it is not large yet."""
+        return len(self.numbers) < MOST_TOGETHER and self._rows + rows <= self._model.max_rows
+
+    def add(self, number: int, request: InferenceRequest, arrays: list[Array]) -> Self:
+        """Add a request. number: its call's id. arrays: its inputs in the order of the manifest."""
+        self.numbers.append(number)
+        self._requests.append(request)
+        self._arrays.append(arrays)
+        self._rows += request.rows
+        return self
+
+    def only(self, numbers: Container[int]) -> "_Group":
+        """Return the group of only those of its requests whose calls have these ids."""
+        rest = _Group(self._model, self._priority)
+        for each in zip(self.numbers, self._requests, self._arrays, strict=True):
+            if each[0] in numbers:
+                rest.add(*each)
+        return rest
+
+    def frame(self) -> tuple[list[object], list[Array]]:
+        """Return the header and the arrays of the frame."""
+        columns = zip(*self._arrays, strict=True)
+        arrays = [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in columns]
+        traceparents = [request.traceparent for request in self._requests]
+        group = RequestGroup(
+            self._model.name,
+            self._model.version,
+            dict(zip(self._model.input_names, arrays, strict=True)),
+            [request.rows for request in self._requests],
+            [request.deadline for request in self._requests],
+            self._priority,
+            traceparents if any(traceparents) else None,
+        )
+        return messages.group_header(self.numbers, group), arrays
+
+
+def _not_connected() -> ModelNotReady:
+    return ModelNotReady("the engine is not connected, it is being restarted")

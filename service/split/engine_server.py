@@ -10,15 +10,16 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from prometheus_client import Metric
 
-from service.batching.request import InferenceRequest, Outcome
+from service.batching.request import Outcome, RequestGroup
 from service.errors import FrameError, InkserveError
-from service.serving.predictor import Cancel, Predictor
+from service.serving.predictor import CancelOne, GroupPredictor
 from service.split import messages
 from service.split.frames import Frame, Link
 from service.split.messages import Kind, State
@@ -33,13 +34,13 @@ class EngineServer:
     """A predictor's server. collect: returns the metrics of this process. Lives on the event loop."""
 
     def __init__(
-        self, predictor: Predictor, max_request_rows: int, collect: Callable[[], Iterable[Metric]]
+        self, predictor: GroupPredictor, max_request_rows: int, collect: Callable[[], Iterable[Metric]]
     ) -> None:
         self._predictor = predictor
         self._max_request_rows = max_request_rows
         self._collect = collect
         self._instance = uuid.uuid4().hex
-        self._links: dict[Link, dict[int, Cancel]] = {}
+        self._links: dict[Link, dict[int, _Call]] = {}
         self._reloads: set[asyncio.Task[None]] = set()
         self._path: Path | None = None
         self._server: asyncio.Server | None = None
@@ -89,8 +90,8 @@ class EngineServer:
 
     def link_lost(self, link: Link) -> None:
         """See `service.split.frames.Owner`: cancels the client's calls."""
-        for cancel in self._links.pop(link).values():
-            cancel()
+        for number, call in self._links.pop(link).items():
+            call.cancel(call.numbers.index(number))
         if not self._links:
             self._no_clients.set()
 
@@ -103,13 +104,13 @@ class EngineServer:
     def frame_received(self, link: Link, frame: Frame) -> None:
         """See `service.split.frames.Owner`."""
         if frame.kind == Kind.INFER:
-            self._infer(link, *messages.read_request(frame))
+            self._infer(link, *messages.read_group(frame))
             return
         number = messages.read_id(frame)
         if frame.kind == Kind.CANCEL:
-            cancel = self._links[link].pop(number, None)
-            if cancel is not None:
-                cancel()
+            call = self._links[link].pop(number, None)
+            if call is not None:
+                call.cancel(call.numbers.index(number))
         elif frame.kind == Kind.RELOAD:
             task = asyncio.get_running_loop().create_task(self._reload(link, number))
             self._reloads.add(task)
@@ -122,21 +123,36 @@ class EngineServer:
         else:
             raise FrameError(f"frame is of kind {frame.kind}, expected one that a client sends")
 
-    def _infer(self, link: Link, number: int, request: InferenceRequest) -> None:
+    def _infer(self, link: Link, numbers: list[int], group: RequestGroup) -> None:
         calls = self._links[link]
-        if number in calls:
-            raise FrameError(f"two calls have the id {number}, expected another")
+        if not calls.keys().isdisjoint(numbers) or len(set(numbers)) < len(numbers):
+            raise FrameError(f"two calls have the same id among {numbers}, expected others")
+        call = _Call(numbers, group.rows)
+        calls.update(dict.fromkeys(numbers, call))
+        answer = partial(self._answer, link, call)
+        if len(numbers) > 1:
+            call.cancel = self._predictor.submit_group(group, answer)
+            return
+        (request,) = group.requests()
         try:
-            calls[number] = self._predictor.submit(request, partial(self._answer, link, number))
+            cancel = self._predictor.submit(request, partial(answer, 0, 1))
         except Exception as error:  # the request's edge
-            _send_error(link, number, error)
-
-    def _answer(self, link: Link, number: int, outcome: Outcome) -> None:
-        self._links[link].pop(number)
-        if isinstance(outcome, Exception):
-            _send_error(link, number, outcome)
+            del calls[numbers[0]]
+            _send_error(link, numbers[0], error)
         else:
-            link.send(Kind.REPLY, messages.result_header(number, outcome), outcome.outputs)
+            call.cancel = lambda _: cancel()
+
+    def _answer(self, link: Link, call: "_Call", first: int, last: int, outcome: Outcome) -> None:
+        numbers = call.numbers[first:last]
+        calls = self._links[link]
+        for number in numbers:
+            calls.pop(number, None)  # it is missing if it was cancelled when a batch had it
+        if isinstance(outcome, Exception):
+            for number in numbers:
+                _send_error(link, number, outcome)
+        else:
+            rows = call.rows[first:last]
+            link.send(Kind.RESULTS, messages.results_header(numbers, rows, outcome), outcome.outputs)
 
     async def _reload(self, link: Link, number: int) -> None:
         try:
@@ -145,6 +161,15 @@ class EngineServer:
             _send_error(link, number, error)
             return
         link.send(Kind.REPLY, [number, problems])
+
+
+@dataclass(slots=True)
+class _Call:
+    """The requests of one frame. cancel: set once they are submitted."""
+
+    numbers: list[int]
+    rows: Sequence[int]
+    cancel: CancelOne = lambda _: None
 
 
 def bind_unix(path: Path) -> socket.socket:

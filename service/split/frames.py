@@ -144,7 +144,7 @@ class Link(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return
         if not self._pieces:
-            asyncio.get_running_loop().call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self.flush)
         self._pieces += frame_pieces(kind, header, arrays)
 
     @property
@@ -159,7 +159,7 @@ class Link(asyncio.Protocol):
 
     def close(self) -> None:
         """Close the link once everything is written."""
-        self._flush()
+        self.flush()
         if self._transport is not None:
             self._transport.close()
 
@@ -202,7 +202,8 @@ class Link(asyncio.Protocol):
         self._writable.set()
         self._owner.link_lost(self)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what was sent in this iteration of the event loop now, instead of at its end."""
         pieces, self._pieces = self._pieces, []
         if self._transport is None or self._transport.is_closing() or not pieces:
             return

@@ -4,7 +4,7 @@ Anything else that a peer sends raises FrameError. Nothing is ever unpickled.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from types import TracebackType
@@ -15,7 +15,7 @@ from prometheus_client import Metric
 from pydantic import ValidationError
 
 from service import errors
-from service.batching.request import InferenceRequest, InferenceResult, Priority
+from service.batching.request import InferenceResult, Priority, RequestGroup
 from service.errors import EngineError, FrameError, InkserveError, QueueFull
 from service.models.catalogue import Catalogue, Failure, ModelInfo
 from service.models.manifest import Manifest, TensorSpec
@@ -34,6 +34,8 @@ _DTYPES = {dtype.str: dtype for dtype in DTYPES.values()}
 class Kind(IntEnum):
     """The kinds of frames. All headers except those of STATE, READY and LOAD begin with the id of the call.
 
+    INFER brings the small requests of one iteration of a worker's event loop, or one large request. It begins
+    with a list of ids, and so does RESULTS: of the calls that a batch completed.
     METRICS asks the engine for its metrics, or the supervisor for the whole service's; a REPLY brings them.
     With the id 0 there is no REPLY: the supervisor asks a worker, which pushes its own in another METRICS.
     LOAD tells a worker the load of the whole service.
@@ -49,6 +51,7 @@ class Kind(IntEnum):
     ERROR = 8
     READY = 9
     LOAD = 10
+    RESULTS = 11
 
 
 @dataclass(frozen=True)
@@ -78,47 +81,68 @@ class State:
         )
 
 
-def request_header(number: int, request: InferenceRequest) -> list[object]:
-    """Return the header of an INFER frame, whose body is the inputs in their order."""
-    deadline = request.deadline if request.deadline < math.inf else None
-    tensors = [(name, array.dtype.str, array.shape) for name, array in request.inputs.items()]
-    header = [number, request.model, request.version, deadline, tensors, request.priority]
-    return header if request.traceparent is None else [*header, request.traceparent]
+def group_header(numbers: Sequence[int], group: RequestGroup) -> list[object]:
+    """Return the header of an INFER frame, whose body is the inputs in their order.
+
+    numbers: the id of each request's call.
+    """
+    deadlines = [None if deadline == math.inf else deadline for deadline in group.deadlines]
+    tensors = [(name, array.dtype.str, array.shape) for name, array in group.inputs.items()]
+    rows = _rows_header(group.rows)
+    header: list[object] = [numbers, group.model, group.version, rows, deadlines, tensors, group.priority]
+    return header if group.traceparents is None else [*header, group.traceparents]
 
 
-def read_request(frame: Frame) -> tuple[int, InferenceRequest]:
-    """Return an INFER frame's call id and request, whose arrays are read-only views of the frame."""
+def read_group(frame: Frame) -> tuple[list[int], RequestGroup]:
+    """Return an INFER frame's call ids and requests, whose arrays are read-only views of the frame."""
     with _reading("request"):
-        number, model, version, deadline, tensors, priority, *traceparent = frame.header
+        numbers, model, version, rows, deadlines, tensors, priority, *traceparents = frame.header
         views = _views([(dtype, shape) for _, dtype, shape in tensors], frame.body)
         inputs = dict(zip([name for name, _, _ in tensors], views, strict=True))
-        rows = max(map(len, views), default=0)
+        rows = _read_rows(rows, len(numbers))
+        deadlines = [math.inf if deadline is None else float(deadline) for deadline in deadlines]
         if priority not in get_args(Priority):
             raise ValueError(f"priority is {priority!r}")
-        return number, InferenceRequest(
-            model,
-            version,
-            inputs,
-            rows,
-            math.inf if deadline is None else deadline,
-            priority,
-            *traceparent,
-        )
+        if any(len(each) != len(numbers) for each in (rows, deadlines, *traceparents)) or not numbers:
+            raise ValueError(f"{len(numbers)} ids have {len(rows)} and {len(deadlines)} of the rest")
+        if any(len(view) != sum(rows) for view in views):
+            raise ValueError(f"the requests have {sum(rows)} rows, their tensors another number")
+        return numbers, RequestGroup(model, version, inputs, rows, deadlines, priority, *traceparents)
 
 
-def result_header(number: int, result: InferenceResult) -> list[object]:
-    """Return the header of the REPLY to an INFER, whose body is the outputs in their order."""
+def results_header(numbers: Sequence[int], rows: Sequence[int], result: InferenceResult) -> list[object]:
+    """Return the header of a RESULTS frame, whose body is the outputs in their order.
+
+    numbers, rows: the id of each request's call, and the rows of the outputs that are its own.
+    """
     tensors = [(array.dtype.str, array.shape) for array in result.outputs]
     version, _, queue_seconds, compute_seconds, batch_rows = result
-    return [number, version, queue_seconds, compute_seconds, batch_rows, tensors]
+    return [numbers, version, _rows_header(rows), queue_seconds, compute_seconds, batch_rows, tensors]
 
 
-def read_result(frame: Frame) -> InferenceResult:
-    """Return the result in a REPLY; its arrays are read-only views of the frame."""
+def read_results(frame: Frame) -> Iterator[tuple[int, InferenceResult]]:
+    """Yield the call id and the result of each request; the arrays are read-only views of the frame."""
     with _reading("result"):
-        _, version, queue_seconds, compute_seconds, batch_rows, tensors = frame.header
-        outputs = tuple(_views(tensors, frame.body))
-        return InferenceResult(version, outputs, queue_seconds, compute_seconds, batch_rows)
+        numbers, version, rows, queue_seconds, compute_seconds, batch_rows, tensors = frame.header
+        outputs = _views(tensors, frame.body)
+        rows = _read_rows(rows, len(numbers))
+        if len(rows) != len(numbers) or any(len(output) != sum(rows) for output in outputs):
+            raise ValueError(f"{len(numbers)} ids have {len(rows)} of rows, {sum(rows)} in all")
+    start = 0
+    for number, count in zip(numbers, rows, strict=True):
+        stop = start + count
+        arrays = tuple([output[start:stop] for output in outputs])
+        yield number, InferenceResult(version, arrays, queue_seconds, compute_seconds, batch_rows)
+        start = stop
+
+
+def _rows_header(rows: Sequence[int]) -> Sequence[int] | None:
+    """Return the rows of each request; None if each has one, as nearly all have."""
+    return None if sum(rows) == len(rows) and min(rows) == 1 else rows
+
+
+def _read_rows(rows: Sequence[int] | None, requests: int) -> Sequence[int]:
+    return [1] * requests if rows is None else rows
 
 
 def error_header(number: int, error: Exception) -> list[object]:

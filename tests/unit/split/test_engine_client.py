@@ -1,6 +1,7 @@
 """Both ends of the seam between processes, over a real Unix socket, with real models."""
 
 import asyncio
+import math
 import stat
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -11,7 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.batching.request import Done, InferenceRequest, InferenceResult, Priority
+from service.batching.request import (
+    Done,
+    GroupDone,
+    InferenceRequest,
+    InferenceResult,
+    Priority,
+    RequestGroup,
+)
 from service.batching.retries import Refusal
 from service.errors import (
     DeadlineExceeded,
@@ -27,7 +35,7 @@ from service.models.catalogue import Catalogue
 from service.models.tensors import Array
 from service.observability.metrics import Metrics
 from service.serving.local import LocalPredictor
-from service.serving.predictor import Cancel, Predictor, infer
+from service.serving.predictor import Cancel, CancelOne, Predictor, infer
 from service.settings import Settings
 from service.split import messages
 from service.split.engine_client import MISSED_PINGS, EngineClient
@@ -223,6 +231,9 @@ class Failing:
     def models(self) -> Catalogue:
         return self._models
 
+    def submit_group(self, _: RequestGroup, __: GroupDone) -> CancelOne:
+        raise self._error
+
     def ready(self) -> bool:
         return True
 
@@ -397,9 +408,9 @@ async def test_an_oversized_frame_closes_only_its_senders_connection(
 
 
 def infer_frame(number: int) -> bytes:
-    request = request_for("first-pixel", None, images(1))
-    header = messages.request_header(number, request)
-    return b"".join(frame_pieces(messages.Kind.INFER, header, tuple(request.inputs.values())))
+    group = RequestGroup("first-pixel", None, images(1, 2), [1] * 2, [math.inf] * 2)
+    header = messages.group_header([number, number + 1], group)
+    return b"".join(frame_pieces(messages.Kind.INFER, header, tuple(group.inputs.values())))
 
 
 @pytest.mark.parametrize(
@@ -407,8 +418,8 @@ def infer_frame(number: int) -> bytes:
     [
         infer_frame(7) * 2,
         b"".join(frame_pieces(messages.Kind.STATE, [1])),
-        b"".join(frame_pieces(messages.Kind.INFER, [1, "first-pixel", None, None, [], "urgent"])),
-        b"".join(frame_pieces(messages.Kind.INFER, ["no id"])),
+        b"".join(frame_pieces(messages.Kind.INFER, [[1], "first-pixel", None, None, [None], [], "urgent"])),
+        b"".join(frame_pieces(messages.Kind.INFER, ["no ids"])),
         b"".join(frame_pieces(99, [1])),
     ],
     ids=["an id twice", "an engine's frame", "no such priority", "no request", "no such kind"],
