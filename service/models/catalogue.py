@@ -1,7 +1,7 @@
 """The catalogue of the model versions that are served."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from service.errors import InkserveError, ModelNotFound
 from service.models.manifest import Manifest, Task
@@ -9,10 +9,16 @@ from service.models.manifest import Manifest, Task
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model version that is being served. card: its README.md, Markdown, or empty."""
+    """A model version that is being served.
+
+    card: its README.md, Markdown, or empty. batch_sizes: that it runs in, ascending; a batch is padded to the
+    next one. slow_batch_sizes: that are not used, because a row takes longer in them than in a smaller batch.
+    """
 
     manifest: Manifest
     card: str
+    batch_sizes: tuple[int, ...] = field(default=(), compare=False)
+    slow_batch_sizes: tuple[int, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Knows nothing of requests, queues or deadlines. One thread at a time may call it.
 """
 
+import logging
 import math
 import time
 import weakref
@@ -21,6 +22,18 @@ from service.onnx import cuda
 from service.onnx.buffers import Binding, DeviceBinding, DeviceBuffer, HostBinding, OverlappedBinding
 from service.onnx.session import EngineOptions, open_session
 from service.onnx.streams import streams_of
+
+logger = logging.getLogger(__name__)
+
+SLOWER = 1.25
+"""A batch size that takes this many times as long a row as a smaller one is not used. On an H100 cuDNN takes
+46 ms for 4,096 rows of a convolution, while four batches of 1,024 take 6."""
+
+SLOWER_ON_CPU = 2.0
+"""The same on a CPU, where other work on the machine delays a long run more than a short one."""
+
+TRIES = 3
+"""A size is left out only if it was slow this often, because other work can only add time."""
 
 CONVOLUTIONS = {"Conv", "ConvInteger", "ConvTranspose", "QLinearConv"}
 """ONNX's convolutions. onnxruntime records a graph's nodes before it fuses these with their neighbours."""
@@ -57,13 +70,17 @@ def bucket_sizes(max_batch_size: int, per_octave: int = 1) -> tuple[int, ...]:
 class Engine:
     """A loaded model.
 
+    buckets: the batch sizes that are used. slow_buckets: those that the warm-up has left out.
+
     The constructor raises EngineError if the provider is unavailable, and ManifestError if the graph's
     tensors differ from the manifest's.
     """
 
     def __init__(self, graph: Path, manifest: Manifest, options: EngineOptions) -> None:
         self._options = options
+        self._graph = graph
         self._session = open_session(graph, options)
+        self.slow_buckets: tuple[int, ...] = ()
         self.buckets = _buckets(self._session, options)
         self._seconds = dict.fromkeys(self.buckets, math.inf)
         _check_tensors(manifest.inputs, self._session.get_inputs(), "input")
@@ -88,7 +105,11 @@ class Engine:
         """
         if self._options.provider == "cpu":
             self._warm_up_cpu(stop)
-            return
+        else:
+            self._warm_up_gpu(stop)
+        self._leave_out_slow(stop)
+
+    def _warm_up_gpu(self, stop: Callable[[], bool]) -> None:
         for size in (self.buckets[-1], *self.buckets[:-1]):
             _check(stop)
             # The slots alternate: `begin` takes the one that has been idle longest.
@@ -113,6 +134,31 @@ class Engine:
         # Make the times non-decreasing: interference only ever adds time.
         seconds = np.minimum.accumulate(seconds[::-1])[::-1]
         self._seconds = {size: float(np.interp(size, timed, seconds)) for size in self.buckets}
+
+    def _leave_out_slow(self, stop: Callable[[], bool]) -> None:
+        """Keep only the buckets that take about as long a row as the smaller ones, or less."""
+        allowed = SLOWER_ON_CPU if self._options.provider == "cpu" else SLOWER
+        kept: list[int] = []
+        left_out: list[int] = []
+        fastest = math.inf
+        for size in self.buckets:
+            tries = 1
+            while self._seconds[size] / size > allowed * fastest and tries < TRIES:
+                _check(stop)
+                self._seconds[size] = min(self._seconds[size], self._time(size))
+                tries += 1
+            slow = self._seconds[size] / size > allowed * fastest
+            (left_out if slow else kept).append(size)
+            fastest = min(fastest, self._seconds[size] / size)
+        if left_out:
+            times = ", ".join(f"{size} ({1e3 * self._seconds[size]:.3g} ms)" for size in left_out)
+            logger.warning(
+                "%s: batches of %s rows take over %g times as long a row as smaller ones, and are not used",
+                self._graph,
+                times,
+                allowed,
+            )
+        self.buckets, self.slow_buckets = tuple(kept), tuple(left_out)
 
     def seconds_for(self, rows: int) -> float:
         """Return how long a batch of `rows` rows took at warm-up, measured or interpolated."""

@@ -1,7 +1,7 @@
 """A model version that is ready to run: its engine, its batcher, and the batches not counted yet."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,4 +120,5 @@ def assemble(
     plain = manifest.input("label") is None
     work = WorkMeter(engine.seconds_for, batcher.full_batch_rows, engine.buckets[-1], worked)
     counted = metrics.of_batches(manifest.name)
+    info = replace(info, batch_sizes=engine.buckets, slow_batch_sizes=engine.slow_buckets)
     return LoadedModel(info, engine, batcher, counted, tensors, plain, work, records)

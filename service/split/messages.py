@@ -166,7 +166,10 @@ def read_error(frame: Frame) -> InkserveError:
 
 def state_header(state: State) -> list[object]:
     """Return the header of a STATE frame."""
-    models = [[info.manifest.model_dump_json(), info.card] for info in state.models]
+    models = [
+        [info.manifest.model_dump_json(), info.card, info.batch_sizes, info.slow_batch_sizes]
+        for info in state.models
+    ]
     failures = [[failure.name, failure.version, failure.reason] for failure in state.models.failures]
     return [state.instance, state.ready, state.max_request_rows, models, failures]
 
@@ -175,7 +178,10 @@ def read_state(frame: Frame) -> State:
     """Return the state in a STATE frame."""
     with _reading("state"):
         instance, ready, max_request_rows, models, failures = frame.header
-        infos = [ModelInfo(Manifest.model_validate_json(text), card) for text, card in models]
+        infos = [
+            ModelInfo(Manifest.model_validate_json(text), card, *map(tuple, sizes))
+            for text, card, *sizes in models
+        ]
         return State(
             instance,
             bool(ready),

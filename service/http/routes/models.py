@@ -72,6 +72,8 @@ def _detail(models: Catalogue, info: ModelInfo) -> ModelDetail:
         metrics=manifest.metrics,
         sha256=manifest.sha256,
         command=manifest.command,
+        batch_sizes=list(info.batch_sizes),
+        slow_batch_sizes=list(info.slow_batch_sizes),
         card=info.card,
     )
 

@@ -247,6 +247,12 @@ class ModelDetail(ModelSummary):
     metrics: dict[str, float | int | str]
     sha256: str
     command: str
+    batch_sizes: list[int] = Field(
+        description="The batch sizes that the model runs in here; a batch is padded to the next one."
+    )
+    slow_batch_sizes: list[int] = Field(
+        description="Sizes that are not used, because a row takes longer in them than in a smaller batch."
+    )
     card: str = Field(description="The model card, Markdown.")
 
 

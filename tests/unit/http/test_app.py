@@ -370,6 +370,7 @@ async def test_models_are_listed_and_described(client: httpx.AsyncClient) -> Non
     detail = (await client.get("/models/ramp")).json()
     assert detail["inputs"][0] == {"name": "z", "datatype": "FP32", "shape": [-1, LATENT]}
     assert detail["card"] == "# A card\n"
+    assert (detail["batch_sizes"][-1], detail["slow_batch_sizes"]) == (8, [])
     assert len(detail["sha256"]) == 64
     missing = await client.get("/models/none")
     assert (missing.status_code, list(missing.json())) == (404, ["error"])

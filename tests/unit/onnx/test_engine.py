@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.errors import EngineError, ManifestError
 from service.models.manifest import MODEL_FILE, TensorSpec, read_manifest
-from service.onnx.engine import Engine, bucket_sizes
+from service.onnx.engine import TRIES, Engine, bucket_sizes
 from service.onnx.session import EngineOptions
 from tests.support.models import (
     IMAGES,
@@ -158,6 +158,59 @@ def test_warm_up_times_every_bucket(add_classifier: Callable[..., Path], options
     engine.warm_up()
     assert [engine.bucket_for(rows) for rows in (1, 2, 3, 5, 8)] == [1, 2, 4, 8, 8]
     assert all(0 < engine.seconds_for(rows) < 60 for rows in range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("slow", "kept"),
+    [({8: 6.0}, (1, 2, 4)), ({8: 1.9}, (1, 2, 4, 8)), ({4: 6.0, 8: 6.0}, (1, 2)), ({1: 9.0}, (1, 2, 4, 8))],
+    ids=["the largest", "within what noise does", "the two largest", "the smallest"],
+)
+def test_a_batch_size_that_is_slower_a_row_than_a_smaller_one_is_not_used(
+    add_classifier: Callable[..., Path],
+    options: EngineOptions,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    slow: dict[int, float],
+    kept: tuple[int, ...],
+) -> None:
+    if options.provider != "cpu":
+        pytest.skip("the allowance differs")
+    engine = open_engine(add_classifier(), options)
+    run = engine._time
+    timed: list[int] = []
+
+    def time(size: int) -> float:
+        run(size)
+        timed.append(size)
+        return 1e-3 * size * slow.get(size, 1.0)
+
+    monkeypatch.setattr(engine, "_time", time)
+    engine.warm_up()
+    assert engine.buckets == kept
+    assert engine.slow_buckets == tuple(size for size in (1, 2, 4, 8) if size not in kept)
+    assert ("are not used" in caplog.text) == bool(engine.slow_buckets)
+    for size in engine.slow_buckets:
+        assert timed.count(size) >= TRIES
+    rows = max(kept)
+    (probabilities,) = engine.run([(images(*range(rows)),)], rows)
+    assert probabilities.argmax(axis=1).tolist() == list(range(rows))
+
+
+def test_a_delay_of_one_run_leaves_no_batch_size_out(
+    add_classifier: Callable[..., Path], options: EngineOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine(add_classifier(), options)
+    delayed = {8}
+
+    def time(size: int) -> float:
+        factor = 100 if size in delayed and timed.count(size) == 1 else 1
+        timed.append(size)
+        return 1e-3 * size * factor
+
+    timed: list[int] = []
+    monkeypatch.setattr(engine, "_time", time)
+    engine.warm_up()
+    assert engine.buckets == (1, 2, 4, 8)
 
 
 def test_cpu_times_grow_with_the_rows_and_are_interpolated(

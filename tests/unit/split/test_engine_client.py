@@ -155,6 +155,9 @@ async def test_answers_are_those_of_the_engine(start_engine: Start, connect: Con
         assert there.compute_seconds > 0
     assert list(predictor.models()) == list(engine.predictor.models())
     assert predictor.models().find("first-pixel").card == "# A card\n"
+    sizes = [info.batch_sizes for info in predictor.models()]
+    assert all(sizes)
+    assert sizes == [info.batch_sizes for info in engine.predictor.models()]
     assert predictor.ready()
 
 
