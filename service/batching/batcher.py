@@ -17,6 +17,7 @@ from service.batching.batch_sizes import mixed_rows, on_loop_rows
 from service.batching.deadlines import Deadlines
 from service.batching.device import Device, Runner
 from service.batching.items import Group, Item
+from service.batching.mirror import QueueState
 from service.batching.queue import Batch, BatchQueue, BatchRecord
 from service.batching.request import (
     Array,
@@ -82,6 +83,23 @@ class Batcher:
     def requests_running(self) -> int:
         """Requests without an outcome whose rows have all left the queue."""
         return self._unanswered - self._queue.requests
+
+    def queue_state(self) -> QueueState | None:
+        """Return what the queue decides by about new requests; None if it holds none."""
+        queue = self._queue
+        if not queue.rows:
+            return None
+        pace = queue.pace
+        return QueueState(
+            queue.max_batch_size,
+            queue.max_queue_rows,
+            queue.max_queue_requests,
+            *queue.lane_rows(),
+            queue.requests,
+            pace.rows_in_flight,
+            pace.row_seconds,
+            pace.mean_row_seconds,
+        )
 
     def check_admission(self, rows: int, seconds: float, priority: Priority = "normal") -> Refusal | None:
         """Return the reason to reject `rows` more rows, or None. seconds: until their deadline."""

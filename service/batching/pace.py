@@ -53,6 +53,11 @@ class Pace:
             allowed_seconds=max(0.0, longest - own * self.row_seconds),
         )
 
+    def assume(self, rows_in_flight: int, row_seconds: float, mean_row_seconds: float) -> None:
+        """Take over another pace's figures."""
+        self.rows_in_flight, self.row_seconds = rows_in_flight, row_seconds
+        self._mean_rows, self._mean_seconds = 1.0, mean_row_seconds
+
     @property
     def mean_row_seconds(self) -> float:
         """Seconds per row over the last batches, weighted by their rows; 0 before the first."""

@@ -73,7 +73,7 @@ class BatchQueue:
     are cut to `mixed_rows`: a small one waits for the batch that runs when it comes, and for its own.
 
     pace: how long a row takes; the batcher updates it after each batch.
-    mixed_rows: the rows of such a batch.
+    mixed_rows: the rows of such a batch. small_rows: a small request has at most these.
     refused_since_batch: whether a request was rejected since the last batch was formed.
     """
 
@@ -96,7 +96,7 @@ class BatchQueue:
         self.requests = 0
         self.refused_since_batch = False
         self.next_deadline = math.inf
-        self._small_rows = max(1, max_batch_size // SMALL_FRACTION)
+        self.small_rows = max(1, max_batch_size // SMALL_FRACTION)
         self._small_until = -math.inf
         self._small = _Lane()
         self._large = _Lane()
@@ -133,7 +133,7 @@ class BatchQueue:
         """Return a lower bound on the queued rows that run before a new request of `rows` rows completes."""
         if priority == "low":
             return self.rows
-        return self._small.rows if rows <= self._small_rows else self.rows - self._low.rows
+        return self._small.rows if rows <= self.small_rows else self.rows - self._low.rows
 
     def push(self, item: Item, *, admitted: bool = False) -> None:
         """Add a request's rows.
@@ -165,7 +165,7 @@ class BatchQueue:
             seconds <= 0
             or self.rows + group.rows > self.max_queue_rows
             or self.requests + requests > self.max_queue_requests
-            or (group.priority != "low" and largest > self._small_rows)
+            or (group.priority != "low" and largest > self.small_rows)
         ):
             return False
         ahead = self.rows if group.priority == "low" else self._small.rows
@@ -235,6 +235,15 @@ class BatchQueue:
             lane.items.clear()
             lane.items.extend(item for item in queued if not item.dequeued)
         return expired
+
+    def assume(self, small: int, large: int, low: int, requests: int) -> None:
+        """Count these rows and requests as queued, though no item is: for `Mirror`, which takes none."""
+        self._small.rows, self._large.rows, self._low.rows = small, large, low
+        self.rows, self.requests = small + large + low, requests
+
+    def lane_rows(self) -> tuple[int, int, int]:
+        """Return the queued rows of the small, the large and the low lane."""
+        return self._small.rows, self._large.rows, self._low.rows
 
     def holds_full_batch(self) -> bool:
         """Whether the next batch cannot grow."""
@@ -308,7 +317,7 @@ class BatchQueue:
             return self._low
         if isinstance(item, Group):
             return self._small
-        return self._small if item.rows <= self._small_rows else self._large
+        return self._small if item.rows <= self.small_rows else self._large
 
 
 class _Lane:

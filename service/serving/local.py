@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from service.batching.device import Device
+from service.batching.mirror import QueueState
 from service.batching.request import Array, Done, GroupDone, InferenceRequest, Priority, RequestGroup
 from service.batching.retries import Refusal
 from service.batching.work import Worked
@@ -149,6 +150,10 @@ class LocalPredictor:
         """Return the reason to reject this many rows now, or None; see `Predictor.check_admission`."""
         loaded = self._served.by_request.get((model, version)) or self._served.find(model, version)
         return loaded.batcher.check_admission(rows, seconds, priority)
+
+    def queue_state(self, model: str, version: int | None) -> QueueState | None:
+        """Return the state of a model version's queue; see `GroupPredictor.queue_state`."""
+        return self._served.find(model, version).batcher.queue_state()
 
     def note_rejection(self, model: str, version: int | None, refusal: Refusal, rows: int) -> float:
         """See `Predictor.note_rejection`."""

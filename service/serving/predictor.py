@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol, TypeVar
 
+from service.batching.mirror import QueueState
 from service.batching.request import (
     Done,
     GroupDone,
@@ -81,6 +82,10 @@ class GroupPredictor(Predictor, Protocol):
         deliver: called with what `submit` would raise or deliver for each of them, in a later iteration of
             the event loop. One that fails does not touch the others.
         """
+        ...
+
+    def queue_state(self, model: str, version: int | None) -> QueueState | None:
+        """Return the state of a model version's queue; None if it is empty. Raises ModelNotFound."""
         ...
 
 

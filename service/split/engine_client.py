@@ -7,6 +7,7 @@ change. `engine_server` is the other end.
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import Callable, Container
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 from prometheus_client import Metric
 
+from service.batching.mirror import Mirror, QueueState
 from service.batching.request import Array, Done, InferenceRequest, InferenceResult, Priority, RequestGroup
 from service.batching.retries import Refusal
 from service.errors import FrameError, ModelNotReady, ShuttingDown, Unavailable
@@ -29,14 +31,14 @@ from service.split.messages import Kind, State
 
 logger = logging.getLogger(__name__)
 
-RECONNECT_SECONDS = 0.1
-PING_SECONDS = 1.0
-SMALL_BYTES = 8 * 1024
+SMALL_BYTES = 16 * 1024
 """Larger requests are sent alone and at once: they gain nothing from company, and would delay it."""
 
 MOST_TOGETHER = 64
 """Requests in a frame, enough to make the cost of the frame itself small."""
 
+RECONNECT_SECONDS = 0.1
+PING_SECONDS = 1.0
 MISSED_PINGS = 10
 """The engine counts as hung after this many pings without a frame in return."""
 
@@ -46,12 +48,17 @@ class EngineClient:
 
     While it is not connected, calls raise ModelNotReady at once; so do pending calls when the connection is
     lost.
-    on_lost: called each time the connection is lost.
+    on_lost: called each time the connection is lost. workers: how many of these send to the engine.
     """
 
     def __init__(
-        self, path: Path, on_lost: Callable[[], None] = lambda: None, ping_seconds: float = PING_SECONDS
+        self,
+        path: Path,
+        on_lost: Callable[[], None] = lambda: None,
+        ping_seconds: float = PING_SECONDS,
+        workers: int = 1,
     ) -> None:
+        self._workers = workers
         self._path = path
         self._ping_seconds = ping_seconds
         self._on_lost = on_lost
@@ -59,6 +66,7 @@ class EngineClient:
         self._state: State | None = None
         self._models: dict[tuple[str, int | None], _Model] = {}
         self._groups: dict[tuple[_Model, Priority], _Group] = {}
+        self._mirrors: dict[tuple[str, int | None], Mirror] = {}
         self._waiting: dict[int, Callable[[Any], None]] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
@@ -81,6 +89,9 @@ class EngineClient:
         arrays = model.arrays(request)
         if self._link is None:
             raise _not_connected()
+        mirror = self._mirrors.get((request.model, request.version))
+        if mirror is not None:
+            mirror.note_sent(request.rows)
         number = next(self._numbers)
         self._waiting[number] = done
         if sum([array.nbytes for array in arrays]) > SMALL_BYTES:
@@ -143,13 +154,19 @@ class EngineClient:
     def check_admission(
         self, model: str, version: int | None, rows: int, seconds: float, priority: Priority = "normal"
     ) -> Refusal | None:
-        """Return None, because only the engine knows its queue; see `Predictor.check_admission`."""
-        del model, version, rows, seconds, priority
-        return None
+        """Return the reason why the engine would reject this many rows; see `Predictor.check_admission`.
+
+        It goes by what the engine last told of its queue.
+        """
+        mirror = self._mirrors.get((model, version))
+        if mirror is None:
+            return None
+        return mirror.check_admission(rows, seconds, priority, time.monotonic())
 
     def note_rejection(self, model: str, version: int | None, refusal: Refusal, rows: int) -> float:
-        """Never called, because nothing is rejected here; see `Predictor.note_rejection`."""
-        raise NotImplementedError
+        """See `Predictor.note_rejection`."""
+        mirror = self._mirrors.get((model, version))
+        return 1.0 if mirror is None else mirror.note_rejection(refusal, rows, time.monotonic())
 
     def models(self) -> Catalogue:
         """Return the models that the engine served last. Raises ModelNotReady before the first connection."""
@@ -241,6 +258,8 @@ class EngineClient:
                 self._settle(number, result)
         elif frame.kind == Kind.ERROR:
             self._settle(messages.read_id(frame), messages.read_error(frame))
+        elif frame.kind == Kind.QUEUE:
+            self._note_queue(*messages.read_queue(frame))
         elif frame.kind == Kind.REPLY:
             self._settle(messages.read_id(frame), frame)
         elif frame.kind == Kind.STATE:
@@ -264,6 +283,16 @@ class EngineClient:
             self._fail_all(ModelNotReady, "the engine has exited, it is being restarted")
             self._on_lost()
 
+    def _note_queue(self, model: str, version: int | None, state: QueueState | None) -> None:
+        key, now = (model, version), time.monotonic()
+        mirror = self._mirrors.get(key)
+        if state is None:
+            self._mirrors.pop(key, None)
+        elif mirror is None:
+            self._mirrors[key] = Mirror(state, now, self._workers)
+        else:
+            mirror.update(state, now)
+
     def _settle(self, number: int, outcome: "InferenceResult | Exception | Frame") -> None:
         """Hand what the engine has sent to the call that waits for it, unless that was cancelled."""
         settle = self._waiting.pop(number, None)
@@ -275,7 +304,7 @@ class EngineClient:
 
     def _fail_all(self, kind: type[Unavailable], message: str) -> None:
         waiting, self._waiting = self._waiting, {}
-        self._groups = {}
+        self._groups, self._mirrors = {}, {}
         for settle in waiting.values():
             settle(kind(message))
 

@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from pathlib import Path
 from prometheus_client import Metric
 
 from service.batching.request import Outcome, RequestGroup
-from service.errors import FrameError, InkserveError
+from service.errors import FrameError, InkserveError, ModelNotFound, QueueFull
 from service.serving.predictor import CancelOne, GroupPredictor
 from service.split import messages
 from service.split.frames import Frame, Link
@@ -41,6 +41,7 @@ class EngineServer:
         self._collect = collect
         self._instance = uuid.uuid4().hex
         self._links: dict[Link, dict[int, _Call]] = {}
+        self._queued: dict[Link, set[tuple[str, int | None]]] = {}
         self._reloads: set[asyncio.Task[None]] = set()
         self._path: Path | None = None
         self._server: asyncio.Server | None = None
@@ -85,11 +86,13 @@ class EngineServer:
     def link_opened(self, link: Link) -> None:
         """See `service.split.frames.Owner`."""
         self._links[link] = {}
+        self._queued[link] = set()
         self._no_clients.clear()
         self._send_state(link)
 
     def link_lost(self, link: Link) -> None:
         """See `service.split.frames.Owner`: cancels the client's calls."""
+        del self._queued[link]
         for number, call in self._links.pop(link).items():
             call.cancel(call.numbers.index(number))
         if not self._links:
@@ -127,7 +130,7 @@ class EngineServer:
         calls = self._links[link]
         if not calls.keys().isdisjoint(numbers) or len(set(numbers)) < len(numbers):
             raise FrameError(f"two calls have the same id among {numbers}, expected others")
-        call = _Call(numbers, group.rows)
+        call = _Call(group, numbers)
         calls.update(dict.fromkeys(numbers, call))
         answer = partial(self._answer, link, call)
         if len(numbers) > 1:
@@ -137,8 +140,7 @@ class EngineServer:
         try:
             cancel = self._predictor.submit(request, partial(answer, 0, 1))
         except Exception as error:  # the request's edge
-            del calls[numbers[0]]
-            _send_error(link, numbers[0], error)
+            self._answer(link, call, 0, 1, error)
         else:
             call.cancel = lambda _: cancel()
 
@@ -150,9 +152,28 @@ class EngineServer:
         if isinstance(outcome, Exception):
             for number in numbers:
                 _send_error(link, number, outcome)
+            if isinstance(outcome, QueueFull):
+                self._send_queue(link, call.group)
         else:
-            rows = call.rows[first:last]
+            rows = call.group.rows[first:last]
             link.send(Kind.RESULTS, messages.results_header(numbers, rows, outcome), outcome.outputs)
+            self._send_queue(link, call.group)
+
+    def _send_queue(self, link: Link, group: RequestGroup) -> None:
+        """Tell a worker the state of a model's queue, unless it was empty last time too."""
+        key = group.model, group.version
+        try:
+            state = self._predictor.queue_state(*key)
+        except ModelNotFound:
+            state = None
+        told = self._queued[link]
+        if state is not None:
+            told.add(key)
+        elif key in told:
+            told.remove(key)
+        else:
+            return
+        link.send(Kind.QUEUE, messages.queue_header(*key, state))
 
     async def _reload(self, link: Link, number: int) -> None:
         try:
@@ -167,8 +188,8 @@ class EngineServer:
 class _Call:
     """The requests of one frame. cancel: set once they are submitted."""
 
+    group: RequestGroup
     numbers: list[int]
-    rows: Sequence[int]
     cancel: CancelOne = lambda _: None
 
 

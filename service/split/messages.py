@@ -15,6 +15,7 @@ from prometheus_client import Metric
 from pydantic import ValidationError
 
 from service import errors
+from service.batching.mirror import QueueState
 from service.batching.request import InferenceResult, Priority, RequestGroup
 from service.errors import EngineError, FrameError, InkserveError, QueueFull
 from service.models.catalogue import Catalogue, Failure, ModelInfo
@@ -32,12 +33,13 @@ _DTYPES = {dtype.str: dtype for dtype in DTYPES.values()}
 
 
 class Kind(IntEnum):
-    """The kinds of frames. All headers except those of STATE, READY and LOAD begin with the id of the call.
+    """The kinds of frames. All headers but those of STATE, READY, LOAD, QUEUE begin with the id of the call.
 
     INFER brings the small requests of one iteration of a worker's event loop, or one large request. It begins
     with a list of ids, and so does RESULTS: of the calls that a batch completed.
     METRICS asks the engine for its metrics, or the supervisor for the whole service's; a REPLY brings them.
     With the id 0 there is no REPLY: the supervisor asks a worker, which pushes its own in another METRICS.
+    QUEUE tells a worker the state of a model's queue, with results and rejections while any rows are queued.
     LOAD tells a worker the load of the whole service.
     """
 
@@ -52,6 +54,7 @@ class Kind(IntEnum):
     READY = 9
     LOAD = 10
     RESULTS = 11
+    QUEUE = 12
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,18 @@ def results_header(numbers: Sequence[int], rows: Sequence[int], result: Inferenc
     tensors = [(array.dtype.str, array.shape) for array in result.outputs]
     version, _, queue_seconds, compute_seconds, batch_rows = result
     return [numbers, version, _rows_header(rows), queue_seconds, compute_seconds, batch_rows, tensors]
+
+
+def queue_header(model: str, version: int | None, state: QueueState | None) -> list[object]:
+    """Return the header of a QUEUE frame. version: as the requests name it."""
+    return [model, version, None if state is None else list(state)]
+
+
+def read_queue(frame: Frame) -> tuple[str, int | None, QueueState | None]:
+    """Return the model, the version and the state of its queue in a QUEUE frame."""
+    with _reading("queue"):
+        model, version, state = frame.header
+        return model, version, None if state is None else QueueState(*state)
 
 
 def read_results(frame: Frame) -> Iterator[tuple[int, InferenceResult]]:

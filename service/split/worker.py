@@ -131,7 +131,7 @@ async def run(
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor reloads the models
     supervisor = SupervisorLink(metrics, load_reports)
     await supervisor.open(link_fd)
-    predictor = EngineClient(path)
+    predictor = EngineClient(path, workers=max(1, settings.workers))
     app = build_app(predictor, keys, supervisor.gather)
     pushing = asyncio.ensure_future(supervisor.keep_pushing())
     # The workers share a port: one that accepted connections before it has an engine would answer 503 while

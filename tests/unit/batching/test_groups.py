@@ -236,7 +236,7 @@ async def test_a_request_over_two_batches_counts_the_time_of_both() -> None:
     bench = Bench(8)
     bench.submit(7, FAR)
     assert bench.submit_group([1, 1, 1], [FAR] * 3)
-    bench.queue._small_rows = 4
+    bench.queue.small_rows = 4
     assert bench.submit_group([4, 4], [FAR] * 2)
     bench.drain()
     assert all(len(each) == 1 for each in bench.got)
@@ -306,7 +306,7 @@ async def test_a_queue_that_is_too_slow_for_a_deadline_takes_no_group() -> None:
 
 async def test_only_traced_requests_of_a_batch_are_reported() -> None:
     bench = Bench(4)
-    bench.queue._small_rows = 2
+    bench.queue.small_rows = 2
     bench.submit_group([1, 2, 2, 1], [FAR] * 4, traceparents=["a", None, "c", "d"])
     bench.drain()
     assert [record.traceparents for record in bench.records] == [["a", "c"], ["c", "d"]]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.batching.mirror import QueueState
 from service.batching.request import (
     Done,
     GroupDone,
@@ -29,6 +30,7 @@ from service.errors import (
     ModelNotFound,
     ModelNotReady,
     PayloadTooLarge,
+    QueueFull,
     ShuttingDown,
 )
 from service.models.catalogue import Catalogue
@@ -236,6 +238,9 @@ class Failing:
 
     def submit_group(self, _: RequestGroup, __: GroupDone) -> CancelOne:
         raise self._error
+
+    def queue_state(self, _: str, __: int | None) -> QueueState | None:
+        return None
 
     def ready(self) -> bool:
         return True
@@ -457,3 +462,55 @@ async def test_the_socket_is_for_its_owner_and_for_one_engine(start_engine: Star
     bind_unix(path).close()  # as if killed: the file is left
     assert mode(path) is not None
     await start_engine()
+
+
+async def test_a_full_queue_is_known_before_a_body_is_read(start_engine: Start, connect: Connect) -> None:
+    engine = await start_engine(max_batch_delay_seconds=1, max_batch_size=8, max_queue_requests=4)
+    predictor = await connect()
+    target = "first-pixel", None, 1, 60.0
+    assert predictor.check_admission(*target) is None
+    calls = [asyncio.ensure_future(classify(predictor, 1)) for _ in range(4)]
+    await until(lambda: engine.rows_waiting() == 4)
+    with pytest.raises(QueueFull, match="expected fewer than 4"):
+        await classify(predictor, 1)
+    refusal = predictor.check_admission(*target)
+    assert refusal == Refusal("4 requests are queued, expected fewer than 4")
+    assert predictor.note_rejection("first-pixel", None, refusal, 1) >= 1
+    assert predictor.check_admission("ramp", None, 1, 60.0) is None
+    await asyncio.gather(*calls)
+    assert predictor.check_admission(*target) is None
+
+
+async def test_requests_of_one_turn_share_a_frame_and_keep_their_own_fate(
+    start_engine: Start, connect: Connect
+) -> None:
+    engine = await start_engine(max_queue_requests=8)
+    predictor = await connect()
+    asked = [(3,), (1, 4), (1, 5, 9), (2,), (6, 5)]
+    answers = await asyncio.gather(*(classify(predictor, *pixels) for pixels in asked))
+    for pixels, answer in zip(asked, answers, strict=True):
+        assert answer.outputs[0].argmax(axis=1).tolist() == list(pixels)
+    outcomes = await asyncio.gather(
+        classify(predictor, 1, seconds=-1),  # it is late already
+        *(classify(predictor, pixel) for pixel in range(10)),
+        infer(predictor, request_for("ramp", None, latents(2))),
+        return_exceptions=True,
+    )
+    answered = [outcome for outcome in outcomes[1:9] if isinstance(outcome, InferenceResult)]
+    assert [answer.outputs[0].argmax() for answer in answered] == list(range(8))
+    assert [type(outcome) for outcome in outcomes[9:]] == [QueueFull, QueueFull, InferenceResult]
+    assert isinstance(outcomes[0], DeadlineExceeded)
+    assert engine.rows_waiting() == 0
+
+
+async def test_one_request_of_a_frame_is_cancelled_alone(start_engine: Start, connect: Connect) -> None:
+    engine = await start_engine(max_batch_delay_seconds=0.5, max_batch_size=8)
+    predictor = await connect()
+    calls = [asyncio.ensure_future(classify(predictor, pixel)) for pixel in range(5)]
+    await until(lambda: engine.rows_waiting() == 5)
+    calls[3].cancel()
+    await until(lambda: engine.rows_waiting() == 4)
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(answer) for answer in answers].count(asyncio.CancelledError) == 1
+    labels = [answer.outputs[0].argmax() for answer in answers if isinstance(answer, InferenceResult)]
+    assert labels == [0, 1, 2, 4]
