@@ -34,7 +34,7 @@ STOP_SECONDS = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return 1 if a response was wrong or nobody answers, 2 for an invalid option."""
+    """Run the command; return 1 if the run fails or nobody answers, 2 for an invalid option."""
     parsed, rest = _parser().parse_known_args(arguments)
     if problem := _invalid(rest):
         say(f"loadtests: {problem}")

@@ -11,7 +11,7 @@ import math
 import random
 import ssl
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,26 @@ def parse_mix(text: str) -> dict[str, int]:
     return weights
 
 
+def parse_share(text: str) -> float:
+    """Parse a fraction from 0 to 1. Raises ArgumentTypeError."""
+    return _parse_number(text, "a fraction from 0 to 1", most=1.0)
+
+
+def parse_milliseconds(text: str) -> float:
+    """Parse a number of milliseconds, at least 0. Raises ArgumentTypeError."""
+    return _parse_number(text, "milliseconds of at least 0", most=math.inf)
+
+
+def _parse_number(text: str, expected: str, *, most: float) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and 0 <= number <= most):
+        raise ArgumentTypeError(f"value is {text!r}, expected {expected}")
+    return number
+
+
 @cache
 def first_key(path: str) -> str:
     """The first API key in a file that may use models. Raises OSError, or ValueError without one.
@@ -129,6 +149,10 @@ def add_arguments(parser: LocustArgumentParser) -> None:
     text = "Client certificate (default: none)"
     group.add_argument("--client-cert-file", default="", env_var="CLIENT_CERT_FILE", help=text)
     group.add_argument("--client-key-file", default="", env_var="CLIENT_KEY_FILE", help="Its private key")
+    text = "Fail if less than this fraction of the stages' requests is served (default: 0, no limit)"
+    group.add_argument("--min-rate-share", type=parse_share, default=0.0, env_var="MIN_RATE_SHARE", help=text)
+    text = "Fail if the 99th percentile of the response times is higher (default: 0, no limit)"
+    group.add_argument("--max-p99-ms", type=parse_milliseconds, default=0.0, env_var="MAX_P99_MS", help=text)
 
 
 @cache
@@ -338,7 +362,7 @@ def check_sprite(response: ResponseContextManager, path: str, count: int) -> Non
 
 @events.quitting.add_listener  # type: ignore[untyped-decorator]
 def set_exit_code(environment: Environment, **_: Any) -> None:
-    """Set the exit code: 1 if a response was wrong; shed requests do not count."""
+    """Set the exit code: 1 if a response was wrong or a limit is missed; a shed request is not wrong."""
     if isinstance(environment.runner, WorkerRunner):
         return  # the master has its reports
     if problem := _failure(environment):
@@ -359,4 +383,26 @@ def _failure(environment: Environment) -> str | None:
         shape.watch_workers()
         if shape.lost:
             return f"workers became unresponsive, and the load was too low: {', '.join(sorted(shape.lost))}"
-    return None
+    return "; ".join(_missed_limits(environment)) or None
+
+
+def _missed_limits(environment: Environment) -> Iterator[str]:
+    """Yield what `--min-rate-share` and `--max-p99-ms` object to."""
+    options, total = environment.parsed_options, environment.stats.total
+    assert options is not None
+    asked = options.rate * options.seconds * mean_share(options.stages)
+    served = total.num_requests - total.num_failures
+    if served < options.min_rate_share * asked:
+        yield (
+            f"served {served} of the {asked:.0f} requests asked for, {served / asked:.0%}, "
+            f"and shed {total.num_failures}, expected at least {options.min_rate_share:.0%}"
+        )
+    p99 = total.get_response_time_percentile(0.99)
+    if options.max_p99_ms and p99 > options.max_p99_ms:
+        yield f"the p99 response time is {p99} ms, expected at most {options.max_p99_ms:g} ms"
+
+
+def mean_share(stages: str) -> float:
+    """Return the mean rate over the stages, as a fraction of the highest."""
+    times, parts = zip(*STAGES[stages], strict=True)
+    return float(np.trapezoid(parts, times))

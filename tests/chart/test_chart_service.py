@@ -346,6 +346,7 @@ def test_with_mutual_tls_probes_need_no_certificate_and_the_charts_callers_send_
     add_reader(tmp_path)
     add_generator()
     load = {"rate": 20, "durationSeconds": 2, "stages": "soak", "workers": 1, "mix": "raw=1"}
+    load |= {"minRateShare": 0.1, "maxP99Ms": 10000}
     values = values_of("mutual-tls") | {"test": {"expectedLabel": ""}}
     manifests = render(values | {"loadTest": values["loadTest"] | load})
     container = server(manifests)

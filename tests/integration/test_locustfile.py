@@ -153,6 +153,46 @@ def test_shed_requests_count_separately_and_pass(
         assert all("shed: 429" in row["Error"] for row in csv.DictReader(file))
 
 
+def test_a_run_that_serves_too_little_or_too_slowly_fails(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    add_reader(tmp_path)
+    reports = tmp_path_factory.mktemp("reports")
+    limits = ("--min-rate-share", "0.9", "--max-p99-ms", "0.5")  # no response over HTTP is this fast
+    flags = ("--max-queue-rows", "64", "--max-request-rows", "64", "--max-batch-size", "1")
+    with serving("--models-dir", str(tmp_path), *flags) as service:
+        host = ("--host", f"http://127.0.0.1:{service.port}")
+        overload = ("--stages", "soak", "--rate", "400", "--mix", "batch=1")
+        run = load(tmp_path, reports, *host, *overload, *limits)
+    assert run.returncode == 1, run.stdout + run.stderr
+    (line,) = re.findall(r"the run fails: (.*)", run.stderr)
+    requests, failures = counts(reports)["Aggregated"]
+    served = re.escape(f"served {requests - failures} of the 1600 requests asked for, ")
+    slow = r"the p99 response time is [1-9]\d* ms, expected at most 0\.5 ms"
+    assert re.fullmatch(rf"{served}\d+%, and shed {failures}, expected at least 90%; {slow}", line)
+
+
+def test_a_run_that_keeps_its_limits_passes(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The share is of what the stages ask for, which is less than the highest rate throughout."""
+    add_reader(tmp_path)
+    limits = ("--min-rate-share", "0.7", "--max-p99-ms", "10000", "--mix", "raw=1", "--workers", "0")
+    run = load(tmp_path, tmp_path_factory.mktemp("reports"), "--stages", "spike", "--seconds", "6", *limits)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("--min-rate-share", "90", "a fraction from 0 to 1"),
+        ("--max-p99-ms", "-1", "milliseconds of at least 0"),
+    ],
+)
+def test_an_invalid_limit_is_rejected(tmp_path: Path, flag: str, value: str, expected: str) -> None:
+    run = load(tmp_path / "nothing", tmp_path, f"{flag}={value}")
+    assert run.returncode == 2
+    assert run.stderr.strip() == f"loadtests: argument {flag}: value is {value!r}, expected {expected}"
+
+
 def test_a_mistake_in_the_load_test_itself_fails_the_run(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
