@@ -224,18 +224,20 @@ class Batcher:
         on_loop: bool = False,
     ) -> None:
         """Deliver to a batch's requests their rows of the outputs, or its error."""
-        queue_seconds, traceparents = [], []
+        queue_seconds, request_rows, traceparents = [], [], []
         for item, start, stop in batch.parts:
             if isinstance(item, Group):
                 begun = item.begun_in(start, stop)
                 if begun:
                     queue_seconds += [started - item.enqueued] * len(begun)
+                    request_rows += item.rows_of(begun)
                 if item.traceparents is not None:
                     traceparents += item.traced_in(start, stop)
                 continue
             if start == 0:
                 item.queue_seconds = started - item.enqueued
                 queue_seconds.append(item.queue_seconds)
+                request_rows.append(item.rows)
             if item.traceparent is not None:
                 traceparents.append(item.traceparent)
         failed = isinstance(outcome, Exception)
@@ -254,6 +256,7 @@ class Batcher:
                     failed,
                     traceparents,
                     on_loop,
+                    request_rows,
                 )
             )
         except Exception:  # the queued requests must not be lost with it

@@ -60,6 +60,12 @@ class Group(Item):
         """Return where a request's rows start."""
         return self.ends[request - 1] if request else 0
 
+    def rows_of(self, requests: range) -> list[int]:
+        """Return the rows of each of these requests."""
+        if self.rows == len(self.ends):
+            return [1] * len(requests)
+        return [self.ends[request] - self.start_of(request) for request in requests]
+
     def begun_in(self, start: int, stop: int) -> range:
         """Return the requests whose first row is among the rows start..stop."""
         return range(self._begun_before(start), self._begun_before(stop))

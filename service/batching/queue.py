@@ -6,6 +6,7 @@ Knows nothing of threads, timers or models; `batcher` acts on what is decided he
 import math
 import sys
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -45,8 +46,8 @@ class Batch:
 class BatchRecord(NamedTuple):
     """A batch that has run or failed, for metrics and traces.
 
-    started: on the clock of `time.monotonic`. queue_seconds: one figure per request that started in this
-        batch.
+    started: on the clock of `time.monotonic`. queue_seconds, request_rows: one figure per request that
+        started in this batch.
     traceparents: those of the traced requests with rows in this batch. on_loop: the event loop ran it.
     """
 
@@ -58,6 +59,7 @@ class BatchRecord(NamedTuple):
     failed: bool
     traceparents: list[str]
     on_loop: bool = False
+    request_rows: Sequence[int] = ()
 
 
 class BatchQueue:

@@ -77,10 +77,10 @@ def create_app(
     app.openapi = description.document  # type: ignore[method-assign]
     app.include_router(description.routes())
     watch = DisconnectWatch()
-    bodies = BodyDecoder(settings, watch)
-    classify = Classify(predictor, settings, watch, bodies)
-    generate = Generate(predictor, settings, watch, bodies)
-    search = Search(predictor, settings, watch, bodies)
+    bodies = BodyDecoder(settings, watch, metrics.decode_seconds)
+    classify = Classify(predictor, settings, watch, bodies, metrics.encode_seconds)
+    generate = Generate(predictor, settings, watch, bodies, metrics.encode_seconds)
+    search = Search(predictor, settings, watch, bodies, metrics.encode_seconds)
     endpoints: dict[str, dict[str, AsgiEndpoint]] = {
         "/classify": {"POST": classify},
         "/generate": {"GET": generate, "POST": generate},

@@ -22,7 +22,7 @@ from prometheus_client import (
 )
 
 from service.observability.busy import PartSeconds
-from service.observability.histograms import RequestMetrics, SecondsByModel
+from service.observability.histograms import DeferredHistogram, RequestMetrics
 from service.observability.logs import dropped_lines
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series per counter, never read
@@ -102,28 +102,32 @@ class Metrics:
         self.registry = Registry()
         self.requests = RequestMetrics(PREFIX, SECONDS, LATENCY_OBJECTIVE_SECONDS)
         self.registry.register(self.requests)
-        self.queue_seconds = SecondsByModel(
-            f"{PREFIX}_queue_seconds", "From submission to the first batch.", SECONDS
-        )
-        self.registry.register(self.queue_seconds)
+        by_version = "model", "version"
+        text = "From submission to the first batch."
+        self.queue_seconds = self._deferred("queue_seconds", text, SECONDS, *by_version)
+        self.request_rows = self._deferred("request_rows", "Rows of a request.", ROWS, *by_version)
+        text = "Decoding one body, the wait for a decoder included."
+        self.decode_seconds = self._deferred("decode_seconds", text, SECONDS, "format")
+        text = "Encoding one result as the response's body."
+        self.encode_seconds = self._deferred("encode_seconds", text, SECONDS, "format")
         self.busy_seconds = PartSeconds(f"{PREFIX}_busy_seconds", "Seconds in which a part was busy.")
         text = "Seconds for which a part would have been busy, had all rows run in full batches."
         self.work_seconds = PartSeconds(f"{PREFIX}_work_seconds", text)
         self.registry.register(self.busy_seconds)
         self.registry.register(self.work_seconds)
-        self.compute_seconds = self._seconds("batch_compute", "One batch on the device.", "model")
+        self.compute_seconds = self._seconds("batch_compute", "One batch on the device.", *by_version)
         self.batch_rows = Histogram(
             f"{PREFIX}_batch_rows",
             "Rows in a batch, padding not counted.",
-            ["model"],
+            by_version,
             registry=self.registry,
             buckets=ROWS,
         )
-        self.batches = self._counter("batches", "Batches run.", "model", "reason")
-        self.batch_failures = self._counter("batch_failures", "Batches that failed.", "model")
-        self.rows = self._counter("rows", "Rows run.", "model")
+        self.batches = self._counter("batches", "Batches run.", *by_version, "reason")
+        self.batch_failures = self._counter("batch_failures", "Batches that failed.", *by_version)
+        self.rows = self._counter("rows", "Rows run.", *by_version)
         self.padding_rows = self._counter(
-            "padding_rows", "Padding rows run, on top of the real rows.", "model"
+            "padding_rows", "Padding rows run, on top of the real rows.", *by_version
         )
         self.rejected = self._counter("rejected_requests", "Requests not served.", "model", "reason")
         self.model_loads = self._counter(
@@ -145,9 +149,9 @@ class Metrics:
             counter = self._of_rejected[model, reason] = self.rejected.labels(model, reason)
         counter.inc()
 
-    def of_batches(self, model: str) -> "BatchMetrics":
-        """Return the metrics of one model's batches."""
-        return BatchMetrics(self, model)
+    def of_batches(self, model: str, version: int) -> "BatchMetrics":
+        """Return the metrics of one model version's batches."""
+        return BatchMetrics(self, model, str(version))
 
     def watch_model(
         self, model: str, rows_waiting: Callable[[], float], requests_waiting: Callable[[], float]
@@ -225,21 +229,28 @@ class Metrics:
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"{PREFIX}_{name}", text, labels, registry=self.registry)
 
+    def _deferred(self, name: str, text: str, bounds: Sequence[float], *labels: str) -> DeferredHistogram:
+        histogram = DeferredHistogram(f"{PREFIX}_{name}", text, bounds, *labels)
+        self.registry.register(histogram)
+        return histogram
+
     def _seconds(self, name: str, text: str, *labels: str) -> Histogram:
         return Histogram(f"{PREFIX}_{name}_seconds", text, labels, registry=self.registry, buckets=SECONDS)
 
 
 class BatchMetrics:
-    """One model's batch metrics, with their labels looked up once."""
+    """One model version's batch metrics, with their labels looked up once."""
 
-    def __init__(self, metrics: Metrics, model: str) -> None:
-        self._reasons = {reason: metrics.batches.labels(model, reason) for reason in get_args(BatchReason)}
-        self._batch_rows = metrics.batch_rows.labels(model)
-        self._rows = metrics.rows.labels(model)
-        self._padding = metrics.padding_rows.labels(model)
-        self._compute = metrics.compute_seconds.labels(model)
-        self._queue = metrics.queue_seconds.of(model)
-        self._failures = metrics.batch_failures.labels(model)
+    def __init__(self, metrics: Metrics, model: str, version: str) -> None:
+        of = model, version
+        self._reasons = {reason: metrics.batches.labels(*of, reason) for reason in get_args(BatchReason)}
+        self._batch_rows = metrics.batch_rows.labels(*of)
+        self._rows = metrics.rows.labels(*of)
+        self._padding = metrics.padding_rows.labels(*of)
+        self._compute = metrics.compute_seconds.labels(*of)
+        self._queue = metrics.queue_seconds.of(*of)
+        self._request_rows = metrics.request_rows.of(*of)
+        self._failures = metrics.batch_failures.labels(*of)
 
     def observe(
         self,
@@ -249,12 +260,13 @@ class BatchMetrics:
         padded_rows: int,
         compute_seconds: float,
         queue_seconds: Sequence[float],
+        request_rows: Sequence[int],
         failed: bool,
     ) -> None:
         """Count one batch.
 
         padded_rows: the batch size that it was padded to.
-        queue_seconds: one figure per request that started in this batch.
+        queue_seconds, request_rows: one figure per request that started in this batch.
         """
         self._reasons[reason].inc()
         self._batch_rows.observe(rows)
@@ -262,6 +274,7 @@ class BatchMetrics:
         self._padding.inc(padded_rows - rows)
         self._compute.observe(compute_seconds)
         self._queue.extend(queue_seconds)
+        self._request_rows.extend(request_rows)
         if failed:
             self._failures.inc()
 

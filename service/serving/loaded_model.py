@@ -57,6 +57,7 @@ class LoadedModel:
                 padded_rows=self.engine.bucket_for(batch.rows),
                 compute_seconds=batch.compute_seconds,
                 queue_seconds=batch.queue_seconds,
+                request_rows=batch.request_rows,
                 failed=batch.failed,
             )
         self.work.count(self.records)
@@ -119,6 +120,6 @@ def assemble(
     tensors = tuple((spec.name, dtype_of(spec), spec.shape[1:]) for spec in manifest.inputs)
     plain = manifest.input("label") is None
     work = WorkMeter(engine.seconds_for, batcher.full_batch_rows, engine.buckets[-1], worked)
-    counted = metrics.of_batches(manifest.name)
+    counted = metrics.of_batches(manifest.name, manifest.version)
     info = replace(info, batch_sizes=engine.buckets, slow_batch_sizes=engine.slow_buckets)
     return LoadedModel(info, engine, batcher, counted, tensors, plain, work, records)

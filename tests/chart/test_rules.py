@@ -62,8 +62,8 @@ def test_the_rules_use_only_the_services_metrics_and_labels() -> None:
         "inkserve_requests": {"route", "model", "status"},
         "inkserve_rejected_requests": {"model", "reason"},
         "inkserve_request_seconds": {"route", "le"},
-        "inkserve_queue_seconds": {"model", "le"},
-        "inkserve_batch_failures": {"model"},
+        "inkserve_queue_seconds": {"model", "version", "le"},
+        "inkserve_batch_failures": {"model", "version"},
         "inkserve_model_loads": {"model", "result"},
     }
     selectors = re.findall(r"\b(inkserve_\w+)\{([^}]*)\}", re.sub(r"job:\w+\{", "", RULES.read_text()))

@@ -198,7 +198,9 @@ async def test_sigterm_answers_what_was_accepted_and_exits_0(add_slow: Callable[
 
         asking = [asyncio.ensure_future(ask()) for _ in range(20)]
         async with connected(service.port) as probe:
-            ran = re.compile(rb'inkserve_batches_total\{model="slow",reason="(full|idle)"\} [1-9]')
+            ran = re.compile(
+                rb'inkserve_batches_total\{model="slow",reason="(full|idle)",version="1"\} [1-9]'
+            )
             while not ran.search((await probe.ask("GET", "/metrics")).body):
                 await asyncio.sleep(0.01)
             service.process.send_signal(signal.SIGTERM)

@@ -1,7 +1,7 @@
 """Reads the bodies of /classify and /generate: as declared, bounded, and off the event loop if large."""
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from service.http.requests import read_body
 from service.http.types import JSON, OCTETS, Headers, Receive, Scope
 from service.models.manifest import Preprocess, TensorSpec
 from service.models.tensors import Array
+from service.observability.histograms import DeferredHistogram
 from service.settings import Settings
 
 CONTENT_ENCODING = b"content-encoding"
@@ -48,8 +49,10 @@ class Body:
 class BodyDecoder:
     """Decodes bodies: small ones on the event loop, others in a pool of processes."""
 
-    def __init__(self, settings: Settings, watch: DisconnectWatch) -> None:
+    def __init__(self, settings: Settings, watch: DisconnectWatch, seconds: DeferredHistogram) -> None:
+        """seconds: receives the time of each body that is decoded, by its format."""
         self._watch = watch
+        self._seconds = seconds
         self._limits = _limits(settings)
         self._held = HeldBodies(settings.max_waiting_bytes // max(1, settings.workers))
         self._pool = DecoderPool(
@@ -100,23 +103,23 @@ class BodyDecoder:
             form = "rows"
         job = RowsJob(form, kind, body.coding, spec, preprocess, self._limits, names)
         is_raw = form == "rows" and not body.coding  # the rows are the body's own bytes
-        result = await self._run(job, body, len(body.content) <= ON_LOOP_BYTES or is_raw)
+        with nullcontext() if is_raw else self._seconds.of(form).timing():
+            result = await self._run(job, body, len(body.content) <= ON_LOOP_BYTES or is_raw)
         assert isinstance(result, np.ndarray)
         return result
 
     async def fields(self, body: Body, names: JsonNames) -> dict[str, Any]:
         """Return the fields of a JSON body, with True for its rows if it has any."""
         job = FieldsJob(body.coding, self._limits, names)
-        result = await self._run(job, body, len(body.content) <= ON_LOOP_BYTES)
+        with self._seconds.of("json").timing():
+            result = await self._run(job, body, len(body.content) <= ON_LOOP_BYTES)
         assert isinstance(result, dict)
         return result
 
     async def _run(self, job: Job, body: Body, on_loop: bool) -> Result:
         if on_loop:
-            try:
+            with suppress(TooLargeForLoop):
                 return job.run(body.content, on_loop=True)
-            except TooLargeForLoop:
-                pass
         return await self._watch.guard(body.receive, self._pool.run(job, body.content, body.deadline))
 
 

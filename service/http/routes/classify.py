@@ -26,6 +26,7 @@ from service.http.routes.shared import (
 )
 from service.http.types import FORM, JSON, OCTETS, Headers, Receive, Scope
 from service.models.manifest import ImageLayout, Manifest
+from service.observability.histograms import DeferredHistogram
 from service.serving.checks import check_inputs
 from service.serving.predictor import Predictor, infer
 from service.settings import Settings
@@ -48,8 +49,14 @@ class Classify:
     """The endpoint, over a predictor."""
 
     def __init__(
-        self, predictor: Predictor, settings: Settings, watch: DisconnectWatch, bodies: BodyDecoder
+        self,
+        predictor: Predictor,
+        settings: Settings,
+        watch: DisconnectWatch,
+        bodies: BodyDecoder,
+        encode_seconds: DeferredHistogram,
     ) -> None:
+        self._json_seconds = encode_seconds.of("json")
         self._predictor = predictor
         self._settings = settings
         self._watch = watch
@@ -110,7 +117,9 @@ class Classify:
         timeout = read_timeout(headers, self._settings.request_timeout_seconds)
         top_k = _top_k(query, len(target.manifest.labels), accepted)
         layout = _shown_layout(query, target.manifest, accepted)
-        return ClassifyOptions(target, timeout, read_priority(headers), accepted, top_k, layout)
+        return ClassifyOptions(
+            target, timeout, read_priority(headers), accepted, top_k, self._json_seconds, layout
+        )
 
 
 def body_format(kind: str) -> Format:

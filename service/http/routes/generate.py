@@ -38,6 +38,7 @@ from service.http.routes.shared import (
 from service.http.types import JSON, OCTETS, PNG, Headers, Receive, Scope
 from service.models.manifest import Manifest, TensorSpec
 from service.models.tensors import Array
+from service.observability.histograms import DeferredHistogram
 from service.serving.predictor import Predictor
 from service.settings import Settings
 
@@ -67,7 +68,7 @@ class Generated:
     labels: NDArray[np.int64] | None
     understood: Understood | None = None
 
-    async def respond(self, accepted: str) -> Response:
+    async def respond(self, accepted: str, encode_seconds: DeferredHistogram) -> Response:
         """Return the response in the accepted media type, one of OFFERED."""
         images = self.result.outputs[0]
         seed = () if self.seed is None else ((SEED.wire, str(self.seed).encode("ascii")),)
@@ -78,14 +79,16 @@ class Generated:
         timing, name = server_timing(self.result), self.manifest.name
         many = len(images) > ENCODE_ON_LOOP_IMAGES
         if accepted == PNG:
-            body = await off_loop(many, _sprite_png, images)
+            with encode_seconds.of("png").timing():
+                body = await off_loop(many, _sprite_png, images)
             headers = (*model_headers(name, self.result.version), *seed)
             return Response(body, PNG, headers=headers, timing=timing, model=name)
-        pictures = await off_loop(many, _pictures, images, self._label_names(len(images)))
         said = {} if self.understood is None else {"understood": self.understood.fields()}
         facts = {"model": name, "version": self.result.version, "seed": self.seed}
-        body_json = facts | said | {"images": pictures}
-        return Response(to_json(body_json), headers=seed, timing=timing, model=name)
+        with encode_seconds.of("json").timing():
+            pictures = await off_loop(many, _pictures, images, self._label_names(len(images)))
+            body = to_json(facts | said | {"images": pictures})
+        return Response(body, headers=seed, timing=timing, model=name)
 
     def _label_names(self, rows: int) -> Sequence[str | None]:
         if self.labels is None:
@@ -97,8 +100,14 @@ class Generate:
     """The endpoint, over a predictor."""
 
     def __init__(
-        self, predictor: Predictor, settings: Settings, watch: DisconnectWatch, bodies: BodyDecoder
+        self,
+        predictor: Predictor,
+        settings: Settings,
+        watch: DisconnectWatch,
+        bodies: BodyDecoder,
+        encode_seconds: DeferredHistogram,
     ) -> None:
+        self._encode_seconds = encode_seconds
         self._predictor = predictor
         self._settings = settings
         self._watch = watch
@@ -129,7 +138,7 @@ class Generate:
         inputs = {"z": z} if labels is None else {"z": z, "label": labels}
         result = await asker.infer(target, inputs, len(z))
         manifest = answered_by(self._predictor, target.manifest, result)
-        return await Generated(manifest, result, seed, labels).respond(accepted)
+        return await Generated(manifest, result, seed, labels).respond(accepted, self._encode_seconds)
 
     async def _suiting(
         self, asker: Asker, wanted: GenerateRequest, prompt: str, target: Target, accepted: str
@@ -152,7 +161,9 @@ class Generate:
             rows = await asker.choose(search, understood, result.outputs[0])
             result = result._replace(outputs=(result.outputs[0][rows],))
         manifest = answered_by(self._predictor, target.manifest, result)
-        return await Generated(manifest, result, seed, labels[:count], understood).respond(accepted)
+        return await Generated(manifest, result, seed, labels[:count], understood).respond(
+            accepted, self._encode_seconds
+        )
 
     async def _wanted(self, scope: Scope, body: Body, kind: str) -> GenerateRequest:
         """Return the fields of the query and of a JSON body. kind: the body's media type."""

@@ -32,6 +32,7 @@ from service.http.routes.shared import (
 from service.http.types import JSON, PNG, Headers, Receive, Scope
 from service.models.manifest import STYLE_LEVELS, STYLES, Manifest, Task
 from service.models.tensors import Array
+from service.observability.histograms import DeferredHistogram
 from service.serving.checks import check_inputs
 from service.serving.predictor import Predictor
 from service.settings import Settings
@@ -52,8 +53,14 @@ class Search:
     """Both endpoints, over a predictor."""
 
     def __init__(
-        self, predictor: Predictor, settings: Settings, watch: DisconnectWatch, bodies: BodyDecoder
+        self,
+        predictor: Predictor,
+        settings: Settings,
+        watch: DisconnectWatch,
+        bodies: BodyDecoder,
+        encode_seconds: DeferredHistogram,
     ) -> None:
+        self._encode_seconds = encode_seconds
         self._predictor = predictor
         self._settings = settings
         self._watch = watch
@@ -71,7 +78,8 @@ class Search:
         if "prompt" not in query:
             raise InvalidInput(f"prompt is missing, {EXPECTED}")
         understood, result = await self._asker(headers, receive, call).read(target, query["prompt"])
-        return _found(target.manifest, understood, result, count, accepted)
+        with self._encode_seconds.of("png" if accepted == PNG else "json").timing():
+            return _found(target.manifest, understood, result, count, accepted)
 
     async def describe(self, scope: Scope, receive: Receive, call: Call) -> Response:
         """Answer images with captions."""
@@ -92,9 +100,10 @@ class Search:
         inputs = {spec.name: images}
         rows = check_inputs(manifest, inputs, self._settings.max_request_rows)
         result = await asker.infer(target, inputs, rows)
-        described = captions(manifest, result.outputs, top_k)
-        answer = {"model": manifest.name, "version": result.version, "images": described}
-        return Response(to_json(answer), timing=server_timing(result), model=manifest.name)
+        with self._encode_seconds.of("json").timing():
+            described = captions(manifest, result.outputs, top_k)
+            encoded = to_json({"model": manifest.name, "version": result.version, "images": described})
+        return Response(encoded, timing=server_timing(result), model=manifest.name)
 
     def _pinned(self, task: Task, query: Mapping[str, str]) -> Target:
         """Return the model that the query names, at the version that is served now: its labels are used."""

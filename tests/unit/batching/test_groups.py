@@ -241,7 +241,11 @@ async def test_a_request_over_two_batches_counts_the_time_of_both() -> None:
     bench.drain()
     assert all(len(each) == 1 for each in bench.got)
     assert outcomes_of(bench)[-2:] == [[8000.0, 8002.0, 8004.0, 8006.0], [10000.0, 10002.0, 10004.0, 10006.0]]
-    assert sum(len(record.queue_seconds) for record in bench.records) == 6
+    rows = [rows for record in bench.records for rows in record.request_rows]
+    assert sorted(rows) == [1, 1, 1, 4, 4, 7]
+    assert [len(record.queue_seconds) for record in bench.records] == [
+        len(record.request_rows) for record in bench.records
+    ]
 
 
 async def test_a_cancelled_request_is_not_computed() -> None:

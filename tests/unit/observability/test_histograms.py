@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 
-from service.observability.histograms import FOLD_AT, RequestMetrics, SecondsByModel, Tally
+from service.observability.histograms import FOLD_AT, DeferredHistogram, RequestMetrics, Tally
 from service.observability.metrics import SECONDS
 
 durations = st.lists(st.one_of(st.floats(0, 40), st.sampled_from(SECONDS)), max_size=50)
@@ -15,7 +15,7 @@ durations = st.lists(st.one_of(st.floats(0, 40), st.sampled_from(SECONDS)), max_
 @given(durations)
 def test_a_histogram_has_the_samples_of_the_librarys(seconds: list[float]) -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
-    tallies = SecondsByModel("a_seconds", "A.", SECONDS)
+    tallies = DeferredHistogram("a_seconds", "A.", SECONDS, "model")
     ours.register(tallies)
     histogram = Histogram("a_seconds", "A.", ["model"], registry=theirs, buckets=SECONDS).labels("m")
     tally = tallies.of("m")

@@ -19,6 +19,7 @@ from service.settings import Settings
 from service.split.engine_client import EngineClient
 
 RAW = bytes(784)
+PNG = (Path(__file__).parents[2] / "digits" / "7.png").read_bytes()
 MODEL = "first-pixel"
 DOCUMENT = Path(__file__).parents[3] / "docs" / "observability.md"
 
@@ -128,6 +129,47 @@ def test_a_good_request_has_2xx_within_the_objective() -> None:
     labels = {"route": "/classify", "model": MODEL}
     assert metrics.registry.get_sample_value("inkserve_good_requests_total", labels) == 1
     assert total(metrics.registry, "inkserve_good_requests_total") == 1
+
+
+async def test_each_version_has_its_own_batches(
+    models_dir: Path, add_classifier: Callable[..., Path]
+) -> None:
+    add_classifier(MODEL, version=2)
+    async with service(models_dir, serve_versions="all") as (app, _, metrics):
+        for path in ("/classify?version=1", "/classify", "/classify?version=2"):
+            assert (await post(app, path)).status_code == 200
+
+        def runs(name: str, version: str) -> float | None:
+            return metrics.registry.get_sample_value(name, {"model": MODEL, "version": version})
+
+        for name in (
+            "rows_total",
+            "queue_seconds_count",
+            "request_rows_count",
+            "batch_compute_seconds_count",
+        ):
+            assert (runs(f"inkserve_{name}", "1"), runs(f"inkserve_{name}", "2")) == (1, 2), name
+        assert runs("inkserve_batch_failures_total", "2") == 0
+
+
+async def test_decoding_and_encoding_are_timed_by_format_and_raw_rows_are_not(models_dir: Path) -> None:
+    async with service(models_dir) as (app, _, metrics):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            raw = {"content-type": "application/octet-stream"}
+            await client.post("/classify", content=RAW, headers={**raw, "accept": "application/octet-stream"})
+            await client.post("/classify", content=RAW, headers=raw)
+            await client.post("/classify", json={"images": [[[0] * 28] * 28]})
+            await client.post("/classify", json={"images": "none"})
+            await client.post("/classify", content=PNG, headers={"content-type": "image/png"})
+
+    def timed(what: str) -> dict[str, float]:
+        samples = (sample for family in metrics.registry.collect() for sample in family.samples)
+        name = f"inkserve_{what}_seconds_count"
+        return {sample.labels["format"]: sample.value for sample in samples if sample.name == name}
+
+    assert timed("decode") == {"json": 2, "picture": 1}
+    assert timed("encode") == {"json": 3}
 
 
 async def test_ready_follows_the_predictor(models_dir: Path) -> None:

@@ -371,10 +371,12 @@ async def test_batches_are_counted(add_classifier: Callable[..., Path], tmp_path
     await classify(predictor, *range(9))
     await asyncio.sleep(0)
     sample = metrics.registry.get_sample_value
-    assert sample("inkserve_rows_total", {"model": "first-pixel"}) == 9
-    assert sample("inkserve_padding_rows_total", {"model": "first-pixel"}) == 1
-    assert sample("inkserve_batches_total", {"model": "first-pixel", "reason": "idle"}) == 1
-    assert sample("inkserve_queue_seconds_count", {"model": "first-pixel"}) == 1
+    assert sample("inkserve_rows_total", {"model": "first-pixel", "version": "1"}) == 9
+    assert sample("inkserve_padding_rows_total", {"model": "first-pixel", "version": "1"}) == 1
+    idle = {"model": "first-pixel", "version": "1", "reason": "idle"}
+    assert sample("inkserve_batches_total", idle) == 1
+    assert sample("inkserve_queue_seconds_count", {"model": "first-pixel", "version": "1"}) == 1
+    assert sample("inkserve_request_rows_sum", {"model": "first-pixel", "version": "1"}) == 9
     assert sample("inkserve_rows_waiting", {"model": "first-pixel"}) == 0
     await predictor.close()
 
