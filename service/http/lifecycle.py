@@ -172,6 +172,9 @@ class Call:
             self.request_id = new_request_id()
         if self.span is not None:
             self.span.end(self.route, status)
+            exemplar = self.span.exemplar()
+            if exemplar is not None:
+                tally.note_exemplar(seconds, exemplar)
         if lifecycle.access_log is not None and self.request_id is not None:
             access = Access(
                 self.method,

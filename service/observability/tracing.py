@@ -173,6 +173,12 @@ class RequestSpan:
         flags = 0 if self._span is None else self._span.get_span_context().trace_flags
         return b"00-%032x-%016x-%02x" % (self.trace_id, self.span_id, flags)
 
+    def exemplar(self) -> dict[str, str] | None:
+        """Return the labels by which a metric names the trace, None if nobody will find it."""
+        if self._span is None or not self._span.get_span_context().trace_flags.sampled:
+            return None
+        return {"trace_id": f"{self.trace_id:032x}", "span_id": f"{self.span_id:016x}"}
+
     def note_inference(self, queue_seconds: float, compute_seconds: float, batch_rows: int) -> None:
         """Add the spans `queue` and `compute`; for a request split over batches, `compute` is a sum."""
         if self._span is None or self._tracer is None:

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from types import TracebackType
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from prometheus_client import Metric
+from prometheus_client.samples import Exemplar
 from pydantic import ValidationError
 
 from service import errors
@@ -242,7 +243,10 @@ def metrics_header(number: int, source: str, families: Sequence[Metric]) -> list
                 family.name,
                 family.documentation,
                 family.type,
-                [[each.name, each.labels, each.value] for each in family.samples],
+                [
+                    [each.name, each.labels, each.value, *([list(each.exemplar)] if each.exemplar else [])]
+                    for each in family.samples
+                ],
             ]
             for family in families
         ],
@@ -256,10 +260,16 @@ def read_metrics(frame: Frame) -> tuple[str, list[Metric]]:
         families = []
         for name, documentation, kind, samples in described:
             family = Metric(name, documentation, kind)
-            for sample_name, labels, value in samples:
-                family.add_sample(sample_name, labels, float(value))
+            for sample_name, labels, value, *exemplars in samples:
+                exemplar = _exemplar(*exemplars) if exemplars else None
+                family.add_sample(sample_name, labels, float(value), exemplar=exemplar)
             families.append(family)
         return source, families
+
+
+def _exemplar(sent: Sequence[Any]) -> Exemplar:
+    labels, value, timestamp = sent
+    return Exemplar({str(name): str(each) for name, each in labels.items()}, float(value), float(timestamp))
 
 
 def _views(tensors: Iterable[tuple[str, Sequence[int]]], body: memoryview) -> list[Array]:

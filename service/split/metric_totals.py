@@ -6,6 +6,12 @@ from itertools import chain
 from operator import add
 
 from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.samples import Exemplar
+
+from service.observability.histograms import newer
+
+_Key = tuple[str, tuple[tuple[str, str], ...]]
+"""A sample's name and labels."""
 
 COUNTING = ("counter", "histogram")
 OLDEST = ("process_start_time_seconds", "process_max_fds")
@@ -80,9 +86,10 @@ def registry_of(families: list[Metric]) -> CollectorRegistry:
 
 
 def merge(families: Iterable[Metric]) -> list[Metric]:
-    """Return one family per name, with one sample per name and labels."""
+    """Return one family per name, with one sample per name and labels, and its newest exemplar."""
     merged: dict[str, Metric] = {}
-    values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+    values: dict[str, dict[_Key, float]] = {}
+    exemplars: dict[_Key, Exemplar] = {}
     for family in families:
         merged.setdefault(family.name, Metric(family.name, family.documentation, family.type))
         samples = values.setdefault(family.name, {})
@@ -90,9 +97,12 @@ def merge(families: Iterable[Metric]) -> list[Metric]:
             key = sample.name, tuple(sample.labels.items())
             combine = _combiner(sample.name, family.type)
             samples[key] = combine(samples[key], sample.value) if key in samples else sample.value
+            if sample.exemplar is not None:
+                exemplars[key] = newer(exemplars.get(key), sample.exemplar)
     for name, family in merged.items():
         for (sample_name, labels), value in values[name].items():
-            family.add_sample(sample_name, dict(labels), value)
+            exemplar = exemplars.get((sample_name, labels))
+            family.add_sample(sample_name, dict(labels), value, exemplar=exemplar)
     return list(merged.values())
 
 

@@ -52,12 +52,16 @@ async def test_a_request_and_its_batch_are_spans_of_the_callers_trace(
     with traced(models_dir, "--workers", workers, "--access-log") as service:
         async with connected(service.port) as connection:
             answer = await connection.ask("POST", "/classify", RAW * 3, SENT)
+            asked = {"accept": "application/openmetrics-text"}
+            metrics = (await connection.ask("GET", "/metrics", headers=asked)).body.decode()
         assert service.process.stderr is not None
         assert f"trace_id={TRACE}" in service.process.stderr.readline()
     (request,) = collector.named("POST /classify")
     (queue,) = collector.named("queue")
     (compute,) = collector.named("compute")
     (batch,) = collector.named("batch")
+    (exemplar,) = re.findall(r'inkserve_request_seconds_bucket.*route="/classify"} \S+ # (\{.*\}) ', metrics)
+    assert exemplar == f'{{span_id="{request.id}",trace_id="{TRACE}"}}'
     assert answer.headers["traceresponse"] == f"00-{TRACE}-{request.id}-01"
     assert (request.trace, request.parent) == (TRACE, PARENT)
     assert request.attributes == {

@@ -1,10 +1,13 @@
 """Counting by the thousand says what prometheus_client's own Histogram would."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.exposition import choose_encoder
 
 from service.observability.histograms import FOLD_AT, DeferredHistogram, RequestMetrics, Tally
 from service.observability.metrics import SECONDS
@@ -38,6 +41,20 @@ def test_many_are_folded_as_they_come_and_none_is_lost() -> None:
     third = (FOLD_AT + 10) // 3
     assert tally.counts().tolist() == [third + 1, third + 1 + FOLD_AT, third]
     assert len(tally.pending) == 0
+
+
+def test_each_bucket_shows_its_newest_exemplar_in_openmetrics_alone() -> None:
+    registry = CollectorRegistry()
+    requests = RequestMetrics("x", (0.1, 0.5, 1.0), 0.5)
+    registry.register(requests)
+    for status, seconds, trace in [(200, 0.2, "a"), (504, 0.5, "b"), (200, 3.0, "c")]:
+        tally = requests.of("/r", "m", status)
+        tally.add(seconds)
+        tally.note_exemplar(seconds, {"trace_id": trace})
+    encode, _ = choose_encoder("application/openmetrics-text")
+    shown = re.findall(r'_bucket{le="(.*?)".*} \S+ # {(.*)} (\S+)', encode(registry).decode())
+    assert shown == [("0.5", 'trace_id="b"', "0.5"), ("+Inf", 'trace_id="c"', "3.0")]
+    assert b"trace_id" not in generate_latest(registry)
 
 
 def test_requests_are_told_apart_and_good_ones_counted() -> None:

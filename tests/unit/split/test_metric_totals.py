@@ -1,7 +1,11 @@
 """Several processes' metrics as one."""
 
+import re
+import time
+
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, Metric, generate_latest
+from prometheus_client.exposition import choose_encoder
 
 from service.split.frames import FrameReader, frame_pieces
 from service.split.messages import metrics_header, read_metrics
@@ -27,6 +31,19 @@ class Process:
 
 def value(totals: Totals, name: str, **labels: str) -> float | None:
     return totals.registry().get_sample_value(name, labels)
+
+
+def across_a_frame(registry: CollectorRegistry) -> list[Metric]:
+    stream = b"".join(frame_pieces(4, metrics_header(1, "run", list(registry.collect()))))
+    (frame,) = FrameReader(0).feed(stream)
+    run, families = read_metrics(frame)
+    assert run == "run"
+    return families
+
+
+def in_openmetrics(registry: CollectorRegistry) -> str:
+    encode, _ = choose_encoder("application/openmetrics-text")
+    return encode(registry).decode()
 
 
 @pytest.fixture
@@ -88,10 +105,21 @@ def test_one_process_alone_reads_as_it_would_without(processes: tuple[Process, P
     assert generate_latest(totals.registry()) == generate_latest(processes[1].registry)
 
 
+def test_the_newest_exemplar_of_the_processes_is_shown(
+    processes: tuple[Process, Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    totals = Totals()
+    for number, (process, noted_at) in enumerate(zip(processes, (20.0, 10.0), strict=True)):
+        monkeypatch.setattr(time, "time", lambda noted_at=noted_at: noted_at)
+        process.seconds.observe(1.7, {"trace_id": f"of worker {number}"})
+        crossed = across_a_frame(process.registry)
+        totals.update(f"worker {number}", "1", crossed)
+    text = in_openmetrics(totals.registry())
+    assert re.findall("# (.*)", text.partition('le="2.0"')[2].splitlines()[0]) == [
+        '{trace_id="of worker 0"} 1.7 20.0'
+    ]
+
+
 def test_metrics_cross_a_frame_unchanged(processes: tuple[Process, Process]) -> None:
     registry = processes[0].registry
-    stream = b"".join(frame_pieces(4, metrics_header(1, "run", list(registry.collect()))))
-    (frame,) = FrameReader(0).feed(stream)
-    run, families = read_metrics(frame)
-    assert run == "run"
-    assert generate_latest(registry_of(families)) == generate_latest(registry)
+    assert generate_latest(registry_of(across_a_frame(registry))) == generate_latest(registry)
