@@ -15,7 +15,7 @@ from loadtests.prometheus import Line, Prometheus
 from loadtests.service_process import ROOT
 
 FILE = ROOT / "helm" / "dashboards" / "inkserve.json"
-KINDS = ("row", "stat", "timeseries")
+KINDS = ("row", "stat", "timeseries", "heatmap")
 LABEL_VALUES = re.compile(r"label_values\((.+), (\w+)\)")
 SCRAPES_IN_RATE = 4
 """Grafana's $__rate_interval spans at least this many scrapes, so that a rate always sees two samples."""
@@ -98,10 +98,13 @@ def _panel(panel: Json) -> Panel:
 
 
 def variables(prometheus: Prometheus, file: Path = FILE) -> dict[str, str]:
-    """The dashboard's variables, each with the first value of its query, as when Grafana opens it."""
+    """The dashboard's variables as when Grafana opens it: each query's first value, or all of them."""
     chosen: dict[str, str] = {}
     for variable in json.loads(file.read_text())["templating"]["list"]:
         if variable["type"] == "datasource":
+            continue
+        if variable.get("includeAll"):
+            chosen[variable["name"]] = variable["allValue"]
             continue
         found = LABEL_VALUES.fullmatch(fill(variable["query"], chosen))
         if not found:

@@ -125,8 +125,19 @@ def _draw_panel(
     _text(figure, left + 0.1, bottom + height - 0.15, panel.title, weight="bold")
     if panel.kind == "stat":
         _draw_number(figure, box, number(prometheus, panel, values, span), panel.unit)
+        return
+    shown = [
+        curve
+        for curve in curves(prometheus, panel, values, span)
+        if any(map(math.isfinite, curve.line.values))
+    ]
+    if not shown:
+        middle = left + width / 2, bottom + height / 2
+        _text(figure, *middle, "No data", size=10, ha="center", color=PALE)
+    elif panel.kind == "heatmap":
+        _draw_heatmap(figure, box, shown, span)
     else:
-        _draw_graph(figure, box, panel, curves(prometheus, panel, values, span), span)
+        _draw_graph(figure, box, panel, shown, span)
 
 
 def _draw_number(figure: Figure, box: Box, value: float | None, unit: str) -> None:
@@ -136,12 +147,7 @@ def _draw_number(figure: Figure, box: Box, value: float | None, unit: str) -> No
 
 
 def _draw_graph(figure: Figure, box: Box, panel: Panel, shown: Sequence[Curve], span: Span) -> None:
-    """Draw a graph without the lines that have no number, such as a ratio of an unused model."""
     left, bottom, width, height = box
-    shown = [curve for curve in shown if any(map(math.isfinite, curve.line.values))]
-    if not shown:
-        _text(figure, left + width / 2, bottom + height / 2, "No data", size=10, ha="center", color=PALE)
-        return
     entries = [(curve.name, LINES[index % len(LINES)]) for index, curve in enumerate(shown)]
     legend = _wrap(entries, width - 0.2) if panel.has_legend else []
     below = 0.35 + LEGEND_LINE * len(legend)
@@ -154,6 +160,26 @@ def _draw_graph(figure: Figure, box: Box, panel: Panel, shown: Sequence[Curve], 
     _scale(axes, panel, highest, span)
     for index, line in enumerate(reversed(legend)):
         _draw_legend_line(figure, left + 0.1, bottom + 0.1 + LEGEND_LINE * index, line)
+
+
+def _draw_heatmap(figure: Figure, box: Box, shown: Sequence[Curve], span: Span) -> None:
+    """Draw the cumulative buckets of a histogram, named by their bounds, as one row for each bucket."""
+    left, bottom, width, height = box
+    buckets = sorted(shown, key=lambda curve: float(curve.name))
+    times = sorted({time for curve in buckets for time in curve.line.times})
+    cumulative = np.zeros((len(buckets), len(times)))
+    for row, curve in enumerate(buckets):
+        cumulative[row, np.searchsorted(times, curve.line.times)] = np.nan_to_num(curve.line.values)
+    counts = np.diff(cumulative, axis=0, prepend=0.0).clip(min=0)
+    used = np.flatnonzero(counts.any(axis=1))
+    first, last = (int(used[0]), int(used[-1])) if used.size else (0, len(buckets) - 1)
+    axes = figure.add_axes(_share(figure, (left + 0.75, bottom + 0.35, width - 0.9, height - 0.65)))
+    axes.pcolormesh(_times(times), np.arange(first, last + 1), counts[first : last + 1], cmap="YlOrRd")
+    names = [say(float(curve.name), "s") if curve.name != "+Inf" else "more" for curve in buckets]
+    axes.set_yticks(np.arange(first, last + 1), names[first : last + 1])
+    axes.set_xlim(*_times([span.start, span.end]))
+    axes.tick_params(length=0, labelsize=7, labelcolor=INK)
+    axes.spines[:].set_visible(False)
 
 
 def _scale(axes: Axes, panel: Panel, highest: float, span: Span) -> None:
