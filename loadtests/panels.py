@@ -174,7 +174,8 @@ def _draw_heatmap(figure: Figure, box: Box, shown: Sequence[Curve], span: Span) 
     used = np.flatnonzero(counts.any(axis=1))
     first, last = (int(used[0]), int(used[-1])) if used.size else (0, len(buckets) - 1)
     axes = figure.add_axes(_share(figure, (left + 0.75, bottom + 0.35, width - 0.9, height - 0.65)))
-    axes.pcolormesh(_times(times), np.arange(first, last + 1), counts[first : last + 1], cmap="YlOrRd")
+    across = _times([times[0] - span.scrape_seconds, *times])  # a rate is of the time before it
+    axes.pcolormesh(across, np.arange(first, last + 2) - 0.5, counts[first : last + 1], cmap="YlOrRd")
     names = [say(float(curve.name), "s") if curve.name != "+Inf" else "more" for curve in buckets]
     axes.set_yticks(np.arange(first, last + 1), names[first : last + 1])
     axes.set_xlim(*_times([span.start, span.end]))
