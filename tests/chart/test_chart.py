@@ -743,6 +743,9 @@ def test_the_rules_select_only_their_release() -> None:
     own = json.dumps(rule["spec"])
     assert 'job=\\"inkserve\\"' not in own
     assert 'deployment=\\"inkserve\\"' not in own
+    own = own.replace('?digits-inkserve\\",namespace=\\"serving\\"', '?inkserve\\"')
+    own = own.replace('namespace=\\"serving\\",pod=~\\"digits-inkserve-', 'pod=~\\"inkserve-')
+    own = own.replace("https://docs.example.com/runbooks.html#", "docs/runbooks.md#")
     ours = own.replace('job=\\"digits-inkserve\\",namespace=\\"serving\\"', 'job=\\"inkserve\\"')
     ours = ours.replace(
         'deployment=\\"digits-inkserve\\",namespace=\\"serving\\"', 'deployment=\\"inkserve\\"'

