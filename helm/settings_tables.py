@@ -18,6 +18,7 @@ DOCUMENT = CHART.parent / "docs" / "settings.md"
 
 NARROWED: dict[str, dict[str, Any]] = {
     "port": {"minimum": 1},  # with 0 the system chooses, and the probes would not know the port
+    "agent_port": {"minimum": 1},  # the pod declares it
     "models_dir": {"pattern": "^/."},  # a volume is mounted there
     "drain_seconds": {"type": ["number", "null"]},  # null: the chart chooses
 }
@@ -104,7 +105,9 @@ def _properties() -> dict[str, dict[str, Any]]:
     for name, field in Settings.model_json_schema()["properties"].items():
         kept = {key: value for key, value in field.items() if key not in ("title", "format")}
         if "anyOf" in kept:
-            kept["type"] = [option["type"] for option in kept.pop("anyOf")]
+            options = kept.pop("anyOf")
+            bounds = {key: value for option in options for key, value in option.items() if key != "format"}
+            kept |= bounds | {"type": [option["type"] for option in options]}
         properties[name] = kept
     return properties
 

@@ -14,9 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from service.addresses import open_listeners
 from service.errors import SettingsError
 from service.hangups import Hangups
 from service.memory import freeze_and_enable_gc, give_back_free_memory
+from service.observability.agent_check import AgentPort, state_of
 from service.observability.busy import Part, ThreadClock
 from service.observability.load import GAUGE_SECONDS, LoadMeter, keep_noting
 from service.observability.load_reports import LoadReports
@@ -98,6 +100,9 @@ async def serve(settings: Settings, hangups: Hangups) -> int:
     from service.http.tls import open_tls
 
     open_tls(settings)  # fail before the models load
+    agent_listeners = (
+        [] if settings.agent_port is None else open_listeners(settings.host, settings.agent_port)
+    )
     parts = Parts.open(settings)
     keys = parts.keys()
     predictor = parts.predictor()
@@ -119,9 +124,14 @@ async def serve(settings: Settings, hangups: Hangups) -> int:
     hangups.reload_with(predictor.reload)
     freeze_and_enable_gc()
     give_back_free_memory()
-    noting = asyncio.ensure_future(keep_noting(meter, parts.metrics.load_families, parts.load_reports.update))
+    agent = AgentPort(agent_listeners, lambda: state_of(ready=predictor.ready(), stopping=server.stopping))
+    noting = asyncio.ensure_future(
+        keep_noting(meter, parts.metrics.load_families, parts.load_reports.update, agent.update)
+    )
+    await agent.start()
     async with kept_current(keys):
         await server.serve()
+    agent.close()
     noting.cancel()
     hangups.ignore()
     await predictor.close()

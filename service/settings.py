@@ -293,6 +293,12 @@ class Settings(BaseSettings):
         description="responses that carry the load in `endpoint-load-metrics` (ORCA), which balancers weigh "
         "pods by: those to requests with `endpoint-load-metrics-format`, all, or none",
     )
+    agent_port: Port | None = Field(
+        None,
+        description="port, on the same host, that answers HAProxy's agent checks (`agent-check`) with the "
+        "weight that the service should have, by its load, and 0 while it drains; plain TCP without a key; 0 "
+        "lets the system choose; if unset, there is none",
+    )
     drain_seconds: float = Field(
         0.0,
         ge=0,
@@ -388,6 +394,12 @@ class Settings(BaseSettings):
             )
         if self.ssl_client_auth == "off" and self.ssl_ca_certs is not None:
             raise ValueError("ssl_ca_certs is set, but ssl_client_auth is off: expected another value")
+        return self
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.agent_port and self.agent_port == self.port:
+            raise ValueError(f"agent_port is {self.agent_port}, expected another one than port")
         return self
 
     @model_validator(mode="after")

@@ -331,6 +331,9 @@ capabilities:
 {{- if gt $request $queue }}
 {{- fail (printf "inkserve: settings.maxRequestRows is %d, expected at most settings.maxQueueRows (%d)" $request $queue) }}
 {{- end }}
+{{- if eq (int64 (.Values.settings.agentPort | default 0)) (include "inkserve.port" . | int64) }}
+{{- fail (printf "inkserve: settings.agentPort is %d, expected another port than settings.port" (int64 .Values.settings.agentPort)) }}
+{{- end }}
 {{- if .Values.split.enabled }}
 {{- range $name := list "workers" "socket" }}
 {{- $value := index $.Values.settings $name }}

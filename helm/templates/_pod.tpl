@@ -35,6 +35,10 @@
   ports:
     - name: http
       containerPort: {{ include "inkserve.port" $root }}
+    {{- with $values.settings.agentPort }}
+    - name: agent
+      containerPort: {{ . | int64 }}
+    {{- end }}
   {{- include "inkserve.probes" $root | trim | nindent 2 }}
   {{- end }}
   {{- with include "inkserve.lifecycle" $root }}

@@ -91,6 +91,11 @@ class Server(uvicorn.Server):
         self._host = settings.host
         self._acceptors: list[_Acceptor] = []
 
+    @property
+    def stopping(self) -> bool:
+        """Whether a signal has begun to stop it."""
+        return self._stopping
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop at the first signal; at the second, stop at once."""
         del frame

@@ -73,6 +73,14 @@ class Load(NamedTuple):
         """The work plus what was shed: 0 when idle, about 1 at capacity, 2 if a tenth or more is shed."""
         return min(MOST, self.work + SHED_WEIGHT * self.shed)
 
+    @property
+    def utilization(self) -> float:
+        """The load, and what is queued by the same weight as what is shed.
+
+        For balancers: it passes 1 once requests queue up, before any is shed.
+        """
+        return self.load + min(1.0, SHED_WEIGHT * self.queued)
+
 
 IDLE = Load()
 
@@ -140,10 +148,12 @@ class LoadMeter:
 
 
 async def keep_noting(
-    meter: LoadMeter, collect: Callable[[], Iterable[Metric]], report: Callable[[Load], None]
+    meter: LoadMeter, collect: Callable[[], Iterable[Metric]], *reports: Callable[[Load], None]
 ) -> None:
     """Sample the metric families for ever, and report the load after each sample."""
     while True:
         meter.note(read_counts(time.monotonic(), collect()))
-        report(meter.over(REPORT_SECONDS))
+        load = meter.over(REPORT_SECONDS)
+        for report in reports:
+            report(load)
         await asyncio.sleep(SAMPLE_SECONDS)

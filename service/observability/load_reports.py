@@ -9,7 +9,7 @@ from typing import Literal
 
 import orjson
 
-from service.observability.load import IDLE, REPORT_SECONDS, SHED_WEIGHT, Load
+from service.observability.load import IDLE, REPORT_SECONDS, Load
 
 ReportFormat = Literal["text", "json"]
 FORMATS: dict[bytes, ReportFormat] = {b"text": "text", b"json": "json"}
@@ -27,13 +27,11 @@ LEAST_RATE = 1 / REPORT_SECONDS
 def fields_of(load: Load) -> dict[str, float]:
     """Return the fields of a load report.
 
-    application_utilization: the load, and what is queued by the same weight as what is shed. So it passes 1
-        once requests queue up, before any is shed. eps: errors per second, requests that were shed among
-        them, so that a pod that sheds fast does not look idle.
+    eps: errors per second, requests that were shed among them, so that a pod that sheds fast does not look
+        idle.
     """
-    utilization = load.load + min(1.0, SHED_WEIGHT * load.queued)
     return {
-        "application_utilization": round(max(LEAST_UTILIZATION, utilization), 4),
+        "application_utilization": round(max(LEAST_UTILIZATION, load.utilization), 4),
         "rps_fractional": round(max(LEAST_RATE, load.requests_per_second), 3),
         "eps": round(max(0.0, load.errors_per_second), 3),
     }

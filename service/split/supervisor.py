@@ -21,6 +21,7 @@ from pathlib import Path
 from service.addresses import open_listeners, ready_line
 from service.errors import FrameError, InkserveError, RepositoryError, Unavailable
 from service.hangups import Hangups
+from service.observability.agent_check import AgentPort, State, state_of
 from service.observability.load import FAMILIES, GAUGE_SECONDS, REPORT_SECONDS, Load, LoadMeter, read_counts
 from service.observability.metrics import Metrics
 from service.serving.checks import unmet_default
@@ -140,6 +141,8 @@ class Supervisor:
         self._hangups = hangups
         self.totals = Totals()
         self.listeners = open_listeners(settings.host, settings.port)
+        port = settings.agent_port
+        self._agent = AgentPort([] if port is None else open_listeners(settings.host, port), self._state)
         self._settings = settings
         self._arguments = arguments
         self._path = path
@@ -171,6 +174,7 @@ class Supervisor:
                 child.settled = True
             settings = self._settings
             scheme = "http" if settings.ssl_certfile is None else "https"
+            await self._agent.start()
             line = ready_line(self.listeners[0], settings.root_path, scheme, playground=settings.playground)
             logger.info("%s", line)
             await asyncio.wait({stopping, *ending}, return_when=asyncio.FIRST_COMPLETED)
@@ -227,8 +231,12 @@ class Supervisor:
             await self._count(TICK_SECONDS)
             self._load.note(read_counts(time.monotonic(), self.totals.select(FAMILIES)))
             load = self._load.over(REPORT_SECONDS)
+            self._agent.update(load)
             for worker in self._workers:
                 worker.tell_load(load)
+
+    def _state(self) -> State:
+        return state_of(ready=self._predictor.ready(), stopping=self._stopping.is_set())
 
     async def _all_ready(self) -> str | None:
         """Wait until all processes serve; returns what is wrong with the default models, or None."""
@@ -280,6 +288,7 @@ class Supervisor:
             listener.close()
         longest = self._settings.drain_seconds + self._settings.shutdown_timeout_seconds + GRACE_SECONDS
         await asyncio.gather(*(worker.child.stop(longest) for worker in self._workers))
+        self._agent.close()
         await self._predictor.close()
         await self._spare_engine.close()
         if self._engine is not None:

@@ -134,6 +134,31 @@ def test_the_pod_monitor_speaks_mutual_tls() -> None:
     assert found["scheme"] == "https"
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_the_agent_port_is_reached_on_each_pod_and_not_through_the_service(split: bool) -> None:
+    manifests = render({**EXTRAS, "split": {"enabled": split}})
+    container = server(manifests)
+    assert {"name": "agent", "containerPort": 8001} in container["ports"]
+    assert {"name": "INKSERVE_AGENT_PORT", "value": "8001"} in container["env"]
+    (entry,) = one(manifests, "NetworkPolicy", "digits-inkserve")["spec"]["ingress"]
+    assert {"port": "agent", "protocol": "TCP"} in entry["ports"]
+    ports = {
+        name: [port["name"] for port in one(manifests, "Service", name)["spec"]["ports"]]
+        for name in ("digits-inkserve", "digits-inkserve-headless")
+    }
+    assert ports == {"digits-inkserve": ["http"], "digits-inkserve-headless": ["http", "agent"]}
+    plain = render({})
+    assert [port["name"] for port in server(plain)["ports"]] == ["http"]
+    assert "agent" not in str(one(plain, "NetworkPolicy", "digits-inkserve"))
+
+
+def test_an_agent_port_that_is_the_services_own_is_rejected() -> None:
+    with pytest.raises(
+        helm_python.HelmRenderError, match=r"settings\.agentPort is 8000, expected another port"
+    ):
+        render({"settings": {"agentPort": 8000}})
+
+
 def test_the_headless_service_has_every_pod_and_is_not_scraped() -> None:
     manifests = render(
         EXTRAS

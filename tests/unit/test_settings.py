@@ -209,3 +209,10 @@ def test_a_mistyped_setting_is_no_service_link(
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=message):
         load_settings([])
+
+
+def test_the_agent_port_is_another_than_the_services() -> None:
+    assert load_settings([]).agent_port is None
+    assert load_settings(["--port", "0", "--agent-port", "0"]).agent_port == 0
+    with pytest.raises(SettingsError, match="agent_port is 8000, expected another one than port"):
+        load_settings(["--agent-port", "8000"])
