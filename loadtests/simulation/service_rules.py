@@ -14,7 +14,9 @@ from service.batching.pace import DEADLINE_SHARE
 from service.batching.queue import BatchQueue
 from service.batching.request import InferenceResult
 from service.errors import QueueFull
-from service.observability.load import GAUGE_SECONDS, Counts, LoadMeter
+from service.observability.agent_check import AgentWeight
+from service.observability.load import GAUGE_SECONDS, REPORT_SECONDS, Counts, Load, LoadMeter
+from service.observability.load_reports import fields_of
 from service.onnx.engine import bucket_sizes
 from service.serving.tuning import BRIEF_SECONDS, BUCKETS_PER_OCTAVE, ON_LOOP_SECONDS, default_threads
 
@@ -24,12 +26,16 @@ __all__ = (
     "GAUGE_SECONDS",
     "ON_LOOP_ROWS",
     "ON_LOOP_SECONDS",
+    "REPORT_SECONDS",
+    "AgentWeight",
     "Batch",
     "Counts",
+    "Load",
     "LoadMeter",
     "OnLoopRows",
     "Queue",
     "default_threads",
+    "fields_of",
     "on_loop_rows",
     "padded_rows",
 )
