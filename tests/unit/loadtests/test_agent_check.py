@@ -1,9 +1,11 @@
 """The report of agent checks, and HAProxy's configuration."""
 
+import json
 from pathlib import Path
 
-from loadtests.agent_check import BACKENDS, command_line, is_full_run, ratios, table
+from loadtests.agent_check import BACKENDS, MOST_RATIO, RESULT, command_line, is_full_run, ratios, table
 from loadtests.haproxy import Backend, Pod, configuration
+from loadtests.service_process import ROOT
 
 
 def result(**p99_seconds: tuple[float, ...]) -> dict[str, object]:
@@ -60,3 +62,9 @@ def test_only_a_backend_with_agents_checks_them() -> None:
     assert "balance leastconn" in first
     assert "server pod1 127.0.0.1:8000 weight 100 check inter 1s agent-check agent-port 8001" in first
     assert "agent" not in second
+
+
+def test_the_published_run_halves_the_p99_and_is_what_the_docs_show() -> None:
+    published = json.loads(RESULT.read_text())
+    assert all(ratio <= MOST_RATIO for ratio in ratios(published).values())
+    assert table(published) in (ROOT / "docs" / "deployment.md").read_text()
