@@ -370,13 +370,21 @@ capabilities:
 {{- if and (ne .Values.autoscaling.mode "off") (gt (int64 .Values.autoscaling.minReplicas) (int64 .Values.autoscaling.maxReplicas)) }}
 {{- fail (printf "inkserve: autoscaling.minReplicas is %d, expected at most maxReplicas (%d)" (int64 .Values.autoscaling.minReplicas) (int64 .Values.autoscaling.maxReplicas)) }}
 {{- end }}
+{{- $metrics := dict "hpa" (list "metrics" .Values.autoscaling.metrics) "keda" (list "keda.triggers" .Values.autoscaling.keda.triggers) }}
+{{- range $mode, $given := $metrics }}
+{{- if and (eq $.Values.autoscaling.mode $mode) (not $.Values.autoscaling.targetLoad) (not (last $given)) }}
+{{- fail (printf "inkserve: autoscaling.targetLoad is 0, expected a metric in autoscaling.%s to scale on instead" (first $given)) }}
+{{- end }}
+{{- if and (not (has $.Values.autoscaling.mode (list "off" $mode))) (last $given) }}
+{{- fail (printf "inkserve: autoscaling.%s is set, expected mode %s, which reads it, not %s" (first $given) $mode $.Values.autoscaling.mode) }}
+{{- end }}
+{{- end }}
 {{- include "inkserve.checkExtras" . }}
 {{- end }}
 
 {{- /* Up at once, because rows are queued; down slowly, because load comes back. */}}
 {{- define "inkserve.scalingBehavior" -}}
-scaleUp:
-  stabilizationWindowSeconds: 0
-scaleDown:
-  stabilizationWindowSeconds: {{ .Values.autoscaling.scaleDownStabilizationSeconds | int64 }}
+{{- $down := dict "stabilizationWindowSeconds" (int64 .Values.autoscaling.scaleDownStabilizationSeconds) }}
+{{- $own := dict "scaleUp" (dict "stabilizationWindowSeconds" 0) "scaleDown" $down }}
+{{- mergeOverwrite $own .Values.autoscaling.behavior | toYaml }}
 {{- end }}

@@ -188,6 +188,51 @@ def test_the_route_has_its_filters_and_only_the_given_timeouts() -> None:
         assert "filters" not in rule
 
 
+def test_the_users_behavior_wins_over_the_charts_and_their_metrics_join_it() -> None:
+    scaler = one(render(EXTRAS), "HorizontalPodAutoscaler")["spec"]
+    given = EXTRAS["autoscaling"]
+    assert scaler["behavior"] == {
+        "scaleUp": {"stabilizationWindowSeconds": 0} | given["behavior"]["scaleUp"],
+        "scaleDown": given["behavior"]["scaleDown"],
+    }
+    load, *rest = scaler["metrics"]
+    assert load["pods"]["metric"] == {"name": "inkserve_load"}
+    assert rest == given["metrics"]
+    alone = one(render({"autoscaling": given | {"targetLoad": 0}}), "HorizontalPodAutoscaler")["spec"]
+    assert alone["metrics"] == given["metrics"]
+    plain = one(render({"autoscaling": {"mode": "hpa"}}), "HorizontalPodAutoscaler")["spec"]
+    assert plain["behavior"]["scaleDown"] == {"stabilizationWindowSeconds": 300}
+    assert len(plain["metrics"]) == 1
+    off = render({"autoscaling": given | {"mode": "off"}})
+    assert all(each["kind"] != "HorizontalPodAutoscaler" for each in off)
+
+
+def test_keda_has_the_users_triggers_and_behavior() -> None:
+    given = {"mode": "keda", "behavior": EXTRAS["autoscaling"]["behavior"], "keda": {"triggers": [CRON]}}
+    spec = one(render({"autoscaling": given}), "ScaledObject")["spec"]
+    assert [each["type"] for each in spec["triggers"]] == ["prometheus", "cron"]
+    assert spec["triggers"][1] == CRON
+    horizontal = spec["advanced"]["horizontalPodAutoscalerConfig"]
+    assert horizontal["behavior"]["scaleDown"] == given["behavior"]["scaleDown"]
+    (trigger,) = one(render({"autoscaling": given | {"targetLoad": 0}}), "ScaledObject")["spec"]["triggers"]
+    assert trigger == CRON
+
+
+def test_prometheus_may_scrape_where_only_some_namespaces_may_call() -> None:
+    def callers(policy: Values) -> list[Manifest]:
+        values = {"networkPolicy": policy}
+        (entry,) = one(render(values), "NetworkPolicy", "digits-inkserve")["spec"]["ingress"]
+        found: list[Manifest] = entry.get("from", [])
+        return found
+
+    given = EXTRAS["networkPolicy"]
+    assert callers(given)[-1] == given["prometheus"]
+    assert callers(given)[:-1] == callers({"fromNamespaces": given["fromNamespaces"]})
+    by_namespace = {"namespaceSelector": given["prometheus"]["namespaceSelector"]}
+    assert callers(given | {"prometheus": by_namespace})[-1] == by_namespace
+    assert callers({"prometheus": given["prometheus"]}) == []  # everyone may call
+
+
 def test_objects_of_the_users_are_templates() -> None:
     manifests = render(EXTRAS)
     policy = one(manifests, "NetworkPolicy", "digits-inkserve-logs")
@@ -211,6 +256,10 @@ def test_the_registry_stands_before_the_repository() -> None:
     assert images == {"inkserve:0.2.0"}
 
 
+CRON = {
+    "type": "cron",
+    "metadata": {"timezone": "Etc/UTC", "start": "0 8 * * *", "end": "0 18 * * *", "desiredReplicas": "6"},
+}
 EXEC = {"exec": {"command": ["true"]}}
 
 
@@ -325,6 +374,38 @@ def container(**fields: Any) -> Values:
         (
             {"extraObjects": [{"kind": "ConfigMap"}]},
             "/extraObjects/0': missing properties 'apiVersion', 'metadata'",
+        ),
+        (
+            {"autoscaling": {"mode": "hpa", "targetLoad": 0}},
+            "targetLoad is 0, expected a metric in autoscaling.metrics",
+        ),
+        (
+            {"autoscaling": {"mode": "keda", "targetLoad": 0}},
+            "targetLoad is 0, expected a metric in autoscaling.keda.triggers",
+        ),
+        (
+            {"autoscaling": {"mode": "hpa", "keda": {"triggers": [CRON]}}},
+            "autoscaling.keda.triggers is set, expected mode keda, which reads it, not hpa",
+        ),
+        ({"autoscaling": EXTRAS["autoscaling"] | {"mode": "keda"}}, "metrics is set, expected mode hpa"),
+        ({"autoscaling": {"targetLoad": 0.01}}, "/autoscaling/targetLoad'"),
+        ({"autoscaling": {"behavior": {"scaleup": {}}}}, "/autoscaling/behavior': additional properties"),
+        (
+            {"autoscaling": {"behavior": {"scaleUp": {"policies": [{"type": "Pods", "value": 1}]}}}},
+            "/policies/0': missing property 'periodSeconds'",
+        ),
+        (
+            {"autoscaling": {"metrics": [{"type": "Resource", "resource": {"name": "cpu"}}]}},
+            "/metrics/0/resource': missing property 'target'",
+        ),
+        ({"autoscaling": {"metrics": [{"type": "Resource"}]}}, "/metrics/0': minProperties"),
+        (
+            {"autoscaling": {"keda": {"triggers": [CRON | {"metadata": {"desiredReplicas": 6}}]}}},
+            "desiredReplicas': got number, want string",
+        ),
+        (
+            {"networkPolicy": {"prometheus": {"namespaceSelector": {"matchLabel": {}}}}},
+            "/networkPolicy/prometheus/namespaceSelector': additional properties 'matchLabel'",
         ),
         ({"image": {"registry": "https://registry.example.com"}}, "/image/registry'"),
         ({"commonLabels": {"team": "a b"}}, "/commonLabels/team'"),
