@@ -151,6 +151,13 @@ class Settings(BaseSettings):
         description="with provider `cuda`, copy the next full batch to the GPU while the current one is "
         "computed; ignored without `pinned_memory`",
     )
+    max_device_memory_bytes: int | None = Field(
+        None,
+        ge=1024 * 1024,
+        description="with provider `cuda`, maximum bytes of device memory for the weights and tensors of one "
+        "model version (onnxruntime's `gpu_mem_limit`); a version that needs more is not served; if unset, "
+        "all of the device's",
+    )
     intra_op_threads: int = Field(
         0,
         ge=0,
@@ -400,6 +407,15 @@ class Settings(BaseSettings):
     def _ports_differ(self) -> Self:
         if self.agent_port and self.agent_port == self.port:
             raise ValueError(f"agent_port is {self.agent_port}, expected another one than port")
+        return self
+
+    @model_validator(mode="after")
+    def _device_has_memory(self) -> Self:
+        if self.max_device_memory_bytes is not None and self.provider != "cuda":
+            raise ValueError(
+                f"max_device_memory_bytes is {self.max_device_memory_bytes}, but provider is "
+                f"{self.provider}: expected provider cuda, whose memory it bounds"
+            )
         return self
 
     @model_validator(mode="after")

@@ -334,6 +334,11 @@ capabilities:
 {{- if eq (int64 (.Values.settings.agentPort | default 0)) (include "inkserve.port" . | int64) }}
 {{- fail (printf "inkserve: settings.agentPort is %d, expected another port than settings.port" (int64 .Values.settings.agentPort)) }}
 {{- end }}
+{{- $memory := .Values.settings.maxDeviceMemoryBytes }}
+{{- $provider := .Values.settings.provider | default "cpu" }}
+{{- if and $memory (ne $provider "cuda") }}
+{{- fail (printf "inkserve: settings.maxDeviceMemoryBytes is %d, expected none with settings.provider %s: it bounds CUDA's memory" (int64 $memory) $provider) }}
+{{- end }}
 {{- if .Values.split.enabled }}
 {{- range $name := list "workers" "socket" }}
 {{- $value := index $.Values.settings $name }}

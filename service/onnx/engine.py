@@ -20,7 +20,7 @@ from service.models.manifest import STRINGS_ADVICE, Manifest, TensorSpec
 from service.models.tensors import Array, dtype_of
 from service.onnx import cuda
 from service.onnx.buffers import Binding, DeviceBinding, DeviceBuffer, HostBinding, OverlappedBinding
-from service.onnx.session import EngineOptions, open_session
+from service.onnx.session import EngineOptions, explain, open_session
 from service.onnx.streams import streams_of
 
 logger = logging.getLogger(__name__)
@@ -191,14 +191,14 @@ class Engine:
         try:
             bucket.binding.launch(rows)
         except Exception as error:  # onnxruntime raises its own types, RuntimeError and more
-            raise EngineError(str(error)) from error
+            raise EngineError(explain(error, self._options)) from error
         return partial(self._wait, self._idle.pop(0), bucket, rows)
 
     def _wait(self, slot: _Slot, bucket: _Bucket, rows: int) -> tuple[Array, ...]:
         try:
             return tuple(output[:rows].copy() for output in bucket.binding.wait())
         except Exception as error:  # as above
-            raise EngineError(str(error)) from error
+            raise EngineError(explain(error, self._options)) from error
         finally:
             self._idle.append(slot)
 

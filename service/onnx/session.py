@@ -46,6 +46,8 @@ class EngineOptions:
         to.
     overlap_copies: with provider cuda, allow two batches in flight, so that one is copied while the other is
         computed. Requires pinned memory.
+    max_device_memory_bytes: with provider cuda, what the session's arena may take of the device: weights and
+        intermediate tensors. The buffers that batches are copied to, and CUDA's own memory, are not in it.
     """
 
     provider: Provider
@@ -56,6 +58,7 @@ class EngineOptions:
     convolution_rows: int | None = None
     pinned_memory: bool = True
     overlap_copies: bool = True
+    max_device_memory_bytes: int | None = None
 
     @property
     def pins_memory(self) -> bool:
@@ -97,12 +100,12 @@ def open_session(graph: Path, options: EngineOptions) -> ort.InferenceSession:
         session = ort.InferenceSession(
             graph,
             _session_options(options),
-            providers=_providers(options),
+            providers=providers_of(options),
             enable_fallback=0,  # or onnxruntime would run on the CPU, with only a line on stdout
         )
     except Exception as error:  # onnxruntime raises its own types for a broken or unsupported graph
         raise EngineError(
-            f"{graph} cannot be loaded by provider {options.provider}: {error}{_advice(error)}"
+            f"{graph} cannot be loaded by provider {options.provider}: {explain(error, options)}"
         ) from error
     if session.get_providers()[0] != name:
         raise EngineError(
@@ -143,7 +146,7 @@ def _share_arena() -> None:
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg(0, grow_as_requested, -1, -1))
 
 
-def _providers(options: EngineOptions) -> list[tuple[str, dict[str, str]]]:
+def providers_of(options: EngineOptions) -> list[tuple[str, dict[str, str]]]:
     """Return onnxruntime's providers and their options; it appends the CPU's for the remaining nodes."""
     if options.provider == "cpu":
         return [(PROVIDERS["cpu"], {})]
@@ -151,6 +154,8 @@ def _providers(options: EngineOptions) -> list[tuple[str, dict[str, str]]]:
     with_cuda = device | CUDA_OPTIONS
     if options.provider == "cuda":
         with_cuda["enable_cuda_graph"] = str(int(options.cuda_graphs))
+        if options.max_device_memory_bytes is not None:
+            with_cuda["gpu_mem_limit"] = str(options.max_device_memory_bytes)
         if options.overlaps:
             stream = streams_of(options.device_id, ort.cuda_version).compute
             with_cuda["user_compute_stream"] = str(stream.handle.value)
@@ -160,7 +165,14 @@ def _providers(options: EngineOptions) -> list[tuple[str, dict[str, str]]]:
     return [(PROVIDERS["tensorrt"], device), (PROVIDERS["cuda"], with_cuda)]
 
 
-def _advice(error: Exception) -> str:
-    if "graph capture" not in str(error):
-        return ""
-    return "; a CUDA graph needs every node on the GPU: set cuda_graphs to false to run without graphs"
+def explain(error: Exception, options: EngineOptions) -> str:
+    """Return onnxruntime's message, and which setting to change if one of ours caused it."""
+    if "graph capture" in str(error):
+        advice = "a CUDA graph needs every node on the GPU: set cuda_graphs to false to run without graphs"
+        return f"{error}; {advice}"
+    if "Available memory of" in str(error) and options.max_device_memory_bytes is not None:
+        return (
+            f"{error}; max_device_memory_bytes is {options.max_device_memory_bytes}: raise it, or lower "
+            "max_batch_size"
+        )
+    return str(error)

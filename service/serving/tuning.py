@@ -61,4 +61,5 @@ def engine_options(settings: Settings, manifest: Manifest) -> EngineOptions:
         convolution_rows if settings.provider == "cpu" else None,
         settings.pinned_memory,
         settings.overlap_copies,
+        settings.max_device_memory_bytes,
     )

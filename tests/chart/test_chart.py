@@ -242,6 +242,10 @@ def test_the_schema_and_the_defaults_have_the_same_keys() -> None:
         ),
         ({"podDisruptionBudget": {"maxUnavailable": 0}}, "/podDisruptionBudget/maxUnavailable'"),
         (
+            {"settings": {"maxDeviceMemoryBytes": 2**30}},
+            "settings.maxDeviceMemoryBytes is 1073741824, expected none with settings.provider cpu",
+        ),
+        (
             {"autoscaling": {"mode": "hpa", "minReplicas": 9}},
             "minReplicas is 9, expected at most maxReplicas",
         ),

@@ -28,6 +28,18 @@ def test_a_flag_wins_over_its_variable_and_both_over_the_default(monkeypatch: py
         (["--port", "70000"], r"port: .*less than or equal to 65535 \(seen: '70000'\)"),
         (["--provider", "gpu"], r"provider: .*'cpu', 'cuda' or 'tensorrt' \(seen: 'gpu'\)"),
         (["--max-batch-size", "many"], r"max_batch_size: .*valid integer.* \(seen: 'many'\)"),
+        (
+            ["--max-device-memory-bytes", "1073741824"],
+            r"^max_device_memory_bytes is 1073741824, but provider is cpu: expected provider cuda",
+        ),
+        (
+            ["--provider", "tensorrt", "--max-device-memory-bytes", "1073741824"],
+            r"^max_device_memory_bytes is 1073741824, but provider is tensorrt: expected provider cuda",
+        ),
+        (
+            ["--provider", "cuda", "--max-device-memory-bytes", "1024"],
+            r"max_device_memory_bytes: .*greater than or equal to 1048576",
+        ),
         (["--max-request-rows", "99999"], r"^max_request_rows is 99999, expected at most max_queue_rows"),
     ],
 )
