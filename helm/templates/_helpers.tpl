@@ -326,11 +326,6 @@ capabilities:
 
 {{- /* Conflicts between values, which the schema cannot express. The service would reject them at startup. */}}
 {{- define "inkserve.check" -}}
-{{- $request := .Values.settings.maxRequestRows | default 4096 | int64 }}
-{{- $queue := .Values.settings.maxQueueRows | default 16384 | int64 }}
-{{- if gt $request $queue }}
-{{- fail (printf "inkserve: settings.maxRequestRows is %d, expected at most settings.maxQueueRows (%d)" $request $queue) }}
-{{- end }}
 {{- if eq (int64 (.Values.settings.agentPort | default 0)) (include "inkserve.port" . | int64) }}
 {{- fail (printf "inkserve: settings.agentPort is %d, expected another port than settings.port" (int64 .Values.settings.agentPort)) }}
 {{- end }}
@@ -338,6 +333,11 @@ capabilities:
 {{- $provider := .Values.settings.provider | default "cpu" }}
 {{- if and $memory (ne $provider "cuda") }}
 {{- fail (printf "inkserve: settings.maxDeviceMemoryBytes is %d, expected none with settings.provider %s: it bounds CUDA's memory" (int64 $memory) $provider) }}
+{{- end }}
+{{- $request := .Values.settings.maxRequestRows | default 4096 | int64 }}
+{{- $queue := .Values.settings.maxQueueRows | default 16384 | int64 }}
+{{- if gt $request $queue }}
+{{- fail (printf "inkserve: settings.maxRequestRows is %d, expected at most settings.maxQueueRows (%d)" $request $queue) }}
 {{- end }}
 {{- if .Values.split.enabled }}
 {{- range $name := list "workers" "socket" }}

@@ -920,8 +920,8 @@ def test_settings_reach_the_service_unchanged_or_both_reject_them(values: Values
     try:
         manifests = render({"settings": values, "terminationGracePeriodSeconds": 2000})
     except helm_python.HelmRenderError as error:
-        assert "inkserve: settings.maxRequestRows" in str(error)  # noqa: PT017
-        with pytest.raises(ValidationError, match="max_request_rows"):
+        (name,) = re.findall(r"inkserve: settings\.(maxRequestRows|maxDeviceMemoryBytes) is ", str(error))
+        with pytest.raises(ValidationError, match=snake_case(name)):
             Settings(**set_values)
         return
     defaults = as_service_settings(chart().values["settings"] | {"drainSeconds": 10})
