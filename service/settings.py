@@ -35,7 +35,8 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 RESERVED = (
-    *("classify", "docs", "generate", "metrics", "models", "openapi.json", "playground", "search", "v2"),
+    *("classify", "decode", "docs", "encode", "generate", "interpolate", "metrics", "models", "openapi.json"),
+    *("playground", "reconstruct", "search", "v2"),
 )
 """First segments of the service's own paths: none of them may begin `root_path`."""
 
@@ -131,6 +132,11 @@ class Settings(BaseSettings):
     default_generator: str | None = Field(
         None,
         description="model for `/generate` requests that name none; if unset, the first generator by name",
+    )
+    default_encoder: str | None = Field(
+        None,
+        description="model for `/encode` and `/reconstruct` requests that name none; if unset, the first "
+        "encoder by name",
     )
     provider: Provider = Field(
         "cpu", description="onnxruntime execution provider; startup fails if it is unavailable"

@@ -12,13 +12,14 @@ from service.content import codecs, encodings, json_bodies
 from service.content.encodings import Coding
 from service.content.forms import Part, read_files
 from service.content.json_bodies import JsonNames
+from service.content.npy import rows_from_npy
 from service.content.picture_kinds import sniff
 from service.content.pictures import PictureLimits, PixelBudget, TooLargeForLoop
 from service.errors import PayloadTooLarge, UnsupportedMedia
 from service.models.manifest import Preprocess, TensorSpec
 from service.models.tensors import Array
 
-Format = Literal["rows", "undeclared", "picture", "json", "form"]
+Format = Literal["rows", "undeclared", "picture", "json", "form", "npy"]
 
 ON_LOOP_BYTES = 16 * 1024
 """Larger bodies are decoded by a decoder process; the same holds for the body without its content coding."""
@@ -58,6 +59,8 @@ class RowsJob:
             _check_json(body, self.limits)
             value = json_bodies.read_rows(body, self.names)
             return codecs.rows_from_json(value, self.spec, most, budget, self.preprocess)
+        if self.format == "npy":
+            return rows_from_npy(body, self.spec, most)
         if self.format == "form":
             return self._form_rows(body, budget)
         if self.format == "picture" or (self.format == "undeclared" and sniff(body)):

@@ -132,6 +132,18 @@ def rows_from_json(
     return rows
 
 
+def rows_from_array(array: Array, spec: TensorSpec, max_rows: int) -> Array:
+    """Return an array of numbers as rows of the tensor, (rows, ...): one row or many, nested or flat.
+
+    Raises InvalidInput for a wrong shape or a value that the tensor cannot hold, PayloadTooLarge.
+    """
+    shape = _rows_shape(array.shape, spec.name, spec)
+    if not shape[0]:
+        raise InvalidInput(f"{spec.name} has no rows, expected {_row_text(spec)}")
+    _check_rows(shape[0], spec, max_rows)
+    return _exact(array, spec.name, spec).reshape(shape)
+
+
 def png_from_image(image: NDArray[np.uint8]) -> bytes:
     """Encode (height, width) or (height, width, 3) uint8 as a PNG."""
     file = io.BytesIO()
@@ -148,10 +160,13 @@ def png_from_row(row: Array, layout: ImageLayout) -> bytes:
     return png_from_image(np.ascontiguousarray(row))
 
 
-def sprite(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Arrange images (n, height, width, ...) in one picture, row by row, in about as many columns as rows."""
+def sprite(images: NDArray[np.uint8], columns: int | None = None) -> NDArray[np.uint8]:
+    """Arrange images (n, height, width, ...) in one picture, row by row.
+
+    columns: if None, about as many as there are rows.
+    """
     count, height, width = images.shape[:3]
-    columns = math.ceil(math.sqrt(count))
+    columns = columns or math.ceil(math.sqrt(count))
     lines = math.ceil(count / columns)
     sheet = np.zeros((lines * columns, *images.shape[1:]), np.uint8)
     sheet[:count] = images

@@ -32,12 +32,14 @@ class JsonNames:
 
     former: accepted too, but not listed in errors.
     bare: whether the body may also be the rows themselves, without an object around them.
+    lists: fields that may be a list of scalars, too.
     """
 
     known: tuple[str, ...]
     rows: str
     former: tuple[str, ...] = ()
     bare: bool = False
+    lists: tuple[str, ...] = ()
 
 
 class JsonMeter:
@@ -66,7 +68,9 @@ class JsonMeter:
 
 
 def read_object(body: bytes, names: JsonNames) -> dict[str, Any]:
-    """Parse a JSON object. Every field but the rows is a scalar, or a short description of a wrong value.
+    """Parse a JSON object. Every field but the rows and `names.lists` is a scalar, or a short description
+    of a
+    wrong value.
 
     Raises InvalidInput, naming a field that is unknown.
     """
@@ -76,7 +80,13 @@ def read_object(body: bytes, names: JsonNames) -> dict[str, Any]:
     for name in value:
         if name not in names.known and name not in names.former:
             raise InvalidInput(f"{_printable(name)} is unknown, expected one of {', '.join(names.known)}")
-    fields = {name: _scalar(each) for name, each in value.items() if name != names.rows}
+    fields = {
+        name: [_scalar(part) for part in each]
+        if name in names.lists and isinstance(each, list)
+        else _scalar(each)
+        for name, each in value.items()
+        if name != names.rows
+    }
     if names.rows in value:
         _check_numbers(value[names.rows], names.rows, body)
         fields[names.rows] = value[names.rows]

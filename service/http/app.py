@@ -24,6 +24,8 @@ from service.http.routes import docs, health, models, playground
 from service.http.routes.bodies import BodyDecoder
 from service.http.routes.classify import Classify
 from service.http.routes.generate import Generate
+from service.http.routes.interpolate import Interpolate
+from service.http.routes.latents import Latents
 from service.http.routes.openapi import Description
 from service.http.routes.openapi_objects import describe_errors
 from service.http.routes.search import Search
@@ -79,12 +81,18 @@ def create_app(
     watch = DisconnectWatch()
     bodies = BodyDecoder(settings, watch, metrics.decode_seconds)
     classify = Classify(predictor, settings, watch, bodies, metrics.encode_seconds)
-    generate = Generate(predictor, settings, watch, bodies, metrics.encode_seconds)
+    generate = Generate(predictor, settings, watch, bodies)
     search = Search(predictor, settings, watch, bodies, metrics.encode_seconds)
+    latents = Latents(predictor, settings, watch, bodies)
+    interpolate = Interpolate(predictor, settings, watch)
     endpoints: dict[str, dict[str, AsgiEndpoint]] = {
         "/classify": {"POST": classify},
         "/generate": {"GET": generate, "POST": generate},
         "/search": {"GET": search.find, "POST": search.describe},
+        "/encode": {"POST": latents.encode},
+        "/decode": {"POST": latents.decode},
+        "/reconstruct": {"POST": latents.reconstruct},
+        "/interpolate": {"GET": interpolate},
     }
     access_log = open_access_log(settings.log_format) if settings.access_log else None
     lifecycle = Lifecycle(metrics, access_log, tracing, load_reports)

@@ -81,6 +81,15 @@ SEED = Header(
     {"type": "integer", "minimum": 0},
     example=1,
 )
+LABELS = Header(
+    "Inkserve-Labels",
+    "The label of each row, separated by commas, for at most 256 rows; in JSON, `labels` or `label`. "
+    "Characters other than ASCII's are percent-encoded.",
+    example="7,3",
+)
+CLASSIFIER = Header(
+    "Inkserve-Classifier", "The model that read the labels; in JSON, `classifier`.", example="cnn"
+)
 UNDERSTOOD = Header(
     "Inkserve-Understood",
     "What the prompt asks for, as the model read it: styles, then the label; in JSON, `understood`.",

@@ -21,6 +21,9 @@ CLIENT_CERTIFICATE = "inkserve.client_certificate"
 
 JSON = "application/json"
 OCTETS = "application/octet-stream"
+NPY = "application/x-npy"
+"""numpy's .npy; not registered, but the name that tools use."""
+
 PNG = "image/png"
 JPEG = "image/jpeg"
 FORM = "multipart/form-data"

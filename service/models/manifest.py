@@ -40,6 +40,9 @@ STYLES = {"stroke": ("thin", "thick"), "slant": ("upright", "slanted"), "size": 
 CAPTIONER_SUFFIX = "-image"
 """The captioning model of the search model `text` is `text-image`, of the same version."""
 
+ENCODER_SUFFIX = "-encoder"
+"""The encoding model of the generator `vae` is `vae-encoder`, of the same version."""
+
 STYLE_LEVELS = 3
 """Levels of a style: the lower end, nothing said, the upper end."""
 
@@ -169,6 +172,8 @@ class Manifest(_Frozen):
     A classification model has one input, and probabilities FP32 (-1, classes) as its first output.
     A generation model has an input `z` FP32 (-1, size), may have an input `label` INT64 (-1), and has
     images UINT8 (-1, height, width) or (-1, height, width, 3) as its first output.
+    An encoding model has an input of images UINT8, may have an input `label` INT64 (-1), and has outputs FP32
+    (-1, size), the first of which are the latents.
     A search model has one input, UTF-8 text UINT8 (-1, bytes) padded with zeros, and the outputs that
     `search_outputs` lists; a captioning model one of images UINT8, and the outputs of `captioning_outputs`.
 
@@ -234,6 +239,8 @@ class Manifest(_Frozen):
             self._check_classification()
         elif self.task == "generation":
             self._check_generation()
+        elif self.task == "encoding":
+            self._check_encoding()
         elif self.task == "search":
             self._check_search()
         elif self.task == "captioning":
@@ -282,6 +289,17 @@ class Manifest(_Frozen):
                 f"output {output.name} is {output.datatype} {list(output.shape)}, expected UINT8 "
                 "[-1, height, width] or [-1, height, width, 3]"
             )
+
+    def _check_encoding(self) -> None:
+        seen = ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in self.inputs)
+        others = [spec for spec in self.inputs if spec.name != "label"]
+        if len(others) != 1 or others[0].image_layout() is None:
+            raise ValueError(f"an encoding model has the inputs {seen}, expected images UINT8 and label")
+        for spec in self.outputs:
+            if spec.datatype != "FP32" or len(spec.shape) != 2:
+                raise ValueError(
+                    f"output {spec.name} is {spec.datatype} {list(spec.shape)}, expected FP32 [-1, size]"
+                )
 
     def _check_search(self) -> None:
         seen = ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in self.inputs)

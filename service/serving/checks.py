@@ -38,6 +38,7 @@ def unmet_default(settings: Settings, models: Catalogue) -> str | None:
     defaults: tuple[tuple[str, Task, str | None], ...] = (
         ("default_classifier", "classification", settings.default_classifier),
         ("default_generator", "generation", settings.default_generator),
+        ("default_encoder", "encoding", settings.default_encoder),
     )
     for setting, task, name in defaults:
         served = sorted({info.manifest.name for info in models.latest() if info.manifest.task == task})

@@ -64,6 +64,39 @@ def ramp_generator() -> onnx.ModelProto:
     return make_model(nodes, constants, (z_spec(), LABEL), (IMAGES,))
 
 
+def add_encoder(
+    models_dir: Path, name: str = "ramp-encoder", version: int = 1, *, labelled: bool = True
+) -> Path:
+    """An encoder whose z is the first pixels divided by ten, plus the label; `opposite` is its negation."""
+    nodes = [
+        helper.make_node("Flatten", ["images"], ["flat"], axis=1),
+        helper.make_node("Slice", ["flat", "zero", "size", "one"], ["first"]),
+        helper.make_node("Cast", ["first"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["floats", "ten"], ["tenths" if labelled else "mean"]),
+    ]
+    if labelled:
+        nodes += [
+            helper.make_node("Cast", ["label"], ["label_float"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", ["label_float", "one"], ["column"]),
+            helper.make_node("Add", ["tenths", "column"], ["mean"]),
+        ]
+    nodes.append(helper.make_node("Neg", ["mean"], ["opposite"]))
+    constants = [
+        numpy_helper.from_array(np.array([0], np.int64), "zero"),
+        numpy_helper.from_array(np.array([1], np.int64), "one"),
+        numpy_helper.from_array(np.array([LATENT], np.int64), "size"),
+        numpy_helper.from_array(np.array(10.0, np.float32), "ten"),
+    ]
+    inputs = (IMAGES, LABEL) if labelled else (IMAGES,)
+    outputs = tuple(
+        TensorSpec(name=each, datatype="FP32", shape=(-1, LATENT)) for each in ("mean", "opposite")
+    )
+    graph = make_model(nodes, constants, inputs, outputs)
+    return write_model(
+        models_dir, graph, name=name, task="encoding", inputs=inputs, outputs=outputs, version=version
+    )
+
+
 LABEL = TensorSpec(name="label", datatype="INT64", shape=(-1,))
 
 

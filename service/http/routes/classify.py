@@ -1,4 +1,4 @@
-"""POST /classify: images in any of four formats -> labels and probabilities."""
+"""POST /classify: images in any of five formats -> labels and probabilities."""
 
 from collections.abc import Mapping
 
@@ -24,7 +24,7 @@ from service.http.routes.shared import (
     read_priority,
     read_timeout,
 )
-from service.http.types import FORM, JSON, OCTETS, Headers, Receive, Scope
+from service.http.types import FORM, JSON, NPY, OCTETS, Headers, Receive, Scope
 from service.models.manifest import ImageLayout, Manifest
 from service.observability.histograms import DeferredHistogram
 from service.serving.checks import check_inputs
@@ -32,7 +32,7 @@ from service.serving.predictor import Predictor, infer
 from service.settings import Settings
 
 QUERY = tuple(ClassifyQuery.model_fields)
-ACCEPTED = (OCTETS, *accepted_media_types(), JSON, FORM)
+ACCEPTED = (OCTETS, *accepted_media_types(), JSON, FORM, NPY)
 """Media types of bodies, as errors and the OpenAPI description list them."""
 OFFERED = (JSON, OCTETS)
 """Media types of responses, the default one first."""
@@ -41,6 +41,7 @@ _FORMATS: Mapping[str, Format] = {
     OCTETS: "rows",
     JSON: "json",
     FORM: "form",
+    NPY: "npy",
     **dict.fromkeys(UNDECLARED, "undeclared"),
 }
 

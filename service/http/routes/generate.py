@@ -1,8 +1,5 @@
 """GET or POST /generate: a label and a seed, a prompt, or latents -> images."""
 
-import base64
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,35 +7,30 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from service.batching.request import InferenceResult
-from service.content import codecs
 from service.content.brief import shown
 from service.content.json_bodies import JsonNames
 from service.content.latents import draw_latents, random_seed
 from service.errors import InvalidInput, PayloadTooLarge, UnsupportedMedia
 from service.http.disconnects import DisconnectWatch
-from service.http.headers import SEED, UNDERSTOOD
+from service.http.headers import UNDERSTOOD
 from service.http.lifecycle import Call
 from service.http.negotiation import media_type, negotiate
 from service.http.requests import read_query
-from service.http.responses import Response, to_json
+from service.http.responses import Response
 from service.http.routes.bodies import Body, BodyDecoder
+from service.http.routes.generated import Generated, seed_header
 from service.http.routes.prompts import EXPECTED, Asker, Understood, candidates_for, find_search
 from service.http.routes.schemas import GenerateRequest, current_fields, invalid_input
 from service.http.routes.shared import (
     Target,
     answered_by,
     find_target,
-    model_headers,
-    off_loop,
-    raw_response,
     read_priority,
     read_timeout,
-    server_timing,
 )
 from service.http.types import JSON, OCTETS, PNG, Headers, Receive, Scope
 from service.models.manifest import Manifest, TensorSpec
 from service.models.tensors import Array
-from service.observability.histograms import DeferredHistogram
 from service.serving.predictor import Predictor
 from service.settings import Settings
 
@@ -50,64 +42,14 @@ OFFERED = (PNG, JSON, OCTETS)
 """Media types of responses, the default one first."""
 NAMES = JsonNames(current_fields(GenerateRequest), "z", former=("digit",))
 MIXED = "mixed"
-ENCODE_ON_LOOP_IMAGES = 16
-"""At most this many images are encoded on the event loop: a thread would take longer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """Images that a model version made.
-
-    seed: of the latents, None if the client sent them. labels: the label input, (rows,), if there was one.
-    understood: what the prompt asks for, if there was one.
-    """
-
-    manifest: Manifest
-    result: InferenceResult
-    seed: int | None
-    labels: NDArray[np.int64] | None
-    understood: Understood | None = None
-
-    async def respond(self, accepted: str, encode_seconds: DeferredHistogram) -> Response:
-        """Return the response in the accepted media type, one of OFFERED."""
-        images = self.result.outputs[0]
-        seed = () if self.seed is None else ((SEED.wire, str(self.seed).encode("ascii")),)
-        if self.understood is not None:
-            seed = (*seed, (UNDERSTOOD.wire, self.understood.header()))
-        if accepted == OCTETS:
-            return raw_response(Target(self.manifest, None), self.result, images, seed)
-        timing, name = server_timing(self.result), self.manifest.name
-        many = len(images) > ENCODE_ON_LOOP_IMAGES
-        if accepted == PNG:
-            with encode_seconds.of("png").timing():
-                body = await off_loop(many, _sprite_png, images)
-            headers = (*model_headers(name, self.result.version), *seed)
-            return Response(body, PNG, headers=headers, timing=timing, model=name)
-        said = {} if self.understood is None else {"understood": self.understood.fields()}
-        facts = {"model": name, "version": self.result.version, "seed": self.seed}
-        with encode_seconds.of("json").timing():
-            pictures = await off_loop(many, _pictures, images, self._label_names(len(images)))
-            body = to_json(facts | said | {"images": pictures})
-        return Response(body, headers=seed, timing=timing, model=name)
-
-    def _label_names(self, rows: int) -> Sequence[str | None]:
-        if self.labels is None:
-            return [None] * rows
-        return [self.manifest.labels[index] for index in self.labels]
 
 
 class Generate:
     """The endpoint, over a predictor."""
 
     def __init__(
-        self,
-        predictor: Predictor,
-        settings: Settings,
-        watch: DisconnectWatch,
-        bodies: BodyDecoder,
-        encode_seconds: DeferredHistogram,
+        self, predictor: Predictor, settings: Settings, watch: DisconnectWatch, bodies: BodyDecoder
     ) -> None:
-        self._encode_seconds = encode_seconds
         self._predictor = predictor
         self._settings = settings
         self._watch = watch
@@ -138,7 +80,7 @@ class Generate:
         inputs = {"z": z} if labels is None else {"z": z, "label": labels}
         result = await asker.infer(target, inputs, len(z))
         manifest = answered_by(self._predictor, target.manifest, result)
-        return await Generated(manifest, result, seed, labels).respond(accepted, self._encode_seconds)
+        return await _generated(manifest, result, seed, labels).respond(accepted)
 
     async def _suiting(
         self, asker: Asker, wanted: GenerateRequest, prompt: str, target: Target, accepted: str
@@ -161,9 +103,7 @@ class Generate:
             rows = await asker.choose(search, understood, result.outputs[0])
             result = result._replace(outputs=(result.outputs[0][rows],))
         manifest = answered_by(self._predictor, target.manifest, result)
-        return await Generated(manifest, result, seed, labels[:count], understood).respond(
-            accepted, self._encode_seconds
-        )
+        return await _generated(manifest, result, seed, labels[:count], understood).respond(accepted)
 
     async def _wanted(self, scope: Scope, body: Body, kind: str) -> GenerateRequest:
         """Return the fields of the query and of a JSON body. kind: the body's media type."""
@@ -202,6 +142,22 @@ class Generate:
         if wanted.count is not None and wanted.count != len(z):
             raise InvalidInput(f"count is {wanted.count}, but z has {len(z)} rows")
         return z
+
+
+def _generated(
+    manifest: Manifest,
+    result: InferenceResult,
+    seed: int | None,
+    labels: NDArray[np.int64] | None,
+    understood: Understood | None = None,
+) -> Generated:
+    """Return the images with what the response says of them. seed: None if the client sent the latents."""
+    facts: dict[str, object] = {"seed": seed}
+    headers = () if seed is None else (seed_header(seed),)
+    if understood is not None:
+        facts["understood"] = understood.fields()
+        headers = (*headers, (UNDERSTOOD.wire, understood.header()))
+    return Generated(manifest, result, labels, facts, headers)
 
 
 def _label_indexes(wanted: GenerateRequest, rows: int, manifest: Manifest) -> NDArray[np.int64] | None:
@@ -249,22 +205,6 @@ def _wanted_label(wanted: GenerateRequest) -> tuple[str, str]:
     if wanted.digit is not None:
         return "digit", str(wanted.digit)
     return "label", MIXED if wanted.label is None else str(wanted.label)
-
-
-def _sprite_png(images: NDArray[np.uint8]) -> bytes:
-    return codecs.png_from_image(codecs.sprite(images) if len(images) > 1 else images[0])
-
-
-def _pictures(images: NDArray[np.uint8], labels: Sequence[str | None]) -> list[dict[str, str | None]]:
-    """Return each image, as `schemas.GeneratedImage` describes it."""
-    return [
-        {
-            "label": label,
-            "digit": label,
-            "png": base64.b64encode(codecs.png_from_image(image)).decode("ascii"),
-        }
-        for label, image in zip(labels, images, strict=True)
-    ]
 
 
 def _merge(query: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def _defaults(models: Catalogue, settings: Settings) -> dict[str, str]:
     chosen: dict[str, str | None] = {
         "classification": settings.default_classifier,
         "generation": settings.default_generator,
+        "encoding": settings.default_encoder,
     }
     for info in models.latest():
         task, name = info.manifest.task, info.manifest.name

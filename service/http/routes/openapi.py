@@ -1,8 +1,7 @@
 """The OpenAPI description, made from the objects that serve requests.
 
 These are the models of bodies and queries, the media types that are negotiated, the headers and the table of
-errors. FastAPI describes its own routes; /classify, /generate and /search do without it and are
-described here.
+errors. FastAPI describes its own routes; the inference routes do without it and are described here.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from service.errors import Forbidden, ModelNotReady, Unauthorized
 from service.http import headers
 from service.http.error_responses import METHOD_NOT_ALLOWED
 from service.http.routes import examples
-from service.http.routes.openapi_bodies import classify_schema, generate_schema
+from service.http.routes.openapi_bodies import classify_schema, decode_schema, generate_schema
 from service.http.routes.openapi_inference import inference_paths
 from service.http.routes.openapi_objects import (
     REF,
@@ -31,9 +30,14 @@ from service.http.routes.schemas import (
     CaptionResponse,
     ClassifyRequest,
     ClassifyResponse,
+    DecodeRequest,
+    DecodeResponse,
+    EncodeResponse,
     ErrorResponse,
     GenerateRequest,
     GenerateResponse,
+    InterpolateResponse,
+    ReconstructResponse,
     SearchResponse,
 )
 from service.http.types import JSON
@@ -45,7 +49,8 @@ NO_MODELS = Catalogue([])
 
 BODIES = (
     *(ClassifyRequest, ClassifyResponse, GenerateRequest, GenerateResponse),
-    *(SearchResponse, CaptionResponse, ErrorResponse),
+    *(SearchResponse, CaptionResponse, EncodeResponse, DecodeRequest, DecodeResponse),
+    *(ReconstructResponse, InterpolateResponse, ErrorResponse),
 )
 
 
@@ -108,6 +113,7 @@ class Description:
         schemas.update(_schemas())
         schemas["ClassifyRequest"] = classify_schema(models)
         schemas["GenerateRequest"] = generate_schema(models, self._settings)
+        schemas["DecodeRequest"] = decode_schema(models, self._settings)
         if self._needs_key is not None:
             components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             document["security"] = [{"key": []}]

@@ -13,11 +13,14 @@ from service.http.routes.schemas import (
     CaptionQuery,
     ClassifyQuery,
     ClassifyRequest,
+    DecodeRequest,
+    EncodeQuery,
     GenerateRequest,
+    InterpolateQuery,
     SearchQuery,
 )
 from service.models.catalogue import Catalogue
-from service.models.manifest import STYLE_LEVELS, STYLES, Manifest, Task, TensorSpec
+from service.models.manifest import ENCODER_SUFFIX, STYLE_LEVELS, STYLES, Manifest, Task, TensorSpec
 from service.settings import Settings
 
 PICTURE = "base64-picture"
@@ -102,6 +105,80 @@ def caption_query_schema(models: Catalogue) -> Json:
     if sizes:
         properties["top_k"]["anyOf"][0]["maximum"] = min(sizes)
     return schema
+
+
+def encode_query_schema(models: Catalogue) -> Json:
+    """Return the schema of EncodeQuery, with one label for all images."""
+    schema = EncodeQuery.model_json_schema()
+    properties = schema["properties"]
+    properties["model"]["anyOf"][0] |= models_of(models, "encoding")
+    labels = _common_labels(_of(models, "encoding"))
+    if labels:
+        properties["label"]["enum"] = [*labels, None]
+    else:
+        properties.pop("label")
+    return schema
+
+
+def interpolate_query_schema(models: Catalogue, settings: Settings) -> Json:
+    """Return the schema of InterpolateQuery, with the labels that every generator knows."""
+    schema = InterpolateQuery.model_json_schema()
+    properties = schema["properties"]
+    properties["model"]["anyOf"][0] |= models_of(models, "generation")
+    steps = properties["steps"]["anyOf"][0]
+    steps["maximum"] = min(steps["maximum"], settings.max_request_rows)
+    labels = _common_labels(_of(models, "generation"))
+    for name in ("from", "to"):
+        if labels:
+            properties[name]["enum"] = [*labels, None]
+        else:
+            properties.pop(name)
+    return schema
+
+
+def decode_schema(models: Catalogue, settings: Settings) -> Json:
+    """Return the schema of DecodeRequest: for the default encoder's generator, with a latent of its size."""
+    schema = DecodeRequest.model_json_schema()
+    properties = schema["properties"]
+    manifest = _decoder(models, settings)
+    z = None if manifest is None else manifest.input("z")
+    if manifest is None or z is None:
+        return schema
+    properties["latents"] |= {"anyOf": _latents(z.shape[1])["anyOf"][:2]}
+    labels = _labels([manifest])
+    if not labels:
+        properties.pop("labels")
+        return schema
+    one: Json = {"enum": [*labels, None]}
+    several: Json = {"type": "array", "items": {"enum": [*manifest.labels]}, "minItems": 1, "maxItems": 1}
+    # A list has one label for each row, which a schema can say only of one row.
+    properties["labels"] = {"description": properties["labels"]["description"], "anyOf": [one, several]}
+    single = _latents(z.shape[1])["anyOf"][0]
+    schema["anyOf"] = [
+        {"properties": {"labels": one}},
+        {"properties": {"labels": several, "latents": single}},
+    ]
+    return schema
+
+
+def _decoder(models: Catalogue, settings: Settings) -> Manifest | None:
+    """Return the generator that /decode uses for requests that name none, or None."""
+    try:
+        encoder = (
+            models.first("encoding")
+            if settings.default_encoder is None
+            else models.find(settings.default_encoder)
+        )
+        name = encoder.manifest.name.removesuffix(ENCODER_SUFFIX)
+        return models.find(name, encoder.manifest.version).manifest
+    except ModelNotFound:
+        return None
+
+
+def _common_labels(manifests: Iterable[Manifest]) -> list[str]:
+    """Return the labels that all of these models know."""
+    known = [each.labels if each.input("label") is not None else () for each in manifests]
+    return [label for label in known[0] if all(label in each for each in known)] if known else []
 
 
 def _narrow_prompt(properties: Json, models: Catalogue) -> None:

@@ -1,25 +1,8 @@
-"""The OpenAPI description of /classify and /generate, which do without FastAPI."""
+"""The OpenAPI description of the inference routes, which do without FastAPI."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from pydantic import BaseModel
-
-from service.errors import (
-    DeadlineExceeded,
-    EngineError,
-    InkserveError,
-    InvalidInput,
-    ModelNotFound,
-    ModelNotReady,
-    NotAcceptable,
-    PayloadTooLarge,
-    QueueFull,
-    ShuttingDown,
-    UnsupportedCoding,
-    UnsupportedMedia,
-)
 from service.http import headers
-from service.http.headers import Header
 from service.http.routes import classify, examples, generate, search
 from service.http.routes.openapi_bodies import (
     caption_query_schema,
@@ -27,16 +10,15 @@ from service.http.routes.openapi_bodies import (
     generate_schema,
     search_query_schema,
 )
+from service.http.routes.openapi_latents import latent_paths
 from service.http.routes.openapi_objects import (
     BINARY,
     Json,
-    by_text,
-    describe_errors,
-    header_entry,
     header_parameter,
     json_body,
     query_parameters,
 )
+from service.http.routes.openapi_responses import SEARCH_ERRORS, inference_responses, named_example
 from service.http.routes.prompts import EXAMPLE
 from service.http.routes.schemas import (
     CaptionResponse,
@@ -49,18 +31,6 @@ from service.http.routes.schemas import (
 from service.http.types import FORM, JSON
 from service.models.catalogue import Catalogue
 from service.settings import Settings
-
-INFERENCE_ERRORS = (
-    *(InvalidInput, ModelNotFound, NotAcceptable, PayloadTooLarge),
-    *(UnsupportedMedia, UnsupportedCoding),
-    *(QueueFull, ModelNotReady, ShuttingDown, DeadlineExceeded, EngineError),
-)
-"""The errors that /classify and /generate raise."""
-
-SEARCH_ERRORS = tuple(
-    error for error in INFERENCE_ERRORS if error not in (PayloadTooLarge, UnsupportedMedia, UnsupportedCoding)
-)
-"""The errors of a request without a body."""
 
 DOCUMENTED_QUERY = tuple(name for name in generate.QUERY if name not in ("digit", "prompt"))
 """Without the other names of a label: a query's description cannot say that it is one or the other."""
@@ -85,6 +55,7 @@ def inference_paths(models: Catalogue, settings: Settings) -> Json:
         "/classify": {"post": _classify(models)},
         "/generate": {"get": get, "post": _generate_post(get, fields)},
         "/search": {"get": _search(models), "post": _describe(models)},
+        **latent_paths(models, settings, _classify(models)),
     }
     operations = [operation for path in paths.values() for operation in path.values()]
     for parameter in (each for operation in operations for each in operation["parameters"]):
@@ -95,7 +66,7 @@ def inference_paths(models: Catalogue, settings: Settings) -> Json:
 
 def _classify(models: Catalogue) -> Json:
     special: Json = {
-        JSON: json_body(ClassifyRequest) | _named_example("a seven, as PNG", examples.classify_body()),
+        JSON: json_body(ClassifyRequest) | named_example("a seven, as PNG", examples.classify_body()),
         FORM: _FILES,
     }
     kinds = (JSON, *(kind for kind in classify.ACCEPTED if kind != JSON))  # /docs offers the first
@@ -120,7 +91,7 @@ def _classify(models: Catalogue) -> Json:
             "required": True,
             "content": {kind: special.get(kind, BINARY) for kind in kinds},
         },
-        "responses": _inference_responses(classify.OFFERED, ClassifyResponse, ()),
+        "responses": inference_responses(classify.OFFERED, ClassifyResponse, ()),
     }
 
 
@@ -137,7 +108,7 @@ def _generate_get(schema: Json, fields: Mapping[str, object]) -> Json:
             header_parameter(headers.PRIORITY),
             header_parameter(headers.LOAD_FORMAT),
         ],
-        "responses": _inference_responses(
+        "responses": inference_responses(
             generate.OFFERED, GenerateResponse, (headers.SEED, headers.UNDERSTOOD)
         ),
     }
@@ -153,7 +124,7 @@ def _generate_post(get: Json, fields: Mapping[str, object]) -> Json:
         "JSON, `z` may also be base64 of raw latents."
     )
     content: Json = dict.fromkeys(generate.ACCEPTED, BINARY)
-    content[JSON] = json_body(GenerateRequest) | _named_example("seeded images", fields)
+    content[JSON] = json_body(GenerateRequest) | named_example("seeded images", fields)
     described["requestBody"] = {"content": content}
     return described
 
@@ -177,7 +148,7 @@ def _search(models: Catalogue) -> Json:
             header_parameter(headers.PRIORITY),
             header_parameter(headers.LOAD_FORMAT),
         ],
-        "responses": _inference_responses(
+        "responses": inference_responses(
             search.OFFERED, SearchResponse, (headers.UNDERSTOOD,), errors=SEARCH_ERRORS, raw=False
         ),
     }
@@ -194,29 +165,5 @@ def _describe(models: Catalogue) -> Json:
             *query_parameters(caption_query_schema(models), search.CAPTION_QUERY, {}),
             *(each for each in posted["parameters"] if each["in"] == "header"),
         ],
-        "responses": _inference_responses(search.CAPTIONS_OFFERED, CaptionResponse, (), raw=False),
+        "responses": inference_responses(search.CAPTIONS_OFFERED, CaptionResponse, (), raw=False),
     }
-
-
-def _inference_responses(
-    offered: Sequence[str],
-    body: type[BaseModel],
-    more: Sequence[Header],
-    *,
-    errors: Sequence[type[InkserveError]] = INFERENCE_ERRORS,
-    raw: bool = True,
-) -> dict[str, Json]:
-    """Return an operation's responses. more: headers of some. raw: whether one may hold raw rows."""
-    answer: Json = {
-        "description": "The result.",
-        "headers": dict([header_entry(headers.SERVER_TIMING, required=True)]),
-        "content": {kind: json_body(body) if kind == JSON else BINARY for kind in offered},
-    }
-    shape = (headers.SHAPE,) if raw else ()
-    for header in (headers.MODEL, headers.VERSION, *shape, *more, headers.REQUEST_ID, headers.LOAD):
-        answer["headers"].update([header_entry(header, required=False)])
-    return {"200": answer} | by_text(describe_errors(*errors))
-
-
-def _named_example(name: str, value: Mapping[str, object]) -> Json:
-    return {"examples": {name: {"value": value}}}

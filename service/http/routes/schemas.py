@@ -206,6 +206,103 @@ class CaptionResponse(_Body):
     images: list[ImageCaptions]
 
 
+class InterpolateQuery(_Body):
+    """The query of /interpolate."""
+
+    model: str | None = Field(None, description="A generator; the default one if absent.")
+    version: int | None = Field(
+        None, ge=1, le=MAX_VERSION, description="A version of it; the latest if absent."
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_SEED,
+        description="The first image's: that of /generate. If absent, a random one is chosen and returned.",
+    )
+    to_seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="The last image's; if absent, that of `seed`'s second image."
+    )
+    start: str | None = Field(
+        None, alias="from", description="The first image's label; the model's first one if absent."
+    )
+    to: str | None = Field(
+        None,
+        description="The last image's label; that of the first one if absent. The label changes in the "
+        "middle.",
+    )
+    steps: int | None = Field(
+        None, ge=2, le=64, description="The number of images, with both ends; 9 if absent."
+    )
+    method: Literal["spherical", "linear"] | None = Field(
+        None, description="The way from one latent to the other; `spherical` if absent."
+    )
+
+
+class InterpolateResponse(_Body):
+    """The images from one end to the other. to_seed: null if both ends come from one seed."""
+
+    model: str
+    version: int
+    seed: int
+    to_seed: int | None
+    method: Literal["spherical", "linear"]
+    images: list[GeneratedImage]
+
+
+class EncodeQuery(_Body):
+    """The query of /encode, /decode and /reconstruct."""
+
+    model: str | None = Field(None, description="An encoder; the default one if absent.")
+    version: int | None = Field(
+        None, ge=1, le=MAX_VERSION, description="A version of it; the latest if absent."
+    )
+    label: str | None = Field(
+        None,
+        description="The label of every image, or one for each, separated by commas; if absent, the default "
+        "classifier reads them.",
+    )
+
+
+class EncodeResponse(_Body):
+    """The latents of each image, in the order of the request."""
+
+    model: str
+    version: int
+    classifier: str | None = Field(description="The model that read the labels; null if none did.")
+    labels: list[str] | None = Field(description="The label of each image; null if the model has none.")
+    latents: list[list[float]] = Field(description="The model's first output: what /decode reads.")
+    outputs: dict[str, list[list[float]]] = Field(description="Each of the model's outputs by its name.")
+
+
+class DecodeRequest(_Body):
+    """Latents to decode."""
+
+    latents: Rows = Field(
+        description="A list of numbers, a list of such lists, or base64 of raw float32, as /encode returns "
+        "them."
+    )
+    labels: Annotated[str | int | list[str | int] | None, NotBoolean] = Field(
+        None,
+        description="The label of every image, or a list with one for each; `mixed`, the default: image i "
+        "gets the i-th label, wrapping around.",
+    )
+
+
+class DecodeResponse(_Body):
+    """One image for each row of latents."""
+
+    model: str
+    version: int
+    images: list[GeneratedImage]
+
+
+class ReconstructResponse(DecodeResponse):
+    """What the decoder, `model`, makes of each image's latents."""
+
+    encoder: str
+    classifier: str | None = Field(description="The model that read the labels; null if none did.")
+
+
 class ErrorResponse(_Body):
     """Why a request failed: what was seen and what was expected."""
 

@@ -8,6 +8,7 @@ import pytest
 from service.observability.metrics import Metrics
 from service.serving.local import LocalPredictor
 from tests.support.http import settings
+from tests.support.models import add_encoder
 from tests.support.text_models import add_captioner, add_search
 
 
@@ -20,6 +21,7 @@ async def predictor(
     (add_generator() / "README.md").write_text("# A card\n")
     add_search(tmp_path)
     add_captioner(tmp_path)
+    add_encoder(tmp_path)
     predictor = LocalPredictor(settings(tmp_path), Metrics())
     await predictor.start()
     yield predictor

@@ -359,11 +359,16 @@ async def test_a_wrong_wish_says_what_was_seen_and_expected(
 
 async def test_models_are_listed_and_described(client: httpx.AsyncClient) -> None:
     answer = (await client.get("/models")).json()
-    assert answer["defaults"] == {"classification": "first-pixel", "generation": "ramp"}
+    assert answer["defaults"] == {
+        "classification": "first-pixel",
+        "encoding": "ramp-encoder",
+        "generation": "ramp",
+    }
     assert [(model["name"], model["version"], model["task"]) for model in answer["models"]] == [
         ("another", 3, "classification"),
         ("first-pixel", 1, "classification"),
         ("ramp", 1, "generation"),
+        ("ramp-encoder", 1, "encoding"),
         ("text", 1, "search"),
         ("text-image", 1, "captioning"),
     ]

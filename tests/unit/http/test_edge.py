@@ -27,19 +27,24 @@ from tests.support.http import RAW, exchange, request
 from tests.support.listener import Listener, listening
 from tests.support.live import connected
 from tests.support.log_stream import logging_to_memory
+from tests.support.models import LATENT
 
 PATHS = {
     "/": "GET",
     "/classify": "POST",
+    "/decode": "POST",
     "/docs": "GET",
     "/docs/start.js": "GET",
     "/docs/swagger-ui.css": "GET",
+    "/encode": "POST",
     "/generate": "GET, POST",
+    "/interpolate": "GET",
     "/metrics": "GET",
     "/models": "GET",
     "/models/ramp": "GET",
     "/openapi.json": "GET",
     "/playground/app.js": "GET",
+    "/reconstruct": "POST",
     "/search": "GET, POST",
     "/v2/health/live": "GET",
     "/v2/health/ready": "GET",
@@ -72,7 +77,7 @@ def allowed(methods: str) -> str:
 
 @pytest.mark.parametrize("path", [*GETS, "/nothing", "/docs/nothing", "/models/nothing", "/generate?count=0"])
 async def test_head_has_the_status_and_the_headers_of_get_and_no_body(listener: Listener, path: str) -> None:
-    query = "?seed=1&count=2" if path == "/generate" else ""
+    query = "?seed=1" if path in ("/generate", "/interpolate") else ""
     async with asking(listener) as client:
         get = await client.get(path + query)
         head = await client.head(path + query)
@@ -166,7 +171,8 @@ async def test_no_response_repeats_the_host_that_was_sent(
 async def test_a_path_is_found_with_a_prefix_and_with_a_slash(
     predictor: LocalPredictor, tmp_path: Path, root: str, path: str
 ) -> None:
-    body, query = (RAW, "") if path == "/classify" else (b"", "?seed=1" if path == "/generate" else "")
+    body = b"" if "GET" in PATHS[path] else bytes(4 * LATENT) if path == "/decode" else RAW
+    query = "?seed=1" if path in ("/generate", "/interpolate") else ""
     method = PATHS[path].partition(",")[0]
     status = 400 if path == "/search" else 200  # none of the models here understands a prompt
     async with listening(predictor, tmp_path, root_path=root) as listener, asking(listener) as client:

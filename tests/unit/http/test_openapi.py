@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import numpy as np
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from prometheus_client import CollectorRegistry
 
+from service.content.npy import npy_from_array
 from service.content.picture_kinds import MEDIA_TYPES
 from service.errors import (
     BuffersFull,
@@ -28,15 +30,16 @@ from service.http import headers
 from service.http.api_keys import ApiKeys
 from service.http.app import create_app
 from service.http.dispatch import Dispatch
-from service.http.routes import classify, examples, generate, search
+from service.http.routes import classify, examples, generate, interpolate, latents, search
 from service.http.server import Server
-from service.http.types import Receive, Scope, Send
+from service.http.types import NPY, Receive, Scope, Send
 from service.observability.metrics import Metrics
 from service.observability.request_ids import REQUEST_ID
 from service.serving.local import LocalPredictor
 from service.settings import Settings
-from tests.support.http import OCTETS, RAW, png, settings
+from tests.support.http import OCTETS, RAW, image, png, settings
 from tests.support.live import Response, connected
+from tests.support.models import LATENT
 from tests.support.openapi import Documented
 from tests.support.pictures import FORMATS, encoded, seven
 
@@ -75,6 +78,8 @@ class Ask(NamedTuple):
 JSON = "application/json"
 BUG = RuntimeError("a bug")
 NO_ENGINE = ModelNotReady("the engine is not connected yet")
+LATENTS = np.zeros((1, LATENT), np.float32)
+Z = LATENTS.tobytes()
 RAW_BODY: dict[str, Any] = {"body": RAW, "kind": OCTETS}
 SHED = (QueueFull("the queue is full"), DeadlineUnreachable("too much work"), BuffersFull("too many bytes"))
 UNAVAILABLE = (ModelNotReady("it is loading"), ShuttingDown("it stops"), Unavailable("no engine"))
@@ -137,6 +142,32 @@ ASKED: dict[tuple[str, str], dict[int, list[Ask]]] = {
         400: [Ask(RAW[:-1], OCTETS), Ask(RAW, OCTETS, "top_k=271"), Ask(b"{", JSON)],
         413: [Ask(RAW * 41, OCTETS), Ask(bytes(70_000), OCTETS)],
         415: [Ask(RAW, "text/plain")],
+    },
+    ("POST", "/encode"): failing(**RAW_BODY)
+    | {
+        200: [*accepting(latents.ENCODE_OFFERED, **RAW_BODY), Ask(png(7), "image/png", "label=3")],
+        400: [Ask(RAW[:-1], OCTETS), Ask(RAW, OCTETS, "label=1,2"), Ask(RAW, OCTETS, "label=x")],
+        413: [Ask(RAW * 41, OCTETS), Ask(bytes(70_000), OCTETS)],
+        415: [Ask(RAW, "text/plain")],
+    },
+    ("POST", "/decode"): failing(body=Z, kind=OCTETS)
+    | {
+        200: [*accepting(latents.IMAGES_OFFERED, body=Z, kind=OCTETS), Ask(npy_from_array(LATENTS), NPY)],
+        400: [Ask(Z[:-1], OCTETS), Ask(b"x", NPY), Ask(b'{"z":[1]}', JSON), Ask(Z, OCTETS, "label=x")],
+        413: [Ask(Z * 41, OCTETS), Ask(bytes(70_000), OCTETS)],
+        415: [Ask(Z, "text/plain")],
+    },
+    ("POST", "/reconstruct"): failing(**RAW_BODY)
+    | {
+        200: [*accepting(latents.IMAGES_OFFERED, **RAW_BODY), Ask(png(7), "image/png", "label=3")],
+        400: [Ask(RAW[:-1], OCTETS), Ask(RAW, OCTETS, "label=1,2"), Ask(RAW, OCTETS, "label=x")],
+        413: [Ask(RAW * 41, OCTETS), Ask(bytes(70_000), OCTETS)],
+        415: [Ask(RAW, "text/plain")],
+    },
+    ("GET", "/interpolate"): failing()
+    | {
+        200: accepting(interpolate.OFFERED, query="from=3&to=8"),
+        400: [Ask(query="steps=1"), Ask(query="from=x"), Ask(query="method=round"), Ask(query="seed=-1")],
     },
     ("GET", "/v2/health/live"): {200: [Ask(), Ask(key=None)], 405: [Ask(method="POST")]},
     ("GET", "/v2/health/ready"): {
@@ -360,7 +391,9 @@ def filled_in(operation: dict[str, Any], kind: str | None) -> dict[str, Any]:
         request["headers"] = {}
         request["files"] = [("images", ("7.png", png(7)))]
     elif kind is not None:
-        rows = RAW if operation["operationId"] in ("classify", "describe") else b""
+        rows = {"generate_from_body": b"", "decode": Z}.get(operation["operationId"], RAW)
+        if kind == NPY:
+            rows = npy_from_array(LATENTS if operation["operationId"] == "decode" else image(7))
         request["content"] = CONTENT.get(kind, rows)
     return request
 

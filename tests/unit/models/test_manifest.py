@@ -63,7 +63,19 @@ Z: Tensor = {"name": "z", "datatype": "FP32", "shape": [-1, 4]}
         ),
         (
             {"task": "encoding", "inputs": [IMAGES | {"name": "label"}]},
-            r"input label is UINT8 \[-1, 28, 28\], expected INT64 \[-1\]",
+            r"an encoding model has the inputs label UINT8 \[-1, 28, 28\], expected images UINT8 and label",
+        ),
+        (
+            {"task": "encoding", "inputs": [IMAGES, Z]},
+            r"an encoding model has the inputs .*, z FP32 .*, expected images UINT8 and label",
+        ),
+        (
+            {"task": "encoding", "inputs": [IMAGES], "outputs": [Z, IMAGES]},
+            r"output images is UINT8 \[-1, 28, 28\], expected FP32 \[-1, size\]",
+        ),
+        (
+            {"task": "encoding", "inputs": [IMAGES, Z | {"name": "label"}], "outputs": [Z]},
+            r"input label is FP32 .*, expected INT64 \[-1\]",
         ),
     ],
 )

@@ -1,0 +1,120 @@
+"""GET /interpolate: the images between two latents, and two labels."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.content.animations import APNG, WEBP
+from service.content.interpolation import METHODS, Method, between
+from service.content.latents import MAX_SEED, draw_latents, random_seed
+from service.errors import InvalidInput
+from service.http.disconnects import DisconnectWatch
+from service.http.lifecycle import Call
+from service.http.negotiation import negotiate
+from service.http.requests import parse_int, read_query
+from service.http.responses import Response
+from service.http.routes import generate
+from service.http.routes.generated import Generated, labels_header, seed_header
+from service.http.routes.prompts import Asker
+from service.http.routes.schemas import InterpolateQuery
+from service.http.routes.shared import (
+    answered_by,
+    find_target,
+    parse_version,
+    read_priority,
+    read_timeout,
+)
+from service.http.types import Headers, Receive, Scope
+from service.models.manifest import Manifest
+from service.models.tensors import Array
+from service.serving.predictor import Predictor
+from service.settings import Settings
+
+QUERY = tuple(field.alias or name for name, field in InterpolateQuery.model_fields.items())
+OFFERED = (*generate.OFFERED, WEBP, APNG)
+"""Media types of the responses, the default one first."""
+STEPS, MAX_STEPS = 9, 64
+"""How many images, if the query does not say, and at most."""
+
+
+class Interpolate:
+    """The endpoint, over a predictor."""
+
+    def __init__(self, predictor: Predictor, settings: Settings, watch: DisconnectWatch) -> None:
+        self._predictor = predictor
+        self._settings = settings
+        self._watch = watch
+
+    async def __call__(self, scope: Scope, receive: Receive, call: Call) -> Response:
+        """Answer a request."""
+        headers: Headers = dict(scope["headers"])
+        query = read_query(scope["query_string"], QUERY)
+        version, default = parse_version(query), self._settings.default_generator
+        target = find_target(self._predictor, "generation", query.get("model"), version, default)
+        manifest = target.manifest
+        call.model = manifest.name
+        accepted = negotiate(headers, OFFERED)
+        most = min(MAX_STEPS, self._settings.max_request_rows)
+        steps = parse_int("steps", query["steps"], 2, most) if "steps" in query else min(STEPS, most)
+        method = _method(query)
+        seed = parse_int("seed", query["seed"], 0, MAX_SEED) if "seed" in query else random_seed()
+        to_seed = parse_int("to_seed", query["to_seed"], 0, MAX_SEED) if "to_seed" in query else None
+        labels = labels_between(query, steps, manifest)
+        first, last = _ends(seed, to_seed, manifest)
+        inputs: dict[str, Array] = {"z": between(first, last, steps, method)}
+        if labels is not None:
+            inputs["label"] = labels
+        deadline = call.received_at + read_timeout(headers, self._settings.request_timeout_seconds)
+        asker = Asker(self._predictor, self._watch, receive, call, deadline, read_priority(headers))
+        result = await asker.infer(target, inputs, steps)
+        manifest = answered_by(self._predictor, manifest, result)
+        names = None if labels is None else [manifest.labels[index] for index in labels]
+        more = (seed_header(seed),) if names is None else (seed_header(seed), labels_header(names))
+        facts = {"seed": seed, "to_seed": to_seed, "method": method}
+        return await Generated(manifest, result, labels, facts, more, columns=steps).respond(accepted)
+
+
+def _method(query: Mapping[str, str]) -> Method:
+    named = query.get("method", METHODS[0])
+    for method in METHODS:
+        if named == method:
+            return method
+    raise InvalidInput(f"method is {named[:40]!r}, expected {' or '.join(METHODS)}")
+
+
+def labels_between(query: Mapping[str, str], steps: int, manifest: Manifest) -> NDArray[np.int64] | None:
+    """Return the label input, (steps,), or None for a model without one. Raises InvalidInput.
+
+    A graph looks its label up by number, so there is none between two: the first half of the images, with the
+    middle one, has the first.
+    """
+    given = [name for name in ("from", "to") if name in query]
+    if manifest.input("label") is None:
+        if given:
+            raise InvalidInput(
+                f"{given[0]} is {query[given[0]][:40]!r}, but model {manifest.name} accepts none"
+            )
+        return None
+    first = query.get("from", manifest.labels[0])
+    ends = {"from": first, "to": query.get("to", first)}
+    for name, label in ends.items():
+        if label not in manifest.labels:
+            known = ", ".join(manifest.labels[:20])
+            raise InvalidInput(f"{name} is {label[:40]!r}, expected one of {known}")
+    first_half = (steps + 1) // 2
+    indexes = [manifest.labels.index(label) for label in ends.values()]
+    return np.repeat(np.array(indexes, np.int64), [first_half, steps - first_half])
+
+
+def _ends(
+    seed: int, to_seed: int | None, manifest: Manifest
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the latents of both ends, each (size,)."""
+    spec = manifest.input("z")
+    assert spec is not None  # a generator's manifest has it
+    size = spec.shape[1]
+    if to_seed is None:
+        first, last = draw_latents(seed, 2, size)
+        return first, last
+    return draw_latents(seed, 1, size)[0], draw_latents(to_seed, 1, size)[0]
