@@ -149,12 +149,17 @@ def requests(board: dashboard.Dashboard) -> None:
     """Add what clients see."""
     statuses = {"{{status}}": rate("requests_total", "status", INFERENCE)}
     rejected = {"{{reason}}": rate("rejected_requests_total", "reason")}
+    agreeing = rate("generator_agreement_total", "model", f'{S},result="agree"')
+    agreement = {"{{model}}": f"{agreeing} / {rate('generator_agreement_total', 'model')}"}
     latency = quantiles("request_seconds", INFERENCE, "route")
     board.with_row(dashboard.Row("Requests"))
     for panel in (
         graph("Requests by status", "reqps", statuses, "499: the client disconnected before its response."),
         graph("Latency", "s", latency, "From a request's arrival to its response."),
         graph("Rejected by reason", "reqps", rejected, "Shed, expired, not ready, stopping, abandoned."),
+        graph(
+            "Agreement", "percentunit", agreement, "Of generated images with the classifier that reads them."
+        ),
     ):
         board.with_panel(panel)
     coding = {

@@ -90,6 +90,16 @@ LABELS = Header(
 CLASSIFIER = Header(
     "Inkserve-Classifier", "The model that read the labels; in JSON, `classifier`.", example="cnn"
 )
+AGREEMENT = Header(
+    "Inkserve-Agreement",
+    "How many images the classifier read as their label, and of how many; in JSON, `verification`.",
+    example="15/16",
+)
+READ = Header(
+    "Inkserve-Read",
+    "The label that the classifier read in each image, as in Inkserve-Labels; in JSON, `read`.",
+    example="7,7,1",
+)
 UNDERSTOOD = Header(
     "Inkserve-Understood",
     "What the prompt asks for, as the model read it: styles, then the label; in JSON, `understood`.",

@@ -139,6 +139,10 @@ class Call:
         self.ended(response.status)
         return response
 
+    def count_agreement(self, model: str, agreeing: int, read: int) -> None:
+        """Count a generator's images that a classifier read. agreeing: those that show their label."""
+        self._lifecycle.metrics.count_agreement(model, agreeing, read)
+
     def rejected(self, error: QueueFull) -> Response:
         """Return the response to a request that was rejected because there is too much work."""
         reason = REJECTIONS[type(error)]

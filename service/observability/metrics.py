@@ -130,6 +130,12 @@ class Metrics:
             "padding_rows", "Padding rows run, on top of the real rows.", *by_version
         )
         self.rejected = self._counter("rejected_requests", "Requests not served.", "model", "reason")
+        self.agreement = self._counter(
+            "generator_agreement",
+            "Generated images that a classifier read, by whether it read their label.",
+            "model",
+            "result",
+        )
         self.model_loads = self._counter(
             "model_loads", "Attempts to load a model version, by result.", "model", "result"
         )
@@ -148,6 +154,11 @@ class Metrics:
         if counter is None:  # looking up labels costs more than counting
             counter = self._of_rejected[model, reason] = self.rejected.labels(model, reason)
         counter.inc()
+
+    def count_agreement(self, model: str, agreeing: int, read: int) -> None:
+        """Count generated images that a classifier read. agreeing: those that show their label."""
+        self.agreement.labels(model, "agree").inc(agreeing)
+        self.agreement.labels(model, "disagree").inc(read - agreeing)
 
     def of_batches(self, model: str, version: int) -> "BatchMetrics":
         """Return the metrics of one model version's batches."""

@@ -292,6 +292,10 @@ class LocalPredictor:
             self._metrics.watch_model(
                 name, partial(self._rows_waiting, name), partial(self._requests_waiting, name)
             )
+        for name in {
+            each.info.manifest.name for each in self._served if each.info.manifest.task == "generation"
+        }:
+            self._metrics.count_agreement(name, 0, 0)
         return replaced
 
     def _rows_waiting(self, name: str) -> int:

@@ -1,5 +1,6 @@
 """GET or POST /generate: a label and a seed, a prompt, or latents -> images."""
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 from service.batching.request import InferenceResult
 from service.content.brief import shown
 from service.content.json_bodies import JsonNames
-from service.content.latents import draw_latents, random_seed
+from service.content.latents import random_seed
 from service.errors import InvalidInput, PayloadTooLarge, UnsupportedMedia
 from service.http.disconnects import DisconnectWatch
 from service.http.headers import UNDERSTOOD
@@ -18,7 +19,8 @@ from service.http.negotiation import media_type, negotiate
 from service.http.requests import read_query
 from service.http.responses import Response
 from service.http.routes.bodies import Body, BodyDecoder
-from service.http.routes.generated import Generated, seed_header
+from service.http.routes.drawing import Drawing, Suiting
+from service.http.routes.generated import LABELLED_ROWS, Generated, seed_header
 from service.http.routes.prompts import EXPECTED, Asker, Understood, candidates_for, find_search
 from service.http.routes.schemas import GenerateRequest, current_fields, invalid_input
 from service.http.routes.shared import (
@@ -28,8 +30,9 @@ from service.http.routes.shared import (
     read_priority,
     read_timeout,
 )
+from service.http.routes.verification import Judge, Verdict, find_judge
 from service.http.types import JSON, OCTETS, PNG, Headers, Receive, Scope
-from service.models.manifest import Manifest, TensorSpec
+from service.models.manifest import Manifest
 from service.models.tensors import Array
 from service.serving.predictor import Predictor
 from service.settings import Settings
@@ -70,40 +73,68 @@ class Generate:
             call.model = target.manifest.name
             if wanted.prompt is not None:
                 _check_alone(wanted, body, kind)
-            else:
-                z, seed = await self._latents(wanted, body, kind, target.manifest)
+            z = await self._sent_latents(wanted, body, kind, target.manifest)
         del body  # its latents are kept, while they wait and run
+        wish = self._wish(wanted, target, z, accepted)
         asker = Asker(self._predictor, self._watch, receive, call, deadline, priority)
-        if wanted.prompt is not None:
-            return await self._suiting(asker, wanted, wanted.prompt, target, accepted)
-        labels = _label_indexes(wanted, len(z), target.manifest)
-        inputs = {"z": z} if labels is None else {"z": z, "label": labels}
-        result = await asker.infer(target, inputs, len(z))
-        manifest = answered_by(self._predictor, target.manifest, result)
-        return await _generated(manifest, result, seed, labels).respond(accepted)
+        return await self._answer(asker, wish)
 
-    async def _suiting(
-        self, asker: Asker, wanted: GenerateRequest, prompt: str, target: Target, accepted: str
-    ) -> Response:
-        """Answer a prompt: draw images of its digit, several for each if it names a style, and keep the best.
+    def _wish(self, wanted: GenerateRequest, target: Target, z: Array | None, accepted: str) -> "Wish":
+        """Return what is to be drawn. z: the latents that the client sent, if it did. Raises RequestError."""
+        count = (1 if z is None else len(z)) if wanted.count is None else wanted.count
+        most = self._settings.max_request_rows
+        if count > most:
+            raise PayloadTooLarge(f"count is {count}, expected at most {most}")
+        seed = None
+        if z is None:
+            seed = random_seed() if wanted.seed is None else wanted.seed
+        rows = np.arange(count)
+        labels = None
+        if wanted.prompt is None:
+            rows, labels = _laid_out(wanted, count, target.manifest)
+            if len(rows) > most:
+                raise PayloadTooLarge(f"the grid has {len(rows)} images, expected at most {most}")
+        judge = self._judge(wanted, target.manifest)
+        if judge is not None and accepted != JSON and len(rows) > LABELLED_ROWS:
+            raise PayloadTooLarge(
+                f"{len(rows)} images are to be verified, expected at most {LABELLED_ROWS}, whose labels fit "
+                f"a header, or Accept: {JSON}"
+            )
+        return Wish(wanted, Drawing(target, seed, rows, labels, z), judge, accepted)
 
-        Image i depends only on the prompt, the seed and i.
+    def _judge(self, wanted: GenerateRequest, manifest: Manifest) -> Judge | None:
+        """Return the classifier that reads the images, if one shall."""
+        if not wanted.verify and not wanted.reject:
+            return None
+        name = wanted.verify if isinstance(wanted.verify, str) else None
+        return find_judge(self._predictor, self._settings, name, manifest)
+
+    async def _answer(self, asker: Asker, wish: "Wish") -> Response:
+        drawing, manifest = wish.drawing, wish.drawing.target.manifest
+        if wish.wanted.prompt is not None:
+            drawing = await self._suiting(asker, drawing, wish.wanted.prompt)
+        verdict = None
+        if wish.judge is None:
+            result = await drawing.draw(asker)
+        else:
+            result, verdict = await drawing.draw_verified(asker, wish.judge, reject=bool(wish.wanted.reject))
+        manifest = answered_by(self._predictor, manifest, result)
+        columns = wish.columns if wish.wanted.grid else None
+        return await _generated(manifest, result, drawing, verdict, columns).respond(wish.accepted)
+
+    async def _suiting(self, asker: Asker, drawing: Drawing, prompt: str) -> Drawing:
+        """Return the drawing with what the prompt asks for.
+
+        Images of its digit, several for each if it names a style, of which the best is kept: image i depends
+        only on the prompt, the seed and i.
         """
         search = find_search(self._predictor)
         understood, _ = await asker.read(search, prompt)
-        label = _prompted_label(understood, prompt, target.manifest)
-        count, seed = wanted.count or 1, random_seed() if wanted.seed is None else wanted.seed
+        label = _prompted_label(understood, prompt, drawing.target.manifest)
+        count = len(drawing.rows)
         each = candidates_for(understood, count, self._settings.max_request_rows)
-        spec = target.manifest.input("z")
-        assert spec is not None  # a generator's manifest has it
-        z = draw_latents(seed, count * each, spec.shape[1])
-        labels = np.full(len(z), label, np.int64)
-        result = await asker.infer(target, {"z": z, "label": labels}, len(z))
-        if each > 1:
-            rows = await asker.choose(search, understood, result.outputs[0])
-            result = result._replace(outputs=(result.outputs[0][rows],))
-        manifest = answered_by(self._predictor, target.manifest, result)
-        return await _generated(manifest, result, seed, labels[:count], understood).respond(accepted)
+        labels = np.full(count, label, np.int64)
+        return replace(drawing, labels=labels, suiting=Suiting(search, understood, each))
 
     async def _wanted(self, scope: Scope, body: Body, kind: str) -> GenerateRequest:
         """Return the fields of the query and of a JSON body. kind: the body's media type."""
@@ -117,25 +148,19 @@ class Generate:
         except ValidationError as error:
             raise invalid_input(error) from None
 
-    async def _latents(
+    async def _sent_latents(
         self, wanted: GenerateRequest, body: Body, kind: str, manifest: Manifest
-    ) -> tuple[Array, int | None]:
-        """Return z, (rows, size), and the seed that it was drawn from, None if the client sent z."""
-        spec = manifest.input("z")
-        assert spec is not None  # a generator's manifest has it
-        most = self._settings.max_request_rows
-        if wanted.z is not None or (body.content and kind == OCTETS):
-            return await self._sent_latents(wanted, body, kind, spec), None
-        count = wanted.count or 1
-        if count > most:
-            raise PayloadTooLarge(f"count is {count}, expected at most {most}")
-        seed = random_seed() if wanted.seed is None else wanted.seed
-        return draw_latents(seed, count, spec.shape[1]), seed
-
-    async def _sent_latents(self, wanted: GenerateRequest, body: Body, kind: str, spec: TensorSpec) -> Array:
-        """Return z, (rows, size), from the body. Raises InvalidInput, PayloadTooLarge."""
+    ) -> Array | None:
+        """Return z, (rows, size), from the body, or None if there is none. Raises RequestError."""
+        is_raw = bool(body.content) and kind == OCTETS
+        if wanted.z is None and not is_raw:
+            return None
         if wanted.seed is not None:
             raise InvalidInput("latents are given more than once, expected one of seed, z or a raw body")
+        if wanted.reject:
+            raise InvalidInput("reject and latents are both given, expected a seed: others would be drawn")
+        spec = manifest.input("z")
+        assert spec is not None  # a generator's manifest has it
         z = await self._bodies.rows(body, "rows" if kind == OCTETS else "json", spec, NAMES)
         if not np.isfinite(z).all():
             raise InvalidInput("z holds a value that is not finite, expected numbers")
@@ -144,40 +169,74 @@ class Generate:
         return z
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A request that has been read: what is to be drawn, who reads it, and in which media type it is wanted.
+
+    drawing: without what its prompt asks for, which is not known yet.
+    """
+
+    wanted: GenerateRequest
+    drawing: Drawing
+    judge: Judge | None
+    accepted: str
+
+    @property
+    def columns(self) -> int:
+        """The columns of a grid: one for each latent."""
+        return int(self.drawing.rows.max()) + 1
+
+
 def _generated(
     manifest: Manifest,
     result: InferenceResult,
-    seed: int | None,
-    labels: NDArray[np.int64] | None,
-    understood: Understood | None = None,
+    drawing: Drawing,
+    verdict: Verdict | None,
+    columns: int | None,
 ) -> Generated:
-    """Return the images with what the response says of them. seed: None if the client sent the latents."""
-    facts: dict[str, object] = {"seed": seed}
-    headers = () if seed is None else (seed_header(seed),)
-    if understood is not None:
+    """Return the images with what the response says of them. columns: of a grid."""
+    facts: dict[str, object] = {"seed": drawing.seed}
+    headers = () if drawing.seed is None else (seed_header(drawing.seed),)
+    if drawing.suiting is not None:
+        understood = drawing.suiting.understood
         facts["understood"] = understood.fields()
         headers = (*headers, (UNDERSTOOD.wire, understood.header()))
-    return Generated(manifest, result, labels, facts, headers)
+    if verdict is None:
+        return Generated(manifest, result, drawing.labels, facts, headers, columns=columns)
+    facts["verification"] = verdict.facts()
+    headers = (*headers, *verdict.headers())
+    return Generated(manifest, result, drawing.labels, facts, headers, verdict.each(), columns)
 
 
-def _label_indexes(wanted: GenerateRequest, rows: int, manifest: Manifest) -> NDArray[np.int64] | None:
-    """Return the label input, (rows,), or None for a model without one. Raises InvalidInput."""
+def _laid_out(
+    wanted: GenerateRequest, count: int, manifest: Manifest
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Return each image's row of the latents and its label input, None for a model without one.
+
+    In a grid each label has a row of images and each latent a column. Raises InvalidInput.
+    """
+    rows = np.arange(count)
     field, label = _wanted_label(wanted)
     if manifest.input("label") is None:
         if label != MIXED:
             raise InvalidInput(f"{field} is {label[:40]!r}, but model {manifest.name} accepts no label")
-        return None
+        return rows, None
+    if label == MIXED and wanted.grid:
+        labels = np.arange(len(manifest.labels), dtype=np.int64)
+        return np.tile(rows, len(labels)), np.repeat(labels, count)
     if label == MIXED:
-        return np.arange(rows, dtype=np.int64) % len(manifest.labels)
+        return rows, rows.astype(np.int64) % len(manifest.labels)
     if label not in manifest.labels:
         known = ", ".join(manifest.labels[:20])
         raise InvalidInput(f"{field} is {label[:40]!r}, expected one of {known} or {MIXED}")
-    return np.full(rows, manifest.labels.index(label), np.int64)
+    return rows, np.full(count, manifest.labels.index(label), np.int64)
 
 
 def _check_alone(wanted: GenerateRequest, body: Body, kind: str) -> None:
     """Raise InvalidInput if a prompt comes with something else that decides what is drawn."""
     given = [name for name in ("label", "digit", "z") if getattr(wanted, name) is not None]
+    if wanted.grid:
+        given.append("grid")
     if body.content and kind == OCTETS:
         given.append("a raw body")
     if given:

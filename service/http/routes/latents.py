@@ -71,9 +71,10 @@ class Labels(NamedTuple):
         names = self.names(manifest)
         if names is None:
             return ()
+        told = (labels_header(names),) if len(names) <= LABELLED_ROWS else ()
         if self.classifier is None:
-            return (labels_header(names),) if len(names) <= LABELLED_ROWS else ()
-        return labels_header(names), (CLASSIFIER.wire, self.classifier.encode("ascii"))
+            return told
+        return (*told, (CLASSIFIER.wire, self.classifier.encode("ascii")))
 
 
 class Latents:

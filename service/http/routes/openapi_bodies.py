@@ -19,6 +19,7 @@ from service.http.routes.schemas import (
     InterpolateQuery,
     SearchQuery,
 )
+from service.http.routes.verification import mismatch
 from service.models.catalogue import Catalogue
 from service.models.manifest import ENCODER_SUFFIX, STYLE_LEVELS, STYLES, Manifest, Task, TensorSpec
 from service.settings import Settings
@@ -28,7 +29,7 @@ PICTURE = "base64-picture"
 
 EXCLUSIVE = (
     *(("label", "digit"), ("z", "seed"), ("z", "count")),
-    *(("prompt", "label"), ("prompt", "digit"), ("prompt", "z")),
+    *(("prompt", "label"), ("prompt", "digit"), ("prompt", "z"), ("prompt", "grid"), ("reject", "z")),
 )
 """Fields of GenerateRequest that say the same thing twice."""
 
@@ -79,6 +80,7 @@ def generate_schema(models: Catalogue, settings: Settings) -> Json:
     if z is not None:
         properties["z"] |= _latents(z.shape[1])
     properties["model"]["anyOf"][0] |= models_of(models, "generation")
+    _narrow_verification(properties, models, settings)
     _narrow_prompt(properties, models)
     schema["not"] = {"anyOf": [{"required": [*pair]} for pair in EXCLUSIVE]}
     return schema
@@ -179,6 +181,23 @@ def _common_labels(manifests: Iterable[Manifest]) -> list[str]:
     """Return the labels that all of these models know."""
     known = [each.labels if each.input("label") is not None else () for each in manifests]
     return [label for label in known[0] if all(label in each for each in known)] if known else []
+
+
+def _narrow_verification(properties: Json, models: Catalogue, settings: Settings) -> None:
+    """Describe the classifiers that can judge every generator's images."""
+    generators = [*_of(models, "generation")]
+    judges = [
+        each.name
+        for each in _of(models, "classification")
+        if not any(generator.input("label") is None or mismatch(each, generator) for generator in generators)
+    ]
+    default = settings.default_classifier or next((each.name for each in _of(models, "classification")), None)
+    properties["verify"].pop("anyOf")
+    if default in judges:
+        properties["verify"]["enum"] = [True, False, "true", "false", *dict.fromkeys(judges), None]
+    else:
+        properties["verify"]["enum"] = [False, "false", *dict.fromkeys(judges), None]
+        properties["reject"]["anyOf"][0] |= {"enum": [False]}
 
 
 def _narrow_prompt(properties: Json, models: Catalogue) -> None:

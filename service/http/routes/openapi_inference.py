@@ -101,7 +101,8 @@ def _generate_get(schema: Json, fields: Mapping[str, object]) -> Json:
         "summary": "Generate images",
         "operationId": "generate",
         "description": "The response is a PNG (several images form one sheet), JSON (a PNG for each image) "
-        "or raw pixels, depending on Accept. The same seed gives the same images.",
+        "or raw pixels, depending on Accept. The same seed gives the same images. `verify` asks a "
+        "classifier what it reads in them.",
         "parameters": [
             *query_parameters(schema, DOCUMENTED_QUERY, fields),
             header_parameter(headers.TIMEOUT),
@@ -109,7 +110,9 @@ def _generate_get(schema: Json, fields: Mapping[str, object]) -> Json:
             header_parameter(headers.LOAD_FORMAT),
         ],
         "responses": inference_responses(
-            generate.OFFERED, GenerateResponse, (headers.SEED, headers.UNDERSTOOD)
+            generate.OFFERED,
+            GenerateResponse,
+            (headers.SEED, headers.UNDERSTOOD, headers.CLASSIFIER, headers.AGREEMENT, headers.READ),
         ),
     }
 

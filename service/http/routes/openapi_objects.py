@@ -69,11 +69,15 @@ def by_text(responses: Responses) -> dict[str, Json]:
 def _plain(field: Json) -> Json:
     """Return a query parameter's schema: it may be absent, but never null."""
     if "enum" in field:
-        return {"enum": list(dict.fromkeys(str(value) for value in field["enum"] if value is not None))}
+        return {"enum": list(dict.fromkeys(_as_text(value) for value in field["enum"] if value is not None))}
     choices = [choice for choice in field.get("anyOf", []) if choice.get("type") != "null"]
     words = ("default", "deprecated", "description", "title")
     schema: Json = choices[0] if choices else {key: field[key] for key in field if key not in words}
     return schema
+
+
+def _as_text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def header_parameter(header: Header) -> Json:

@@ -26,6 +26,28 @@ def _not_a_boolean(value: Any) -> Any:
 NotBoolean = BeforeValidator(_not_a_boolean)
 
 
+def _from_words(value: Any) -> Any:
+    """Read `true` and `false`, as a query has them; pydantic would take 1, yes and on for true, too."""
+    if value is None or isinstance(value, bool):
+        return value
+    if value in ("true", "false"):
+        return value == "true"
+    if isinstance(value, str):
+        return value  # of a field that is no Flag: a name
+    raise ValueError("true or false")
+
+
+def _only_words(value: Any) -> Any:
+    value = _from_words(value)
+    if isinstance(value, str):
+        raise ValueError("true or false")
+    return value
+
+
+Flag = Annotated[bool | None, BeforeValidator(_only_words)]
+FlagOrName = Annotated[bool | str | None, BeforeValidator(_from_words)]
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -103,6 +125,21 @@ class GenerateRequest(_Body):
         description="A digit and its style in words, such as `a thin slanted seven`, instead of a label. For "
         "each image of a prompt that names a style several are drawn, and the one nearest to it is kept.",
     )
+    grid: Flag = Field(
+        None,
+        description="One row of images for each label and one column for each of `count` latents, the same "
+        "in every row; `count` is then the number of columns.",
+    )
+    verify: FlagOrName = Field(
+        None,
+        description="true, or a classifier's name: it reads each image, and the response says whether it "
+        "read the image's label.",
+    )
+    reject: Flag = Field(
+        None,
+        description="true: also draw images that are misread again, up to four times each, from seeds that "
+        "follow from the first; implies verify.",
+    )
     z: Rows | None = Field(
         None,
         description="Latents instead of a seed: a list of numbers, a list of such lists, or base64 of raw "
@@ -117,7 +154,19 @@ class GeneratedImage(_Body):
     digit: str | None = Field(
         description="The former name of `label`, with the same value.", json_schema_extra=_DEPRECATED
     )
+    read: str | None = Field(None, description="The label that the classifier read, if it was asked.")
+    draws: int | None = Field(None, description="How often the image was drawn; 1 if it never was rejected.")
     png: str = Field(description="Base64 of a PNG.")
+
+
+class Verification(_Body):
+    """What a classifier made of the images. agreeing: how many it read as their label."""
+
+    classifier: str
+    version: int
+    agreeing: int
+    agreement: float = Field(description="As a fraction of the images.")
+    draws: int = Field(description="Images drawn, with those that were rejected.")
 
 
 class Style(_Body):
@@ -142,6 +191,9 @@ class GenerateResponse(_Body):
     version: int
     seed: int | None
     understood: Understood | None = Field(None, description="What the prompt asks for; only if there is one.")
+    verification: Verification | None = Field(
+        None, description="What a classifier read in the images; only if it was asked."
+    )
     images: list[GeneratedImage]
 
 
