@@ -81,6 +81,21 @@ SEED = Header(
     {"type": "integer", "minimum": 0},
     example=1,
 )
+ETAG = Header(
+    "ETag",
+    "Changes when the response would: with the model's version, the request or the media type.",
+    example='"0f4e6f1d5f5d4c4ea5d7b0c6e8d1a2b3"',
+)
+CACHE_CONTROL = Header(
+    "Cache-Control",
+    "no-store for what a random seed made; no-cache unless the request names all versions.",
+    example="public, no-cache",
+)
+VARY = Header("Vary", "The request's headers that decide the response.", example="Accept")
+IF_NONE_MATCH = Header(
+    "If-None-Match",
+    "ETags that the client has, separated by commas: if one is current, the response is 304.",
+)
 LABELS = Header(
     "Inkserve-Labels",
     "The label of each row, separated by commas, for at most 256 rows; in JSON, `labels` or `label`. "

@@ -143,6 +143,10 @@ class Call:
         """Count a generator's images that a classifier read. agreeing: those that show their label."""
         self._lifecycle.metrics.count_agreement(model, agreeing, read)
 
+    def count_coalesced(self) -> None:
+        """Count a request that got what another one computed."""
+        self._lifecycle.metrics.count_coalesced(self.model)
+
     def rejected(self, error: QueueFull) -> Response:
         """Return the response to a request that was rejected because there is too much work."""
         reason = REJECTIONS[type(error)]

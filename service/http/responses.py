@@ -25,7 +25,7 @@ class Response(NamedTuple):
     async def send(self, send: Send, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """Send it through ASGI. more: headers that are this request's own."""
         start = list(self.headers)
-        if self.status != 204:  # it has no content, and so no length either (RFC 9110, 8.6)
+        if self.status not in (204, 304):  # without content, and so without its length (RFC 9110, 8.6)
             start = [
                 (b"content-type", self.content_type.encode("latin-1")),
                 (b"content-length", str(len(self.body)).encode("ascii")),

@@ -14,6 +14,9 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
+NOT_MODIFIED = 304
+"""Answered without computing: the client had the response already."""
+
 FOLD_AT = 4096
 """Observations kept before they are put into their buckets, which takes 0.1 ms."""
 
@@ -136,7 +139,7 @@ class RequestMetrics:
     """Requests by route, model and status, and their seconds; see `prometheus_client.registry.Collector`.
 
     prefix: of the metrics' names.
-    objective: one of the bounds; a response with 2xx that took no longer is good.
+    objective: one of the bounds; a response with 2xx or 304 that took no longer is good.
     """
 
     def __init__(self, prefix: str, bounds: Sequence[float], objective: float) -> None:
@@ -166,7 +169,7 @@ class RequestMetrics:
         requests = self.counted()
         good = CounterMetricFamily(
             f"{self._prefix}_good_requests",
-            f"Requests answered with 2xx within {self._objective} s.",
+            f"Requests answered with 2xx or 304 within {self._objective} s.",
             labels=["route", "model"],
         )
         seconds = HistogramMetricFamily(
@@ -178,7 +181,7 @@ class RequestMetrics:
         for (route, model, status), tally in self._tallies.items():
             counts = tally.counts()
             by_route.setdefault(route, []).append(tally)
-            if model and 200 <= status < 300:
+            if model and (200 <= status < 300 or status == NOT_MODIFIED):
                 so_far = in_time.get((route, model), 0)
                 in_time[route, model] = so_far + int(counts[:good_buckets].sum())
         for labels, count in in_time.items():

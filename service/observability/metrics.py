@@ -136,6 +136,9 @@ class Metrics:
             "model",
             "result",
         )
+        self.coalesced = self._counter(
+            "coalesced_requests", "Requests that got what another one in flight computed.", "model"
+        )
         self.model_loads = self._counter(
             "model_loads", "Attempts to load a model version, by result.", "model", "result"
         )
@@ -159,6 +162,10 @@ class Metrics:
         """Count generated images that a classifier read. agreeing: those that show their label."""
         self.agreement.labels(model, "agree").inc(agreeing)
         self.agreement.labels(model, "disagree").inc(read - agreeing)
+
+    def count_coalesced(self, model: str, count: int = 1) -> None:
+        """Count requests that got what another one in flight computed."""
+        self.coalesced.labels(model).inc(count)
 
     def of_batches(self, model: str, version: int) -> "BatchMetrics":
         """Return the metrics of one model version's batches."""

@@ -296,6 +296,7 @@ class LocalPredictor:
             each.info.manifest.name for each in self._served if each.info.manifest.task == "generation"
         }:
             self._metrics.count_agreement(name, 0, 0)
+            self._metrics.count_coalesced(name, 0)
         return replaced
 
     def _rows_waiting(self, name: str) -> int:

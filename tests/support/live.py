@@ -77,7 +77,8 @@ class Connection:
     async def receive(self) -> Response:
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:-2])}
-        body = await self.reader.readexactly(int(headers["content-length"]))
+        bodiless = head[0].split()[1] in ("204", "304")
+        body = b"" if bodiless else await self.reader.readexactly(int(headers["content-length"]))
         return Response(int(head[0].split()[1]), headers, body)
 
     async def ask(

@@ -1,6 +1,7 @@
 """GET or POST /generate: a label and a seed, a prompt, or latents -> images."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,15 @@ from service.http.responses import Response
 from service.http.routes.bodies import Body, BodyDecoder
 from service.http.routes.drawing import Drawing, Suiting
 from service.http.routes.generated import LABELLED_ROWS, Generated, seed_header
-from service.http.routes.prompts import EXPECTED, Asker, Understood, candidates_for, find_search
+from service.http.routes.prompts import (
+    EXPECTED,
+    Asker,
+    Understood,
+    candidates_for,
+    captioners_of,
+    find_search,
+)
+from service.http.routes.repeats import Answered, Identity, Repeats, version_parts
 from service.http.routes.schemas import GenerateRequest, current_fields, invalid_input
 from service.http.routes.shared import (
     Target,
@@ -57,6 +66,7 @@ class Generate:
         self._settings = settings
         self._watch = watch
         self._bodies = bodies
+        self._repeats = Repeats(settings, watch)
 
     async def __call__(self, scope: Scope, receive: Receive, call: Call) -> Response:
         """Answer a request."""
@@ -77,7 +87,32 @@ class Generate:
         del body  # its latents are kept, while they wait and run
         wish = self._wish(wanted, target, z, accepted)
         asker = Asker(self._predictor, self._watch, receive, call, deadline, priority)
-        return await self._answer(asker, wish)
+        identity = None if wanted.seed is None else self._identity(wish)
+        return await self._repeats.answer(scope, headers, asker, identity, partial(self._answer, wish=wish))
+
+    def _identity(self, wish: "Wish") -> Identity:
+        """Return what decides the response to a seeded request. Raises ModelNotFound for a prompt."""
+        wanted, drawing, judge = wish.wanted, wish.drawing, wish.judge
+        labels = None if drawing.labels is None else drawing.labels.tobytes()
+        readers = []
+        if wanted.prompt is not None:
+            search = find_search(self._predictor).manifest
+            readers = [search, *captioners_of(self._predictor, search)]
+        if judge is not None:
+            readers.append(judge.target.manifest)
+        parts = (
+            *(drawing.seed, drawing.rows.tobytes(), labels, bool(wanted.grid), wanted.prompt),
+            *(judge is not None, bool(wanted.reject), wish.accepted),
+            *(version_parts(reader) for reader in readers),
+        )
+        determinism = self._settings.determinism
+        return Identity(
+            parts,
+            drawing.target.manifest,
+            is_exact=determinism == "all" or (determinism == "generation" and judge is None),
+            is_pinned=wanted.model is not None and wanted.version is not None and not readers,
+            exists=wanted.prompt is None,
+        )
 
     def _wish(self, wanted: GenerateRequest, target: Target, z: Array | None, accepted: str) -> "Wish":
         """Return what is to be drawn. z: the latents that the client sent, if it did. Raises RequestError."""
@@ -109,7 +144,7 @@ class Generate:
         name = wanted.verify if isinstance(wanted.verify, str) else None
         return find_judge(self._predictor, self._settings, name, manifest)
 
-    async def _answer(self, asker: Asker, wish: "Wish") -> Response:
+    async def _answer(self, asker: Asker, wish: "Wish") -> Answered:
         drawing, manifest = wish.drawing, wish.drawing.target.manifest
         if wish.wanted.prompt is not None:
             drawing = await self._suiting(asker, drawing, wish.wanted.prompt)
@@ -120,7 +155,8 @@ class Generate:
             result, verdict = await drawing.draw_verified(asker, wish.judge, reject=bool(wish.wanted.reject))
         manifest = answered_by(self._predictor, manifest, result)
         columns = wish.columns if wish.wanted.grid else None
-        return await _generated(manifest, result, drawing, verdict, columns).respond(wish.accepted)
+        generated = _generated(manifest, result, drawing, verdict, columns)
+        return Answered(await generated.respond(wish.accepted), result, manifest)
 
     async def _suiting(self, asker: Asker, drawing: Drawing, prompt: str) -> Drawing:
         """Return the drawing with what the prompt asks for.

@@ -1,6 +1,8 @@
 """GET /interpolate: the images between two latents, and two labels."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +19,10 @@ from service.http.responses import Response
 from service.http.routes import generate
 from service.http.routes.generated import Generated, labels_header, seed_header
 from service.http.routes.prompts import Asker
+from service.http.routes.repeats import Answered, Identity, Repeats
 from service.http.routes.schemas import InterpolateQuery
 from service.http.routes.shared import (
+    Target,
     answered_by,
     find_target,
     parse_version,
@@ -45,6 +49,7 @@ class Interpolate:
         self._predictor = predictor
         self._settings = settings
         self._watch = watch
+        self._repeats = Repeats(settings, watch)
 
     async def __call__(self, scope: Scope, receive: Receive, call: Call) -> Response:
         """Answer a request."""
@@ -61,18 +66,51 @@ class Interpolate:
         seed = parse_int("seed", query["seed"], 0, MAX_SEED) if "seed" in query else random_seed()
         to_seed = parse_int("to_seed", query["to_seed"], 0, MAX_SEED) if "to_seed" in query else None
         labels = labels_between(query, steps, manifest)
-        first, last = _ends(seed, to_seed, manifest)
-        inputs: dict[str, Array] = {"z": between(first, last, steps, method)}
-        if labels is not None:
-            inputs["label"] = labels
         deadline = call.received_at + read_timeout(headers, self._settings.request_timeout_seconds)
         asker = Asker(self._predictor, self._watch, receive, call, deadline, read_priority(headers))
-        result = await asker.infer(target, inputs, steps)
+        way = Way(target, seed, to_seed, steps, method, labels, accepted)
+        identity = None
+        if "seed" in query:
+            identity = Identity(
+                way.parts(),
+                manifest,
+                is_exact=self._settings.determinism != "off",
+                is_pinned="model" in query and "version" in query,
+                exists=True,
+            )
+        return await self._repeats.answer(scope, headers, asker, identity, partial(self._answer, way=way))
+
+    async def _answer(self, asker: Asker, way: "Way") -> Answered:
+        manifest = way.target.manifest
+        first, last = _ends(way.seed, way.to_seed, manifest)
+        inputs: dict[str, Array] = {"z": between(first, last, way.steps, way.method)}
+        if way.labels is not None:
+            inputs["label"] = way.labels
+        result = await asker.infer(way.target, inputs, way.steps)
         manifest = answered_by(self._predictor, manifest, result)
-        names = None if labels is None else [manifest.labels[index] for index in labels]
-        more = (seed_header(seed),) if names is None else (seed_header(seed), labels_header(names))
-        facts = {"seed": seed, "to_seed": to_seed, "method": method}
-        return await Generated(manifest, result, labels, facts, more, columns=steps).respond(accepted)
+        names = None if way.labels is None else [manifest.labels[index] for index in way.labels]
+        more = (seed_header(way.seed),) if names is None else (seed_header(way.seed), labels_header(names))
+        facts = {"seed": way.seed, "to_seed": way.to_seed, "method": way.method}
+        generated = Generated(manifest, result, way.labels, facts, more, columns=way.steps)
+        return Answered(await generated.respond(way.accepted), result, manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What a request asks for. labels: the label input, (steps,), None for a model without one."""
+
+    target: Target
+    seed: int
+    to_seed: int | None
+    steps: int
+    method: Method
+    labels: NDArray[np.int64] | None
+    accepted: str
+
+    def parts(self) -> tuple[object, ...]:
+        """Return what decides the response besides the generator's version."""
+        labels = None if self.labels is None else self.labels.tobytes()
+        return "way", self.seed, self.to_seed, self.steps, self.method, labels, self.accepted
 
 
 def _method(query: Mapping[str, str]) -> Method:

@@ -18,7 +18,12 @@ from service.http.routes.openapi_objects import (
     json_body,
     query_parameters,
 )
-from service.http.routes.openapi_responses import SEARCH_ERRORS, inference_responses, named_example
+from service.http.routes.openapi_responses import (
+    SEARCH_ERRORS,
+    cached_responses,
+    inference_responses,
+    named_example,
+)
 from service.http.routes.prompts import EXAMPLE
 from service.http.routes.schemas import (
     CaptionResponse,
@@ -53,7 +58,7 @@ def inference_paths(models: Catalogue, settings: Settings) -> Json:
     get = _generate_get(generate_schema(models, settings), fields)
     paths: Json = {
         "/classify": {"post": _classify(models)},
-        "/generate": {"get": get, "post": _generate_post(get, fields)},
+        "/generate": {"get": _cached(get), "post": _generate_post(get, fields)},
         "/search": {"get": _search(models), "post": _describe(models)},
         **latent_paths(models, settings, _classify(models)),
     }
@@ -114,6 +119,14 @@ def _generate_get(schema: Json, fields: Mapping[str, object]) -> Json:
             GenerateResponse,
             (headers.SEED, headers.UNDERSTOOD, headers.CLASSIFIER, headers.AGREEMENT, headers.READ),
         ),
+    }
+
+
+def _cached(get: Json) -> Json:
+    """Return a seeded operation with what caches need."""
+    return get | {
+        "parameters": [*get["parameters"], header_parameter(headers.IF_NONE_MATCH)],
+        "responses": cached_responses(get["responses"]),
     }
 
 

@@ -13,7 +13,12 @@ from service.http.routes.openapi_objects import (
     json_body,
     query_parameters,
 )
-from service.http.routes.openapi_responses import SEARCH_ERRORS, inference_responses, named_example
+from service.http.routes.openapi_responses import (
+    SEARCH_ERRORS,
+    cached_responses,
+    inference_responses,
+    named_example,
+)
 from service.http.routes.schemas import (
     DecodeRequest,
     DecodeResponse,
@@ -98,12 +103,18 @@ def _interpolate(models: Catalogue, settings: Settings) -> Json:
         "one row, an animated WebP or PNG, JSON or raw pixels. The latent goes along the sphere, or "
         "straight; the label changes in the middle, because the models know none between two. The same "
         "seeds give the same images.",
-        "parameters": [*query_parameters(schema, names, filled_in), *_heads()],
-        "responses": inference_responses(
-            interpolate.OFFERED,
-            InterpolateResponse,
-            (headers.SEED, headers.LABELS),
-            errors=SEARCH_ERRORS,
+        "parameters": [
+            *query_parameters(schema, names, filled_in),
+            *_heads(),
+            header_parameter(headers.IF_NONE_MATCH),
+        ],
+        "responses": cached_responses(
+            inference_responses(
+                interpolate.OFFERED,
+                InterpolateResponse,
+                (headers.SEED, headers.LABELS),
+                errors=SEARCH_ERRORS,
+            )
         ),
     }
 

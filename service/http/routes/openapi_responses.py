@@ -63,6 +63,21 @@ def inference_responses(
     return {"200": answer} | by_text(describe_errors(*errors))
 
 
+def cached_responses(responses: Json) -> Json:
+    """Return an operation's responses with what caches need, and with 304."""
+    cached = [header_entry(each, required=False) for each in (headers.ETAG, headers.VARY)]
+    always = header_entry(headers.CACHE_CONTROL, required=True)
+    answer = responses["200"]
+    described: Json = {
+        "description": "The client has the response already, as If-None-Match says.",
+        "headers": dict([header_entry(headers.ETAG, required=True), always, cached[1]]),
+    }
+    return responses | {
+        "200": answer | {"headers": answer["headers"] | dict([*cached, always])},
+        "304": described,
+    }
+
+
 def named_example(name: str, value: Mapping[str, object]) -> Json:
     """Return the part of a JSON body's description that has an example."""
     return {"examples": {name: {"value": value}}}

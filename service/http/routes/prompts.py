@@ -1,6 +1,6 @@
 """Prompts: what a text asks for, as a search model reads it, for /search and for /generate."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from service.batching.request import InferenceRequest, InferenceResult, Priority
 from service.content.brief import shown
 from service.content.prompts import CANDIDATES, nearest, text_rows
-from service.errors import InvalidInput, PayloadTooLarge
+from service.errors import InvalidInput, ModelNotFound, PayloadTooLarge
 from service.http.disconnects import DisconnectWatch
 from service.http.lifecycle import Call
 from service.http.routes.shared import Target, find_target
@@ -55,7 +55,10 @@ class Understood:
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """One request's way to the models: it waits for their results unless its client leaves."""
+    """One request's way to the models: it waits for their results unless its client leaves.
+
+    is_shared: other requests wait for the same results, so its client may leave, and its span gets none.
+    """
 
     predictor: Predictor
     watch: DisconnectWatch
@@ -63,6 +66,7 @@ class Asker:
     call: Call
     deadline: float
     priority: Priority
+    is_shared: bool = False
 
     async def infer(self, target: Target, inputs: Mapping[str, Array], rows: int) -> InferenceResult:
         """Run rows of a model. Raises the errors of `Predictor.submit`."""
@@ -75,6 +79,8 @@ class Asker:
             self.priority,
             self.call.submitted(),
         )
+        if self.is_shared:
+            return await infer(self.predictor, request)
         result = await self.watch.guard(self.receive, infer(self.predictor, request))
         self.call.note_inference(result)
         return result
@@ -125,6 +131,14 @@ def captioner_of(predictor: Predictor, search: Manifest) -> Target:
     """
     name = f"{search.name}{CAPTIONER_SUFFIX}"
     return find_target(predictor, "captioning", name, search.version, None)
+
+
+def captioners_of(predictor: Predictor, search: Manifest) -> Sequence[Manifest]:
+    """Return the captioning model that `captioner_of` finds, or nothing: not every prompt needs it."""
+    try:
+        return [captioner_of(predictor, search).manifest]
+    except ModelNotFound:
+        return []
 
 
 def candidates_for(understood: Understood, count: int, most: int) -> int:

@@ -23,7 +23,7 @@ from service.http.edge import Edge
 from service.http.proxies import Proxies
 from service.serving.local import LocalPredictor
 from service.settings import RESERVED, Settings, load_settings
-from tests.support.http import RAW, exchange, request
+from tests.support.http import OCTETS, RAW, exchange, request
 from tests.support.listener import Listener, listening
 from tests.support.live import connected
 from tests.support.log_stream import logging_to_memory
@@ -73,6 +73,21 @@ def asking(listener: Listener, **options: Any) -> httpx.AsyncClient:
 def allowed(methods: str) -> str:
     every = {*methods.split(", "), "OPTIONS"} | ({"HEAD"} if "GET" in methods else set())
     return ", ".join(sorted(every))
+
+
+async def test_a_304_has_no_body_and_the_connection_goes_on(listener: Listener) -> None:
+    """A stray body, or a length that none follows, would be read as the next response's head, or awaited."""
+    async with connected(listener.port) as connection:
+        first = await connection.ask("GET", "/generate?seed=1")
+        for method in ("GET", "HEAD"):
+            sent = {"if-none-match": first.headers["etag"]}
+            cached = await connection.ask(method, "/generate?seed=1", headers=sent)
+            assert cached.status == 304
+            assert not {"content-length", "content-type", "transfer-encoding"} & cached.headers.keys()
+            assert cached.headers["etag"] == first.headers["etag"]
+        again = await connection.ask("GET", "/generate?seed=1")
+        live = await connection.ask("GET", "/v2/health/live")
+    assert (again.body, live.status) == (first.body, 200)
 
 
 @pytest.mark.parametrize("path", [*GETS, "/nothing", "/docs/nothing", "/models/nothing", "/generate?count=0"])
@@ -174,11 +189,14 @@ async def test_a_path_is_found_with_a_prefix_and_with_a_slash(
     body = b"" if "GET" in PATHS[path] else bytes(4 * LATENT) if path == "/decode" else RAW
     query = "?seed=1" if path in ("/generate", "/interpolate") else ""
     method = PATHS[path].partition(",")[0]
+    kind = {"content-type": OCTETS} if path == "/decode" else {}
     status = 400 if path == "/search" else 200  # none of the models here understands a prompt
     async with listening(predictor, tmp_path, root_path=root) as listener, asking(listener) as client:
-        plain = await client.request(method, path + query, content=body)
+        plain = await client.request(method, path + query, content=body, headers=kind)
         for sent in (f"{path}/", root + path, f"{root}{path}/"):
-            response = await client.request(method, sent + query, content=body, follow_redirects=True)
+            response = await client.request(
+                method, sent + query, content=body, headers=kind, follow_redirects=True
+            )
             assert response.status_code == plain.status_code == status, sent
             assert response.headers["content-type"] == plain.headers["content-type"]
             if path != "/metrics":

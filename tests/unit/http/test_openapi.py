@@ -72,6 +72,7 @@ class Ask(NamedTuple):
     method: str | None = None
     key: str | None = KEY
     path: str | None = None
+    if_none_match: str | None = None
     faults: Mapping[str, Exception] = {}
 
 
@@ -120,6 +121,7 @@ ASKED: dict[tuple[str, str], dict[int, list[Ask]]] = {
     ("GET", "/generate"): failing()
     | {
         200: [*accepting(generate.OFFERED), *accepting(generate.OFFERED, query="label=7&count=3")],
+        304: [Ask(query="seed=1", if_none_match="*"), Ask(query="seed=1&model=ramp", if_none_match='"x", *')],
         400: [Ask(query="count=0"), Ask(query="label=eleven"), Ask(query="label=1&digit=1")],
         413: [Ask(query="count=41")],
         415: [Ask(b"x", "text/plain")],
@@ -167,6 +169,7 @@ ASKED: dict[tuple[str, str], dict[int, list[Ask]]] = {
     ("GET", "/interpolate"): failing()
     | {
         200: accepting(interpolate.OFFERED, query="from=3&to=8"),
+        304: [Ask(query="seed=1", if_none_match="*")],
         400: [Ask(query="steps=1"), Ask(query="from=x"), Ask(query="method=round"), Ask(query="seed=-1")],
     },
     ("GET", "/v2/health/live"): {200: [Ask(), Ask(key=None)], 405: [Ask(method="POST")]},
@@ -228,6 +231,7 @@ class Running(NamedTuple):
     async def ask(self, method: str, path: str, ask: Ask, *, chunked: bool) -> Response:
         """Send a request on a connection of its own. chunked: so that it takes the ASGI path."""
         lines = {"host": "test", "content-type": ask.kind, "accept": ask.accept}
+        lines |= {"if-none-match": ask.if_none_match}
         lines |= {"authorization": None if ask.key is None else f"Bearer {ask.key}"}
         body = ask.body
         if chunked:
@@ -306,8 +310,8 @@ async def test_every_documented_status_is_answered_as_documented(
                 assert response.status == status, (ask, response.body[:200])
                 asked = ask.method or method, ask.path or path
                 documented.check(*asked, response.status, response.headers, response.body)
-                kinds.add(response.headers["content-type"].partition(";")[0])
-            assert kinds == operation["responses"][str(status)]["content"].keys()
+                kinds.add(response.headers.get("content-type", "").partition(";")[0])
+            assert kinds - {""} == operation["responses"][str(status)].get("content", {}).keys()
 
 
 async def test_the_fast_path_is_among_what_is_asked(predictor: LocalPredictor, tmp_path: Path) -> None:
