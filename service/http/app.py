@@ -81,10 +81,10 @@ def create_app(
     watch = DisconnectWatch()
     bodies = BodyDecoder(settings, watch, metrics.decode_seconds)
     classify = Classify(predictor, settings, watch, bodies, metrics.encode_seconds)
-    generate = Generate(predictor, settings, watch, bodies)
+    generate = Generate(predictor, settings, watch, bodies, metrics.encode_seconds)
     search = Search(predictor, settings, watch, bodies, metrics.encode_seconds)
-    latents = Latents(predictor, settings, watch, bodies)
-    interpolate = Interpolate(predictor, settings, watch)
+    latents = Latents(predictor, settings, watch, bodies, metrics.encode_seconds)
+    interpolate = Interpolate(predictor, settings, watch, metrics.encode_seconds)
     endpoints: dict[str, dict[str, AsgiEndpoint]] = {
         "/classify": {"POST": classify},
         "/generate": {"GET": generate, "POST": generate},

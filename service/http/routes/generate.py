@@ -43,6 +43,7 @@ from service.http.routes.verification import Judge, Verdict, find_judge
 from service.http.types import JSON, OCTETS, PNG, Headers, Receive, Scope
 from service.models.manifest import Manifest
 from service.models.tensors import Array
+from service.observability.histograms import DeferredHistogram
 from service.serving.predictor import Predictor
 from service.settings import Settings
 
@@ -60,8 +61,14 @@ class Generate:
     """The endpoint, over a predictor."""
 
     def __init__(
-        self, predictor: Predictor, settings: Settings, watch: DisconnectWatch, bodies: BodyDecoder
+        self,
+        predictor: Predictor,
+        settings: Settings,
+        watch: DisconnectWatch,
+        bodies: BodyDecoder,
+        encode_seconds: DeferredHistogram,
     ) -> None:
+        self._encode_seconds = encode_seconds
         self._predictor = predictor
         self._settings = settings
         self._watch = watch
@@ -156,7 +163,7 @@ class Generate:
         manifest = answered_by(self._predictor, manifest, result)
         columns = wish.columns if wish.wanted.grid else None
         generated = _generated(manifest, result, drawing, verdict, columns)
-        return Answered(await generated.respond(wish.accepted), result, manifest)
+        return Answered(await generated.respond(wish.accepted, self._encode_seconds), result, manifest)
 
     async def _suiting(self, asker: Asker, drawing: Drawing, prompt: str) -> Drawing:
         """Return the drawing with what the prompt asks for.

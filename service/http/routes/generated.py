@@ -16,6 +16,7 @@ from service.http.responses import Response, to_json
 from service.http.routes.shared import Target, model_headers, off_loop, raw_response, server_timing
 from service.http.types import OCTETS, PNG
 from service.models.manifest import Manifest
+from service.observability.histograms import DeferredHistogram
 
 ENCODE_ON_LOOP_IMAGES = 16
 """At most this many images are encoded on the event loop: a thread would take longer."""
@@ -44,22 +45,25 @@ class Generated:
     each: Sequence[Mapping[str, object]] = ()
     columns: int | None = None
 
-    async def respond(self, accepted: str) -> Response:
-        """Return the response in the accepted media type."""
+    async def respond(self, accepted: str, encode_seconds: DeferredHistogram) -> Response:
+        """Return the response in the accepted media type. encode_seconds: receives what encoding takes."""
         images: NDArray[np.uint8] = self.result.outputs[0]
         if accepted == OCTETS:
             return raw_response(Target(self.manifest, None), self.result, images, self.headers)
         timing, name = server_timing(self.result), self.manifest.name
         many = len(images) > ENCODE_ON_LOOP_IMAGES
         if accepted == PNG:
-            body = await off_loop(many, _sprite_png, images, self.columns)
+            with encode_seconds.of("png").timing():
+                body = await off_loop(many, _sprite_png, images, self.columns)
         elif accepted in (WEBP, APNG):
-            body = await off_loop(True, animation, images, accepted)
+            with encode_seconds.of("animation").timing():
+                body = await off_loop(True, animation, images, accepted)
         else:
-            pictures = await off_loop(many, _pictures, images, self._members(len(images)))
             facts = {"model": name, "version": self.result.version}
-            answer = {**facts, **self.facts, "images": pictures}
-            return Response(to_json(answer), headers=self.headers, timing=timing, model=name)
+            with encode_seconds.of("json").timing():
+                pictures = await off_loop(many, _pictures, images, self._members(len(images)))
+                body = to_json({**facts, **self.facts, "images": pictures})
+            return Response(body, headers=self.headers, timing=timing, model=name)
         headers = (*model_headers(name, self.result.version), *self.headers)
         return Response(body, accepted, headers=headers, timing=timing, model=name)
 

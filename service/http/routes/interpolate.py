@@ -32,6 +32,7 @@ from service.http.routes.shared import (
 from service.http.types import Headers, Receive, Scope
 from service.models.manifest import Manifest
 from service.models.tensors import Array
+from service.observability.histograms import DeferredHistogram
 from service.serving.predictor import Predictor
 from service.settings import Settings
 
@@ -45,7 +46,14 @@ STEPS, MAX_STEPS = 9, 64
 class Interpolate:
     """The endpoint, over a predictor."""
 
-    def __init__(self, predictor: Predictor, settings: Settings, watch: DisconnectWatch) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        settings: Settings,
+        watch: DisconnectWatch,
+        encode_seconds: DeferredHistogram,
+    ) -> None:
+        self._encode_seconds = encode_seconds
         self._predictor = predictor
         self._settings = settings
         self._watch = watch
@@ -92,7 +100,7 @@ class Interpolate:
         more = (seed_header(way.seed),) if names is None else (seed_header(way.seed), labels_header(names))
         facts = {"seed": way.seed, "to_seed": way.to_seed, "method": way.method}
         generated = Generated(manifest, result, way.labels, facts, more, columns=way.steps)
-        return Answered(await generated.respond(way.accepted), result, manifest)
+        return Answered(await generated.respond(way.accepted, self._encode_seconds), result, manifest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from service.http.routes.shared import (
 from service.http.types import JSON, NPY, OCTETS, Headers, Receive, Scope
 from service.models.manifest import ENCODER_SUFFIX, Manifest, Task
 from service.models.tensors import Array
+from service.observability.histograms import DeferredHistogram
 from service.serving.checks import check_inputs
 from service.serving.predictor import Predictor
 from service.settings import Settings
@@ -81,8 +82,14 @@ class Latents:
     """The three endpoints, over a predictor."""
 
     def __init__(
-        self, predictor: Predictor, settings: Settings, watch: DisconnectWatch, bodies: BodyDecoder
+        self,
+        predictor: Predictor,
+        settings: Settings,
+        watch: DisconnectWatch,
+        bodies: BodyDecoder,
+        encode_seconds: DeferredHistogram,
     ) -> None:
+        self._encode_seconds = encode_seconds
         self._predictor = predictor
         self._settings = settings
         self._watch = watch
@@ -100,7 +107,8 @@ class Latents:
         labels, result = await self._encoded(asker, target, query, images, in_header=accepted != JSON)
         latents = result.outputs[0]
         if accepted == JSON:
-            return await _as_json(target.manifest, labels, result)
+            with self._encode_seconds.of("json").timing():
+                return await _as_json(target.manifest, labels, result)
         more = labels.headers(target.manifest)
         if accepted == OCTETS:
             return raw_response(target, result, latents, more)
@@ -126,7 +134,9 @@ class Latents:
         labels = Labels(_indexes(_names(query, named), len(z), manifest, default_mixed=True))
         result = await asker.infer(target, _with_labels("z", z, labels), len(z))
         more = labels.headers(manifest)
-        return await Generated(manifest, result, labels.indexes, headers=more).respond(accepted)
+        return await Generated(manifest, result, labels.indexes, headers=more).respond(
+            accepted, self._encode_seconds
+        )
 
     async def reconstruct(self, scope: Scope, receive: Receive, call: Call) -> Response:
         """Answer images with what the decoder makes of their latents."""
@@ -145,7 +155,9 @@ class Latents:
         result = await asker.infer(decoder, inputs, rows)
         facts = {"encoder": encoder.manifest.name, "classifier": labels.classifier}
         more = own.headers(decoder.manifest)
-        return await Generated(decoder.manifest, result, own.indexes, facts, more).respond(accepted)
+        return await Generated(decoder.manifest, result, own.indexes, facts, more).respond(
+            accepted, self._encode_seconds
+        )
 
     async def _images(self, scope: Scope, headers: Headers, asker: Asker, manifest: Manifest) -> Array:
         """Return the images in the body, as those of /classify, for an encoder."""
