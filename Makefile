@@ -12,6 +12,11 @@ DATA_DIR ?= data/mnist
 HOST ?=
 STAGES ?= ramp
 RATE ?= 200
+# make chart-push and make sign.
+REGISTRY ?=
+REF ?=
+KEY ?= cosign.key
+BOM ?=
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
@@ -167,9 +172,22 @@ tables: $(VENV)/.develop ## Write docs/settings.md, the settings in helm/values.
 	$(BIN)/python -m helm.values_table
 
 .PHONY: chart-package
-chart-package: $(VENV)/.develop ## Package the chart as build/inkserve-VERSION.tgz, without the helm program (1 s)
+chart-package: $(VENV)/.develop ## Package the chart and list what it runs: build/inkserve-VERSION.tgz and .cdx.json (1 s)
 	mkdir -p build
-	$(BIN)/python -c 'import helm_python; print(helm_python.package("helm", destination="build"))'
+	$(BIN)/python .ci/publish_chart.py build
+
+.PHONY: chart-push
+chart-push: $(VENV)/.develop ## Package the chart and push it: REGISTRY=registry.example.com/charts; prints what to sign
+	@test -n "$(REGISTRY)" || { echo "REGISTRY is unset, expected such as registry.example.com/charts" >&2; exit 2; }
+	mkdir -p build
+	$(BIN)/python .ci/publish_chart.py build --push "$(REGISTRY)" $(ARGS)
+
+.PHONY: sign
+sign: ## Sign an image or a pushed chart and its SBOM: REF=...@sha256:... KEY=cosign.key BOM=build/...; needs cosign
+	@case "$(REF)" in *@sha256:*) ;; *) echo "REF is '$(REF)', expected NAME@sha256:..." >&2; exit 2; esac
+	@test -f "$(BOM)" || { echo "BOM is '$(BOM)', expected a file of make sbom or make chart-package" >&2; exit 2; }
+	cosign sign --key "$(KEY)" "$(REF)"
+	cosign attest --key "$(KEY)" --type cyclonedx --predicate "$(BOM)" "$(REF)"
 
 .PHONY: dashboard
 dashboard: $(VENV)/.develop ## Write the Grafana dashboard, helm/dashboards/inkserve.json

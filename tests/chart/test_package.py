@@ -1,14 +1,23 @@
 """The packaged chart, as `make chart-package` writes it and a registry holds it."""
 
+import hashlib
+import json
 import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import helm_python
 import pytest
 
-from tests.support.charts import CHART, chart, render, values_of
+from tests.support.charts import CHART, ROOT, chart, pod_specs, render, values_of
 from tests.support.registry import HAS_REGISTRY, registry_on_loopback
+
+
+def publish(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / ".ci" / "publish_chart.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +45,26 @@ def test_the_package_renders_what_the_folder_does(archive: Path) -> None:
     not HAS_REGISTRY and not os.environ.get("CI"),
     reason="docker-registry is missing: Debian's package docker-registry has it",
 )
-def test_a_registry_returns_the_package_that_was_pushed(archive: Path, tmp_path: Path) -> None:
-    (tmp_path / "registry").mkdir()
-    with registry_on_loopback(tmp_path / "registry") as address:
-        helm_python.push(archive, f"oci://{address}/charts", plain_http=True)
-        version = chart().metadata["version"]
-        reference = f"oci://{address}/charts/inkserve"
-        helm_python.pull(reference, version=version, destination=tmp_path, plain_http=True)
-    assert (tmp_path / archive.name).read_bytes() == archive.read_bytes()
+def test_a_registry_returns_the_package_that_was_pushed(tmp_path: Path) -> None:
+    pushed, pulled = tmp_path / "pushed", tmp_path / "pulled"
+    for folder in (pushed, pulled):
+        folder.mkdir()
+    with registry_on_loopback(tmp_path) as address:
+        run = publish(str(pushed), "--push", f"oci://{address}/charts", "--plain-http")
+        archive, _, reference = run.stdout.splitlines()
+        assert reference.startswith(f"{address}/charts/inkserve@sha256:")
+        helm_python.pull(f"oci://{reference}", destination=pulled, plain_http=True)
+    (found,) = pulled.iterdir()
+    assert found.read_bytes() == Path(archive).read_bytes()
+
+
+def test_the_bill_of_materials_has_the_archive_and_the_images(tmp_path: Path) -> None:
+    archive, materials = map(Path, publish(str(tmp_path)).stdout.splitlines())
+    bom = json.loads(materials.read_text())
+    (digest,) = bom["metadata"]["component"]["hashes"]
+    assert digest["content"] == hashlib.sha256(archive.read_bytes()).hexdigest()
+    listed = {f"{each['name']}:{each['version']}" for each in bom["components"]}
+    manifests = [*render({}), *render(values_of("object-store") | {"image": {"repository": "inkserve"}})]
+    pods = list(pod_specs(manifests))
+    run = {each["image"] for pod in pods for each in [*pod["containers"], *pod.get("initContainers", [])]}
+    assert listed == run
