@@ -88,10 +88,14 @@ class Dispatch:
             dict(headers),
             sent_request_id(headers),
             received_at=scope.get(RECEIVED_AT) or time.monotonic(),
+            scheme="" if self.lifecycle.tracing is None else self._scheme(scope),
         )
         reports = self.lifecycle.load_reports
         call.report = None if reports is None else reports.format_for(dict(headers))
         return call
+
+    def _scheme(self, scope: Scope) -> str:
+        return self._edge.scheme(scope.get("client"), scope.get("scheme", "http"), scope["headers"])
 
     def _seen_by_fastapi(self, scope: Scope, path: str) -> Scope:
         """Return the scope as FastAPI needs it: with the path prefix, and GET in place of HEAD."""
@@ -102,8 +106,7 @@ class Dispatch:
         client = scope.get("client")
         if client is not None:
             seen["client"] = (self._edge.client(client, scope["headers"]), client[1])
-            scheme = self._edge.proxies.scheme(client[0], scope["headers"])
-            seen["scheme"] = scheme or scope.get("scheme", "http")
+            seen["scheme"] = self._scheme(scope)
         return seen
 
     async def _serve(

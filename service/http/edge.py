@@ -65,6 +65,10 @@ class Edge:
             return ""
         return self.proxies.client(scope_client[0], forwarded_for(headers))
 
+    def scheme(self, peer: tuple[str, int] | None, own: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
+        """Return the scheme of the client's own request. own: of the connection."""
+        return (self.proxies.scheme(peer[0], headers) if peer else None) or own
+
     def fast_client(self, peer: tuple[str, int] | None, headers: Headers) -> str:
         """Return the client's address, of a request that has one X-Forwarded-For at most."""
         return self.proxies.client(peer[0], headers.get(FORWARDED_FOR)) if peer else ""

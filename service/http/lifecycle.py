@@ -76,6 +76,7 @@ class Call:
     api_key_name: of the API key that the client sent; see `service.http.api_keys.Admission`. The fast path
         sets it only for the access log, which alone reads it.
     report: the format of the load report that the response carries, None for none.
+    scheme: of the client's own request; only its span asks.
     """
 
     api_key_name: str | None
@@ -107,6 +108,7 @@ class Call:
         request_id: bytes | None,
         model: str = "",
         received_at: float = 0.0,
+        scheme: str = "",
     ) -> None:
         self.received_at = received_at
         self.started = time.perf_counter()
@@ -118,7 +120,9 @@ class Call:
         self.request_id = request_id
         self.model = model
         tracing = lifecycle.tracing
-        self.span: RequestSpan | None = None if tracing is None else tracing.start_request(method, headers)
+        self.span: RequestSpan | None = None
+        if tracing is not None:
+            self.span = tracing.start_request(method, path, scheme, headers)
 
     @property
     def traceparent(self) -> bytes | None:
@@ -158,6 +162,8 @@ class Call:
         reason = REJECTIONS.get(type(error))
         if reason is not None:
             self._lifecycle.metrics.count_rejected(self.model, reason)
+        if self.span is not None:
+            self.span.note_error(error)
         self.request_id = self.request_id or new_request_id()
         return self.answered(error_response(error, self.request_id, self.traceparent))
 
@@ -179,7 +185,7 @@ class Call:
         if self.request_id is None and (status >= 400 or lifecycle.access_log is not None):
             self.request_id = new_request_id()
         if self.span is not None:
-            self.span.end(self.route, status)
+            self.span.end(None if self.route == OTHER_ROUTE else self.route, status)
             exemplar = self.span.exemplar()
             if exemplar is not None:
                 tally.note_exemplar(seconds, exemplar)

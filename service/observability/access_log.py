@@ -71,7 +71,7 @@ def open_access_log(log_format: Literal["json", "text"]) -> AccessLog | None:
     return AccessLog(streams[0], log_format) if streams else None
 
 
-_quoted = lru_cache(256)(partial(quote, errors="replace"))
+quoted = lru_cache(256)(partial(quote, errors="replace"))
 _address = lru_cache(256)(partial(quote, safe=":.%[]", errors="replace"))
 """A client's address; a proxy's header may hold anything."""
 
@@ -94,7 +94,7 @@ def _json_line(now: float, access: Access) -> str:
         "logger": LOGGER,
         "message": "answered",
         "method": method,
-        "path": _quoted(path),
+        "path": quoted(path),
         "status": status,
         "seconds": round(seconds, 6),
         "model": model,
@@ -102,7 +102,7 @@ def _json_line(now: float, access: Access) -> str:
         "request_id": request_id.decode("ascii"),
     }
     if api_key_name is not None:
-        fields["api_key_name"] = _quoted(api_key_name)
+        fields["api_key_name"] = quoted(api_key_name)
     if traceparent is not None:
         fields["trace_id"] = traceparent[3:35].decode("ascii")
     return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE).decode()
@@ -110,10 +110,10 @@ def _json_line(now: float, access: Access) -> str:
 
 def _text_line(now: float, access: Access) -> str:
     method, path, status, seconds, model, client, request_id, traceparent, api_key_name = access
-    key = "" if api_key_name is None else f" api_key_name={_quoted(api_key_name)}"
+    key = "" if api_key_name is None else f" api_key_name={quoted(api_key_name)}"
     trace = "" if traceparent is None else f" trace_id={traceparent[3:35].decode('ascii')}"
     return (
-        f"{_local(int(now))},{int(now % 1 * 1000):03d} INFO    answered method={method} path={_quoted(path)} "
+        f"{_local(int(now))},{int(now % 1 * 1000):03d} INFO    answered method={method} path={quoted(path)} "
         f"status={status} seconds={round(seconds, 6)} model={model} client={_address(client)} "
         f"request_id={request_id.decode('ascii')}{key}{trace}\n"
     )

@@ -1,13 +1,16 @@
 """Traces through OpenTelemetry. Imported only if tracing is on; knows nothing of HTTP messages or of models.
 
 A request is a span with two children, `queue` and `compute`; a batch is a span with a link to each of its
-requests. The SDK's own variables, OTEL_*, set the endpoint, the sampler and so on.
+requests. Names and attributes follow OpenTelemetry's semantic conventions for HTTP servers, except what
+tells of a client: its address, its program and the query stay out. The SDK's own variables, OTEL_*, set the
+endpoint, the sampler and so on.
 """
 
 import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -34,9 +37,16 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import Attributes
 
+from service.observability.access_log import quoted
 from service.observability.metrics import package_version
 
 TRACEPARENT = b"traceparent"
+
+METHODS = frozenset(("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"))
+"""The methods of RFC 9110, and PATCH, as the conventions list them: any other is `_OTHER`."""
+DEFAULT_PORTS = {"http": 80, "https": 443}
+CACHED_HOSTS = 256
+_HOST = re.compile(rb"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
 
 _VERSION_00 = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _W3C = TraceContextTextMapPropagator()
@@ -65,8 +75,13 @@ class Tracing:
         self._propagator = get_global_textmap()
         self._fields = tuple(field.lower().encode("ascii") for field in self._propagator.fields)
 
-    def start_request(self, method: str, headers: Mapping[bytes, bytes]) -> "RequestSpan":
-        """Start a request's span, which continues the trace that its headers name. headers: in lower case."""
+    def start_request(
+        self, method: str, path: str, scheme: str, headers: Mapping[bytes, bytes]
+    ) -> "RequestSpan":
+        """Start a request's span, which continues the trace that its headers name.
+
+        scheme: of the client's own request, `http` or `https`. headers: in lower case.
+        """
         context, trace_id = _ROOT, 0
         sent = [field for field in self._fields if field in headers]
         if sent == [TRACEPARENT]:
@@ -74,14 +89,15 @@ class Tracing:
         elif sent:
             context, trace_id = self._extract({field: headers[field] for field in sent})
         trace_id = trace_id or self._ids.generate_trace_id()
-        attributes = {"http.request.method": method}
-        sampled = self._sampler.should_sample(context, trace_id, method, SpanKind.SERVER, attributes, ())
+        name = method if method in METHODS else "HTTP"
+        attributes = _attributes(method, path, scheme, headers.get(b"host", b""))
+        sampled = self._sampler.should_sample(context, trace_id, name, SpanKind.SERVER, attributes, ())
         if sampled.decision is Decision.DROP:
-            return RequestSpan(method, trace_id, self._ids.generate_span_id())
+            return RequestSpan(name, trace_id, self._ids.generate_span_id())
         self._decided.next = sampled, trace_id
-        span = self._tracer.start_span(method, context, SpanKind.SERVER, attributes)
+        span = self._tracer.start_span(name, context, SpanKind.SERVER, attributes)
         made = span.get_span_context()
-        return RequestSpan(method, made.trace_id, made.span_id, span, self._tracer)
+        return RequestSpan(name, made.trace_id, made.span_id, span, self._tracer)
 
     def _extract(self, sent: Mapping[bytes, bytes]) -> tuple[Context, int]:
         """Return the context in the propagator's fields, and its trace id, 0 if there is none."""
@@ -141,14 +157,37 @@ def read_traceparent(value: bytes) -> tuple[Context, int]:
     return set_span_in_context(NonRecordingSpan(parent), _ROOT), trace_id
 
 
-class RequestSpan:
-    """A request's span. span, tracer: None if the request is not sampled."""
+def _attributes(method: str, path: str, scheme: str, host: bytes) -> dict[str, str | int]:
+    """Return what is known of a request when it comes, which a sampler may decide by."""
+    attributes: dict[str, str | int] = {
+        "http.request.method": method,
+        "url.path": quoted(path),
+        "url.scheme": scheme,
+        **read_server(host, scheme),
+    }
+    if method not in METHODS:
+        attributes |= {"http.request.method": "_OTHER", "http.request.method_original": method}
+    return attributes
 
-    __slots__ = ("_method", "_span", "_submitted", "_tracer", "span_id", "trace_id")
+
+@lru_cache(CACHED_HOSTS)
+def read_server(host: bytes, scheme: str) -> Mapping[str, str | int]:
+    """Return the attributes in a Host header; none if it is malformed."""
+    found = _HOST.fullmatch(host)
+    if found is None:
+        return {}
+    port = int(found[2]) if found[2] else DEFAULT_PORTS[scheme]
+    return {"server.address": found[1].strip(b"[]").decode("ascii"), "server.port": port}
+
+
+class RequestSpan:
+    """A request's span. name: its method; span, tracer: None if the request is not sampled."""
+
+    __slots__ = ("_error", "_name", "_span", "_submitted", "_tracer", "span_id", "trace_id")
 
     def __init__(
         self,
-        method: str,
+        name: str,
         trace_id: int,
         span_id: int,
         span: Span | None = None,
@@ -156,7 +195,8 @@ class RequestSpan:
     ) -> None:
         self.trace_id = trace_id
         self.span_id = span_id
-        self._method = method
+        self._name = name
+        self._error = ""
         self._span = span
         self._tracer = tracer
         self._submitted = 0
@@ -190,16 +230,22 @@ class RequestSpan:
         computing = self._tracer.start_span("compute", parent, start_time=started, attributes=rows)
         computing.end(started + int(compute_seconds * 1e9))
 
-    def end(self, route: str, status: int) -> None:
-        """End the span of a request that has its response. route: one of a closed set."""
+    def note_error(self, error: Exception) -> None:
+        """Note why the request fails, in case its response has a 5xx."""
+        self._error = type(error).__name__
+
+    def end(self, route: str | None, status: int) -> None:
+        """End the span of a request that has its response. route: one of a closed set, None if unknown."""
         span = self._span
         if span is None:
             return
         span.set_attribute("http.response.status_code", status)
         if status >= 500:
             span.set_status(Status(StatusCode.ERROR))
-        span.update_name(f"{self._method} {route}")
-        span.set_attribute("http.route", route)
+            span.set_attribute("error.type", self._error or str(status))
+        if route is not None:
+            span.update_name(f"{self._name} {route}")
+            span.set_attribute("http.route", route)
         span.end()
 
 

@@ -18,6 +18,8 @@ from tests.support.live import CALLERS, Service, connected, post_all, serving
 RAW = bytes(784)
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SENT = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+PROPFIND = "HTTP /models/{name}"
+"""The name of a span whose method is not in RFC 9110."""
 UNSAMPLED = {"traceparent": f"00-{TRACE}-{PARENT}-00"}
 
 if not os.environ.get("CI"):
@@ -68,6 +70,10 @@ async def test_a_request_and_its_batch_are_spans_of_the_callers_trace(
         "http.request.method": "POST",
         "http.route": "/classify",
         "http.response.status_code": 200,
+        "server.address": "test",
+        "server.port": 80,
+        "url.path": "/classify",
+        "url.scheme": "http",
     }
     assert {span.parent for span in (queue, compute, batch)} == {request.id}
     assert request.start <= queue.start <= queue.end == compute.start <= compute.end <= request.end
@@ -110,9 +116,38 @@ async def test_errors_and_paths_of_strangers(
             assert (await connection.ask("GET", "/.env/secret")).status == 404
             assert (await connection.ask("GET", "/models/first-pixel")).status == 200
             assert (await connection.ask("POST", "/classify", RAW)).status == 504
+        async with connected(service.port) as connection:
+            assert (await connection.ask("PROPFIND", "/models/a%20b")).status == 405
     assert {span.service for span in collector.spans} == {"digits"}
     failed = {span.name: span.failed for span in collector.spans}
-    assert failed == {"GET other": False, "GET /models/{name}": False, "POST /classify": True}
+    assert failed == {"GET": False, "GET /models/{name}": False, "POST /classify": True, PROPFIND: False}
+    (stranger,), (late,), (unusual,) = map(collector.named, ("GET", "POST /classify", PROPFIND))
+    assert stranger.attributes["url.path"] == "/.env/secret"
+    assert "http.route" not in stranger.attributes
+    assert late.attributes["error.type"] == "DeadlineExceeded"
+    assert unusual.attributes["http.request.method"] == "_OTHER"
+    assert unusual.attributes["http.request.method_original"] == "PROPFIND"
+    assert unusual.attributes["url.path"] == "/models/a%20b"
+    assert "error.type" not in unusual.attributes
+
+
+async def test_a_span_has_the_address_and_scheme_that_the_client_asked_for(
+    collector: Collector, models_dir: Path
+) -> None:
+    """On the fast path and on the other alike, behind a trusted proxy that ends TLS."""
+    sent = {"host": "[2001:db8::7]:8443", "x-forwarded-proto": "https"}
+    with traced(models_dir, "--trusted-proxies", "127.0.0.1") as service:
+        async with connected(service.port) as connection:
+            await connection.ask("POST", "/classify", RAW, sent)
+            await connection.ask("POST", "/classify?top_k=0", RAW, sent)
+            await connection.ask("GET", "/models", headers=sent | {"host": "digits.example.com"})
+    seen = [
+        (span.attributes["server.address"], span.attributes["server.port"], span.attributes["url.scheme"])
+        for span in collector.spans
+        if "url.scheme" in span.attributes
+    ]
+    own = ("2001:db8::7", 8443, "https")
+    assert seen == [own, own, ("digits.example.com", 443, "https")]
 
 
 async def test_the_console_needs_no_collector(models_dir: Path) -> None:

@@ -69,8 +69,8 @@ class Connection:
     async def send(
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
     ) -> None:
-        lines = [f"{method} {path} HTTP/1.1", "host: test", f"content-length: {len(body)}"]
-        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        lines = [f"{method} {path} HTTP/1.1", f"content-length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in {"host": "test", **(headers or {})}.items()]
         self.writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
         await self.writer.drain()
 

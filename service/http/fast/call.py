@@ -14,9 +14,13 @@ from service.serving.predictor import Cancel
 
 
 class Replies(Protocol):
-    """Where a call's response goes. client: the address of the client, if it is known."""
+    """Where a call's response goes.
+
+    client: the address of the client, if it is known. scheme: `https` over TLS, else `http`.
+    """
 
     client: tuple[str, int] | None
+    scheme: str
 
     def reply(self, call: "FastCall", response: Response) -> None:
         """Write the response of the connection's call."""
@@ -43,6 +47,7 @@ class FastCall(Call):
             known.request_id,
             plan.model,
             received_at,
+            "" if lifecycle.tracing is None else self._find_scheme(connection, fast_path, known),
         )
         if logged:
             self.api_key_name = known.api_key_name
@@ -52,6 +57,10 @@ class FastCall(Call):
         # Refers back to this call: cleared when done, or the reference cycle would keep the body until the
         # next collection.
         self._cancel: Cancel | None = None
+
+    @staticmethod
+    def _find_scheme(connection: Replies, fast_path: FastPath, known: KnownHead) -> str:
+        return fast_path.edge.scheme(connection.client, connection.scheme, known.head.headers.items())
 
     @property
     def deadline(self) -> float:

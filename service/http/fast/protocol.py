@@ -87,7 +87,7 @@ class HttpProtocol(asyncio.Protocol):
         self._inner: asyncio.Transport
         self._corked: CorkedTransport
         self._server: tuple[str, int | None] | None = None
-        self._scheme = "http"
+        self.scheme = "http"
         self._certified = False
         self._default_lines: tuple[object, bytes] = (None, b"")
         # What is being received.
@@ -126,7 +126,7 @@ class HttpProtocol(asyncio.Protocol):
         self._corked = CorkedTransport(transport, self._loop)
         self._server = _address(transport, "sockname")
         self.client = _address(transport, "peername")
-        self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         self._certified = bool(transport.get_extra_info("peercert"))
         if self._fast_path is not None and self._fast_path.edge.needs_certificate and not self._certified:
             self._fast_path = None  # the ASGI path rejects its requests
@@ -388,7 +388,7 @@ class HttpProtocol(asyncio.Protocol):
             "http_version": head.version,
             "server": self._server,
             "client": self.client,
-            "scheme": self._scheme,
+            "scheme": self.scheme,
             "method": head.method,
             "root_path": self._root_path,
             "path": self._root_path + (unquote(path) if "%" in path else path),

@@ -13,7 +13,24 @@ from opentelemetry.context import Context
 from opentelemetry.trace import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from service.observability.tracing import read_traceparent
+from service.observability.tracing import read_server, read_traceparent
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        (b"digits.example.com", {"server.address": "digits.example.com", "server.port": 443}),
+        (b"10.0.0.1:8000", {"server.address": "10.0.0.1", "server.port": 8000}),
+        (b"[::1]:8000", {"server.address": "::1", "server.port": 8000}),
+        (b"", {}),
+        (b"a b", {}),
+        (b"a:b", {}),
+        (b"\xff", {}),
+    ],
+)
+def test_a_malformed_host_is_no_server(host: bytes, expected: dict[str, str | int]) -> None:
+    assert read_server(host, "https") == expected
+
 
 HEX = "0123456789abcdef"
 VERSIONS = st.sampled_from(["00", "01", "ff", "0"])
