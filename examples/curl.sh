@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Ask a running service with curl: `examples/curl.sh [http://127.0.0.1:8000]`, from the repository's root.
-# Writes sevens.png, vae.json and probabilities.f32 into $OUT (default: the current folder).
+# Writes sevens.png, latents.npy, decoded.png, between.webp, vae.json and probabilities.f32 into $OUT (default: the
+# current folder).
 set -euo pipefail
 url=${1:-http://127.0.0.1:8000}
 out=${OUT:-.}
@@ -30,6 +31,15 @@ ask -H 'inkserve-timeout: 0.2' --data-binary @tests/digits/7.png "$url/classify?
 
 echo '# Sixteen sevens as one PNG; the seed makes the bytes repeatable'
 ask --output "$out/sevens.png" "$url/generate?label=7&count=16&seed=1"
+
+echo '# The latents of ten digits as a .npy file, and the digits that the VAE draws from them'
+ask -H 'Content-Type: application/octet-stream' -H 'Accept: application/x-npy' \
+  --data-binary @tests/digits/digits.raw --output "$out/latents.npy" "$url/encode?label=0,1,2,3,4,5,6,7,8,9"
+ask -H 'Content-Type: application/x-npy' --data-binary @"$out/latents.npy" --output "$out/decoded.png" \
+  "$url/decode?label=0,1,2,3,4,5,6,7,8,9"
+
+echo '# From a 3 to an 8, as an animation'
+ask -H 'Accept: image/webp' --output "$out/between.webp" "$url/interpolate?model=vae&seed=1&from=3&to=8&steps=17"
 
 echo '# Two images of another model, as JSON'
 ask -H 'Accept: application/json' --output "$out/vae.json" "$url/generate?model=vae&count=2&seed=5"

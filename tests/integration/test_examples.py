@@ -51,7 +51,7 @@ def test_curl_sh_gets_every_answer_that_it_asks_for(service: Service, tmp_path: 
     lines = done.stdout.splitlines()
     asked = [index for index, line in enumerate(lines) if line.startswith("# ")]
     answers = [lines[index + 1] for index in asked]
-    assert len(answers) == 9
+    assert len(answers) == 11
     assert [p["label"] for p in json.loads(answers[0])["predictions"]] == ["7"]
     assert [p["label"] for p in json.loads(answers[1])["predictions"]] == ["3", "7"]
     assert [p["label"] for p in json.loads(answers[2])["predictions"]] == ["5"]
@@ -60,9 +60,9 @@ def test_curl_sh_gets_every_answer_that_it_asks_for(service: Service, tmp_path: 
     assert [p["label"] for p in json.loads(answers[4])["predictions"]] == ["7"]
     assert (tmp_path / "sevens.png").read_bytes() == SEVENS.read_bytes()
     assert len(json.loads((tmp_path / "vae.json").read_bytes())["images"]) == 2
-    assert answers[7].endswith("(status 400)")
-    assert "expected a multiple of 784" in answers[7]
-    assert "cnn" in [model["name"] for model in json.loads(answers[8])["models"]]
+    assert answers[9].endswith("(status 400)")
+    assert "expected a multiple of 784" in answers[9]
+    assert "cnn" in [model["name"] for model in json.loads(answers[10])["models"]]
     assert json.loads(lines[-1]) == {"ready": True}
 
 

@@ -16,6 +16,7 @@ import service
 from service.http.negotiation import negotiate
 from service.http.responses import to_json
 from service.http.types import JSON
+from service.http.validators import has_current
 from service.observability.metrics import package_version
 from service.settings import Settings
 
@@ -89,7 +90,7 @@ class Playground:
         if file is None:
             raise HTTPException(404)
         headers = _HEADERS | {"ETag": file.etag}
-        if _matches(request.headers.get("if-none-match", ""), file.etag):
+        if has_current(dict(request.headers.raw), file.etag.encode("ascii"), exists=True):
             return Response(status_code=304, headers=headers)
         return Response(file.content, headers=headers, media_type=file.media_type)
 
@@ -148,9 +149,3 @@ def _index(root_path: str) -> dict[str, object]:
         "version": package_version(),
         "paths": {name: root_path + path for name, path in paths.items()},
     }
-
-
-def _matches(sent: str, etag: str) -> bool:
-    """Whether If-None-Match names this ETag, weakly compared (RFC 9110, 13.1.2)."""
-    tags = {tag.strip().removeprefix("W/") for tag in sent.split(",")}
-    return etag in tags or "*" in tags

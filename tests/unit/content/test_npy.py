@@ -43,12 +43,14 @@ def pickled() -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "images is no .npy file"),
-        (b"\x93NUMPY\x01\x00\xff\xff", "images is no .npy file"),
-        (pickled(), "images is a .npy file of object, expected numbers"),
-        (npy_from_array(np.zeros((1, 6), bool)), "images is a .npy file of bool, expected numbers"),
-        (npy_from_array(np.zeros((1, 6), np.uint8))[:-1], "6 bytes, but has 5"),
-        (npy_from_array(np.zeros((1, 6), np.uint8)) + b"x", "6 bytes, but has 7"),
+        (b"", "images is no .npy file of version 1, 2 or 3"),
+        (b"\x93NUMPY\x04\x00" + bytes(200), "images is no .npy file of version 1, 2 or 3"),
+        (b"\x93NUMPY\x01\x00\xff\xff{'descr': ", "with the header \"{'descr': \", expected an array"),
+        (pickled(), "with the header \"{'descr': '|O'"),
+        (npy_from_array(np.zeros((1, 6), bool)), "images is a .npy file of booleans, expected numbers"),
+        (npy_from_array(np.zeros((1, 6), np.uint8)).replace(b"'|u1'", b"'<f1'"), "file of f1, expected"),
+        (npy_from_array(np.zeros((1, 6), np.uint8))[:-1], "of uint8 [1, 6] with 5 bytes of data"),
+        (npy_from_array(np.zeros((1, 6), np.uint8)) + b"x", "of uint8 [1, 6] with 7 bytes of data"),
         (
             npy_from_array(np.zeros((1, 7), np.uint8)),
             "images has shape [1, 7], expected rows of shape [2, 3]",

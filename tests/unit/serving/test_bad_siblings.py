@@ -286,7 +286,8 @@ async def test_readiness_follows_the_default_model(
 
 
 @pytest.mark.parametrize(
-    ("setting", "name"), [("default_classifier", "nosuch"), ("default_generator", "good")]
+    ("setting", "name"),
+    [("default_classifier", "nosuch"), ("default_generator", "good"), ("default_encoder", "good")],
 )
 async def test_a_default_that_is_not_served_stops_the_start(
     tmp_path: Path, add_classifier: Callable[..., Path], setting: str, name: str
