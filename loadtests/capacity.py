@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from loadtests import machine
@@ -73,7 +74,9 @@ def is_full_run(parsed: argparse.Namespace) -> bool:
 
 
 def _plan(parsed: argparse.Namespace) -> int:
-    print(_shown(parsed, plan_for(json.loads(parsed.measured.read_text()), parsed)))
+    measured = json.loads(parsed.measured.read_text())
+    sizing = plan_for(measured, parsed)
+    print(_shown(parsed, sizing, [Step(**step) for step in measured["steps"]]))
     return 0
 
 
@@ -85,12 +88,13 @@ def command_line() -> argparse.ArgumentParser:
     add = measuring.add_argument
     add("--model", default=MODEL, help="classifier to load (default: mlp)")
     add("--models-dir", type=Path, default=MODELS, help="folder of models (default: models/)")
-    add("--p99", type=float, default=P99_SECONDS, help="target p99 in seconds (default: 0.05)")
+    _add_p99(measuring)
     add("--seconds", type=float, default=SECONDS, help="seconds per load (default: 8)")
     add_output_arguments(measuring, RESULT, what="JSON file to write")
-    add = commands.add_parser("plan", help="compute replicas, nodes, GPUs and cost for a rate").add_argument
+    planning = commands.add_parser("plan", help="compute replicas, nodes, GPUs and cost for a rate")
+    add = planning.add_argument
     add("--rate", type=float, required=True, help="one-image requests per second")
-    add("--p99", type=float, default=P99_SECONDS, help="target p99 in seconds (default: 0.05)")
+    _add_p99(planning)
     add("--utilisation", type=float, default=0.6, help="fraction of a pod's saturation to use (default: 0.6)")
     add("--spare", type=int, default=1, help="pods that may be lost (default: 1, N+1)")
     add("--zones", type=int, default=1, help="zones; with more than 1, a whole zone may be lost (default: 1)")
@@ -99,6 +103,18 @@ def command_line() -> argparse.ArgumentParser:
     add("--pod-cost-per-hour", type=float, help="price of one pod per hour, in any currency")
     add("--measured", type=Path, default=RESULT, help=f"what `measure` wrote (default: {shown(RESULT)})")
     return parser
+
+
+def _add_p99(parser: argparse.ArgumentParser) -> None:
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument(
+        "--p99", type=float, default=P99_SECONDS, help="target p99 in seconds (default: 0.05)"
+    )
+    target.add_argument("--p99-ms", dest="p99", type=_milliseconds, help="the same in milliseconds")
+
+
+def _milliseconds(text: str) -> float:
+    return float(text) / 1000
 
 
 def measure(models_dir: Path, model: str, p99_seconds: float, seconds: float) -> Json:
@@ -204,12 +220,32 @@ def plan_for(measured: Json, parsed: argparse.Namespace) -> Sizing:
     )
 
 
-def _shown(parsed: argparse.Namespace, sizing: Sizing) -> str:
+def predicted_p99(steps: Sequence[Step], rate: float) -> float:
+    """The p99 of a pod at a rate between measured ones, in seconds.
+
+    Interpolates the logarithm of the p99, which grows faster and faster. Below all steps it is the
+    lowest one's, and above those that lost nothing inf. `loadtests.plan_check` compares it
+    with loads that it was not given.
+    """
+    whole = sorted(
+        (step.offered_rate, step.p99_seconds) for step in steps if not step.shed and not step.failed
+    )
+    if not whole or rate > whole[-1][0]:
+        return math.inf
+    rates, tails = zip(*whole, strict=True)
+    return float(np.exp(np.interp(rate, rates, np.log(tails))))
+
+
+def _shown(parsed: argparse.Namespace, sizing: Sizing, steps: Sequence[Step]) -> str:
+    after_a_loss = sizing.utilisation_after_a_loss / sizing.utilisation
+    each = parsed.rate / sizing.replicas
+    usual, after = (1e3 * predicted_p99(steps, rate) for rate in (each, each * after_a_loss))
     lines = [
         f"each pod      {sizing.pod_rate:,.0f} requests/s",
         f"replicas      {sizing.replicas:,} ({sizing.base_replicas:,} carry the rate)",
         f"nodes         {sizing.nodes:,}",
         f"utilisation   {sizing.utilisation:.0%}, {sizing.utilisation_after_a_loss:.0%} after a loss",
+        f"p99           {usual:.1f} ms, {after:.1f} ms after a loss (between measured loads)",
     ]
     if sizing.gpus:
         lines.append(f"GPUs          {sizing.gpus:,} (the measured pod had none: measure one with a GPU)")

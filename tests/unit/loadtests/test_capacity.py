@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from loadtests import capacity
-from loadtests.capacity import capacity_at, plan
+from loadtests.capacity import RESULT, capacity_at, plan, predicted_p99
 from loadtests.machine import cores
 from loadtests.measured_pod import Step
+from loadtests.plan_check import FACTOR
 from loadtests.simulation.calibration import CALLERS
 from loadtests.simulation.costs import load_costs
 
@@ -120,3 +121,37 @@ def test_a_plan_follows_from_a_measured_pod(
     assert "per million requests" in capsys.readouterr().out
     assert capacity.main(["plan", "--rate", "1", "--p99", "1e-9", "--measured", str(output)]) == 1
     assert "no measured step" in capsys.readouterr().err
+
+
+def at(rate: float, p99_seconds: float, shed: int = 0) -> Step:
+    return Step(rate, rate, shed, 0, 0.001, p99_seconds, 0.0)
+
+
+def test_the_p99_between_two_measured_rates_is_their_geometric_mean() -> None:
+    steps = [at(3000, 0.008), at(1000, 0.002), at(3500, 0.001, shed=1)]
+    assert predicted_p99(steps, 2000) == pytest.approx(0.004)
+    assert predicted_p99(steps, 3000) == pytest.approx(0.008)
+    assert predicted_p99(steps, 10) == pytest.approx(0.002)
+    assert predicted_p99(steps, 3100) == float("inf")  # no step without a loss went so far
+
+
+def test_each_published_load_is_predicted_by_the_others() -> None:
+    steps = [Step(**step) for step in json.loads(RESULT.read_text())["steps"]]
+    whole = sorted((step for step in steps if not step.shed), key=lambda step: step.offered_rate)
+    inner = whole[1:-1]
+    ratios = [
+        step.p99_seconds / predicted_p99([other for other in whole if other is not step], step.offered_rate)
+        for step in inner
+    ]
+    assert len(ratios) >= 3
+    assert all(1 / FACTOR <= ratio <= FACTOR for ratio in ratios), ratios
+
+
+def test_a_plan_takes_milliseconds_and_tells_the_p99(capsys: pytest.CaptureFixture[str]) -> None:
+    assert capacity.main(["plan", "--rate", "100000", "--p99-ms", "50"]) == 0
+    in_milliseconds = capsys.readouterr().out
+    assert capacity.main(["plan", "--rate", "100000", "--p99", "0.05"]) == 0
+    assert capsys.readouterr().out == in_milliseconds
+    assert "(between measured loads)" in in_milliseconds
+    with pytest.raises(SystemExit):
+        capacity.main(["plan", "--rate", "1", "--p99", "0.05", "--p99-ms", "50"])
