@@ -72,7 +72,8 @@ class BatchQueue:
     one to finish. A large request is split over as many batches as it needs, and goes to the end of its lane
     after each one while it still has a full batch to go. Requests of low priority have a third lane, which
     gets the space that the other two leave. While small requests arrive, batches with rows of other requests
-    are cut to `mixed_rows`: a small one waits for the batch that runs when it comes, and for its own.
+    are cut to `mixed_rows`: a small one waits for the batch that runs when it comes, and for its own. So are
+    batches of low priority alone, whose company may be at another model of the device.
 
     pace: how long a row takes; the batcher updates it after each batch.
     mixed_rows: the rows of such a batch. small_rows: a small request has at most these.
@@ -270,7 +271,7 @@ class BatchQueue:
         parts: list[Part] = []
         most = self.max_batch_size if max_rows is None else min(max_rows, self.max_batch_size)
         small, large, low = self._small, self._large, self._low
-        if now < self._small_until and (large.rows or low.rows):
+        if low.rows == self.rows or (now < self._small_until and (large.rows or low.rows)):
             most = min(most, self.mixed_rows)
         space = most
         if large.rows:

@@ -62,7 +62,8 @@ def test_batches_are_short_while_small_requests_arrive(
             last_small = now
         mixed = queue._large.rows or queue._low.rows
         recently = last_small and now < last_small + SMALL_RECENTLY_SECONDS
-        most = mixed_rows if mixed and recently else 16
+        alone = queue._low.rows == queue.rows
+        most = mixed_rows if alone or (mixed and recently) else 16
         if take:
             before = queue.rows
             assert queue.take(now=now).rows == min(most, before)
@@ -197,6 +198,17 @@ def test_low_priority_gets_the_space_that_the_others_leave() -> None:
     assert taken(queue) == [(first, 0, 1), (second, 0, 3)]
     assert taken(queue) == [(second, 3, 5), (low, 0, 2)]
     assert taken(queue) == [(low, 2, 6)]
+
+
+def test_a_batch_of_low_priority_alone_is_short() -> None:
+    queue = BatchQueue(max_batch_size=16, max_queue_rows=100)
+    queue.mixed_rows = 4
+    low = item(20, priority="low")
+    queue.push(low)
+    assert taken(queue) == [(low, 0, 4)]
+    large = item(9)
+    queue.push(large)
+    assert taken(queue) == [(large, 0, 9), (low, 4, 11)]
 
 
 def test_rows_of_low_priority_delay_only_their_like() -> None:
