@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "export": _export,
         "quantize": _quantize,
         "ensemble": _ensemble,
+        "gradient": _gradient,
         "compare": _compare,
         "evaluate": _evaluate,
         "robustness": _robustness,
@@ -214,6 +215,13 @@ def _ensemble(options: argparse.Namespace) -> int:
 
     target = Target(options.models_dir, options.version, options.force)
     ensemble(options.name, options.members, load(options.data_dir), target)
+    return 0
+
+
+def _gradient(options: argparse.Namespace) -> int:
+    from training.gradients.gradient import gradient
+
+    gradient(options.model, load(options.data_dir), options.models_dir, options.version, options.force)
     return 0
 
 

@@ -20,6 +20,7 @@ def build_parser(
     actions = parser.add_subparsers(required=True, metavar="COMMAND")
     add = {"data": _add_data, "train": _add_train, "export": _add_export}
     add |= {"quantize": _add_quantize, "ensemble": _add_ensemble, "compare": _add_compare}
+    add |= {"gradient": _add_gradient}
     add |= {"evaluate": _add_evaluate, "robustness": _add_robustness, "pareto": _add_pareto}
     add |= {"sign": _add_sign, "tune": _add_tune, "private": _add_private}
     for name, run in commands.items():
@@ -242,6 +243,19 @@ def _add_ensemble(actions: Any) -> argparse.ArgumentParser:
     _add_models_dir(command)
     command.add_argument("--version", type=_positive, help="version to publish (default: the next free one)")
     command.add_argument("--force", action="store_true", help="replace the version if it exists")
+    return command
+
+
+def _add_gradient(actions: Any) -> argparse.ArgumentParser:
+    about = (
+        "Publish the graph of a classifier's gradient as models/MODEL-gradient/VERSION, for integrated "
+        "gradients, after it is checked against differences of probabilities."
+    )
+    command = _add(actions, "gradient", about)
+    command.add_argument("model", help="a published classifier, such as cnn")
+    _add_models_dir(command)
+    command.add_argument("--version", type=_positive, help="version to differentiate (default: the latest)")
+    command.add_argument("--force", action="store_true", help="replace the gradient's version if it exists")
     return command
 
 

@@ -12,6 +12,7 @@ TrainingError
 ├── SourceError         the model that another is to be made from does not fit
 ├── QuantizationError   the int8 version was not published
 ├── EnsembleError       the ensemble was not published
+├── GradientError       the graph of the gradient was not published
 └── SigningError        the version was not signed
 
 The message says what was seen and what was expected.
@@ -64,6 +65,10 @@ class QuantizationError(TrainingError):
 
 class EnsembleError(TrainingError):
     """The ensemble was not published."""
+
+
+class GradientError(TrainingError):
+    """The graph of the gradient was not published."""
 
 
 class SigningError(TrainingError):

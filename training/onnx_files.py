@@ -35,7 +35,7 @@ def open_session(path: Path, extra_outputs: Sequence[str] = ()) -> onnxruntime.I
     """An onnxruntime session on the CPU; extra_outputs names inner tensors to return as well."""
     graph = onnx.load(path)
     graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra_outputs)
-    return _open(graph)
+    return open_graph(graph)
 
 
 def open_part(
@@ -43,10 +43,11 @@ def open_part(
 ) -> onnxruntime.InferenceSession:
     """A session of the nodes between these tensors of a graph, which may be inner ones."""
     whole = onnx.shape_inference.infer_shapes(graph)
-    return _open(onnx.utils.Extractor(whole).extract_model([*inputs], [*outputs]))
+    return open_graph(onnx.utils.Extractor(whole).extract_model([*inputs], [*outputs]))
 
 
-def _open(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
+def open_graph(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """An onnxruntime session of a graph on the CPU."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(

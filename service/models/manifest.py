@@ -32,7 +32,7 @@ Datatype = Literal[
 ]
 """Tensor datatypes by their Open Inference Protocol names."""
 
-Task = Literal["classification", "generation", "encoding", "search", "captioning"]
+Task = Literal["classification", "generation", "encoding", "search", "captioning", "gradient"]
 
 STYLES = {"stroke": ("thin", "thick"), "slant": ("upright", "slanted"), "size": ("small", "large")}
 """What texts say of a digit's style: each style's lower and upper end. Between them nothing is said."""
@@ -42,6 +42,9 @@ CAPTIONER_SUFFIX = "-image"
 
 ENCODER_SUFFIX = "-encoder"
 """The encoding model of the generator `vae` is `vae-encoder`, of the same version."""
+
+GRADIENT_SUFFIX = "-gradient"
+"""The gradient model of the classifier `cnn` is `cnn-gradient`, of the same version."""
 
 STYLE_LEVELS = 3
 """Levels of a style: the lower end, nothing said, the upper end."""
@@ -176,6 +179,8 @@ class Manifest(_Frozen):
     (-1, size), the first of which are the latents.
     A search model has one input, UTF-8 text UINT8 (-1, bytes) padded with zeros, and the outputs that
     `search_outputs` lists; a captioning model one of images UINT8, and the outputs of `captioning_outputs`.
+    A gradient model has an input of images FP32, an input `label` INT64 (-1), and one output like the images:
+    the gradient of the label's probability.
 
     labels: the names of the classes, in the order of the probabilities; for generation and encoding,
         the names of the conditions, in the order of the values of `label`. Equal names are told apart: `a`,
@@ -245,6 +250,8 @@ class Manifest(_Frozen):
             self._check_search()
         elif self.task == "captioning":
             self._check_captioning()
+        elif self.task == "gradient":
+            self._check_gradient()
         label = self.input("label")
         if label is not None and (label.datatype, label.shape) != ("INT64", (-1,)):
             raise ValueError(f"input label is {label.datatype} {list(label.shape)}, expected INT64 [-1]")
@@ -311,6 +318,18 @@ class Manifest(_Frozen):
         if len(self.inputs) != 1 or self._image_layout() is None:
             raise ValueError("a captioning model needs one input of images, UINT8")
         self._check_outputs(captioning_outputs(len(self.labels)))
+
+    def _check_gradient(self) -> None:
+        seen = ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in self.inputs)
+        images = [spec for spec in self.inputs if spec.name != "label"]
+        if len(images) != 1 or len(self.inputs) != 2 or images[0].datatype != "FP32":
+            raise ValueError(f"a gradient model has the inputs {seen}, expected images FP32 and label")
+        output = self.outputs[0]
+        if (output.datatype, output.shape) != (images[0].datatype, images[0].shape):
+            raise ValueError(
+                f"output {output.name} is {output.datatype} {list(output.shape)}, expected FP32 "
+                f"{list(images[0].shape)}, like {images[0].name}"
+            )
 
     def _check_outputs(self, expected: Outputs) -> None:
         """Check names, order, datatypes and shapes."""

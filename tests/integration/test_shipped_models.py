@@ -148,6 +148,7 @@ def test_the_pages_give_each_models_own_figures(page: Path, folder: Path) -> Non
         "encoding": "test_kl",
         "search": "precision_at_10",
         "captioning": "test_caption_accuracy",
+        "gradient": "completeness_error",
     }
     expected = float(manifest.metrics[main[manifest.task]])
     shown = (

@@ -6,7 +6,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, TensorSpec, sha256_of
+from service.models.manifest import (
+    GRADIENT_SUFFIX,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    Manifest,
+    TensorSpec,
+    sha256_of,
+)
 from service.models.tensors import dtype_of
 
 IMAGES = TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28))
@@ -98,6 +105,33 @@ def add_encoder(
 
 
 LABEL = TensorSpec(name="label", datatype="INT64", shape=(-1,))
+
+
+def add_gradient(models_dir: Path, of: str = "first-pixel", version: int = 1) -> Path:
+    """A gradient model that says of each pixel the label's number and one."""
+    floats = TensorSpec(name="images", datatype="FP32", shape=IMAGES.shape)
+    gradient = TensorSpec(name="gradient", datatype="FP32", shape=IMAGES.shape)
+    nodes = [
+        helper.make_node("Cast", ["label"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["number", "axes"], ["numbers"]),
+        helper.make_node("Shape", ["images"], ["shape"]),
+        helper.make_node("Add", ["numbers", "one"], ["next"]),
+        helper.make_node("Expand", ["next", "shape"], ["gradient"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([1, 2], np.int64), "axes"),
+        numpy_helper.from_array(np.array(1, np.float32), "one"),
+    ]
+    graph = make_model(nodes, constants, (floats, LABEL), (gradient,))
+    return write_model(
+        models_dir,
+        graph,
+        name=f"{of}{GRADIENT_SUFFIX}",
+        task="gradient",
+        inputs=(floats, LABEL),
+        outputs=(gradient,),
+        version=version,
+    )
 
 
 def z_spec() -> TensorSpec:

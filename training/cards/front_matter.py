@@ -14,6 +14,7 @@ PIPELINE_TAGS: dict[Task, str] = {
     "encoding": "image-feature-extraction",
     "search": "feature-extraction",
     "captioning": "image-to-text",
+    "gradient": "image-feature-extraction",  # no tag of the hub means a gradient
 }
 
 DATASETS = {"mnist": "ylecun/mnist", "fashion-mnist": "zalando-datasets/fashion_mnist"}
@@ -42,7 +43,7 @@ def _tags(manifest: Manifest, data: str) -> list[str]:
     if manifest.task == "generation" and manifest.input("label") is not None:
         tags.append("class-conditional")
     if "source" in manifest.metrics:
-        tags.append("int8")
+        tags.append("gradient" if manifest.task == "gradient" else "int8")
     return tags
 
 

@@ -12,6 +12,7 @@ from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest
 from training.cost import MULTIPLY_ADDS, multiply_adds
 from training.datasets.splits import Splits
 from training.errors import EvaluationError
+from training.evaluation.attribution import gradients
 from training.evaluation.classification import classification, quantization
 from training.evaluation.generation import generation
 from training.evaluation.judge import JUDGE, Judge
@@ -52,6 +53,8 @@ def measure(manifest: Manifest, folder: Path, splits: Splits, models_dir: Path) 
 def _quality(manifest: Manifest, folder: Path, splits: Splits, models_dir: Path) -> Metrics:
     """The metrics on the test set; only this function distinguishes the tasks."""
     path = folder / MODEL_FILE
+    if manifest.task == "gradient":
+        return gradients(path, models_dir / str(manifest.metrics["source"]), splits.test)
     if "source" in manifest.metrics:
         return quantization(path, models_dir / str(manifest.metrics["source"]), splits.test)
     if manifest.task == "classification":

@@ -1,0 +1,1 @@
+"""Graphs of gradients: reverse-mode differentiation of a classifier's ONNX graph. Knows nothing of torch."""
