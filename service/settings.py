@@ -35,8 +35,8 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 RESERVED = (
-    *("classify", "decode", "docs", "encode", "generate", "interpolate", "metrics", "models", "openapi.json"),
-    *("playground", "reconstruct", "search", "v2"),
+    *("classify", "decode", "docs", "encode", "explain", "generate", "interpolate", "metrics", "models"),
+    *("openapi.json", "playground", "reconstruct", "search", "v2"),
 )
 """First segments of the service's own paths: none of them may begin `root_path`."""
 

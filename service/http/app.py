@@ -23,6 +23,7 @@ from service.http.responses import Response
 from service.http.routes import docs, health, models, playground
 from service.http.routes.bodies import BodyDecoder
 from service.http.routes.classify import Classify
+from service.http.routes.explain import Explain
 from service.http.routes.generate import Generate
 from service.http.routes.interpolate import Interpolate
 from service.http.routes.latents import Latents
@@ -84,6 +85,7 @@ def create_app(
     generate = Generate(predictor, settings, watch, bodies, metrics.encode_seconds)
     search = Search(predictor, settings, watch, bodies, metrics.encode_seconds)
     latents = Latents(predictor, settings, watch, bodies, metrics.encode_seconds)
+    explain = Explain(predictor, settings, watch, bodies)
     interpolate = Interpolate(predictor, settings, watch, metrics.encode_seconds)
     endpoints: dict[str, dict[str, AsgiEndpoint]] = {
         "/classify": {"POST": classify},
@@ -93,6 +95,7 @@ def create_app(
         "/decode": {"POST": latents.decode},
         "/reconstruct": {"POST": latents.reconstruct},
         "/interpolate": {"GET": interpolate},
+        "/explain": {"POST": explain},
     }
     access_log = open_access_log(settings.log_format) if settings.access_log else None
     lifecycle = Lifecycle(metrics, access_log, tracing, load_reports)

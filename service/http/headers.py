@@ -120,6 +120,17 @@ UNDERSTOOD = Header(
     "What the prompt asks for, as the model read it: styles, then the label; in JSON, `understood`.",
     example="thin, slanted, 7",
 )
+EXPLAINED = Header(
+    "Inkserve-Explained",
+    "The labels whose probability is explained, one for each image; in JSON, `target`.",
+    example="7",
+)
+COST = Header(
+    "Inkserve-Cost",
+    "The rows that the explanation took, and the milliseconds until the last result; in JSON, `rows` and "
+    "`milliseconds`.",
+    example="rows=170, milliseconds=21.7",
+)
 ACCEPT_ENCODING = Header(
     "Accept-Encoding",
     "The content codings that bodies may have; sent if the request's was none of them.",

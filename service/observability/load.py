@@ -23,7 +23,16 @@ REPORT_SECONDS = 5.0
 """The window of a load report: balancers act within seconds. In the split form, a worker's counters are up to
 half a second older, a tenth of this."""
 
-ROUTES = ("/classify", "/generate", "/search", "/encode", "/decode", "/reconstruct", "/interpolate")
+ROUTES = (
+    "/classify",
+    "/generate",
+    "/search",
+    "/encode",
+    "/decode",
+    "/reconstruct",
+    "/interpolate",
+    "/explain",
+)
 """Requests to any other route are no load: a probe must not make a shed request count for less."""
 
 SHED_WEIGHT = 10.0

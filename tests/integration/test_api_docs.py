@@ -22,6 +22,7 @@ OPERATIONS = [
     ("POST", "/decode"),
     ("POST", "/reconstruct"),
     ("GET", "/interpolate"),
+    ("POST", "/explain"),
     ("GET", "/v2/health/live"),
     ("GET", "/v2/health/ready"),
     ("GET", "/metrics"),

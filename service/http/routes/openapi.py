@@ -1,7 +1,7 @@
 """The OpenAPI description, made from the objects that serve requests.
 
 These are the models of bodies and queries, the media types that are negotiated, the headers and the table of
-errors. FastAPI describes its own routes; the inference routes do without it and are described here.
+errors. FastAPI describes its own routes; those that run models do without it and are described here.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,6 +34,7 @@ from service.http.routes.schemas import (
     DecodeResponse,
     EncodeResponse,
     ErrorResponse,
+    ExplainResponse,
     GenerateRequest,
     GenerateResponse,
     InterpolateResponse,
@@ -50,7 +51,7 @@ NO_MODELS = Catalogue([])
 BODIES = (
     *(ClassifyRequest, ClassifyResponse, GenerateRequest, GenerateResponse),
     *(SearchResponse, CaptionResponse, EncodeResponse, DecodeRequest, DecodeResponse),
-    *(ReconstructResponse, InterpolateResponse, ErrorResponse),
+    *(ReconstructResponse, InterpolateResponse, ExplainResponse, ErrorResponse),
 )
 
 

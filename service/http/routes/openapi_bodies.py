@@ -7,6 +7,7 @@ rows is left out, because more than that are 413: too many, not wrong.
 from collections.abc import Iterable, Mapping
 
 from service.errors import ModelNotFound
+from service.http.routes.explain import MAX_ROWS
 from service.http.routes.generate import MIXED
 from service.http.routes.openapi_objects import Json
 from service.http.routes.schemas import (
@@ -15,6 +16,7 @@ from service.http.routes.schemas import (
     ClassifyRequest,
     DecodeRequest,
     EncodeQuery,
+    ExplainQuery,
     GenerateRequest,
     InterpolateQuery,
     SearchQuery,
@@ -198,6 +200,23 @@ def _narrow_verification(properties: Json, models: Catalogue, settings: Settings
     else:
         properties["verify"]["enum"] = [False, "false", *dict.fromkeys(judges), None]
         properties["reject"]["anyOf"][0] |= {"enum": [False]}
+
+
+def explain_query_schema(models: Catalogue) -> Json:
+    """Return the schema of ExplainQuery, with the classifiers' labels and squares up to an image."""
+    schema = ExplainQuery.model_json_schema()
+    properties = schema["properties"]
+    properties["model"]["anyOf"][0] |= models_of(models, "classification")
+    classifiers = [*_of(models, "classification")]
+    labels = [*dict.fromkeys(label for each in classifiers for label in each.labels)]
+    if labels:
+        properties["target"]["anyOf"][0]["enum"] = labels
+    layouts = [layout for each in classifiers if (layout := each.inputs[0].image_layout())]
+    if layouts:
+        for name in ("patch", "stride"):
+            properties[name]["anyOf"][0]["maximum"] = min(min(each.height, each.width) for each in layouts)
+    properties["samples"]["anyOf"][0]["maximum"] = MAX_ROWS - 1
+    return schema
 
 
 def _narrow_prompt(properties: Json, models: Catalogue) -> None:

@@ -1,12 +1,13 @@
-"""The OpenAPI description of the inference routes, which do without FastAPI."""
+"""The OpenAPI description of the routes that run models, which do without FastAPI."""
 
 from collections.abc import Mapping
 
 from service.http import headers
-from service.http.routes import classify, examples, generate, search
+from service.http.routes import classify, examples, explain, generate, search
 from service.http.routes.openapi_bodies import (
     caption_query_schema,
     classify_query_schema,
+    explain_query_schema,
     generate_schema,
     search_query_schema,
 )
@@ -29,6 +30,7 @@ from service.http.routes.schemas import (
     CaptionResponse,
     ClassifyRequest,
     ClassifyResponse,
+    ExplainResponse,
     GenerateRequest,
     GenerateResponse,
     SearchResponse,
@@ -61,6 +63,7 @@ def inference_paths(models: Catalogue, settings: Settings) -> Json:
         "/generate": {"get": _cached(get), "post": _generate_post(get, fields)},
         "/search": {"get": _search(models), "post": _describe(models)},
         **latent_paths(models, settings, _classify(models)),
+        "/explain": {"post": _explain(models)},
     }
     operations = [operation for path in paths.values() for operation in path.values()]
     for parameter in (each for operation in operations for each in operation["parameters"]):
@@ -182,4 +185,25 @@ def _describe(models: Catalogue) -> Json:
             *(each for each in posted["parameters"] if each["in"] == "header"),
         ],
         "responses": inference_responses(search.CAPTIONS_OFFERED, CaptionResponse, (), raw=False),
+    }
+
+
+def _explain(models: Catalogue) -> Json:
+    posted = _classify(models)
+    unread = headers.PRIORITY.name
+    return posted | {
+        "summary": "Explain what a classifier reads in images",
+        "operationId": "explain",
+        "description": "The body is that of /classify, of at most 16 images. For each image the response "
+        "says which pixels speak for a label and which against it: by occlusion, by LIME, or by integrated "
+        "gradients, for classifiers that have a gradient model. With `Accept: image/png` it is a picture of "
+        "the images, in red where they speak for the label and in blue where against it. One request may "
+        "take at most 4,096 rows, which run at low priority.",
+        "parameters": [
+            *query_parameters(explain_query_schema(models), explain.QUERY, {}),
+            *(each for each in posted["parameters"] if each["in"] == "header" and each["name"] != unread),
+        ],
+        "responses": inference_responses(
+            explain.OFFERED, ExplainResponse, (headers.EXPLAINED, headers.COST), raw=False
+        ),
     }

@@ -138,6 +138,7 @@ def _index(root_path: str) -> dict[str, object]:
         "decode": "/decode",
         "reconstruct": "/reconstruct",
         "interpolate": "/interpolate",
+        "explain": "/explain",
         "models": "/models",
         "ready": "/v2/health/ready",
         "metrics": "/metrics",

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, WithJsonSchema
 
+from service.content.attributions import MAX_STEPS
 from service.content.latents import MAX_SEED
 from service.errors import InvalidInput
 from service.models.manifest import MAX_VERSION, TensorSpec
@@ -353,6 +354,71 @@ class ReconstructResponse(DecodeResponse):
 
     encoder: str
     classifier: str | None = Field(description="The model that read the labels; null if none did.")
+
+
+class ExplainQuery(_Body):
+    """The query of /explain. A field that the chosen method does not read is ignored."""
+
+    model: str | None = Field(None, description="A classifier; the default one if absent.")
+    version: int | None = Field(
+        None, ge=1, le=MAX_VERSION, description="A version of it; the latest if absent."
+    )
+    method: Literal["occlusion", "lime", "integrated_gradients"] | None = Field(
+        None, description="How the explanation is made; `occlusion` if absent."
+    )
+    target: str | None = Field(
+        None,
+        description="The label whose probability is explained; each image's most probable one if absent.",
+    )
+    patch: int | None = Field(
+        None,
+        ge=1,
+        description="Of occlusion and LIME: the side in pixels of the squares that are replaced by the "
+        "background; 4 if absent.",
+    )
+    stride: int | None = Field(
+        None,
+        ge=1,
+        description="Of occlusion: the pixels from one square to the next; half of patch if absent.",
+    )
+    samples: int | None = Field(
+        None, ge=1, description="Of LIME: the number of perturbed copies of an image; 200 if absent."
+    )
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="Of LIME: the same seed gives the same copies; 0 if absent."
+    )
+    steps: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_STEPS,
+        description="Of integrated gradients: the number of gradients per image; 64 if absent.",
+    )
+    show_overlay: bool | None = Field(
+        None, description="Also return each image with the explanation laid over it, as in `image/png`."
+    )
+
+
+class Explanation(_Body):
+    """What speaks for a label in one image."""
+
+    target: str = Field(description="The label.")
+    probability: float = Field(description="Its probability.")
+    attributions: list[list[float]] = Field(
+        description="A number for each pixel, rows of columns: above 0 where the image speaks for the label, "
+        "below 0 where against it. In units of probability."
+    )
+    overlay: str | None = Field(None, description="With show_overlay, base64 of a PNG.")
+
+
+class ExplainResponse(_Body):
+    """One explanation per image, in the order of the request, and what they cost together."""
+
+    model: str
+    version: int
+    method: Literal["occlusion", "lime", "integrated_gradients"]
+    explanations: list[Explanation]
+    rows: int = Field(description="The rows that the models ran.")
+    milliseconds: float = Field(description="From the first row that was queued to the last result.")
 
 
 class ErrorResponse(_Body):

@@ -8,7 +8,7 @@ import pytest
 from service.observability.metrics import Metrics
 from service.serving.local import LocalPredictor
 from tests.support.http import settings
-from tests.support.models import add_encoder
+from tests.support.models import add_encoder, add_gradient
 from tests.support.text_models import add_captioner, add_search
 
 
@@ -19,6 +19,7 @@ async def predictor(
     add_classifier()
     add_classifier("another", 3, labels=tuple("abcdefghij"))
     (add_generator() / "README.md").write_text("# A card\n")
+    add_gradient(tmp_path)
     add_search(tmp_path)
     add_captioner(tmp_path)
     add_encoder(tmp_path)

@@ -497,7 +497,9 @@ async def test_an_unexpected_error_is_logged_and_not_sent(
     assert "a secret" in caplog.text
 
 
-async def test_every_inference_route_counts_as_load_and_in_the_alerts(client: httpx.AsyncClient) -> None:
+async def test_every_inference_route_counts_as_load_in_the_alerts_and_on_the_dashboard(
+    client: httpx.AsyncClient,
+) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
     tagged = {
         path
@@ -506,5 +508,6 @@ async def test_every_inference_route_counts_as_load_and_in_the_alerts(client: ht
         if "inference" in operation.get("tags", [])
     }
     assert tagged == set(load.ROUTES)
-    rules = (ROOT / "helm" / "rules" / "inkserve.yaml").read_text()
-    assert set(re.findall(r'route=~"([^"]*)"', rules)) == {"|".join(load.ROUTES)}
+    for place in ("rules/inkserve.yaml", "dashboards/inkserve.py"):
+        queries = (ROOT / "helm" / place).read_text()
+        assert set(re.findall(r'route=~"([^"]*)"', queries)) == {"|".join(load.ROUTES)}, place

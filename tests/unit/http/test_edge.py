@@ -37,6 +37,7 @@ PATHS = {
     "/docs/start.js": "GET",
     "/docs/swagger-ui.css": "GET",
     "/encode": "POST",
+    "/explain": "POST",
     "/generate": "GET, POST",
     "/interpolate": "GET",
     "/metrics": "GET",
@@ -199,7 +200,7 @@ async def test_a_path_is_found_with_a_prefix_and_with_a_slash(
             )
             assert response.status_code == plain.status_code == status, sent
             assert response.headers["content-type"] == plain.headers["content-type"]
-            if path != "/metrics":
+            if path not in ("/metrics", "/explain"):  # what these tell changes
                 assert response.content == plain.content, sent
 
 

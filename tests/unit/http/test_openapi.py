@@ -30,7 +30,7 @@ from service.http import headers
 from service.http.api_keys import ApiKeys
 from service.http.app import create_app
 from service.http.dispatch import Dispatch
-from service.http.routes import classify, examples, generate, interpolate, latents, search
+from service.http.routes import classify, examples, explain, generate, interpolate, latents, search
 from service.http.server import Server
 from service.http.types import NPY, Receive, Scope, Send
 from service.observability.metrics import Metrics
@@ -171,6 +171,22 @@ ASKED: dict[tuple[str, str], dict[int, list[Ask]]] = {
         200: accepting(interpolate.OFFERED, query="from=3&to=8"),
         304: [Ask(query="seed=1", if_none_match="*")],
         400: [Ask(query="steps=1"), Ask(query="from=x"), Ask(query="method=round"), Ask(query="seed=-1")],
+    },
+    ("POST", "/explain"): failing(**RAW_BODY)
+    | {
+        200: [
+            *accepting(explain.OFFERED, **RAW_BODY),
+            *accepting(explain.OFFERED, **RAW_BODY, query="method=lime&samples=9&seed=3&target=4"),
+            Ask(png(7), "image/png", "patch=28&show_overlay=true"),
+            Ask(RAW * 2, OCTETS, "method=integrated_gradients&steps=5"),
+        ],
+        400: [Ask(RAW, OCTETS, each) for each in ("method=shap", "target=ten", "patch=29", "top_k=1")],
+        413: [
+            Ask(RAW * 17, OCTETS),
+            Ask(RAW * 2, OCTETS, "method=lime&samples=4095"),
+            Ask(bytes(70_000), OCTETS),
+        ],
+        415: [Ask(RAW, "text/plain")],
     },
     ("GET", "/v2/health/live"): {200: [Ask(), Ask(key=None)], 405: [Ask(method="POST")]},
     ("GET", "/v2/health/ready"): {
