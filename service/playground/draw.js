@@ -2,6 +2,7 @@
 
 import { ask, Latest, pause } from "./api.js";
 import { Drawing } from "./drawing.js";
+import { Explainer } from "./explain.js";
 import * as page from "./page.js";
 
 const { byId, element } = page;
@@ -20,6 +21,7 @@ export class DrawView {
   #generation = 0; // grows with each change: a result of an older one is not shown
   #reported;
   #tries = 0; // in vain, one after the other
+  #explainer = new Explainer(() => this.#subject());
 
   constructor() {
     this.#drawing = new Drawing(byId("ink"), (live) => this.#inkChanged(live));
@@ -81,6 +83,7 @@ export class DrawView {
 
   #refresh(live = false) {
     this.#generation += 1;
+    this.#explainer.withdraw();
     const isEmpty = this.#source === null;
     byId("invitation").hidden = !isEmpty;
     byId("undo").disabled = this.#drawing.isEmpty;
@@ -96,9 +99,8 @@ export class DrawView {
     const started = performance.now();
     byId("verdict").setAttribute("aria-busy", "true");
     try {
-      const body = source === "ink" ? await this.#drawing.toPng() : source;
-      const query = { model: this.#picker.name, version: this.#picker.version, show_input: true };
-      const type = source === "ink" ? "image/png" : body.type || undefined;
+      const { body, type, model, version } = await this.#subject(source);
+      const query = { model, version, show_input: true };
       const { data, timing } = await ask("classify", { query, body, type });
       page.showTiming("draw-timing", timing);
       if (this.#source === source) this.#show(data, source);
@@ -107,6 +109,12 @@ export class DrawView {
     }
     if (generation === this.#generation) byId("verdict").removeAttribute("aria-busy"); // nothing newer waits
     await pause(Math.max(0, GAP_MS - (performance.now() - started)));
+  }
+
+  async #subject(source = this.#source) {
+    const body = source === "ink" ? await this.#drawing.toPng() : source;
+    const type = source === "ink" ? "image/png" : body.type || undefined;
+    return { body, type, model: this.#picker.name, version: this.#picker.version };
   }
 
   #show({ model, version, predictions: [prediction] }, source) {
@@ -118,6 +126,7 @@ export class DrawView {
     byId("seen").src = `data:image/png;base64,${input}`;
     byId("seen").alt = `The picture as ${model} gets it, with a ${label}`;
     byId("seen").hidden = false;
+    this.#explainer.offer(model);
     const entries = Object.entries(probabilities);
     const many = entries.length > MOST_BARS;
     const shown = many ? entries.sort((a, b) => b[1] - a[1]).slice(0, MOST_BARS) : entries;
@@ -174,6 +183,7 @@ export class DrawView {
     this.#state("empty", "?", "Waiting for your digit");
     byId("invitation").hidden = false;
     byId("undo").disabled = byId("clear").disabled = true;
+    this.#explainer.withdraw();
     byId("seen").hidden = true;
     for (const set of this.#bars.values()) set(null, false);
     this.#setLink();

@@ -62,7 +62,9 @@ def add_second_version(folder: Path, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = models_in(tmp_path_factory.mktemp("playground") / "models", "cnn", "mlp-int8", "gan", "vae")
+    folder = models_in(
+        tmp_path_factory.mktemp("playground") / "models", "cnn", "cnn-gradient", "mlp-int8", "gan", "vae"
+    )
     add_second_version(folder, "mlp-int8")
     with serving("--models-dir", str(folder), "--serve-versions", "all", *SMALL) as service:
         yield service
@@ -202,6 +204,39 @@ def test_a_seven_is_read_while_it_is_drawn(visit: Visit) -> None:
     page.locator("#clear").click()
     expect(page.locator("#invitation")).to_be_visible()
     expect(page.locator("#answer")).to_have_text("Waiting for your digit")
+
+
+def test_an_explanation_is_shown_over_the_picture_and_told(visit: Visit) -> None:
+    visitor = visit()
+    page = visitor.page
+    button, heat, why = page.locator("#explain"), page.locator("#heat"), page.locator("#why")
+    expect(button).to_be_disabled()
+    visitor.draw(*SEVEN)
+    visitor.reads("7")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(why).to_have_text(re.compile(r"^Red speaks for 7, most in the .*170 rows in \d+ ms\.$"))
+    expect(heat).to_be_visible()
+    expect(heat).to_have_attribute("alt", re.compile("^Heat map of Occlusion. Red speaks for 7"))
+    expect(page.locator("#announce")).to_have_text(re.compile("^Red speaks for 7"))
+    expect(button).to_have_attribute("aria-pressed", "true")
+    first = heat.get_attribute("src")
+    page.locator("#explain-method").select_option("integrated_gradients")
+    expect(why).to_have_text(re.compile(r"65 rows in \d+ ms\.$"))
+    assert heat.get_attribute("src") != first
+    button.press("Space")
+    expect(heat).to_be_hidden()
+    expect(why).to_have_text("")
+    button.click()
+    expect(heat).to_be_visible()
+    page.locator("#undo").click()  # what is explained is gone
+    expect(heat).to_be_hidden()
+    expect(button).to_be_disabled()
+    visitor.draw(*SEVEN)
+    visitor.reads("7")
+    page.locator("#draw-model").select_option("mlp-int8")
+    visitor.reads("7")
+    expect(page.locator("#explain-method option")).to_have_text(["Occlusion", "LIME"])
 
 
 def test_a_link_to_a_drawing_shows_it_to_somebody_else(visit: Visit) -> None:
@@ -362,7 +397,8 @@ def test_every_model_shows_its_versions_and_metrics(visit: Visit) -> None:
     page = visitor.page
     detail = page.locator("#model-detail")
     expect(detail.locator("h2")).to_have_text("mlp-int8")
-    assert page.locator("#model-list strong").all_inner_texts() == ["cnn", "gan", "mlp-int8", "vae"]
+    names = page.locator("#model-list strong").all_inner_texts()
+    assert names == ["cnn", "cnn-gradient", "gan", "mlp-int8", "vae"]
     expect(detail).to_contain_text("test accuracy\n0.9959", use_inner_text=True, ignore_case=True)
     detail.get_by_role("link", name="2", exact=True).click()
     expect(detail.locator("strong")).to_have_text("2")
