@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "evaluate": _evaluate,
         "robustness": _robustness,
         "pareto": _pareto,
+        "explain": _explain,
         "sign": _sign,
     }
     options = build_parser((__doc__ or "").splitlines()[0], commands, list(MODELS)).parse_args(arguments)
@@ -249,6 +250,21 @@ def _pareto(options: argparse.Namespace) -> int:
     from training.reports.pareto import pareto
 
     pareto(options.models, options.models_dir, load(options.data_dir), options.output_dir)
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from training.reports.explanations import explain
+
+    explain(
+        options.model,
+        options.models_dir,
+        load(options.data_dir),
+        options.on,
+        options.output_dir,
+        options.digits,
+        options.randomised_digits,
+    )
     return 0
 
 

@@ -20,7 +20,7 @@ def build_parser(
     actions = parser.add_subparsers(required=True, metavar="COMMAND")
     add = {"data": _add_data, "train": _add_train, "export": _add_export}
     add |= {"quantize": _add_quantize, "ensemble": _add_ensemble, "compare": _add_compare}
-    add |= {"gradient": _add_gradient}
+    add |= {"gradient": _add_gradient, "explain": _add_explain}
     add |= {"evaluate": _add_evaluate, "robustness": _add_robustness, "pareto": _add_pareto}
     add |= {"sign": _add_sign, "tune": _add_tune, "private": _add_private}
     for name, run in commands.items():
@@ -311,6 +311,38 @@ def _add_pareto(actions: Any) -> argparse.ArgumentParser:
         "--output-dir",
         type=Path,
         default=Path("runs/pareto"),
+        help="for the figures and the picture (default: %(default)s)",
+    )
+    return command
+
+
+def _add_explain(actions: Any) -> argparse.ArgumentParser:
+    about = (
+        "Measure how good a classifier's explanations are: deletion and insertion curves, the agreement of "
+        "the methods, and whether randomised weights change them; on one thread."
+    )
+    command = _add(actions, "explain", about)
+    command.add_argument("model", help="a published classifier, such as cnn")
+    _add_models_dir(command)
+    command.add_argument(
+        "--on",
+        choices=["validation", "test"],
+        default="validation",
+        help="images to explain (default: %(default)s); the test images are for final figures only",
+    )
+    command.add_argument(
+        "--digits", type=_positive, default=500, help="number of images (default: %(default)s)"
+    )
+    command.add_argument(
+        "--randomised-digits",
+        type=_positive,
+        default=50,
+        help="number of them that are explained again with randomised weights (default: %(default)s)",
+    )
+    command.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("runs/explanations"),
         help="for the figures and the picture (default: %(default)s)",
     )
     return command

@@ -46,9 +46,10 @@ def open_part(
     return open_graph(onnx.utils.Extractor(whole).extract_model([*inputs], [*outputs]))
 
 
-def open_graph(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """An onnxruntime session of a graph on the CPU."""
+def open_graph(graph: onnx.ModelProto, threads: int = 0) -> onnxruntime.InferenceSession:
+    """An onnxruntime session of a graph on the CPU. threads: 0 for as many as there are cores."""
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(
         graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
