@@ -70,7 +70,12 @@ def cached_responses(responses: Json) -> Json:
     answer = responses["200"]
     described: Json = {
         "description": "The client has the response already, as If-None-Match says.",
-        "headers": dict([header_entry(headers.ETAG, required=True), always, cached[1]]),
+        "headers": dict(
+            [
+                *(header_entry(headers.ETAG, required=True), always, cached[1]),
+                *(header_entry(each, required=False) for each in (headers.REQUEST_ID, headers.LOAD)),
+            ]
+        ),
     }
     return responses | {
         "200": answer | {"headers": answer["headers"] | dict([*cached, always])},
