@@ -5,7 +5,7 @@ Knows nothing of onnxruntime: the graph is not loaded, its weights are skipped.
 """
 
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from pydantic_core import from_json
 
 from service.errors import ManifestError, RepositoryError
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, first_problem, sha256_of
-from service.models.protobuf import fields
+from service.models.protobuf import fields, message_of, messages_of, number_of, text_of
 from service.models.verification import external_digests
 
 PREFIX = "inkserve."
@@ -73,7 +73,7 @@ def _manifest(data: mmap.mmap) -> dict[str, Any]:
     tensors: dict[str, list[dict[str, Any]]] = {"inputs": [], "outputs": []}
     for number, value in fields(data, range(len(data))):
         if number == _METADATA and isinstance(value, range):
-            key, text = (_text(data, value, each) for each in (1, 2))
+            key, text = (text_of(data, value, each) for each in (1, 2))
             entries[key] = text
         elif number == _GRAPH and isinstance(value, range):
             tensors = _tensors(data, value)
@@ -105,7 +105,7 @@ def _tensors(data: mmap.mmap, graph: range) -> dict[str, list[dict[str, Any]]]:
         elif number == _OUTPUTS:
             outputs.append(_tensor(data, value))
         elif number == _INITIALIZERS:
-            initializers.add(_text(data, value, _INITIALIZERS_NAME))
+            initializers.add(text_of(data, value, _INITIALIZERS_NAME))
     return {
         "inputs": [each for each in inputs if each["name"] not in initializers],  # as old graphs list them
         "outputs": [each for each in outputs if each["datatype"] not in ("STRING", "unknown")],
@@ -113,36 +113,15 @@ def _tensors(data: mmap.mmap, graph: range) -> dict[str, list[dict[str, Any]]]:
 
 
 def _tensor(data: mmap.mmap, value_info: range) -> dict[str, Any]:
-    tensor_type = _message(data, _message(data, value_info, 2), 1)
-    datatype = _number(data, tensor_type, 1)
-    shape = [_size(data, size) for size in _messages(data, _message(data, tensor_type, 2), 1)]
+    tensor_type = message_of(data, message_of(data, value_info, 2), 1)
+    datatype = number_of(data, tensor_type, 1)
+    shape = [_size(data, size) for size in messages_of(data, message_of(data, tensor_type, 2), 1)]
     known = datatype < len(_DATATYPES)
-    name = _text(data, value_info, 1)
+    name = text_of(data, value_info, 1)
     return {"name": name, "datatype": _DATATYPES[datatype if known else 0], "shape": shape}
 
 
 def _size(data: mmap.mmap, dimension: range) -> int:
     """Return the size of an axis; -1 if it is free: named, unknown or, in a broken graph, negative."""
-    size = _number(data, dimension, 1)
+    size = number_of(data, dimension, 1)
     return size if 0 < size < 1 << 63 else -1
-
-
-def _messages(data: mmap.mmap, message: range, number: int) -> Iterator[range]:
-    for seen, value in fields(data, message):
-        if seen == number and isinstance(value, range):
-            yield value
-
-
-def _message(data: mmap.mmap, message: range, number: int) -> range:
-    """Return a message inside a message; an empty one if it is left out."""
-    return next(_messages(data, message, number), range(0))
-
-
-def _number(data: mmap.mmap, message: range, number: int) -> int:
-    values = (value for seen, value in fields(data, message) if seen == number and isinstance(value, int))
-    return next(values, 0)
-
-
-def _text(data: mmap.mmap, message: range, number: int) -> str:
-    place = _message(data, message, number)
-    return data[place.start : place.stop].decode()

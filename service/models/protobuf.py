@@ -34,6 +34,52 @@ def fields(data: mmap.mmap, message: range) -> Iterator[tuple[int, int | range]]
         position += size
 
 
+def messages_of(data: mmap.mmap, message: range, number: int) -> Iterator[range]:
+    """Yield a repeated field's messages, or texts."""
+    for seen, value in fields(data, message):
+        if seen == number and isinstance(value, range):
+            yield value
+
+
+def message_of(data: mmap.mmap, message: range, number: int) -> range:
+    """Return a message inside a message; an empty one if it is left out."""
+    return next(messages_of(data, message, number), range(0))
+
+
+def number_of(data: mmap.mmap, message: range, number: int) -> int:
+    """Return a field that is a number; 0 if it is left out."""
+    values = (value for seen, value in fields(data, message) if seen == number and isinstance(value, int))
+    return next(values, 0)
+
+
+def numbers_of(data: mmap.mmap, message: range, number: int) -> list[int]:
+    """Return a repeated field of signed numbers, packed or not."""
+    found: list[int] = []
+    for seen, value in fields(data, message):
+        if seen != number:
+            continue
+        if isinstance(value, int):
+            found.append(_signed(value))
+            continue
+        position = value.start
+        while position < value.stop:
+            packed, position = _varint(data, position, value.stop)
+            found.append(_signed(packed))
+    return found
+
+
+def text_of(data: mmap.mmap, message: range, number: int) -> str:
+    """Return a field that is a text; an empty one if it is left out."""
+    place = message_of(data, message, number)
+    return data[place.start : place.stop].decode()
+
+
+def _signed(value: int) -> int:
+    """Return a varint as the 64-bit number in two's complement that it stands for."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
+
+
 def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
     """Return a varint and the position behind it."""
     value = 0

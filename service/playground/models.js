@@ -1,5 +1,6 @@
 // The view "Models": every model that is served, its versions and its metrics.
 
+import { ask } from "./api.js";
 import * as page from "./page.js";
 
 const { byId, element } = page;
@@ -61,9 +62,56 @@ function show(model) {
     list(Object.entries(metrics).map(([key, value]) => [words(key), number(value)])),
     element("h3", {}, "Facts"),
     list(facts),
+    layers(name, version),
     ...(card ? [element("h3", {}, "Card"), element("pre", { tabIndex: 0, role: "region", "aria-label": "Card" }, card)] : []),
   );
 }
+
+// The layers, asked for when they are opened.
+function layers(name, version) {
+  const box = element("details", { className: "layers" }, element("summary", {}, "Layers"));
+  box.addEventListener("toggle", async () => {
+    if (!box.open || box.querySelector("table")) return;
+    try {
+      const { data } = await ask(`models/${encodeURIComponent(name)}/graph`, { query: { version } });
+      box.replaceChildren(box.firstChild, table(data));
+    } catch (error) {
+      box.replaceChildren(box.firstChild, element("p", { className: "message error" }, error.message));
+    }
+  });
+  return box;
+}
+
+function table({ layers, parameters, multiply_adds: cost }) {
+  const most = Math.max(1, ...layers.map((each) => each.multiply_adds ?? 0));
+  const rows = layers.map((each) => {
+    const fill = element("span", { className: "fill" });
+    fill.style.transform = `scaleX(${(each.multiply_adds ?? 0) / most})`;
+    const shape = each.shape === null ? "unknown" : each.shape.map((size) => (size < 0 ? "n" : size)).join(" x ");
+    return element(
+      "tr",
+      {},
+      element("th", { scope: "row", title: each.name }, each.operator),
+      element("td", {}, shape),
+      element("td", {}, count(each.parameters)),
+      element("td", {}, count(each.multiply_adds), element("span", { className: "cost" }, fill)),
+    );
+  });
+  const heads = ["Operator", "Output", "Parameters", "Multiply-adds"];
+  return element(
+    "div",
+    { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Layers" },
+    element(
+      "table",
+      {},
+      element("caption", {}, `${layers.length} layers, ${count(parameters)} parameters, ${count(cost)} multiply-adds a row; n is the batch`),
+      element("thead", {}, element("tr", {}, ...heads.map((each) => element("th", { scope: "col" }, each)))),
+      element("tbody", {}, ...rows),
+    ),
+  );
+}
+
+const count = (value) => (value === null ? "unknown" : value.toLocaleString("en"));
 
 function versionsText(name, version, versions) {
   if (versions.length === 1) return String(version);

@@ -28,6 +28,7 @@ OPERATIONS = [
     ("GET", "/metrics"),
     ("GET", "/models"),
     ("GET", "/models/{name}"),
+    ("GET", "/models/{name}/graph"),
 ]
 
 pytestmark = pytest.mark.skipif(

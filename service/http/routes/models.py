@@ -1,14 +1,25 @@
-"""GET /models: the models that are being served."""
+"""GET /models: the models that are being served, and the layers of their graphs."""
 
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path as FilePath
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
-from service.errors import InkserveError, InvalidInput, ModelNotFound, ModelNotReady
+from service.errors import InkserveError, InvalidInput, ModelNotFound, ModelNotReady, RepositoryError
 from service.http.routes.openapi_objects import describe_errors
-from service.http.routes.schemas import ModelDetail, ModelFailure, ModelList, ModelSummary
+from service.http.routes.schemas import (
+    GraphLayer,
+    ModelDetail,
+    ModelFailure,
+    ModelGraph,
+    ModelList,
+    ModelSummary,
+)
 from service.models.catalogue import Catalogue, ModelInfo
-from service.models.manifest import MAX_VERSION
+from service.models.layers import Layer, read_layers
+from service.models.manifest import MAX_VERSION, MODEL_FILE, sha256_of
 from service.serving.predictor import Predictor
 from service.settings import Settings
 
@@ -46,7 +57,56 @@ def routes(predictor: Predictor, settings: Settings) -> APIRouter:
         models = predictor.models()
         return _detail(models, models.find(name, version))
 
+    @router.get(
+        "/{name}/graph",
+        summary="Show a model's layers",
+        responses=describe_errors(InvalidInput, ModelNotFound, *NO_CATALOGUE),
+    )
+    def show_graph(name: Annotated[str, Path()], version: Version = None) -> ModelGraph:
+        """Show a model's layers: operators, output shapes, parameters and multiply-adds.
+
+        Runs on a thread, because it reads the graph's file.
+        """
+        manifest = predictor.models().find(name, version).manifest
+        folder = settings.models_dir / manifest.name / str(manifest.version)
+        return _graph(manifest.name, manifest.version, _layers(folder / MODEL_FILE, manifest.sha256))
+
     return router
+
+
+@lru_cache(64)
+def _layers(path: FilePath, sha256: str) -> tuple[Layer, ...]:
+    """Return the layers of a graph. Raises ModelNotFound unless the file is the one that is served."""
+    try:
+        seen = sha256_of(path)
+        if seen == sha256:
+            return tuple(read_layers(path))
+    except (OSError, RepositoryError) as error:
+        raise ModelNotFound(f"{path.name} of this version cannot be read any more: {error}") from error
+    raise ModelNotFound(
+        f"{path.name} of this version has changed: its SHA-256 is {seen}, expected {sha256}, the one served"
+    )
+
+
+def _graph(name: str, version: int, layers: Sequence[Layer]) -> ModelGraph:
+    costs = [layer.multiply_adds for layer in layers if layer.multiply_adds is not None]
+    return ModelGraph(
+        name=name,
+        version=version,
+        layers=[
+            GraphLayer(
+                name=layer.name,
+                operator=layer.operator,
+                inputs=list(layer.inputs),
+                shape=None if layer.shape is None else list(layer.shape),
+                parameters=layer.parameters,
+                multiply_adds=layer.multiply_adds,
+            )
+            for layer in layers
+        ],
+        parameters=sum(layer.parameters for layer in layers),
+        multiply_adds=sum(costs) if len(costs) == len(layers) else None,
+    )
 
 
 def _defaults(models: Catalogue, settings: Settings) -> dict[str, str]:

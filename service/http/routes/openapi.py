@@ -120,7 +120,8 @@ class Description:
             document["security"] = [{"key": []}]
         for path, operation in _operations(document):
             self._complete_operation(path, operation)
-        _fill_in(document, "/models/{name}", "name", examples.model_name(models))
+        for path in ("/models/{name}", "/models/{name}/graph"):
+            _fill_in(document, path, "name", examples.model_name(models))
 
     def _complete_operation(self, path: str, operation: Json) -> None:
         """Add what all operations have in common."""

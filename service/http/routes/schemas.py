@@ -471,6 +471,32 @@ class ModelDetail(ModelSummary):
     card: str = Field(description="The model card, Markdown.")
 
 
+class GraphLayer(_Body):
+    """A node of a model's graph."""
+
+    name: str
+    operator: str
+    inputs: list[str] = Field(description="The names of the layers that it reads from.")
+    shape: list[int] | None = Field(
+        description="Of its output; -1 is the batch axis. null if it cannot be told from the graph."
+    )
+    parameters: int = Field(description="Elements of its weights.")
+    multiply_adds: int | None = Field(
+        description="Of one row: multiplications in convolutions and matrix products, each with its "
+        "addition. null if a shape is unknown."
+    )
+
+
+class ModelGraph(_Body):
+    """A model version's layers, in the order in which they run."""
+
+    name: str
+    version: int
+    layers: list[GraphLayer]
+    parameters: int
+    multiply_adds: int | None = Field(description="The sum of the layers'; null if one is unknown.")
+
+
 class ModelFailure(_Body):
     """A model version, or a whole model, that cannot be served."""
 

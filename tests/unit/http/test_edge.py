@@ -43,6 +43,7 @@ PATHS = {
     "/metrics": "GET",
     "/models": "GET",
     "/models/ramp": "GET",
+    "/models/ramp/graph": "GET",
     "/openapi.json": "GET",
     "/playground/app.js": "GET",
     "/reconstruct": "POST",

@@ -218,6 +218,16 @@ ASKED: dict[tuple[str, str], dict[int, list[Ask]]] = {
         500: [Ask(path="/models/ramp", faults={"models": BUG})],
         503: [Ask(path="/models/ramp", faults={"models": NO_ENGINE})],
     },
+    ("GET", "/models/{name}/graph"): {
+        200: [Ask(path="/models/ramp/graph"), Ask(path="/models/another/graph", query="version=3")],
+        400: [Ask(path="/models/ramp/graph", query="version=0")],
+        401: [Ask(path="/models/ramp/graph", key=None)],
+        403: [Ask(path="/models/ramp/graph", key=ADMIN_KEY)],
+        404: [Ask(path="/models/none/graph"), Ask(path="/models/ramp/graph", query="version=9")],
+        405: [Ask(path="/models/ramp/graph", method="DELETE")],
+        500: [Ask(path="/models/ramp/graph", faults={"models": BUG})],
+        503: [Ask(path="/models/ramp/graph", faults={"models": NO_ENGINE})],
+    },
 }
 """For every documented status of every operation, requests that get it."""
 
