@@ -261,7 +261,7 @@ def draw(balanced: Sequence[Balanced], grown: Sequence[Grown], file: Path) -> No
     tails.set_xscale("log")
     tails.set_xlabel("p99, ms")
     tails.legend(fontsize="small")
-    shares.set_xlabel("slow pod's requests, % (dashed: its share of the capacity)")
+    shares.set_xlabel("slow pod's requests, % (dashed: fair)")
     for each in grown:
         growth.plot(range(1, len(each.least_shares) + 1), [100 * share for share in each.least_shares])
         growth.lines[-1].set_label(each.balancer)

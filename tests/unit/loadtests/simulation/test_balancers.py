@@ -1,5 +1,6 @@
 """Each balancer, by what it must do whatever the requests are."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtests.service_process import ROOT
 from loadtests.simulation.balance import (
     BALANCERS,
+    FOLDER,
     GROWING,
     SCENARIOS,
     Balanced,
@@ -156,3 +159,10 @@ def test_the_tables_and_the_picture_have_every_balancer(tmp_path: Path) -> None:
     assert "| sticky | 10% | 10% | 10% | 500 |" in grown_table(grown)
     draw(balanced, grown, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_the_docs_have_the_published_tables() -> None:
+    published = json.loads((FOLDER / "balancers.json").read_text())
+    text = (ROOT / "docs" / "scaling.md").read_text()
+    assert table([Balanced(**each) for each in published["balanced"]]) in text
+    assert grown_table([Grown(**each) for each in published["grown"]]) in text
