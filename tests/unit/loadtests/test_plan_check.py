@@ -8,7 +8,8 @@ import pytest
 
 from loadtests import plan_check
 from loadtests.measured_pod import Step
-from loadtests.plan_check import GIVEN, HELD_OUT, Prediction, predictions, table
+from loadtests.plan_check import GIVEN, HELD_OUT, RESULT, Prediction, predictions, table
+from loadtests.service_process import ROOT
 
 
 def at(load: float, p99_seconds: float) -> Step:
@@ -42,6 +43,12 @@ def test_the_table_has_the_range() -> None:
 def test_no_load_is_predicted_from_itself() -> None:
     assert not set(GIVEN) & set(HELD_OUT)
     assert min(GIVEN) < min(HELD_OUT) < max(HELD_OUT) < max(GIVEN)
+
+
+def test_the_docs_have_the_published_table() -> None:
+    published = json.loads(RESULT.read_text())
+    rounds = [{float(load): Step(**step) for load, step in steps.items()} for steps in published["rounds"]]
+    assert table(predictions(rounds)) in (ROOT / "docs" / "scaling.md").read_text()
 
 
 @pytest.mark.slow
