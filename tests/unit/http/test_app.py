@@ -373,6 +373,7 @@ async def test_models_are_listed_and_described(client: httpx.AsyncClient) -> Non
     assert [(model["name"], model["version"], model["task"]) for model in answer["models"]] == [
         ("another", 3, "classification"),
         ("first-pixel", 1, "classification"),
+        ("first-pixel-gradient", 1, "gradient"),
         ("ramp", 1, "generation"),
         ("ramp-encoder", 1, "encoding"),
         ("text", 1, "search"),
