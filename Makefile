@@ -70,8 +70,8 @@ image-lint: $(VENV)/.develop ## Check the Dockerfile (1 s)
 	$(BIN)/hadolint Dockerfile
 
 .PHONY: image-check
-image-check: ## Build, run and load the images without a Docker engine; as root on Debian; also with ENGINE=gpu
-	.ci/image-check
+image-check: $(VENV)/.develop ## Build, run and load the images, and play the chart; as root on Debian, without Docker; also with ENGINE=gpu
+	PYTHON="$(BIN)/python" .ci/image-check
 
 .PHONY: sbom
 sbom: $(SBOM)/.installed ## Write the SBOM of the image's packages and models, build/inkserve.cdx.json (30 s)
