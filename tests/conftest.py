@@ -1,5 +1,6 @@
 """Fixtures of several test files: tiny models, built on the spot. Marks slow tests, lists why tests skip."""
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -96,9 +97,12 @@ def add_generator(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> "Workshop":
     """Tiny trained and exported models of every family (torch is imported for those who ask)."""
-    from tests.support.tiny_runs import make
+    from tests.support.tiny_runs import shared
 
-    return make(tmp_path_factory.mktemp("workshop"))
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "workshop"
+    folder.mkdir(exist_ok=True)
+    return shared(folder)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Tiny runs of every family on small IDX files, and the models exported from them: seconds in all."""
 
 import dataclasses
+import fcntl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +75,23 @@ class Workshop:
     models: Path
 
 
-def make(folder: Path) -> Workshop:
+def shared(folder: Path) -> Workshop:
+    """Return the workshop of all processes that test now: the first one to come makes it."""
+    made = folder / "made"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        data_dir = folder / "data"
+        if not made.exists():
+            write_folder(data_dir)
+        workshop = Workshop(data_dir, load(data_dir), folder / "runs", folder / "models")
+        if not made.exists():
+            _make(workshop)
+            made.touch()
+    return workshop
+
+
+def _make(workshop: Workshop) -> None:
     """Train and export cnn, gan, vae and flow; the judge of samples is the cnn under another name."""
-    data_dir = write_folder(folder / "data")
-    workshop = Workshop(data_dir, load(data_dir), folder / "runs", folder / "models")
     judge = str(workshop.models / "cnn" / "1")
     for name, module, config in (
         ("cnn", classifier, CNN),
@@ -91,7 +105,6 @@ def make(folder: Path) -> Workshop:
         module.export(name, run_dir, workshop.splits, Target(workshop.models))
         if name == "cnn":
             module.export("judge", run_dir, workshop.splits, Target(workshop.models))
-    return workshop
 
 
 class Interrupted(Exception):

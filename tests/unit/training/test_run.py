@@ -258,7 +258,7 @@ def messages(process: subprocess.Popen[str]) -> Iterator[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)])
 def test_killed_run_resumes_to_the_same_bits(tmp_path: Path, data_dir: Path, how: signal.Signals) -> None:
     command = [*TRAIN, "--data-dir", str(data_dir)]
     with subprocess.Popen(
@@ -313,6 +313,7 @@ def test_two_nodes_train_as_two_processes_of_one_node_do(tmp_path: Path, data_di
         assert config["world_size"] == 2
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_nodes_that_do_not_share_the_folder_cannot_resume(tmp_path: Path, data_dir: Path) -> None:
     alone = [*TRAIN, "--data-dir", str(data_dir), "--run-dir", str(tmp_path / "first")]

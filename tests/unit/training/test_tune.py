@@ -109,6 +109,7 @@ def test_two_workers_search_prune_continue_and_the_best_can_be_repeated(
     )
 
 
+@pytest.mark.nightly
 def test_the_printed_command_repeats_the_best_trial(
     tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +128,7 @@ def test_the_printed_command_repeats_the_best_trial(
     assert "--epochs" not in shlex.split(lines[first + 3])
 
 
+@pytest.mark.nightly
 def test_a_killed_worker_loses_only_its_trial(
     tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,7 +149,9 @@ def test_a_killed_worker_loses_only_its_trial(
     assert states(folder).count("fail") <= 1
 
 
-@pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("how", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.nightly)]
+)
 def test_an_interrupted_command_keeps_its_finished_trials(
     how: signal.Signals, status: int, tmp_path: Path, data_dir: Path
 ) -> None:
