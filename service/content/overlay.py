@@ -16,8 +16,9 @@ LARGEST = 512
 FOR, AGAINST = (178, 24, 43), (33, 102, 172)
 """Red and blue, near the ends of ColorBrewer's RdBu: readers who confuse red and green tell them apart."""
 
-INK = 0.62
-"""How much darker full ink is than the background."""
+INK, BARE = 0.62, 0.75
+"""How much darker full ink is than the background, and the part of this that the strongest pixel is spared:
+integrated gradients lie on ink alone, whose darkness would hide their colour."""
 
 
 def overlay(image: Array, layout: ImageLayout, attributions: Map) -> NDArray[np.uint8]:
@@ -30,7 +31,8 @@ def overlay(image: Array, layout: ImageLayout, attributions: Map) -> NDArray[np.
     share = attributions / strength if strength > 0 else attributions
     ends = np.where(share[..., None] > 0, np.array(FOR), np.array(AGAINST))
     colours = 255 + np.abs(share)[..., None] * (ends - 255)
-    shaded = colours * (1 - INK * _ink(image, layout)[..., None])
+    dark = INK * _ink(image, layout) * (1 - BARE * np.abs(share))
+    shaded = colours * (1 - dark[..., None])
     scale = max(1, min(SCALE, LARGEST // max(layout.height, layout.width)))
     picture: NDArray[np.uint8] = np.rint(shaded).astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
     return picture
