@@ -22,7 +22,7 @@ from loadtests.haproxy import Backend, Haproxy, Pod, balancing, installed, versi
 from loadtests.interrupts import exit_code
 from loadtests.measured_pod import Step, post_request, step_of
 from loadtests.outputs import add_output_arguments, chosen_output, shown, write_text
-from loadtests.processes import free_port
+from loadtests.processes import end_servers_on_sigterm, free_port
 from loadtests.progress import doing, say
 from loadtests.service_process import ROOT, serving
 
@@ -68,6 +68,7 @@ class Round:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 1 if agent checks do not halve round robin's p99 at every load."""
     parsed = command_line().parse_args(arguments)
+    end_servers_on_sigterm()
     program = installed()
     if program is None:
         print("agent_check: haproxy is not installed: apt-get install haproxy", file=sys.stderr)

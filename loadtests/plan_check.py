@@ -20,6 +20,7 @@ from loadtests.interrupts import exit_code
 from loadtests.measured_pod import MeasuredPod, Step
 from loadtests.outputs import add_output_arguments, chosen_output, shown, write_text
 from loadtests.placement import on_cores, place
+from loadtests.processes import end_servers_on_sigterm
 from loadtests.progress import doing, say
 from loadtests.service_process import ROOT, serving
 
@@ -70,6 +71,7 @@ class Prediction:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 1 if a load's p99 is off by more than FACTOR."""
     parsed = command_line().parse_args(arguments)
+    end_servers_on_sigterm()
     output = chosen_output(parsed, RESULT, full=is_full_run(parsed))
     about = machine.describe()
     placement = place()
