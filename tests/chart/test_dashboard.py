@@ -10,7 +10,7 @@ import pytest
 
 from loadtests.dashboard import FILE, NotUnderstood, Span, fill, panels
 from service.observability.load import ROUTES
-from tests.chart.test_rules import needs_promtool, promtool
+from tests.support.promtool import needs_promtool, promtool
 
 
 def board(tmp_path: Path, **panel: Any) -> Path:

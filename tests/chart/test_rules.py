@@ -1,9 +1,6 @@
 """The alerts and recording rules, evaluated by Prometheus's promtool on invented series."""
 
-import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,21 +8,11 @@ import yaml
 
 from loadtests.dashboard import panels
 from service.observability.metrics import LATENCY_OBJECTIVE_SECONDS, Metrics
+from tests.support.promtool import needs_promtool, promtool
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "helm" / "rules" / "inkserve.yaml"
 TESTS = sorted((ROOT / "tests" / "chart" / "rules").glob("*.yaml"))
-
-needs_promtool = pytest.mark.skipif(
-    not shutil.which("promtool") and not os.environ.get("CI"),
-    reason="promtool is missing: Debian's package prometheus has it",
-)
-
-
-def promtool(*arguments: str | Path) -> str:
-    ended = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=120, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
 
 
 @needs_promtool
