@@ -397,7 +397,7 @@ async def test_the_engines_metrics_are_returned(start_engine: Start, connect: Co
     predictor = await connect()
     await classify(predictor, 1, 2)
     _, families = await predictor.metrics()
-    labels = {"model": "first-pixel"}
+    labels = {"model": "first-pixel", "version": "1"}
     assert registry_of(families).get_sample_value("inkserve_rows_total", labels) == 2
 
 
