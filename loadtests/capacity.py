@@ -18,6 +18,7 @@ from loadtests.interrupts import exit_code
 from loadtests.measured_pod import MeasuredPod, Step
 from loadtests.outputs import add_output_arguments, chosen_output, shown, write_text
 from loadtests.placement import on_cores, place
+from loadtests.processes import end_servers_on_sigterm
 from loadtests.progress import doing, say
 from loadtests.service_process import ROOT, serving
 from loadtests.simulation.calibration import CALLERS, calibrate
@@ -49,6 +50,7 @@ class Sizing:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parsed = command_line().parse_args(arguments)
+    end_servers_on_sigterm()
     try:
         return _measure(parsed) if parsed.command == "measure" else _plan(parsed)
     except ValueError as error:

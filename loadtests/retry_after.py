@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from loadtests.interrupts import exit_code
 from loadtests.machine import describe
 from loadtests.placement import on_cores, place
+from loadtests.processes import end_servers_on_sigterm
 from loadtests.progress import doing, say
 from loadtests.service_process import Service, serving
 
@@ -147,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtests.retry_after", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="bursts with each kind of clients (default: 3)")
     parsed = parser.parse_args(arguments)
+    end_servers_on_sigterm()
     flags = ("--max-queue-requests", str(QUEUED), "--default-classifier", MODEL, "--intra-op-threads", "1")
     placement = place()
     with serving(flags, placement.service_cores) as service, on_cores(placement.generator_cores):

@@ -22,6 +22,7 @@ from loadtests.interrupts import exit_code
 from loadtests.measured_pod import OPENING_SECONDS, MeasuredPod, Spent, Step
 from loadtests.outputs import add_output_arguments, chosen_output, shown, write_text
 from loadtests.placement import on_cores, place
+from loadtests.processes import end_servers_on_sigterm
 from loadtests.progress import doing, say
 from loadtests.service_process import ROOT, serving
 from loadtests.simulation.calibration import CALLERS, Calibration, calibrate, calibration_of
@@ -77,6 +78,7 @@ class Check:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 1 if a figure is out of tolerance."""
     parsed = command_line().parse_args(arguments)
+    end_servers_on_sigterm()
     placement = place()
     measured = json.loads(parsed.measured.read_text()) if parsed.measured else None
     if measured and len(placement.service_cores) != measured["costs"]["cores"]:
