@@ -122,7 +122,8 @@ UNDERSTOOD = Header(
 )
 EXPLAINED = Header(
     "Inkserve-Explained",
-    "The labels whose probability is explained, one for each image; in JSON, `target`.",
+    "The labels whose probability is explained, one for each image, separated by commas; in JSON, `target`. "
+    "Characters other than ASCII's are percent-encoded.",
     example="7",
 )
 COST = Header(

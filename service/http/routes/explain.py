@@ -31,6 +31,7 @@ from service.http.requests import parse_bool, parse_int, read_query
 from service.http.responses import Response, to_json
 from service.http.routes.bodies import BodyDecoder
 from service.http.routes.classify import NAMES, body_format
+from service.http.routes.generated import joined
 from service.http.routes.prompts import Asker
 from service.http.routes.schemas import ExplainQuery
 from service.http.routes.shared import (
@@ -306,10 +307,10 @@ class _Work:
         if options.accepted == PNG:
             pictures = self._overlays(explanations)
             picture = pictures[0] if len(pictures) == 1 else 255 - codecs.sprite(255 - np.stack(pictures))
-            targets = ", ".join(manifest.labels[each.label] for each in explanations)
+            targets = joined([manifest.labels[each.label] for each in explanations])
             headers = (
                 *model_headers(manifest.name, manifest.version),
-                (EXPLAINED.wire, targets.encode("ascii", "replace")),
+                (EXPLAINED.wire, targets),
                 (COST.wire, b"rows=%d, milliseconds=%.1f" % (self.rows, milliseconds)),
             )
             content = codecs.png_from_image(picture)

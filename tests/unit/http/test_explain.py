@@ -157,7 +157,7 @@ async def test_pictures_are_prepared_and_shown_with_their_colours(client: httpx.
 async def test_several_images_share_a_sheet(client: httpx.AsyncClient) -> None:
     body = np.stack([image(each) for each in (1, 2, 3)]).tobytes()
     response = await client.post("/explain?patch=14", content=body, headers=PNG)
-    assert response.headers["inkserve-explained"] == "1, 2, 3"
+    assert response.headers["inkserve-explained"] == "1,2,3"
     sheet = pixels(response.content)
     assert sheet.shape == (2 * 28 * SCALE, 2 * 28 * SCALE, 3)
     assert sheet[-1, -1].tolist() == [255, 255, 255]  # the place of a fourth
