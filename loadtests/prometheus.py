@@ -93,8 +93,11 @@ def config(
 
 
 @contextmanager
-def running(folder: Path, configuration: Json) -> Iterator[Prometheus]:
-    """Run Prometheus, with its files in the folder, until the block ends. Raises NotListening."""
+def running(folder: Path, configuration: Json, *flags: str) -> Iterator[Prometheus]:
+    """Run Prometheus, with its files in the folder, until the block ends. Raises NotListening.
+
+    flags: more of its flags.
+    """
     file, log = folder / "prometheus.yml", folder / "log"
     file.write_text(json.dumps(configuration))  # JSON is YAML too
     command = [
@@ -103,6 +106,7 @@ def running(folder: Path, configuration: Json) -> Iterator[Prometheus]:
         f"--storage.tsdb.path={folder / 'data'}",
         "--web.listen-address=127.0.0.1:0",
         "--log.format=json",
+        *flags,
     ]
     with log.open("w") as stderr, subprocess.Popen(command, stderr=stderr) as process:
         try:

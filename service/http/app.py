@@ -31,6 +31,7 @@ from service.http.routes.openapi import Description
 from service.http.routes.openapi_objects import describe_errors
 from service.http.routes.search import Search
 from service.http.types import CALL
+from service.observability import protobuf_exposition
 from service.observability.access_log import open_access_log
 from service.observability.load_reports import LoadReports
 from service.observability.metrics import Metrics, package_version
@@ -42,8 +43,9 @@ if TYPE_CHECKING:
 
 Gather = Callable[[], Awaitable[CollectorRegistry]]
 
-METRICS_OFFERED = tuple(
-    choose_encoder(accept)[1].partition(";")[0] for accept in ("", "application/openmetrics-text")
+METRICS_OFFERED = (
+    *(choose_encoder(accept)[1].partition(";")[0] for accept in ("", "application/openmetrics-text")),
+    protobuf_exposition.MEDIA_TYPE,
 )
 """Media types of /metrics, the default one first."""
 
@@ -137,10 +139,15 @@ def _add_operations(app: FastAPI, metrics: Metrics, gather: Gather | None) -> No
         responses=described,
     )
     async def prometheus_metrics(request: Request) -> FastApiResponse:
-        """Return all metrics in the text format of Prometheus or OpenMetrics."""
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        """Return all metrics in Prometheus' text or protobuf format, or in that of OpenMetrics."""
+        accept = request.headers.get("accept", "")
+        encode, content_type = choose_encoder(accept)
         registry = metrics.registry if gather is None else await gather()
-        return FastApiResponse(encode(registry), media_type=content_type)
+        if protobuf_exposition.is_wanted(accept):
+            body, content_type = protobuf_exposition.encode(registry), protobuf_exposition.CONTENT_TYPE
+        else:
+            body = encode(registry)
+        return FastApiResponse(body, media_type=content_type)
 
 
 def _as_response(response: Response) -> FastApiResponse:

@@ -6,6 +6,7 @@ prometheus_client's Counter and Histogram take 4 of the 25 us of a request.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
+
+from service.observability.native import Native, added, classic_counts, grid_of, native_counts
 
 NOT_MODIFIED = 304
 """Answered without computing: the client had the response already."""
@@ -24,17 +27,18 @@ FOLD_AT = 4096
 class Tally:
     """Values, and how many of them fall into which bucket. For one thread.
 
-    bounds: the buckets' upper bounds, ascending; a last bucket without a bound follows.
+    bounds: the classic buckets' upper bounds, ascending; a last bucket without a bound follows.
     exemplars: the last observation noted for each bucket, by the bucket's index.
     pending: observations that are not in their buckets yet. Code that appends here directly must call `fold`
         once it holds FOLD_AT of them.
     """
 
-    __slots__ = ("_bounds", "_counts", "_folded", "_sum", "exemplars", "pending")
+    __slots__ = ("_bounds", "_counts", "_folded", "_grid", "_sum", "exemplars", "pending")
 
-    def __init__(self, bounds: NDArray[np.float64]) -> None:
+    def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
-        self._counts = np.zeros(len(bounds) + 1, np.int64)
+        self._grid = grid_of(tuple(bounds))
+        self._counts = np.zeros(len(self._grid.bounds) + 1, np.int64)
         self._folded = 0
         self._sum = 0.0
         self.pending: list[float] = []
@@ -71,9 +75,14 @@ class Tally:
         return self._folded + len(self.pending)
 
     def counts(self) -> NDArray[np.int64]:
-        """Return the count of each bucket, not cumulative."""
+        """Return the count of each classic bucket, not cumulative."""
         self.fold()
-        return self._counts.copy()
+        return classic_counts(self._grid, self._counts)
+
+    def native(self) -> Native:
+        """Return the counts of the exponential buckets."""
+        self.fold()
+        return native_counts(self._grid, self._counts)
 
     def sum(self) -> float:
         """Return the sum of all observations."""
@@ -83,17 +92,41 @@ class Tally:
     def fold(self) -> None:
         """Put the pending observations into their buckets."""
         if self.pending:
-            buckets = np.searchsorted(self._bounds, self.pending)  # a bound belongs to its own bucket
+            buckets = np.searchsorted(self._grid.bounds, self.pending)  # a bound belongs to its own bucket
             self._counts += np.bincount(buckets, minlength=len(self._counts))
             self._folded += len(self.pending)
             self._sum += sum(self.pending)
             self.pending.clear()
 
 
+def labels_key(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Return labels as the key of a series."""
+    return tuple(labels.items())
+
+
+class NativeFamily(Metric):
+    """A histogram with exponential buckets too. native: their counts for each series, by `labels_key`."""
+
+    def __init__(self, name: str, documentation: str) -> None:
+        super().__init__(name, documentation, "histogram")
+        self.native: dict[tuple[tuple[str, str], ...], Native] = {}
+
+
+class _Family(HistogramMetricFamily, NativeFamily):
+    """A native family that is built from buckets."""
+
+    def __init__(self, name: str, documentation: str, labels: Sequence[str]) -> None:
+        HistogramMetricFamily.__init__(self, name, documentation, labels=labels)
+        self.native = {}
+        self.label_names = labels
+
+
 def add_histogram(
-    family: HistogramMetricFamily, labels: Sequence[str], bounds: Sequence[float], tallies: Sequence[Tally]
+    family: _Family, labels: Sequence[str], bounds: Sequence[float], tallies: Sequence[Tally]
 ) -> None:
     """Add one series: the sum of several tallies with these bounds, and each bucket's newest exemplar."""
+    key = labels_key(dict(zip(family.label_names, labels, strict=True)))
+    family.native[key] = reduce(added, (tally.native() for tally in tallies))
     counts = np.sum([tally.counts() for tally in tallies], axis=0).cumsum().tolist()
     names = [floatToGoString(bound) for bound in (*bounds, float("inf"))]  # type: ignore[no-untyped-call]
     newest: dict[int, Exemplar] = {}
@@ -125,11 +158,11 @@ class DeferredHistogram:
     def of(self, *values: str) -> Tally:
         """Return the observations with these values of the labels."""
         assert len(values) == len(self._labels)
-        return self._tallies.setdefault(values, Tally(np.asarray(self._bounds)))
+        return self._tallies.setdefault(values, Tally(self._bounds))
 
     def collect(self) -> Iterator[Metric]:
         """Return the histogram now."""
-        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        family = _Family(self._name, self._text, self._labels)
         for values, tally in self._tallies.items():
             add_histogram(family, values, self._bounds, [tally])
         yield family
@@ -152,7 +185,7 @@ class RequestMetrics:
         """Return the seconds of the requests with these labels. model: empty if none was found."""
         tally = self._tallies.get((route, model, status))
         if tally is None:
-            tally = self._tallies[route, model, status] = Tally(np.asarray(self._bounds))
+            tally = self._tallies[route, model, status] = Tally(self._bounds)
         return tally
 
     def counted(self) -> Metric:
@@ -172,9 +205,8 @@ class RequestMetrics:
             f"Requests answered with 2xx or 304 within {self._objective} s.",
             labels=["route", "model"],
         )
-        seconds = HistogramMetricFamily(
-            f"{self._prefix}_request_seconds", "From a request's arrival to its response.", labels=["route"]
-        )
+        text = "From a request's arrival to its response."
+        seconds = _Family(f"{self._prefix}_request_seconds", text, ["route"])
         in_time: dict[tuple[str, str], int] = {}
         by_route: dict[str, list[Tally]] = {}
         good_buckets = list(self._bounds).index(self._objective) + 1

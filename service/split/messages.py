@@ -22,6 +22,7 @@ from service.errors import EngineError, FrameError, InkserveError, QueueFull
 from service.models.catalogue import Catalogue, Failure, ModelInfo
 from service.models.manifest import Manifest, TensorSpec
 from service.models.tensors import DTYPES, Array, dtype_of
+from service.observability.histograms import NativeFamily, labels_key
 from service.observability.load import Load
 from service.split.frames import Frame
 
@@ -247,6 +248,7 @@ def metrics_header(number: int, source: str, families: Sequence[Metric]) -> list
                     [each.name, each.labels, each.value, *([list(each.exemplar)] if each.exemplar else [])]
                     for each in family.samples
                 ],
+                *_native_header(family),
             ]
             for family in families
         ],
@@ -258,13 +260,30 @@ def read_metrics(frame: Frame) -> tuple[str, list[Metric]]:
     with _reading("metrics"):
         _, source, described = frame.header
         families = []
-        for name, documentation, kind, samples in described:
-            family = Metric(name, documentation, kind)
+        for name, documentation, kind, samples, *native in described:
+            family = (
+                _native_family(name, documentation, *native) if native else Metric(name, documentation, kind)
+            )
             for sample_name, labels, value, *exemplars in samples:
                 exemplar = _exemplar(*exemplars) if exemplars else None
                 family.add_sample(sample_name, labels, float(value), exemplar=exemplar)
             families.append(family)
         return source, families
+
+
+def _native_header(family: Metric) -> list[object]:
+    """Return the exponential buckets of a histogram that has them, as one element."""
+    if not isinstance(family, NativeFamily):
+        return []
+    return [[[dict(key), list(native.items())] for key, native in family.native.items()]]
+
+
+def _native_family(name: str, documentation: str, sent: Sequence[Any]) -> NativeFamily:
+    family = NativeFamily(name, documentation)
+    for labels, buckets in sent:
+        native = {int(index): int(count) for index, count in buckets}
+        family.native[labels_key({str(label): str(value) for label, value in labels.items()})] = native
+    return family
 
 
 def _exemplar(sent: Sequence[Any]) -> Exemplar:

@@ -8,7 +8,8 @@ from operator import add
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.samples import Exemplar
 
-from service.observability.histograms import newer
+from service.observability.histograms import NativeFamily, newer
+from service.observability.native import added
 
 _Key = tuple[str, tuple[tuple[str, str], ...]]
 """A sample's name and labels."""
@@ -91,7 +92,10 @@ def merge(families: Iterable[Metric]) -> list[Metric]:
     values: dict[str, dict[_Key, float]] = {}
     exemplars: dict[_Key, Exemplar] = {}
     for family in families:
-        merged.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+        if family.name not in merged:
+            merged[family.name] = _empty(family)
+        if isinstance(family, NativeFamily):
+            _add_native(merged[family.name], family)
         samples = values.setdefault(family.name, {})
         for sample in family.samples:
             key = sample.name, tuple(sample.labels.items())
@@ -104,6 +108,18 @@ def merge(families: Iterable[Metric]) -> list[Metric]:
             exemplar = exemplars.get((sample_name, labels))
             family.add_sample(sample_name, dict(labels), value, exemplar=exemplar)
     return list(merged.values())
+
+
+def _empty(family: Metric) -> Metric:
+    if isinstance(family, NativeFamily):
+        return NativeFamily(family.name, family.documentation)
+    return Metric(family.name, family.documentation, family.type)
+
+
+def _add_native(total: Metric, family: NativeFamily) -> None:
+    assert isinstance(total, NativeFamily)
+    for key, native in family.native.items():
+        total.native[key] = added(total.native.get(key, {}), native)
 
 
 def _combiner(sample_name: str, kind: str) -> Callable[[float, float], float]:

@@ -118,6 +118,33 @@ def test_promtool_finds_nothing_wrong_with_a_scrape(models_dir: Path, workers: s
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_prometheus_stores_native_histograms_if_it_asks_for_them(
+    models_dir: Path, tmp_path: Path, workers: str
+) -> None:
+    with serving("--models-dir", str(models_dir), "--workers", workers) as service:
+        target = f"127.0.0.1:{service.port}"
+        scraping = config("inkserve", target, {"namespace": "tests"}, RULES)
+        with running(tmp_path, scraping, "--enable-feature=native-histograms") as prometheus:
+            seen: dict[str, float] = {}
+
+            def all_counted() -> bool:
+                load(f"http://{target}")
+                quantile = 'histogram_quantile(0.9, rate(inkserve_request_seconds{route="/classify"}[1m]))'
+                count = 'histogram_count(inkserve_request_seconds{route="/classify"})'
+                for name, query in (("quantile", quantile), ("count", count)):
+                    for line in prometheus.at(query):
+                        seen[name] = line.values[0]
+                return len(seen) == 2 and not math.isnan(seen["quantile"])
+
+            wait_for(all_counted)
+            assert 0 < seen["quantile"] < 30
+            assert seen["count"] >= 7
+            assert (
+                prometheus.at("inkserve_request_seconds_bucket") == []
+            )  # the classic ones are not stored too
+
+
 def test_every_query_of_the_dashboard_gives_data(service: str, prometheus: Prometheus) -> None:
     silent = dashboards_queries()
     assert len(silent) > 30

@@ -2,7 +2,6 @@
 
 import re
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,7 +32,7 @@ def test_a_histogram_has_the_samples_of_the_librarys(seconds: list[float]) -> No
 
 
 def test_many_are_folded_as_they_come_and_none_is_lost() -> None:
-    tally = Tally(np.asarray([1.0, 2.0]))
+    tally = Tally([1.0, 2.0])
     for index in range(FOLD_AT + 10):
         tally.add(index % 3 + 0.5)
     tally.extend([2.0] * FOLD_AT)
