@@ -58,6 +58,9 @@ Outputs = dict[str, tuple[Datatype, tuple[int, ...]]]
 Preprocess = Literal["mnist-digit", "resize", "none"]
 """How a PNG or a JPEG becomes a row of a model's image input; see `Manifest`."""
 
+OOD_SCORE = "ood_score"
+"""The output of a classification model that says how unlike its training inputs a row is."""
+
 DIGIT_SIZES = (28, 28, 1)
 """Height, width and channels of an image that "mnist-digit" makes."""
 
@@ -196,6 +199,9 @@ class Manifest(_Frozen):
         "none": pictures are rejected.
         Absent in manifests older than the field: "mnist-digit" for grey 28x28 images, "resize" for
         images of any other size, "none" for other tensors; see `picture_preprocess`.
+    abstain_above: the threshold of the output `ood_score` FP32 (-1), above which the service advises not to
+        believe a row's label. Positive, and the score grows with the distance from what the model knows; only
+        for classification.
     metrics: what `python -m training evaluate` measures on the test set, and `multiply_adds`, a row's cost.
     command: the command that made the model.
     """
@@ -208,6 +214,7 @@ class Manifest(_Frozen):
     outputs: tuple[TensorSpec, ...] = Field(min_length=1)
     labels: Labels = ()
     preprocess: Preprocess | None = None
+    abstain_above: float | None = Field(default=None, gt=0)
     sha256: Sha256
     files: dict[FileName, Sha256] = Field(default_factory=dict)
     metrics: dict[str, float | int | str] = Field(default_factory=dict)
@@ -223,6 +230,12 @@ class Manifest(_Frozen):
     def input(self, name: str) -> TensorSpec | None:
         """Return the input of that name, or None."""
         return next((spec for spec in self.inputs if spec.name == name), None)
+
+    def ood_output(self) -> int | None:
+        """Return the place of the output `ood_score` among the outputs; None without a threshold for it."""
+        if self.abstain_above is None:
+            return None
+        return next(place for place, spec in enumerate(self.outputs) if spec.name == OOD_SCORE)
 
     @property
     def picture_preprocess(self) -> Preprocess:
@@ -257,6 +270,20 @@ class Manifest(_Frozen):
             raise ValueError(f"input label is {label.datatype} {list(label.shape)}, expected INT64 [-1]")
         if label is not None and not self.labels:
             raise ValueError("the model has an input label, expected the names of its values in labels")
+        return self
+
+    @model_validator(mode="after")
+    def _threshold_has_its_score(self) -> Self:
+        if self.abstain_above is None:
+            return self
+        if self.task != "classification":
+            raise ValueError(f"abstain_above is given for {self.task}, expected only for classification")
+        score = next((spec for spec in self.outputs if spec.name == OOD_SCORE), None)
+        if score is None or (score.datatype, score.shape) != ("FP32", (-1,)):
+            seen = ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in self.outputs)
+            raise ValueError(
+                f"abstain_above is given, but the outputs are {seen}, expected {OOD_SCORE} FP32 [-1] too"
+            )
         return self
 
     @model_validator(mode="after")

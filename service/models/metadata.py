@@ -20,8 +20,8 @@ from service.models.verification import external_digests
 PREFIX = "inkserve."
 """How the keys of our metadata begin: a graph may hold those of other tools too."""
 
-TEXTS = ("task", "description", "preprocess", "command")
-"""The manifest's fields that metadata hold as they are. `labels` is a JSON list of texts."""
+TEXTS = ("task", "description", "preprocess", "abstain_above", "command")
+"""The manifest's fields that metadata hold as they are, as text. `labels` is a JSON list of texts."""
 
 METRICS = ("data", "data_digest")
 """The manifest's metrics that metadata hold: what is known before the graph is measured."""

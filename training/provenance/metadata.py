@@ -33,7 +33,7 @@ def _facts(manifest: Manifest, commit: str) -> dict[str, str]:
     return {
         "name": manifest.name,
         "version": str(manifest.version),
-        **{name: getattr(manifest, name) or "" for name in TEXTS},
+        **{name: str(getattr(manifest, name) or "") for name in TEXTS},
         "labels": json.dumps(manifest.labels, ensure_ascii=False),
         **{name: str(manifest.metrics.get(name, "")) for name in METRICS},
         "license": LICENSE,

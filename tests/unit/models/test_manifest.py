@@ -30,7 +30,16 @@ def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
 
 Tensor = dict[str, object]
 IMAGES: Tensor = {"name": "images", "datatype": "UINT8", "shape": [-1, 28, 28]}
+PROBABILITIES: Tensor = {"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]}
+SCORE: Tensor = {"name": "ood_score", "datatype": "FP32", "shape": [-1]}
 Z: Tensor = {"name": "z", "datatype": "FP32", "shape": [-1, 4]}
+
+
+def test_a_threshold_names_the_output_that_it_is_for(add_classifier: Callable[..., Path]) -> None:
+    folder = add_classifier("digits", 1)
+    assert read_manifest(folder).ood_output() is None
+    rewrite(folder, abstain_above=3.5, outputs=[PROBABILITIES, SCORE])
+    assert read_manifest(folder).ood_output() == 1
 
 
 @pytest.mark.parametrize(
@@ -48,6 +57,15 @@ Z: Tensor = {"name": "z", "datatype": "FP32", "shape": [-1, 4]}
         ({"task": "generation"}, "a generation model needs an input z"),
         ({"task": "generation", "inputs": [Z]}, "output probabilities is FP32"),
         ({"task": "generation", "inputs": [Z, IMAGES]}, r"has the inputs \['images'\], expected only z and"),
+        (
+            {"abstain_above": 3.5},
+            r"outputs are probabilities FP32 \[-1, 10\], expected ood_score FP32 \[-1\]",
+        ),
+        (
+            {"abstain_above": 3.5, "outputs": [PROBABILITIES, SCORE | {"shape": [-1, 1]}]},
+            r"ood_score FP32 \[-1, 1\], expected ood_score FP32 \[-1\] too",
+        ),
+        ({"abstain_above": 0, "outputs": [PROBABILITIES, SCORE]}, "abstain_above: Input should be greater"),
         ({"preprocess": "crop"}, "preprocess: Input should be 'mnist-digit', 'resize' or 'none'"),
         (
             {"preprocess": "mnist-digit", "inputs": [IMAGES | {"shape": [-1, 32, 32]}]},
