@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "private": _private,
         "export": _export,
         "quantize": _quantize,
+        "confidence": _confidence,
         "ensemble": _ensemble,
         "gradient": _gradient,
         "compare": _compare,
@@ -211,6 +212,21 @@ def _quantize(options: argparse.Namespace) -> int:
     return 0
 
 
+def _confidence(options: argparse.Namespace) -> int:
+    from training.confidence.confidence import confidence
+
+    confidence(
+        options.model,
+        load(options.data_dir),
+        load(options.outliers_dir),
+        options.models_dir,
+        options.version,
+        options.fitted_images,
+        options.force,
+    )
+    return 0
+
+
 def _ensemble(options: argparse.Namespace) -> int:
     from training.ensembles.ensemble import ensemble
 
@@ -236,7 +252,8 @@ def _compare(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from training.evaluation.evaluate import evaluate
 
-    return 0 if evaluate(options.models, options.models_dir, load(options.data_dir)) else 1
+    outliers = None if options.outliers_dir is None else load(options.outliers_dir).test
+    return 0 if evaluate(options.models, options.models_dir, load(options.data_dir), outliers) else 1
 
 
 def _robustness(options: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ def build_parser(
     add = {"data": _add_data, "train": _add_train, "export": _add_export}
     add |= {"quantize": _add_quantize, "ensemble": _add_ensemble, "compare": _add_compare}
     add |= {"gradient": _add_gradient, "explain": _add_explain}
+    add |= {"confidence": _add_confidence}
     add |= {"evaluate": _add_evaluate, "robustness": _add_robustness, "pareto": _add_pareto}
     add |= {"sign": _add_sign, "tune": _add_tune, "private": _add_private}
     for name, run in commands.items():
@@ -230,6 +231,31 @@ def _add_quantize(actions: Any) -> argparse.ArgumentParser:
     return command
 
 
+def _add_confidence(actions: Any) -> argparse.ArgumentParser:
+    about = (
+        "Add to a published classifier an output that says how unlike its training images an image is, and "
+        "the threshold above which its label is not to be believed. The weights stay."
+    )
+    command = _add(actions, "confidence", about)
+    command.add_argument("model", help="a published classifier, such as mlp")
+    _add_models_dir(command)
+    command.add_argument("--version", type=_positive, help="version to change (default: the latest)")
+    command.add_argument(
+        "--outliers-dir",
+        type=Path,
+        default=Path("data/fashion-mnist"),
+        help="folder of the four IDX files of Fashion-MNIST, which shows no digits (default: %(default)s)",
+    )
+    command.add_argument(
+        "--fitted-images",
+        type=_positive,
+        default=10_000,
+        help="number of training images that the score is fitted to (default: %(default)s)",
+    )
+    command.add_argument("--force", action="store_true", help="replace the version, which exists")
+    return command
+
+
 def _add_ensemble(actions: Any) -> argparse.ArgumentParser:
     about = (
         "Publish one graph that gives the mean of several classifiers' probabilities, as "
@@ -281,6 +307,11 @@ def _add_evaluate(actions: Any) -> argparse.ArgumentParser:
     command = _add(actions, "evaluate", about)
     command.add_argument("models", nargs="*", help="names of models (default: all)")
     _add_models_dir(command)
+    command.add_argument(
+        "--outliers-dir",
+        type=Path,
+        help="folder of the four IDX files of Fashion-MNIST (default: the metrics that need it are left out)",
+    )
     return command
 
 

@@ -11,6 +11,7 @@ TrainingError
 ├── EvaluationError     the model cannot be evaluated on this data
 ├── SourceError         the model that another is to be made from does not fit
 ├── QuantizationError   the int8 version was not published
+├── ConfidenceError     the model with an out-of-distribution score was not published
 ├── EnsembleError       the ensemble was not published
 ├── GradientError       the graph of the gradient was not published
 └── SigningError        the version was not signed
@@ -61,6 +62,10 @@ class SourceError(TrainingError):
 
 class QuantizationError(TrainingError):
     """The int8 version was not published."""
+
+
+class ConfidenceError(TrainingError):
+    """The model with an out-of-distribution score was not published."""
 
 
 class EnsembleError(TrainingError):

@@ -31,9 +31,15 @@ def save_graph(graph: onnx.ModelProto, path: Path) -> None:
     path.write_bytes(graph.SerializeToString(deterministic=True))
 
 
-def open_session(path: Path, extra_outputs: Sequence[str] = ()) -> onnxruntime.InferenceSession:
-    """An onnxruntime session on the CPU; extra_outputs names inner tensors to return as well."""
-    graph = onnx.load(path)
+def open_session(
+    source: Path | onnx.ModelProto, extra_outputs: Sequence[str] = ()
+) -> onnxruntime.InferenceSession:
+    """An onnxruntime session on the CPU; extra_outputs names inner tensors to return as well.
+
+    source: a file, or a graph, which stays as it is.
+    """
+    graph = onnx.ModelProto()
+    graph.CopyFrom(onnx.load(source) if isinstance(source, Path) else source)
     graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra_outputs)
     return open_graph(graph)
 

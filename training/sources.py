@@ -1,8 +1,21 @@
 """Published classifiers that other models are made from: quantised, combined, imitated. Needs no torch."""
 
-from service.models.manifest import Manifest
+from pathlib import Path
+
+from service.models.folder import version_folders
+from service.models.manifest import MANIFEST_FILE, Manifest
 from training.datasets.splits import Splits
 from training.errors import SourceError
+
+
+def version_folder(parent: Path, version: int | None) -> Path:
+    """The folder of a model's requested version, or of the latest. Raises SourceError."""
+    versions = version_folders(parent, holding=MANIFEST_FILE)
+    if not versions:
+        raise SourceError(f"{parent} holds no version with a {MANIFEST_FILE}")
+    if version is not None and version not in versions:
+        raise SourceError(f"{parent} holds no version {version}, only {', '.join(map(str, versions))}")
+    return versions[max(versions) if version is None else version]
 
 
 def check_source(manifest: Manifest, splits: Splits) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from service.models.folder import model_folders, version_folders
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest
 from training.cost import MULTIPLY_ADDS, multiply_adds
-from training.datasets.splits import Splits
+from training.datasets.splits import Dataset, Splits
 from training.errors import EvaluationError
+from training.evaluation.abstention import ON_DIGITS, ON_FASHION, on_digits, on_fashion
 from training.evaluation.attribution import gradients
 from training.evaluation.classification import classification, quantization
 from training.evaluation.generation import generation
@@ -29,24 +30,35 @@ TOLERANCE = 1e-4
 POINTS_TOLERANCE = 0.02
 
 
-def evaluate(names: Sequence[str], models_dir: Path, splits: Splits) -> bool:
+def evaluate(names: Sequence[str], models_dir: Path, splits: Splits, fashion: Dataset | None = None) -> bool:
     """Measure every version of the named models, or of all, and print a table; returns whether all agree.
+
+    fashion: Fashion-MNIST's test images; the metrics that need them are left out without.
 
     Raises EvaluationError if there is nothing to measure, or if it was measured on other data.
     """
-    agreements = [_evaluate_version(folder, models_dir, splits) for folder in _versions(names, models_dir)]
+    agreements = [
+        _evaluate_version(folder, models_dir, splits, fashion) for folder in _versions(names, models_dir)
+    ]
     return all(agreements)
 
 
-def measure(manifest: Manifest, folder: Path, splits: Splits, models_dir: Path) -> Metrics:
+def measure(
+    manifest: Manifest, folder: Path, splits: Splits, models_dir: Path, fashion: Dataset | None = None
+) -> Metrics:
     """Every metric of a version's manifest, measured again.
 
     A generator, also one that drew for prompts, is judged by the version of the model that judged it first.
     Raises EvaluationError.
     """
     metrics = _quality(manifest, folder, splits, models_dir)
+    path, threshold = folder / MODEL_FILE, manifest.abstain_above
+    if threshold is not None and ON_DIGITS in manifest.metrics:
+        metrics |= on_digits(path, threshold, splits.test)
+        if fashion is not None:
+            metrics |= on_fashion(path, threshold, splits.test, fashion)
     if MULTIPLY_ADDS in manifest.metrics:  # manifests older than this metric lack it
-        metrics[MULTIPLY_ADDS] = multiply_adds(folder / MODEL_FILE)
+        metrics[MULTIPLY_ADDS] = multiply_adds(path)
     return metrics
 
 
@@ -87,7 +99,7 @@ def _agree(name: str, recorded: float | int | str | None, seen: float | int | st
     return recorded == seen
 
 
-def _evaluate_version(folder: Path, models_dir: Path, splits: Splits) -> bool:
+def _evaluate_version(folder: Path, models_dir: Path, splits: Splits, fashion: Dataset | None) -> bool:
     manifest = read_verified(folder)
     recorded = dict(manifest.metrics)
     data, data_digest = recorded.pop("data", "unknown"), recorded.pop("data_digest", "")
@@ -97,7 +109,10 @@ def _evaluate_version(folder: Path, models_dir: Path, splits: Splits) -> bool:
             f"{folder} was measured on {data}, digest {data_digest}, "
             f"but the data given is {splits.name}, digest {splits.digest}"
         )
-    seen = measure(manifest, folder, splits, models_dir)
+    if fashion is None:
+        for name in ON_FASHION:
+            recorded.pop(name, None)
+    seen = measure(manifest, folder, splits, models_dir, fashion)
     wrong = differences(recorded, seen)
     for name in sorted({*recorded, *seen}):
         mark = "DIFFERS" if name in wrong else "ok"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from service.models.folder import CARD_FILE, read_info, version_folders
+from service.models.folder import CARD_FILE, read_info
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, UNKNOWN_SHA256, Manifest
 from training.cards.card import command_lines, fill_page, section, table
 from training.cards.front_matter import front_matter
@@ -23,7 +23,7 @@ from training.provenance.commit import commit
 from training.provenance.metadata import describe_graph
 from training.quantization.int8 import PARITY_TOLERANCE, check_integers, load_float32, to_int8
 from training.quantization.speed import ROUNDS, Speed, cpu_name, measure_speed
-from training.sources import check_source
+from training.sources import check_source, version_folder
 from training.terminal import command_line
 from training.versions import Target, completed, read_verified, staging
 
@@ -46,7 +46,7 @@ def quantize(
     version: None means the latest. force: replace the int8 version if it exists.
     Raises SourceError, QuantizationError, ExportError or EvaluationError, and then publishes nothing.
     """
-    source = _source(models_dir / name, version)
+    source = version_folder(models_dir / name, version)
     manifest = read_verified(source)
     check_source(manifest, splits)
     calibration = splits.train.images[spread(len(splits.train), calibration_images)]
@@ -72,16 +72,6 @@ def quantize(
         (staged / CARD_FILE).write_text(_page(manifest, made, facts, speeds))
         write_bom(staged, made, _considerations(source), commit())
     return models_dir / made.name / staged.name
-
-
-def _source(parent: Path, version: int | None) -> Path:
-    """The folder of the requested version, or of the latest."""
-    versions = version_folders(parent, holding=MANIFEST_FILE)
-    if not versions:
-        raise QuantizationError(f"{parent} holds no version with a {MANIFEST_FILE}")
-    if version is not None and version not in versions:
-        raise QuantizationError(f"{parent} holds no version {version}, only {', '.join(map(str, versions))}")
-    return versions[max(versions) if version is None else version]
 
 
 def _check_loss(metrics: Metrics, allowed_points: float) -> None:

@@ -6,14 +6,13 @@ import numpy as np
 import onnx
 import pytest
 
-from service.models.manifest import MODEL_FILE, Manifest, TensorSpec, read_manifest, sha256_of
+from service.models.manifest import MODEL_FILE, read_manifest, sha256_of
 from service.onnx.engine import Engine
 from service.onnx.session import EngineOptions
 from tests.support.idx_files import write_folder
-from tests.support.tiny_classifiers import hidden_layer_classifier
+from tests.support.tiny_published import publish_tiny
 from training.__main__ import main
 from training.datasets.splits import Splits, load
-from training.evaluation.classification import classification
 from training.onnx_files import open_session
 from training.provenance.bom import BOM_FILE
 
@@ -34,24 +33,7 @@ def splits(data_dir: Path) -> Splits:
 def published(tmp_path_factory: pytest.TempPathFactory, splits: Splits) -> Path:
     """A models folder with mlp/2, which no test may change."""
     models = tmp_path_factory.mktemp("models")
-    folder = models / "mlp" / "2"
-    folder.mkdir(parents=True)
-    path = folder / MODEL_FILE
-    onnx.save(hidden_layer_classifier(splits), path)
-    manifest = Manifest(
-        name="mlp",
-        version=2,
-        task="classification",
-        inputs=(TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28)),),
-        outputs=(TensorSpec(name="probabilities", datatype="FP32", shape=(-1, CLASSES)),),
-        labels=splits.labels,
-        preprocess="resize",
-        sha256=sha256_of(path),
-        metrics={**classification(path, splits.test), "data": splits.name, "data_digest": splits.digest},
-        command="python -m training export mlp",
-    )
-    (folder / "manifest.json").write_text(manifest.model_dump_json())
-    (folder / "README.md").write_text("# mlp\n\n## Intended use\n\nTests.\n")
+    publish_tiny(models, splits)
     return models
 
 

@@ -1,0 +1,95 @@
+"""The score as nodes of a classifier's graph, and the features that it reads. Runs nothing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from service.models.manifest import OOD_SCORE
+from training.confidence.score import EPSILON, Score
+from training.errors import ConfidenceError
+
+OPSET = 18
+"""Since this version of the operators, reductions take their axes as an input."""
+
+PREFIX = "ood_"
+"""How the names of all that is added begin."""
+
+PROBABILITIES = "probabilities"
+
+
+def features_of(graph: onnx.ModelProto) -> str:
+    """Return the name of the penultimate features: the input of the last layer, before the softmax.
+
+    Raises ConfidenceError if `probabilities` is not the softmax of one linear layer.
+    """
+    made_by = {name: node for node in graph.graph.node for name in node.output}
+    softmax = made_by.get(PROBABILITIES)
+    if softmax is None or softmax.op_type != "Softmax":
+        seen = "nothing" if softmax is None else softmax.op_type
+        raise ConfidenceError(f"{PROBABILITIES} is made by {seen}, expected Softmax after a linear layer")
+    name: str = _linear_layer(softmax.input[0], made_by).input[0]
+    return name
+
+
+def _linear_layer(name: str, made_by: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto:
+    """Return the layer that makes the logits: Gemm, MatMul, or MatMul and Add."""
+    node = made_by.get(name)
+    if node is not None and node.op_type == "Add":
+        node = next((made_by[each] for each in node.input if each in made_by), None)
+    if node is None or node.op_type not in ("Gemm", "MatMul"):
+        seen = "an input" if node is None else node.op_type
+        raise ConfidenceError(f"the softmax reads {seen}, expected Gemm or MatMul, with or without Add")
+    return node
+
+
+def without_score(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph without the nodes of an earlier score."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    for parts in (copy.graph.node, copy.graph.initializer, copy.graph.output):
+        kept = [each for each in parts if not each.name.startswith(PREFIX)]
+        del parts[:]
+        parts.extend(kept)
+    return copy
+
+
+def with_score(graph: onnx.ModelProto, score: Score) -> onnx.ModelProto:
+    """Return the graph with the output `ood_score` (rows,) float32; the other nodes stay as they are.
+
+    Raises ConfidenceError.
+    """
+    opset = next(each.version for each in graph.opset_import if each.domain in ("", "ai.onnx"))
+    if opset < OPSET:
+        raise ConfidenceError(f"the graph has operators of opset {opset}, expected {OPSET} or later")
+    made = without_score(graph)
+    weights: dict[str, NDArray[Any]] = {
+        "ood_axis": np.array([1], np.int64),
+        "ood_epsilon": np.array(EPSILON, np.float32),
+        "ood_directions": score.directions,
+        "ood_shift": score.shift,
+        "ood_linear": score.linear,
+        "ood_offset": score.offset,
+    }
+    node, features = helper.make_node, features_of(made)
+    made.graph.node.extend(
+        [
+            node("ReduceL2", [features, "ood_axis"], ["ood_norm"], "ood_norm", keepdims=1),
+            node("Add", ["ood_norm", "ood_epsilon"], ["ood_length"], "ood_length"),
+            node("Div", [features, "ood_length"], ["ood_unit"], "ood_unit"),
+            node("Gemm", ["ood_unit", "ood_directions", "ood_shift"], ["ood_along"], "ood_along"),
+            node("Gemm", ["ood_unit", "ood_linear", "ood_offset"], ["ood_classes"], "ood_classes"),
+            node("ReduceSumSquare", ["ood_along", "ood_axis"], ["ood_square"], "ood_square", keepdims=0),
+            node("ReduceMin", ["ood_classes", "ood_axis"], ["ood_nearest"], "ood_nearest", keepdims=0),
+            node("Sub", ["ood_nearest", "ood_square"], [OOD_SCORE], OOD_SCORE),
+        ]
+    )
+    made.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+    rows = made.graph.input[0].type.tensor_type.shape.dim[0]
+    output = helper.make_tensor_value_info(OOD_SCORE, TensorProto.FLOAT, [rows.dim_param or "rows"])
+    made.graph.output.append(output)
+    onnx.checker.check_model(made, full_check=True)
+    return made
