@@ -174,7 +174,7 @@ tables: $(VENV)/.develop ## Write docs/settings.md, the settings in helm/values.
 .PHONY: chart-package
 chart-package: $(VENV)/.develop ## Package the chart and list what it runs: build/inkserve-VERSION.tgz and .cdx.json (1 s)
 	mkdir -p build
-	$(BIN)/python .ci/publish_chart.py build
+	$(BIN)/python .ci/publish_chart.py build $(ARGS)
 
 .PHONY: chart-push
 chart-push: $(VENV)/.develop ## Package the chart and push it: REGISTRY=registry.example.com/charts; prints what to sign

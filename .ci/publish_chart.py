@@ -8,7 +8,9 @@ bill of materials (CycloneDX 1.6) has the archive's SHA-256 and the images that 
 import argparse
 import hashlib
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +32,32 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("folder", type=Path, help="where the archive and its bill of materials are written")
     parser.add_argument("--push", metavar="REGISTRY", help="such as registry.example.com/charts")
     parser.add_argument("--plain-http", action="store_true", help="for a registry without TLS")
+    parser.add_argument("--home", metavar="URL", help="the project's page, for the packaged Chart.yaml")
+    parser.add_argument(
+        "--source", metavar="URL", help="the project's repository, for the packaged Chart.yaml"
+    )
     options = parser.parse_args(arguments)
-    archive = Path(helm_python.package(CHART, destination=options.folder))
+    archive = package(options.folder, options.home, options.source)
     materials = archive.with_suffix(".cdx.json")
     materials.write_text(bill(archive))
     print(archive, materials, sep="\n")
     if options.push:
         print(push(archive, options.push.removeprefix("oci://"), options.plain_http))
     return 0
+
+
+def package(folder: Path, home: str | None, source: str | None) -> Path:
+    """Package the chart into a folder; returns the archive.
+
+    home, source: the addresses of whoever publishes it, which the chart in the repository cannot know.
+    """
+    with tempfile.TemporaryDirectory() as parent:
+        chart = Path(shutil.copytree(CHART, Path(parent) / "inkserve"))
+        addresses = ({"home": home} if home else {}) | ({"sources": [source]} if source else {})
+        if addresses:
+            with (chart / "Chart.yaml").open("a") as metadata:
+                metadata.write(yaml.safe_dump(addresses))
+        return Path(helm_python.package(chart, destination=folder))
 
 
 def bill(archive: Path) -> str:

@@ -40,6 +40,16 @@ def test_the_package_renders_what_the_folder_does(archive: Path) -> None:
             assert render(values_of(case), of=packaged) == render(values_of(case))
 
 
+def test_the_package_names_the_addresses_of_its_publisher(tmp_path: Path) -> None:
+    home, source = "https://inkserve.example", "https://git.example/inkserve"
+    archive, _ = publish(str(tmp_path), "--home", home, "--source", source).stdout.splitlines()
+    with helm_python.Chart.load_archive(Path(archive).read_bytes()) as packaged:
+        metadata = packaged.metadata
+        assert render(values_of("extras"), of=packaged) == render(values_of("extras"))
+    assert (metadata["home"], metadata["sources"]) == (home, [source])
+    assert {**metadata, "home": None, "sources": None} == {**chart().metadata, "home": None, "sources": None}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not HAS_REGISTRY and not os.environ.get("CI"),
