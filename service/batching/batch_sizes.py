@@ -22,6 +22,10 @@ MIXED_BATCH_SECONDS = 0.002
 MIXED_ROWS = 16
 """Fewer rows would cost too much each."""
 
+LOW_SECONDS = 0.0005
+"""While small requests arrive, rows of low priority take at most this time of a batch: nobody is in a hurry
+for them, and each request would wait for them."""
+
 
 @dataclass(frozen=True, slots=True)
 class OnLoopRows:
@@ -66,6 +70,11 @@ def mixed_rows(seconds_for: Callable[[int], float], most: int) -> int:
     """
     rows = _rows_within(MIXED_BATCH_SECONDS, seconds_for, most)
     return min(most, max(rows, MIXED_ROWS))
+
+
+def low_rows(seconds_for: Callable[[int], float], most: int) -> int:
+    """Return the rows of low priority that a batch has at most while small requests arrive."""
+    return max(1, _rows_within(LOW_SECONDS, seconds_for, most))
 
 
 def _rows_within(seconds: float, seconds_for: Callable[[int], float], most: int) -> int:

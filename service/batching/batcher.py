@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from service.batching.batch_sizes import mixed_rows, on_loop_rows
+from service.batching.batch_sizes import low_rows, mixed_rows, on_loop_rows
 from service.batching.deadlines import Deadlines
 from service.batching.device import Device, Runner
 from service.batching.items import Group, Item
@@ -60,6 +60,7 @@ class Batcher:
         self._release: asyncio.TimerHandle | None = None
         self._deadlines = Deadlines(queue, device.lock)
         queue.mixed_rows = mixed_rows(runner.seconds_for, queue.max_batch_size)
+        queue.low_rows = low_rows(runner.seconds_for, queue.max_batch_size)
         self.on_loop = on_loop_rows(
             runner.seconds_for, queue.max_batch_size, device.on_loop_seconds, device.brief_seconds
         )

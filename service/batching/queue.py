@@ -76,7 +76,8 @@ class BatchQueue:
     batches of low priority alone, whose company may be at another model of the device.
 
     pace: how long a row takes; the batcher updates it after each batch.
-    mixed_rows: the rows of such a batch. small_rows: a small request has at most these.
+    mixed_rows: the rows of such a batch. low_rows: those of low priority in it.
+    small_rows: a small request has at most these.
     refused_since_batch: whether a request was rejected since the last batch was formed.
     """
 
@@ -92,7 +93,7 @@ class BatchQueue:
         self.max_batch_delay_seconds = max_batch_delay_seconds
         self.max_queue_requests = max_queue_requests
         self.pace = Pace(max_batch_size)
-        self.mixed_rows = max_batch_size
+        self.mixed_rows = self.low_rows = max_batch_size
         self._retries = Retries()
         self._expired: list[Item] = []
         self.rows = 0
@@ -271,16 +272,20 @@ class BatchQueue:
         parts: list[Part] = []
         most = self.max_batch_size if max_rows is None else min(max_rows, self.max_batch_size)
         small, large, low = self._small, self._large, self._low
-        if low.rows == self.rows or (now < self._small_until and (large.rows or low.rows)):
+        small_arrive = now < self._small_until
+        if low.rows == self.rows or (small_arrive and (large.rows or low.rows)):
             most = min(most, self.mixed_rows)
+        most_low = min(most, self.low_rows) if small_arrive else most
         space = most
         if large.rows:
             first = space - space // 2
             space -= first - self._fill(small, first, parts)
             space = self._fill(large, space, parts)
-        for lane in (small, low):
-            if space and lane.rows:
-                space = self._fill(lane, space, parts)
+        if space and small.rows:
+            space = self._fill(small, space, parts)
+        if space and low.rows:
+            space_low = min(space, most_low)
+            space -= space_low - self._fill(low, space_low, parts)
         rows = most - space
         self.rows -= rows
         if not self.rows and self._retries.until > now:

@@ -48,12 +48,13 @@ def test_a_batch_may_be_asked_to_be_smaller() -> None:
 @given(
     st.lists(st.tuples(st.integers(1, 64), st.sampled_from(["normal", "low"]), st.booleans()), max_size=30),
     st.integers(1, 16),
+    st.integers(1, 16),
 )
 def test_batches_are_short_while_small_requests_arrive(
-    sent: list[tuple[int, Priority, bool]], mixed_rows: int
+    sent: list[tuple[int, Priority, bool]], mixed_rows: int, low_rows: int
 ) -> None:
     queue = BatchQueue(max_batch_size=16, max_queue_rows=10_000)
-    queue.mixed_rows = mixed_rows
+    queue.mixed_rows, queue.low_rows = mixed_rows, low_rows
     now = last_small = 0.0
     for rows, priority, take in sent:
         now += 0.3
@@ -65,8 +66,12 @@ def test_batches_are_short_while_small_requests_arrive(
         alone = queue._low.rows == queue.rows
         most = mixed_rows if alone or (mixed and recently) else 16
         if take:
-            before = queue.rows
-            assert queue.take(now=now).rows == min(most, before)
+            others, low = queue.rows - queue._low.rows, queue._low.rows
+            most_low = min(most, low_rows) if recently else most
+            batch = queue.take(now=now)
+            assert batch.rows == min(most, others + min(low, most_low))
+            taken_low = sum(part.stop - part.start for part in batch.parts if part.item.priority == "low")
+            assert taken_low == min(low, most_low, max(0, most - others))
     left = queue.rows
     assert sum(iter(lambda: queue.take(now=now).rows, 0)) == left
 
