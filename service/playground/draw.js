@@ -120,23 +120,29 @@ export class DrawView {
   #show({ model, version, predictions: [prediction] }, source) {
     clearTimeout(this.#reported);
     this.#tries = 0;
-    const { label, probability, probabilities, input } = prediction;
-    this.#state("known", label, `${percent(probability)} sure`);
-    byId("answer").prepend(element("span", { className: "unseen" }, `${label}, `));
+    const { label, probability, probabilities, input, abstain } = prediction;
+    if (abstain) {
+      this.#state("unsure", "?", "Not sure");
+      byId("draw-message").textContent = `This does not look like a digit. The nearest is ${label}.`;
+    } else {
+      this.#state("known", label, `${percent(probability)} sure`);
+      byId("answer").prepend(element("span", { className: "unseen" }, `${label}, `));
+    }
     byId("seen").src = `data:image/png;base64,${input}`;
-    byId("seen").alt = `The picture as ${model} gets it, with a ${label}`;
+    byId("seen").alt = `The picture as ${model} gets it${abstain ? "" : `, with a ${label}`}`;
     byId("seen").hidden = false;
     this.#explainer.offer(model);
     const entries = Object.entries(probabilities);
     const many = entries.length > MOST_BARS;
     const shown = many ? entries.sort((a, b) => b[1] - a[1]).slice(0, MOST_BARS) : entries;
     this.#prepareBars(many ? shown.map(([name]) => name) : Object.keys(probabilities));
-    for (const [name, value] of shown) this.#bars.get(name)(value, name === label);
+    for (const [name, value] of shown) this.#bars.get(name)(value, name === label && !abstain);
     if (source !== "ink" && this.#source === source) {
       this.#png = input.length <= LONGEST_LINK ? page.urlSafe(input) : "";
       this.#setLink();
     }
-    page.announce(`${label}, ${percent(probability)} sure, by ${model} version ${version}`, 700);
+    const verdict = abstain ? "Not sure: this does not look like a digit" : `${label}, ${percent(probability)} sure`;
+    page.announce(`${verdict}, by ${model} version ${version}`, 700);
   }
 
   // An error: what cannot be read may be read after the next stroke; what comes too fast is tried again.
