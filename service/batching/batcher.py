@@ -40,6 +40,7 @@ class Batcher:
 
     version: the model's, for the results.
     record: called with the record of each batch that has run.
+    scored: the place of the output that the records keep, or None.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class Batcher:
         queue: BatchQueue,
         record: Callable[[BatchRecord], None] = lambda _: None,
         version: int = 1,
+        scored: int | None = None,
     ) -> None:
         self.runner = runner
+        self._scored = scored
         self._device = device
         self._queue = queue
         self._record = record
@@ -241,10 +244,12 @@ class Batcher:
                 request_rows.append(item.rows)
             if item.traceparent is not None:
                 traceparents.append(item.traceparent)
-        failed = isinstance(outcome, Exception)
+        failed, scored = isinstance(outcome, Exception), None
         if isinstance(outcome, Exception):
             self._fail(batch, outcome)
         else:
+            if self._scored is not None:
+                scored = outcome[self._scored][: batch.rows]
             self._deliver(batch, outcome, started, ended)
         try:
             self._record(
@@ -258,6 +263,7 @@ class Batcher:
                     traceparents,
                     on_loop,
                     request_rows,
+                    scored,
                 )
             )
         except Exception:  # the queued requests must not be lost with it

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from service.batching.items import Group, Item
 from service.batching.pace import Pace
-from service.batching.request import Priority
+from service.batching.request import Array, Priority
 from service.batching.retries import Refusal, Retries
 from service.errors import DeadlineExceeded
 
@@ -49,6 +49,7 @@ class BatchRecord(NamedTuple):
     started: on the clock of `time.monotonic`. queue_seconds, request_rows: one figure per request that
         started in this batch.
     traceparents: those of the traced requests with rows in this batch. on_loop: the event loop ran it.
+    scored: the rows' output that the batcher keeps for metrics, or None.
     """
 
     rows: int
@@ -60,6 +61,7 @@ class BatchRecord(NamedTuple):
     traceparents: list[str]
     on_loop: bool = False
     request_rows: Sequence[int] = ()
+    scored: Array | None = None
 
 
 class BatchQueue:

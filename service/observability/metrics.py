@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -49,6 +51,7 @@ SECONDS = (
 )
 LATENCY_OBJECTIVE_SECONDS = 0.5
 """A response that took no longer is good: the latency objective of helm/rules/inkserve.yaml."""
+RELATIVE_SCORES = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 BatchReason = Literal["full", "idle", "delay"]
@@ -106,6 +109,8 @@ class Metrics:
         text = "From submission to the first batch."
         self.queue_seconds = self._deferred("queue_seconds", text, SECONDS, *by_version)
         self.request_rows = self._deferred("request_rows", "Rows of a request.", ROWS, *by_version)
+        text = "A row's ood_score relative to its model's abstain_above: above 1 it abstains."
+        self.ood_scores = self._deferred("relative_ood_score", text, RELATIVE_SCORES, *by_version)
         text = "Decoding one body, the wait for a decoder included."
         self.decode_seconds = self._deferred("decode_seconds", text, SECONDS, "format")
         text = "Encoding one result as the response's body."
@@ -126,6 +131,7 @@ class Metrics:
         self.batches = self._counter("batches", "Batches run.", *by_version, "reason")
         self.batch_failures = self._counter("batch_failures", "Batches that failed.", *by_version)
         self.rows = self._counter("rows", "Rows run.", *by_version)
+        self.abstained = self._counter("abstained", "Rows whose ood_score is above the limit.", *by_version)
         self.padding_rows = self._counter(
             "padding_rows", "Padding rows run, on top of the real rows.", *by_version
         )
@@ -170,6 +176,10 @@ class Metrics:
     def of_batches(self, model: str, version: int) -> "BatchMetrics":
         """Return the metrics of one model version's batches."""
         return BatchMetrics(self, model, str(version))
+
+    def of_scores(self, model: str, version: int, limit: float) -> "ScoreMetrics":
+        """Return the metrics of one model version's `ood_score`. limit: its `abstain_above`."""
+        return ScoreMetrics(self, model, str(version), limit)
 
     def watch_model(
         self, model: str, rows_waiting: Callable[[], float], requests_waiting: Callable[[], float]
@@ -295,6 +305,20 @@ class BatchMetrics:
         self._request_rows.extend(request_rows)
         if failed:
             self._failures.inc()
+
+
+class ScoreMetrics:
+    """One model version's metrics of its `ood_score`, with their labels looked up once."""
+
+    def __init__(self, metrics: Metrics, model: str, version: str, limit: float) -> None:
+        self._limit = limit
+        self._abstained = metrics.abstained.labels(model, version)
+        self._relative = metrics.ood_scores.of(model, version)
+
+    def observe(self, scores: NDArray[np.float32]) -> None:
+        """Count the scores of many rows, (rows,)."""
+        self._abstained.inc(int((scores > self._limit).sum()))
+        self._relative.count(scores / self._limit)
 
 
 def package_version() -> str:

@@ -18,7 +18,7 @@ from service.models.manifest import MODEL_FILE
 from service.models.signatures import verified
 from service.models.tensors import dtype_of
 from service.models.verification import Stamp, stamp, verify
-from service.observability.metrics import BatchMetrics, Metrics
+from service.observability.metrics import BatchMetrics, Metrics, ScoreMetrics
 from service.onnx.engine import Engine
 from service.serving.tuning import engine_options
 from service.settings import Settings
@@ -36,6 +36,7 @@ class LoadedModel:
 
     tensors: the name, dtype and row shape of each input, in the graph's order.
     plain: whether no input holds labels, whose values would have to be checked.
+    scores: counts the batches' scores, if the model has a threshold for them.
     records: the batches that are not counted yet. work: what they are counted by, in addition to the metrics.
     """
 
@@ -46,6 +47,7 @@ class LoadedModel:
     tensors: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
     plain: bool
     work: WorkMeter
+    scores: ScoreMetrics | None = None
     records: list[BatchRecord] = field(default_factory=list)
 
     def count_batches(self) -> None:
@@ -60,6 +62,10 @@ class LoadedModel:
                 request_rows=batch.request_rows,
                 failed=batch.failed,
             )
+        if self.scores is not None:
+            scored = [batch.scored for batch in self.records if batch.scored is not None]
+            if scored:
+                self.scores.observe(np.concatenate(scored))
         self.work.count(self.records)
         self.records.clear()
 
@@ -116,10 +122,12 @@ def assemble(
             trace_batch(manifest.name, batch)
 
     record = records.append if trace_batch is None else record_and_trace
-    batcher = Batcher(device, engine, queue, record, manifest.version)
+    batcher = Batcher(device, engine, queue, record, manifest.version, manifest.ood_output())
     tensors = tuple((spec.name, dtype_of(spec), spec.shape[1:]) for spec in manifest.inputs)
     plain = manifest.input("label") is None
     work = WorkMeter(engine.seconds_for, batcher.full_batch_rows, engine.buckets[-1], worked)
     counted = metrics.of_batches(manifest.name, manifest.version)
+    limit = manifest.abstain_above
+    scores = None if limit is None else metrics.of_scores(manifest.name, manifest.version, limit)
     info = replace(info, batch_sizes=engine.buckets, slow_batch_sizes=engine.slow_buckets)
-    return LoadedModel(info, engine, batcher, counted, tensors, plain, work, records)
+    return LoadedModel(info, engine, batcher, counted, tensors, plain, work, scores, records)

@@ -47,6 +47,32 @@ def first_pixel_classifier() -> onnx.ModelProto:
     return make_model(nodes, constants, (IMAGES,), (PROBABILITIES,))
 
 
+def add_scored(models_dir: Path, name: str = "first-pixel", version: int = 1) -> Path:
+    """Write a first-pixel classifier whose ood_score is the brightest pixel; it abstains above 99."""
+    graph = first_pixel_classifier()
+    graph.graph.node.extend(
+        [
+            helper.make_node("Cast", ["flat"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMax", ["floats"], ["ood_score"], axes=[1], keepdims=0),
+        ]
+    )
+    graph.graph.output.append(helper.make_tensor_value_info("ood_score", TensorProto.FLOAT, ["rows"]))
+    outputs = (PROBABILITIES, TensorSpec(name="ood_score", datatype="FP32", shape=(-1,)))
+    folder = write_model(
+        models_dir,
+        graph,
+        name=name,
+        task="classification",
+        inputs=(IMAGES,),
+        outputs=outputs,
+        version=version,
+    )
+    path = folder / MANIFEST_FILE
+    manifest = Manifest.model_validate_json(path.read_text()).model_copy(update={"abstain_above": 99.0})
+    path.write_text(manifest.model_dump_json())
+    return folder
+
+
 def ramp_generator() -> onnx.ModelProto:
     """A graph whose image is z times a fixed matrix, plus ten times the label: cheap but not trivial."""
     weights = np.random.default_rng(0).normal(0, 20, (LATENT, 784)).astype(np.float32)

@@ -70,6 +70,12 @@ class ClassifyOptions:
             return raw_response(self.target, result, probabilities)
         began = time.perf_counter()  # `Tally.timing` costs three times as much
         predictions = _predictions(probabilities, manifest.labels, self.top_k)
+        place = manifest.ood_output()
+        if place is not None:
+            limit = manifest.abstain_above
+            for prediction, score in zip(predictions, result.outputs[place].tolist(), strict=True):
+                prediction["ood_score"] = score
+                prediction["abstain"] = score > limit
         if shown:
             for prediction, picture in zip(predictions, shown, strict=True):
                 prediction["input"] = picture

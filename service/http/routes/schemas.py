@@ -86,6 +86,14 @@ class Prediction(_Body):
     probabilities: dict[str, float] = Field(
         description="Every label's probability in the model's order; with top_k, the k largest, descending."
     )
+    ood_score: float | None = Field(
+        None,
+        description="How unlike the training images this one is. Only models with a threshold for it, "
+        "`abstain_above` in their manifests, give this field and the next.",
+    )
+    abstain: bool | None = Field(
+        None, description="Whether `ood_score` is above the model's threshold: do not believe the label."
+    )
     input: str | None = Field(
         None, description="With show_input, base64 of a PNG: the image after its preprocessing."
     )

@@ -26,7 +26,7 @@ from service.observability.metrics import Metrics
 from service.serving.local import LocalPredictor
 from service.serving.predictor import Cancel
 from tests.support.http import image, png, settings
-from tests.support.models import LATENT
+from tests.support.models import LATENT, add_scored
 from tests.support.openapi import Documented
 
 ROOT = Path(__file__).parents[3]
@@ -152,6 +152,43 @@ async def test_top_k_keeps_the_largest_in_descending_order(client: httpx.AsyncCl
     assert (prediction["label"], prediction["probability"]) == ("e", 1.0)
     assert list(prediction["probabilities"].items()) == [("e", 1.0), ("a", 0.0)]
     assert response.json()["version"] == 3
+
+
+async def test_model_with_a_threshold_abstains_above_it(tmp_path: Path) -> None:
+    add_scored(tmp_path)
+    metrics = Metrics()
+    predictor = LocalPredictor(settings(tmp_path), metrics)
+    await predictor.start()
+    try:
+        app = create_app(predictor, settings(tmp_path), metrics)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            images = np.zeros((2, 28, 28), np.uint8)
+            images[:, 0, 0] = 3, 4
+            images[0, 5, 5] = 200
+            body = images.tobytes()
+            response = await client.post("/classify", content=body, headers=OCTETS)
+            raw = await client.post(
+                "/classify", content=body, headers=OCTETS | {"accept": OCTETS["content-type"]}
+            )
+            openapi = (await client.get("/openapi.json")).json()
+    finally:
+        await predictor.close()
+    told = [(each["label"], each["ood_score"], each["abstain"]) for each in response.json()["predictions"]]
+    assert told == [("3", 200.0, True), ("4", 4.0, False)]
+    Documented(openapi).check("POST", "/classify", 200, response.headers, response.content)
+    assert (raw.headers["inkserve-shape"], len(raw.content)) == ("2,10", 2 * 10 * 4)
+    of = {"model": "first-pixel", "version": "1"}
+    value = metrics.registry.get_sample_value
+    assert value("inkserve_abstained_total", of) == 2
+    assert value("inkserve_relative_ood_score_count", of) == 4
+    assert value("inkserve_relative_ood_score_bucket", of | {"le": "1.0"}) == 2
+    assert value("inkserve_relative_ood_score_sum", of) == pytest.approx(2 * 204 / 99)
+
+
+async def test_model_without_a_threshold_tells_nothing_of_abstention(client: httpx.AsyncClient) -> None:
+    response = await client.post("/classify", content=image(3).tobytes(), headers=OCTETS)
+    assert response.json()["predictions"][0].keys() == {"label", "probability", "probabilities"}
+    assert "inkserve_abstained_total{" not in (await client.get("/metrics")).text
 
 
 async def test_show_input_returns_each_image_as_the_model_sees_it(client: httpx.AsyncClient) -> None:

@@ -81,3 +81,15 @@ def test_requests_are_told_apart_and_good_ones_counted() -> None:
     assert value("x_request_seconds_bucket", le="0.5") == 4
     assert value("x_request_seconds_count") == 5
     assert value("x_request_seconds_sum") == pytest.approx(1.04)
+
+
+def test_values_counted_as_an_array_count_as_single_ones_do() -> None:
+    values = np.array([0.5, 1.0, 1.5, 7.0], np.float32)
+    one, many = Tally(np.array([1.0, 5.0])), Tally(np.array([1.0, 5.0]))
+    for value in values.tolist():
+        one.add(value)
+    many.add(0.25)
+    many.count(values)
+    one.add(0.25)
+    assert many.counts().tolist() == one.counts().tolist() == [3, 1, 1]
+    assert (many.total(), many.sum()) == (one.total(), one.sum())
