@@ -54,6 +54,8 @@ def test_the_rules_use_only_the_services_metrics_and_labels() -> None:
         "inkserve_gpu_memory_used_bytes": {"gpu"},
         "inkserve_gpu_memory_total_bytes": {"gpu"},
         "inkserve_batch_failures": {"model", "version"},
+        "inkserve_abstained": {"model", "version"},
+        "inkserve_rows": {"model", "version"},
         "inkserve_model_loads": {"model", "result"},
     }
     selectors = re.findall(r"\b(inkserve_\w+)\{([^}]*)\}", re.sub(r"job:\w+\{", "", RULES.read_text()))
