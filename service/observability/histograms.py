@@ -59,7 +59,7 @@ class Tally:
 
     def count(self, values: NDArray[Any]) -> None:
         """Count many observations at once: each at a tenth of what `extend` takes."""
-        counted = np.bincount(np.searchsorted(self._bounds, values), minlength=len(self._counts))
+        counted = np.bincount(np.searchsorted(self._grid.bounds, values), minlength=len(self._counts))
         self._counts += counted
         self._folded += len(values)
         self._sum += float(values.sum(dtype=np.float64))

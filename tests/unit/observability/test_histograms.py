@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,7 +86,7 @@ def test_requests_are_told_apart_and_good_ones_counted() -> None:
 
 def test_values_counted_as_an_array_count_as_single_ones_do() -> None:
     values = np.array([0.5, 1.0, 1.5, 7.0], np.float32)
-    one, many = Tally(np.array([1.0, 5.0])), Tally(np.array([1.0, 5.0]))
+    one, many = Tally([1.0, 5.0]), Tally([1.0, 5.0])
     for value in values.tolist():
         one.add(value)
     many.add(0.25)
