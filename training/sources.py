@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from service.models.folder import version_folders
-from service.models.manifest import MANIFEST_FILE, Manifest
+from service.models.manifest import MANIFEST_FILE, OOD_SCORE, Manifest
 from training.datasets.splits import Splits
 from training.errors import SourceError
 
@@ -16,6 +16,12 @@ def version_folder(parent: Path, version: int | None) -> Path:
     if version is not None and version not in versions:
         raise SourceError(f"{parent} holds no version {version}, only {', '.join(map(str, versions))}")
     return versions[max(versions) if version is None else version]
+
+
+def unscored(manifest: Manifest) -> Manifest:
+    """The manifest of a model without its `ood_score`, which models that are made from it need anew."""
+    outputs = tuple(spec for spec in manifest.outputs if spec.name != OOD_SCORE)
+    return manifest.model_copy(update={"outputs": outputs, "abstain_above": None})
 
 
 def check_source(manifest: Manifest, splits: Splits) -> None:

@@ -36,7 +36,7 @@ from training.onnx_files import open_session, run_in_parts, save_graph
 from training.provenance.bom import BOM_FILE, Considerations, write_bom
 from training.provenance.commit import commit
 from training.provenance.metadata import describe_graph
-from training.sources import check_source, version_folder
+from training.sources import check_source, unscored, version_folder
 from training.terminal import command_line
 from training.versions import Target, completed, read_verified, staging
 
@@ -174,12 +174,11 @@ def _draft(source: Manifest, threshold: float, models_dir: Path) -> Manifest:
     metrics = {key: value for key, value in source.metrics.items() if key not in ours}
     if "source" in metrics:  # it may have got a score since, which changes only its checksum
         metrics["source_sha256"] = read_verified(models_dir / str(metrics["source"])).sha256
-    outputs = [spec for spec in source.outputs if spec.name != OOD_SCORE]
     score = TensorSpec(name=OOD_SCORE, datatype="FP32", shape=(-1,))
     steps = [step for step in source.command.split(" && ") if not step.startswith(STEP)]
     return source.model_copy(
         update={
-            "outputs": (*outputs, score),
+            "outputs": (*unscored(source).outputs, score),
             "abstain_above": threshold,
             "sha256": UNKNOWN_SHA256,
             "metrics": metrics,

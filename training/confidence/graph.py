@@ -46,6 +46,27 @@ def _linear_layer(name: str, made_by: Mapping[str, onnx.NodeProto]) -> onnx.Node
     return node
 
 
+def _levels(graph: onnx.ModelProto) -> str | None:
+    """Return the 8-bit tensor that the features are a positive multiple of, or None.
+
+    Their length cancels the multiple. More readers of a DequantizeLinear get a copy of it each, which costs
+    the int8 MLP a tenth of its time.
+    """
+    made_by = {name: node for node in graph.graph.node for name in node.output}
+    values = {each.name: numpy_helper.to_array(each) for each in graph.graph.initializer}
+    node = made_by.get(features_of(graph))
+    if node is None or node.op_type != "DequantizeLinear":
+        return None
+    scale, zero = (
+        values.get(node.input[1]),
+        values.get(node.input[2]) if len(node.input) > 2 else np.zeros(()),
+    )
+    if scale is None or zero is None or scale.size != 1 or zero.any():
+        return None
+    name: str = node.input[0]
+    return name
+
+
 def without_score(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph without the nodes of an earlier score."""
     copy = onnx.ModelProto()
@@ -69,19 +90,22 @@ def with_score(graph: onnx.ModelProto, score: Score) -> onnx.ModelProto:
     weights: dict[str, NDArray[Any]] = {
         "ood_axis": np.array([1], np.int64),
         "ood_epsilon": np.array(EPSILON, np.float32),
-        "ood_directions": score.directions,
-        "ood_shift": score.shift,
-        "ood_linear": score.linear,
+        "ood_weights": np.concatenate([score.directions, score.linear], axis=1),
+        "ood_sizes": np.array([score.directions.shape[1], score.linear.shape[1]], np.int64),
         "ood_offset": score.offset,
     }
-    node, features = helper.make_node, features_of(made)
+    node, features, levels = helper.make_node, features_of(made), _levels(made)
+    if levels is not None:
+        features = "ood_features"
+        made.graph.node.append(node("Cast", [levels], [features], features, to=TensorProto.FLOAT))
     made.graph.node.extend(
         [
             node("ReduceL2", [features, "ood_axis"], ["ood_norm"], "ood_norm", keepdims=1),
             node("Add", ["ood_norm", "ood_epsilon"], ["ood_length"], "ood_length"),
-            node("Div", [features, "ood_length"], ["ood_unit"], "ood_unit"),
-            node("Gemm", ["ood_unit", "ood_directions", "ood_shift"], ["ood_along"], "ood_along"),
-            node("Gemm", ["ood_unit", "ood_linear", "ood_offset"], ["ood_classes"], "ood_classes"),
+            node("MatMul", [features, "ood_weights"], ["ood_products"], "ood_products"),
+            node("Div", ["ood_products", "ood_length"], ["ood_unit"], "ood_unit"),
+            node("Split", ["ood_unit", "ood_sizes"], ["ood_along", "ood_linear"], "ood_split", axis=1),
+            node("Add", ["ood_linear", "ood_offset"], ["ood_classes"], "ood_classes"),
             node("ReduceSumSquare", ["ood_along", "ood_axis"], ["ood_square"], "ood_square", keepdims=0),
             node("ReduceMin", ["ood_classes", "ood_axis"], ["ood_nearest"], "ood_nearest", keepdims=0),
             node("Sub", ["ood_nearest", "ood_square"], [OOD_SCORE], OOD_SCORE),

@@ -28,14 +28,13 @@ Floats = NDArray[np.float32]
 class Score:
     """The weights of the score of d features, k directions and c classes.
 
-    With x the features at length 1, the score is min(x @ linear + offset) - |x @ directions + shift|^2:
-    the squared distance, multiplied out, so that two small matrix products give it.
+    With x the features at length 1, the score is min(x @ linear + offset) - |x @ directions|^2: the squared
+    distance, multiplied out, so that one small matrix product gives it.
 
-    directions (d, k), shift (k,), linear (d, c), offset (c,).
+    directions (d, k), linear (d, c), offset (c,).
     """
 
     directions: Floats
-    shift: Floats
     linear: Floats
     offset: Floats
 
@@ -43,7 +42,7 @@ class Score:
         """Return the score of each row, (n,), of features (n, d); larger is stranger."""
         unit = features / (np.linalg.norm(features, axis=1, keepdims=True) + np.float32(EPSILON))
         near = (unit @ self.linear + self.offset).min(1)
-        scores: Floats = near - np.square(unit @ self.directions + self.shift).sum(1)
+        scores: Floats = near - np.square(unit @ self.directions).sum(1)
         return scores
 
 
@@ -69,15 +68,9 @@ def fit(features: Floats, labels: NDArray[np.int64], rank: int) -> Score:
 def _multiplied_out(
     means: NDArray[np.float64], variances: NDArray[np.float64], vectors: NDArray[np.float64], rest: float
 ) -> Score:
-    """Return the weights of (x - mean)' P (x - mean) with P = I / rest - B B', where |x| = 1.
-
-    The features are taken relative to the mean of the class means: smaller terms, better float32.
-    """
-    centre = means.mean(0)
+    """Return the weights of (x - mean)' P (x - mean) with P = I / rest - B B', where |x| = 1."""
     directions = vectors * np.sqrt(np.maximum(1 / rest - 1 / variances, 0))  # B
-    apart = means - centre  # (c, d)
-    weighted = apart / rest - (apart @ directions) @ directions.T  # P (mean - centre)
-    linear = -2 * (weighted + centre / rest)
-    offset = (1 + centre @ centre) / rest + 2 * weighted @ centre + (apart * weighted).sum(1)
-    arrays = (directions, -centre @ directions, linear.T, offset)
+    weighted = means / rest - (means @ directions) @ directions.T  # P mean, (c, d)
+    offset = 1 / rest + (means * weighted).sum(1)
+    arrays = (directions, -2 * weighted.T, offset)
     return Score(*(np.ascontiguousarray(array, np.float32) for array in arrays))

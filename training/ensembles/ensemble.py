@@ -12,6 +12,7 @@ from service.models.folder import CARD_FILE, read_info
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, UNKNOWN_SHA256, Manifest
 from training.cards.card import command_lines, fill_page, section, table
 from training.cards.front_matter import front_matter
+from training.confidence.graph import without_score
 from training.datasets.splits import Splits
 from training.ensembles.combine import mean_of
 from training.errors import EnsembleError
@@ -21,7 +22,7 @@ from training.onnx_files import save_graph
 from training.provenance.bom import Considerations, write_bom
 from training.provenance.commit import commit
 from training.provenance.metadata import describe_graph
-from training.sources import check_source
+from training.sources import check_source, unscored
 from training.terminal import command_line
 from training.versions import Target, completed, read_verified, staging
 
@@ -37,7 +38,7 @@ def ensemble(name: str, members: Sequence[Path], splits: Splits, target: Target)
     """
     if len(members) < 2:
         raise EnsembleError(f"{len(members)} member given, expected 2 or more")
-    manifests = [read_verified(folder) for folder in members]
+    manifests = [unscored(read_verified(folder)) for folder in members]
     for folder, manifest in zip(members, manifests, strict=True):
         check_source(manifest, splits)
         for field in SHARED:
@@ -46,7 +47,8 @@ def ensemble(name: str, members: Sequence[Path], splits: Splits, target: Target)
                 raise EnsembleError(
                     f"{folder}: {field} are {seen}, expected those of {members[0]}: {expected}"
                 )
-    combined = mean_of([onnx.load(folder / MODEL_FILE, load_external_data=False) for folder in members])
+    graphs = (onnx.load(folder / MODEL_FILE, load_external_data=False) for folder in members)
+    combined = mean_of([without_score(graph) for graph in graphs])
     with staging([name], target) as (staged,):
         draft = _draft(name, int(staged.name), manifests, splits)
         describe_graph(combined, draft, commit())

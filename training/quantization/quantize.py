@@ -13,6 +13,7 @@ from service.models.folder import CARD_FILE, read_info
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, UNKNOWN_SHA256, Manifest
 from training.cards.card import command_lines, fill_page, section, table
 from training.cards.front_matter import front_matter
+from training.confidence.graph import without_score
 from training.datasets.splits import Splits, spread
 from training.errors import QuantizationError
 from training.evaluation.classification import quantization
@@ -23,7 +24,7 @@ from training.provenance.commit import commit
 from training.provenance.metadata import describe_graph
 from training.quantization.int8 import PARITY_TOLERANCE, check_integers, load_float32, to_int8
 from training.quantization.speed import ROUNDS, Speed, cpu_name, measure_speed
-from training.sources import check_source, version_folder
+from training.sources import check_source, unscored, version_folder
 from training.terminal import command_line
 from training.versions import Target, completed, read_verified, staging
 
@@ -47,7 +48,7 @@ def quantize(
     Raises SourceError, QuantizationError, ExportError or EvaluationError, and then publishes nothing.
     """
     source = version_folder(models_dir / name, version)
-    manifest = read_verified(source)
+    manifest = unscored(read_verified(source))
     check_source(manifest, splits)
     calibration = splits.train.images[spread(len(splits.train), calibration_images)]
     if len(calibration) < calibration_images:
@@ -55,7 +56,7 @@ def quantize(
             f"{calibration_images} calibration images requested, {splits.name} has "
             f"{len(calibration)} training images"
         )
-    graph = to_int8(load_float32(source / MODEL_FILE), calibration)
+    graph = to_int8(without_score(load_float32(source / MODEL_FILE)), calibration)
     target = Target(models_dir, manifest.version, force)
     draft = _draft(manifest, splits)
     describe_graph(graph, draft, commit())

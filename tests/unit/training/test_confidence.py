@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from service.models.manifest import MODEL_FILE, read_manifest
@@ -124,6 +125,25 @@ def test_graph_computes_the_fitted_score_and_zero_features_too(splits: Splits) -
     assert seen[active] == pytest.approx(score.of(features)[active], rel=1e-3, abs=TERMS)
     black = open_session(made).run(["ood_score"], {"images": np.zeros((1, 28, 28), np.uint8)})[0]
     assert np.isfinite(black).all()
+
+
+def test_int8_version_gets_a_score_from_its_levels(
+    published: Path, tmp_path: Path, data_dir: Path, splits: Splits
+) -> None:
+    models = Path(shutil.copytree(published, tmp_path / "models"))
+    folders = ["--models-dir", str(models), "--data-dir", str(data_dir)]
+    assert main(["quantize", "mlp", "--calibration-images", "40", "--allow-loss", "10", *folders]) == 0
+    graph = onnx.load(models / "mlp-int8" / "2" / MODEL_FILE)
+    assert not [node.name for node in graph.graph.node if node.name.startswith("ood_")]
+    assert read_manifest(models / "mlp-int8" / "2").abstain_above is None
+    name = features_of(graph)
+    features = open_session(graph, [name]).run([name], {"images": splits.train.images})[0]
+    score = fit(features, splits.train.labels, 6)
+    made = with_score(graph, score)
+    assert "Cast" in [node.op_type for node in made.graph.node if node.name.startswith("ood_")]
+    seen = open_session(made).run(["ood_score"], {"images": splits.train.images})[0]
+    active = np.linalg.norm(features, axis=1) > 0.1
+    assert seen[active] == pytest.approx(score.of(features)[active], rel=1e-3, abs=TERMS)
 
 
 def test_engine_serves_both_outputs(published: Path, splits: Splits) -> None:
