@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "compare": _compare,
         "evaluate": _evaluate,
         "robustness": _robustness,
+        "outliers": _outliers,
         "pareto": _pareto,
         "explain": _explain,
         "sign": _sign,
@@ -260,6 +261,14 @@ def _robustness(options: argparse.Namespace) -> int:
     from training.reports.robustness import robustness
 
     robustness(options.models, options.models_dir, load(options.data_dir), options.on, options.output)
+    return 0
+
+
+def _outliers(options: argparse.Namespace) -> int:
+    from training.reports.outliers import report
+
+    splits, fashion = load(options.data_dir), load(options.outliers_dir)
+    report(options.models, options.models_dir, splits, fashion, options.output_dir)
     return 0
 
 

@@ -23,6 +23,7 @@ def build_parser(
     add |= {"gradient": _add_gradient, "explain": _add_explain}
     add |= {"confidence": _add_confidence}
     add |= {"evaluate": _add_evaluate, "robustness": _add_robustness, "pareto": _add_pareto}
+    add |= {"outliers": _add_outliers}
     add |= {"sign": _add_sign, "tune": _add_tune, "private": _add_private}
     for name, run in commands.items():
         command = add[name](actions)
@@ -330,6 +331,31 @@ def _add_robustness(actions: Any) -> argparse.ArgumentParser:
         help="images to corrupt (default: %(default)s); the test images are for final figures only",
     )
     command.add_argument("--output", type=Path, help="JSON file for the figures")
+    return command
+
+
+def _add_outliers(actions: Any) -> argparse.ArgumentParser:
+    about = (
+        "Measure what classifiers with an ood_score abstain from, on the test images of MNIST and of "
+        "Fashion-MNIST, letters, shapes, noise, inverted and rotated digits: two tables and a picture."
+    )
+    command = _add(actions, "outliers", about)
+    command.add_argument(
+        "models", nargs="*", help="names of classifiers (default: all that have a threshold)"
+    )
+    _add_models_dir(command)
+    command.add_argument(
+        "--outliers-dir",
+        type=Path,
+        default=Path("data/fashion-mnist"),
+        help="folder of the four IDX files of Fashion-MNIST (default: %(default)s)",
+    )
+    command.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("runs/outliers"),
+        help="for the figures and the picture (default: %(default)s)",
+    )
     return command
 
 

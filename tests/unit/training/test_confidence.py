@@ -1,5 +1,6 @@
 """The command `confidence`: the score in the graph, its threshold, and what stays as it was."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from training.errors import ConfidenceError
 from training.evaluation.abstention import auroc, scores
 from training.evaluation.evaluate import evaluate
 from training.onnx_files import open_session
+from training.reports.outliers import risks
 
 TERMS = 2.0
 """The score of the tiny classifier is a difference of terms of up to 1e6, and lengths miss 1 by 1e-6."""
@@ -206,6 +208,33 @@ def test_auroc_is_the_chance_of_the_higher_score(
     inside: list[int], outside: list[int], expected: float
 ) -> None:
     assert auroc(np.array(inside, np.float32), np.array(outside, np.float32)) == expected
+
+
+def test_report_measures_each_kind_and_draws_the_risk(
+    published: Path, tmp_path: Path, data_dir: Path, strange_dir: Path
+) -> None:
+    folders = [
+        "--models-dir",
+        str(published),
+        "--data-dir",
+        str(data_dir),
+        "--outliers-dir",
+        str(strange_dir),
+    ]
+    assert main(["outliers", *folders, "--output-dir", str(tmp_path)]) == 0
+    seen = json.loads((tmp_path / "outliers.json").read_text())["mlp"]
+    metrics = read_manifest(published / "mlp" / "2").metrics
+    assert seen["digits"] == metrics["abstained_digits"]
+    assert seen["kinds"]["fashion"]["auroc"] == metrics["auroc_fashion"]
+    assert (
+        seen["score_risk"][-1] == seen["probability_risk"][-1] == pytest.approx(0.5 + seen["error_rate"] / 2)
+    )
+    assert (tmp_path / "risk.png").stat().st_size > 1000
+
+
+def test_risk_is_the_error_rate_of_the_least_doubtful() -> None:
+    wrong = np.array([False] * 10 + [True] * 10)
+    assert risks(np.arange(20.0), wrong)[9:] == [0, *(round(n / (10 + n), 6) for n in range(1, 11))]
 
 
 def test_graph_without_a_linear_last_layer_is_refused(splits: Splits) -> None:
