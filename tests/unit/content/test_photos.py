@@ -1,7 +1,7 @@
 """Photos of a sheet: the digit is found in every situation, and what is not one whole digit is rejected."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from service.content.lines import lines_in
 from service.content.sheet import filled
 from service.content.strokes import labels_of, runs_of
 from service.errors import InvalidInput
+from service.models.manifest import read_manifest
 
 ROOT = Path(__file__).parents[3]
 DIGITS = [np.asarray(Image.open(ROOT / "tests" / "digits" / f"{digit}.png")) for digit in range(10)]
@@ -125,6 +126,47 @@ def drawn(*lines: list[tuple[int, int]]) -> Image.Image:
 def test_what_is_not_one_whole_digit_is_rejected(picture: Image.Image, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         digit_from_picture(picture)
+
+
+def test_digit_that_is_cut_off_is_never_answered_with_certainty_and_wrongly() -> None:
+    """Refused, answered with abstention, right, or unsure: a 2 without its foot is nearly a 7."""
+    limit = read_manifest(ROOT / "models" / "cnn" / "1").abstain_above
+    assert limit is not None
+    session = open_session(ROOT / "models" / "cnn" / "1" / "model.onnx")
+    outcomes: Counter[str] = Counter()
+    for label, digit in enumerate(DIGITS):
+        for picture in cut_off(digit):
+            try:
+                row = digit_from_picture(picture)
+            except InvalidInput:
+                outcomes["rejected"] += 1
+                continue
+            probabilities, scores = session.run(["probabilities", "ood_score"], {"images": row[None]})
+            if scores[0] > limit:
+                outcomes["abstained"] += 1
+            elif int(probabilities[0].argmax()) == label:
+                outcomes["right"] += 1
+            else:
+                outcomes["surely wrong" if probabilities[0].max() >= 0.99 else "wrong"] += 1
+    assert outcomes["surely wrong"] == 0
+    assert outcomes["wrong"] <= 2
+    assert outcomes["rejected"] >= 150
+    assert outcomes["abstained"] >= 1
+
+
+def cut_off(digit: np.ndarray) -> Iterator[Image.Image]:
+    """Photos of a digit whose ink a border cuts: each side, at four depths."""
+    sheet = Image.new("L", (300, 300), PAPER)
+    large = Image.fromarray(digit).resize((168, 168), Image.Resampling.BICUBIC)
+    sheet.paste(INK, (66, 66), large.point(lambda level: 255 if level > 100 else 0))
+    down, across = np.nonzero(np.asarray(sheet) < 100)
+    left, top, right, bottom = across.min(), down.min(), across.max() + 1, down.max() + 1
+    for depth in (0.05, 0.15, 0.3, 0.5):
+        x, y = depth * (right - left), depth * (bottom - top)
+        yield sheet.crop((int(left + x), 0, 300, 300))
+        yield sheet.crop((0, int(top + y), 300, 300))
+        yield sheet.crop((0, 0, int(right - x), 300))
+        yield sheet.crop((0, 0, 300, int(bottom - y)))
 
 
 PATTERNS = st.sampled_from(["noise", "rows", "columns", "checks", "blocks"])
