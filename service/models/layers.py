@@ -144,6 +144,9 @@ def _layers(nodes: Sequence[_Node], tensors: _Tensors) -> list[Layer]:
             # Otherwise it is unknown, as all that follows from it.
             with contextlib.suppress(LookupError, ValueError, ZeroDivisionError):
                 tensors.shapes[node.outputs[0]] = rule(node, tensors)
+        if node.operator == "Split":
+            with contextlib.suppress(LookupError, ValueError):
+                tensors.shapes |= _parts(node, tensors)
         weights = [each for each in node.inputs if tensors.weights.get(each, 0) > 1 and each not in counted]
         counted |= {*weights}
         layers.append(
@@ -301,6 +304,14 @@ def _concat(node: _Node, tensors: _Tensors) -> Shape:
     return tuple(batch if place == 0 and axis else size for place, size in enumerate(made))
 
 
+def _parts(node: _Node, tensors: _Tensors) -> dict[str, Shape]:
+    """Return the shape of each output of a Split whose sizes are given."""
+    shape, axis = tensors.of(node, 0), node.one("axis", 0)
+    sizes = tensors.constant(node, 1, "split")
+    before, after = shape[: axis % len(shape)], shape[axis % len(shape) + 1 :]
+    return {name: (*before, size, *after) for name, size in zip(node.outputs, sizes, strict=True)}
+
+
 def _reduce(node: _Node, tensors: _Tensors) -> Shape:
     shape = tensors.of(node, 0)
     gone = {axis % len(shape) for axis in tensors.constant(node, 1, "axes")}
@@ -315,6 +326,8 @@ def _global_pool(node: _Node, tensors: _Tensors) -> Shape:
 
 
 _Rule = Callable[[_Node, _Tensors], Shape]
+
+REDUCTIONS = ("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare")
 
 _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(
@@ -362,7 +375,7 @@ _RULES: Mapping[str, _Rule] = {
     ),
     **dict.fromkeys(("AveragePool", "MaxPool"), _pool),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), _global_pool),
-    **dict.fromkeys(("ReduceL2", "ReduceMax", "ReduceMean", "ReduceSum"), _reduce),
+    **dict.fromkeys(REDUCTIONS, _reduce),
     "Concat": _concat,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
