@@ -32,7 +32,8 @@ needs_mnist = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    with serving("--models-dir", str(MODELS)) as service:
+    # Nobody here is in a hurry: a deadline would refuse requests on a machine with other work.
+    with serving("--models-dir", str(MODELS), "--request-timeout-seconds", "120") as service:
         yield service
 
 

@@ -120,7 +120,8 @@ async def test_what_the_classifier_reads_is_told_counted_and_rejected(service: S
 
 async def test_identical_requests_are_computed_once_even_if_the_first_client_leaves(service: Service) -> None:
     path = "/generate?model=gan&count=1024&seed=3&label=5"
-    rows, joined = 'inkserve_rows_total{model="gan"}', 'inkserve_coalesced_requests_total{model="gan"}'
+    rows = 'inkserve_rows_total{model="gan",version="1"}'
+    joined = 'inkserve_coalesced_requests_total{model="gan"}'
     before = await metric(service, rows)
     async with AsyncExitStack() as stack:
         others = []

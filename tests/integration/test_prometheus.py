@@ -56,7 +56,7 @@ def load(url: str) -> None:
     for rows in (1, 3, 8):
         get(f"{url}/classify", bytes(784 * rows))
         get(f"{url}/classify", PNG)
-        get(f"{url}/generate?count={rows}")
+        get(f"{url}/generate?count={rows}&verify=true")
     with pytest.raises(urllib.error.HTTPError, match="404") as missing:
         get(f"{url}/classify?model=nobody", bytes(784))
     missing.value.close()
@@ -187,7 +187,7 @@ def test_a_picture_shows_the_answers_to_every_panel(
     assert [panel.title for panel in silent] == elsewhere
     draw(prometheus, Span(start, time.time(), 1), tmp_path / "dashboard.png")
     with Image.open(tmp_path / "dashboard.png") as picture:
-        assert picture.size == (1488, 2804)  # 24 squares of 62 dots; 81 of 34 and a header of 50
+        assert picture.size == (1488, 3076)  # 24 squares of 62 dots; 89 of 34 and a header of 50
         assert len(picture.convert("RGB").getcolors() or []) > 20
 
 

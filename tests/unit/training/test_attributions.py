@@ -155,7 +155,7 @@ def test_lime_is_captums(network: Small, image: NDArray[np.uint8]) -> None:
     expected = np.append(coefficients.numpy(), 0)[segments]
     seen = attributed(method, network, image)
     np.testing.assert_allclose(seen, expected, atol=1e-5)
-    assert np.ptp(seen) > 0.01
+    assert np.ptp(seen) > 1e-3  # a hundred times the tolerance
 
 
 def test_integrated_gradients_are_captums(
