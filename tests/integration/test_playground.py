@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image, ImageDraw, ImageFont
 from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
 
 from service.content.latents import draw_latents
@@ -282,6 +283,22 @@ def test_a_photo_is_read(visit: Visit, way: str) -> None:
         another = visit(visitor.link("png="))
         another.reads("7")
         assert (another.probabilities(), another.sources("#seen")) == before
+
+
+def test_a_letter_gets_no_bold_digit(visit: Visit, tmp_path: Path) -> None:
+    letter = Image.new("L", (240, 240), 255)
+    font = ImageFont.load_default(size=150)
+    ImageDraw.Draw(letter).text((120, 120), "M", 0, font, anchor="mm", stroke_width=4)
+    letter.save(tmp_path / "letter.png")
+    page = visit().page
+    page.locator("#file").set_input_files(tmp_path / "letter.png")
+    expect(page.locator("#answer")).to_have_text("Not sure")
+    expect(page.locator("#digit")).to_have_text("?")
+    expect(page.locator("#verdict")).to_have_attribute("data-state", "unsure")
+    expect(page.locator("#draw-message")).to_have_text(
+        re.compile("^This does not look like a digit. The nearest is")
+    )
+    expect(page.locator("#announce")).to_have_text(re.compile(r"^Not sure: .* by cnn version 1$"))
 
 
 def test_what_is_no_picture_is_refused_in_words(visit: Visit) -> None:
