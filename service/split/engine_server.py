@@ -7,8 +7,10 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import os
 import socket
+import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 128
 FLUSH_SECONDS = 5.0
+QUEUE_SECONDS = 0.005
+"""A worker is told a queue's state at most this often, unless a request was rejected: it knows the pace."""
 
 
 class EngineServer:
@@ -41,7 +45,7 @@ class EngineServer:
         self._collect = collect
         self._instance = uuid.uuid4().hex
         self._links: dict[Link, dict[int, _Call]] = {}
-        self._queued: dict[Link, set[tuple[str, int | None]]] = {}
+        self._told: dict[Link, dict[tuple[str, int | None], float]] = {}
         self._reloads: set[asyncio.Task[None]] = set()
         self._path: Path | None = None
         self._server: asyncio.Server | None = None
@@ -86,13 +90,13 @@ class EngineServer:
     def link_opened(self, link: Link) -> None:
         """See `service.split.frames.Owner`."""
         self._links[link] = {}
-        self._queued[link] = set()
+        self._told[link] = {}
         self._no_clients.clear()
         self._send_state(link)
 
     def link_lost(self, link: Link) -> None:
         """See `service.split.frames.Owner`: cancels the client's calls."""
-        del self._queued[link]
+        del self._told[link]
         for number, call in self._links.pop(link).items():
             call.cancel(call.numbers.index(number))
         if not self._links:
@@ -153,26 +157,27 @@ class EngineServer:
             for number in numbers:
                 _send_error(link, number, outcome)
             if isinstance(outcome, QueueFull):
-                self._send_queue(link, call.group)
+                self._send_queue(link, call.group, rejected=True)
         else:
             rows = call.group.rows[first:last]
             link.send(Kind.RESULTS, messages.results_header(numbers, rows, outcome), outcome.outputs)
             self._send_queue(link, call.group)
 
-    def _send_queue(self, link: Link, group: RequestGroup) -> None:
-        """Tell a worker the state of a model's queue, unless it was empty last time too."""
+    def _send_queue(self, link: Link, group: RequestGroup, *, rejected: bool = False) -> None:
+        """Tell a worker the state of a model's queue, unless it knows, or was told a moment ago."""
         key = group.model, group.version
         try:
             state = self._predictor.queue_state(*key)
         except ModelNotFound:
             state = None
-        told = self._queued[link]
-        if state is not None:
-            told.add(key)
-        elif key in told:
-            told.remove(key)
-        else:
+        told, now = self._told[link], time.monotonic()
+        if state is None:
+            if told.pop(key, None) is None:
+                return
+        elif not rejected and now - told.get(key, -math.inf) < QUEUE_SECONDS:
             return
+        else:
+            told[key] = now
         link.send(Kind.QUEUE, messages.queue_header(*key, state))
 
     async def _reload(self, link: Link, number: int) -> None:
