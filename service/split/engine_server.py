@@ -137,16 +137,15 @@ class EngineServer:
         call = _Call(group, numbers)
         calls.update(dict.fromkeys(numbers, call))
         answer = partial(self._answer, link, call)
-        if len(numbers) > 1:
-            call.cancel = self._predictor.submit_group(group, answer)
-            return
-        (request,) = group.requests()
         try:
-            cancel = self._predictor.submit(request, partial(answer, 0, 1))
-        except Exception as error:  # the request's edge
-            self._answer(link, call, 0, 1, error)
-        else:
-            call.cancel = lambda _: cancel()
+            if len(numbers) > 1:
+                call.cancel = self._predictor.submit_group(group, answer)
+            else:
+                (request,) = group.requests()
+                cancel = self._predictor.submit(request, partial(answer, 0, 1))
+                call.cancel = lambda _: cancel()
+        except Exception as error:  # the requests' edge
+            self._answer(link, call, 0, len(numbers), error)
 
     def _answer(self, link: Link, call: "_Call", first: int, last: int, outcome: Outcome) -> None:
         numbers = call.numbers[first:last]

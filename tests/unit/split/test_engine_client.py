@@ -271,6 +271,10 @@ async def test_every_error_of_the_engine_keeps_its_class_and_message(start_engin
         await predictor.connected()
         with raises(kind, message):
             await classify(predictor, 1)
+        for outcome in await asyncio.gather(
+            *(classify(predictor, 1) for _ in range(2)), return_exceptions=True
+        ):
+            assert (type(outcome), str(outcome)) == (kind, message)
         with raises(kind, message):
             await predictor.reload()
         await predictor.close()
