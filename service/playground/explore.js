@@ -1,7 +1,7 @@
-// The view "Explore": the images between two seeds, and a pad of two latent dimensions.
+// The view "Explore": the images between two seeds and two digits, and a pad of two latent dimensions.
 
 import { ask, Latest } from "./api.js";
-import { between, drawLatents } from "./latent.js";
+import { drawLatents } from "./latent.js";
 import * as page from "./page.js";
 
 const { byId, element } = page;
@@ -22,7 +22,7 @@ export class ExploreView {
   #points = new Latest((job) => this.#showPoint(job));
 
   constructor() {
-    for (const id of ["from", "to", "steps"]) field(id).addEventListener("change", () => this.#refresh());
+    for (const id of ["from", "to", "last", "steps"]) field(id).addEventListener("change", () => this.#refresh());
     for (const id of ["dx", "dy"]) field(id).addEventListener("change", () => this.#refreshPad());
     for (const id of ["x", "y"]) field(id).addEventListener("input", () => this.#refreshPoint());
     byId("explore-dice").addEventListener("click", () => {
@@ -54,20 +54,25 @@ export class ExploreView {
     } catch (error) {
       return report(error);
     }
-    await this.#prepare(params.get("label") ?? this.#label() ?? "3", params.get("dx"), params.get("dy"));
+    const label = params.get("label") ?? this.#label() ?? "3";
+    await this.#prepare(label, params.get("last") ?? field("last").value, params.get("dx"), params.get("dy"));
   }
 
   async #modelChanged() {
-    await this.#prepare(this.#label());
+    await this.#prepare(this.#label(), field("last").value);
   }
 
   // Fill in what depends on the model: labels and dimensions.
-  async #prepare(label, dx, dy) {
+  async #prepare(label, last, dx, dy) {
     try {
       const { labels, inputs } = await page.modelDetail(this.#picker.name, this.#picker.version);
       const choices = inputs.some((each) => each.name === "label") ? labels : [];
       const known = choices.includes(label) ? label : choices[0];
       this.#label = page.fillLabels("explore-labels", choices, known, () => this.#refresh());
+      const digits = choices.map((each) => element("option", { value: each }, each));
+      field("last").replaceChildren(element("option", { value: "" }, "The same"), ...digits);
+      field("last").value = choices.includes(last) ? last : "";
+      field("last").closest("label").hidden = !choices.length;
       this.#size = inputs.find((each) => each.name === "z").shape[1];
       const ranked = await this.#rankedDimensions();
       for (const [id, asked, fallback] of [["dx", dx, ranked[0]], ["dy", dy, ranked[1] ?? ranked[0]]]) {
@@ -108,10 +113,13 @@ export class ExploreView {
   }
 
   #refresh() {
-    const seeds = { from: page.readNumber(field("from"), 1), to: page.readNumber(field("to"), 2) };
-    const steps = page.readNumber(field("steps"), 9);
-    const [from, to] = [drawLatents(seeds.from, this.#size), drawLatents(seeds.to, this.#size)];
-    this.#strips.push(Array.from({ length: steps }, (_, i) => between(from, to, i / (steps - 1))));
+    this.#strips.push({
+      seed: page.readNumber(field("from"), 1),
+      to_seed: page.readNumber(field("to"), 2),
+      from: this.#label(),
+      to: field("last").value || undefined,
+      steps: page.readNumber(field("steps"), 9),
+    });
     this.#refreshPad();
   }
 
@@ -137,6 +145,7 @@ export class ExploreView {
       model: this.#picker.name,
       version: this.#picker.version,
       label: this.#label(),
+      last: field("last").value || undefined,
       ...Object.fromEntries(["from", "to", "steps", "dx", "dy", "x", "y"].map((id) => [id, field(id).value])),
     });
   }
@@ -157,22 +166,29 @@ export class ExploreView {
   }
 
   async #images(rows) {
-    const query = { model: this.#picker.name, version: this.#picker.version, label: this.#label() };
     const body = new Float32Array(rows.length * this.#size);
     rows.forEach((row, index) => body.set(row, index * this.#size));
-    const { data, headers, timing } = await ask("generate", { query, body, type: OCTETS, accept: OCTETS });
+    return this.#asked("generate", { label: this.#label() }, { body, type: OCTETS });
+  }
+
+  // Return the images of a request for raw pixels, and the labels that the service tells of them.
+  async #asked(path, query, sent = {}) {
+    const chosen = { model: this.#picker.name, version: this.#picker.version, ...query };
+    const { data, headers, timing } = await ask(path, { query: chosen, ...sent, accept: OCTETS });
     page.showTiming("explore-timing", timing);
     byId("explore-message").textContent = "";
     byId("explore-message").classList.remove("error");
     const [count, height, width, channels = 1] = headers.get("inkserve-shape").split(",").map(Number);
-    return { pixels: new Uint8Array(data), count, height, width, channels };
+    const labels = (headers.get("inkserve-labels") ?? "").split(",").map(decodeURIComponent);
+    return { pixels: new Uint8Array(data), count, height, width, channels, labels };
   }
 
-  async #showStrip(rows) {
+  async #showStrip(way) {
     try {
-      const images = await this.#images(rows);
-      const items = rows.map((_, index) => {
-        const canvas = element("canvas", { role: "img", "aria-label": `step ${index + 1} of ${rows.length}` });
+      const images = await this.#asked("interpolate", way);
+      const items = Array.from({ length: images.count }, (_, index) => {
+        const label = images.labels[index] ? `${images.labels[index]}, ` : "";
+        const canvas = element("canvas", { role: "img", "aria-label": `${label}step ${index + 1} of ${images.count}` });
         canvas.width = images.width;
         canvas.height = images.height;
         canvas.getContext("2d").putImageData(imageData(images, index), 0, 0);

@@ -31,13 +31,3 @@ export function drawLatents(seed, size) {
   const normals = [...radius.map((r, i) => r * Math.cos(angle[i])), ...radius.map((r, i) => r * Math.sin(angle[i]))];
   return Float32Array.from(normals.slice(0, size));
 }
-
-// Return the latents between two, on the arc: samples of a normal distribution keep their length there.
-export function between(from, to, part) {
-  const dot = from.reduce((sum, value, i) => sum + value * to[i], 0);
-  const cosine = dot / (Math.hypot(...from) * Math.hypot(...to));
-  const arc = Math.acos(Math.min(Math.max(cosine, -1), 1));
-  if (arc < 1e-4) return from.map((value, i) => value + part * (to[i] - value));
-  const [near, far] = [Math.sin((1 - part) * arc) / Math.sin(arc), Math.sin(part * arc) / Math.sin(arc)];
-  return from.map((value, i) => near * value + far * to[i]);
-}

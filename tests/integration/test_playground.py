@@ -374,6 +374,21 @@ def test_the_path_between_two_seeds_starts_and_ends_at_their_images(visit: Visit
     assert page.locator("#strip canvas").first.evaluate(pixels, other) > 100
 
 
+def test_the_path_between_two_digits_ends_at_the_other_digit(visit: Visit) -> None:
+    visitor = visit("#explore?label=3&from=11&to=12&steps=5")
+    page = visitor.page
+    expect(page.locator("#strip canvas")).to_have_count(5)
+    page.locator("#explore-last").select_option("8")
+    expect(page.locator("#strip canvas").last).to_have_attribute("aria-label", "8, step 5 of 5")
+    expect(page.locator("#strip canvas").first).to_have_attribute("aria-label", "3, step 1 of 5")
+    shown = page.locator("#strip canvas").last.evaluate("canvas => canvas.toDataURL()")
+    another = visit(visitor.link("last=8", "label=3"))
+    expect(another.page.locator("#strip canvas").last).to_have_attribute("aria-label", "8, step 5 of 5")
+    assert another.page.locator("#strip canvas").last.evaluate("canvas => canvas.toDataURL()") == shown
+    another.page.locator("#explore-model").select_option("gan")
+    expect(another.page.locator("#strip canvas").last).to_have_attribute("aria-label", "8, step 5 of 5")
+
+
 UNTIL = """(canvas, [picture, same]) => new Promise((resolve) => {
     const look = () =>
       (canvas.toDataURL() === picture) === same ? resolve(true) : requestAnimationFrame(look);
