@@ -33,6 +33,7 @@ from service.http.dispatch import Dispatch
 from service.http.routes import classify, examples, explain, generate, interpolate, latents, search
 from service.http.server import Server
 from service.http.types import NPY, Receive, Scope, Send
+from service.observability import protobuf_exposition
 from service.observability.metrics import Metrics
 from service.observability.request_ids import REQUEST_ID
 from service.serving.local import LocalPredictor
@@ -196,7 +197,10 @@ ASKED: dict[tuple[str, str], dict[int, list[Ask]]] = {
         503: [Ask(faults={"ready": ShuttingDown("it stops")})],
     },
     ("GET", "/metrics"): {
-        200: [Ask(), Ask(key=None), Ask(accept="application/openmetrics-text; version=1.0.0")],
+        200: [
+            *(Ask(), Ask(key=None), Ask(accept="application/openmetrics-text; version=1.0.0")),
+            Ask(accept=protobuf_exposition.CONTENT_TYPE),
+        ],
         405: [Ask(method="POST")],
         500: [Ask(faults={"gather": BUG})],
     },

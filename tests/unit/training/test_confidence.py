@@ -87,7 +87,7 @@ def test_published_graph_has_a_score_and_the_same_probabilities(published: Path,
     assert float(manifest.metrics["auroc_fashion"]) > 0.98
     kept = dict(read_manifest(before).metrics)
     assert kept.items() <= manifest.metrics.items()
-    assert manifest.command.startswith("python -m training export mlp && python -m training ")
+    assert manifest.command.startswith("python -m training export mlp && python -m training")
 
 
 def test_threshold_lets_a_hundredth_of_the_validation_images_abstain(published: Path, splits: Splits) -> None:
