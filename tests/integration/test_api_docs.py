@@ -36,7 +36,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=[False, True], ids=["open", "with API keys"], scope="module")
+WITH_KEYS = pytest.param(True, id="with API keys", marks=pytest.mark.nightly)
+"""The same operations again, in a minute and a half."""
+
+
+@pytest.fixture(params=[pytest.param(False, id="open"), WITH_KEYS], scope="module")
 def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The service over the shipped models; the second time it asks for an API key."""
     flags = ["--models-dir", str(ROOT / "models")]

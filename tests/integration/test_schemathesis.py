@@ -21,7 +21,10 @@ def depth() -> tuple[list[str], float]:
     return ["--max-examples", "5", "--seed", "1"], 240
 
 
-@pytest.mark.parametrize("with_keys", [False, True], ids=["open", "with API keys"])
+@pytest.mark.parametrize(
+    "with_keys",
+    [pytest.param(False, id="open", marks=pytest.mark.nightly), pytest.param(True, id="with API keys")],
+)
 def test_no_request_made_from_the_description_fails_a_check(with_keys: bool, tmp_path: Path) -> None:
     flags, sent = [], []
     options, seconds = depth()

@@ -83,6 +83,7 @@ def test_the_capacity_is_the_highest_step_that_met_the_latency_without_loss() ->
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_plan_follows_from_a_measured_pod(
     tmp_path: Path,
     add_classifier: Callable[..., Path],
