@@ -90,20 +90,7 @@ class Batcher:
 
     def queue_state(self) -> QueueState | None:
         """Return what the queue decides by about new requests; None if it holds none."""
-        queue = self._queue
-        if not queue.rows:
-            return None
-        pace = queue.pace
-        return QueueState(
-            queue.max_batch_size,
-            queue.max_queue_rows,
-            queue.max_queue_requests,
-            *queue.lane_rows(),
-            queue.requests,
-            pace.rows_in_flight,
-            pace.row_seconds,
-            pace.mean_row_seconds,
-        )
+        return QueueState.of(self._queue) if self._queue.rows else None
 
     def check_admission(self, rows: int, seconds: float, priority: Priority = "normal") -> Refusal | None:
         """Return the reason to reject `rows` more rows, or None. seconds: until their deadline."""

@@ -24,6 +24,21 @@ class QueueState(NamedTuple):
     row_seconds: float
     mean_row_seconds: float
 
+    @classmethod
+    def of(cls, queue: BatchQueue) -> "QueueState":
+        """Return the state of a queue in this process."""
+        pace = queue.pace
+        return cls(
+            queue.max_batch_size,
+            queue.max_queue_rows,
+            queue.max_queue_requests,
+            *queue.lane_rows(),
+            queue.requests,
+            pace.rows_in_flight,
+            pace.row_seconds,
+            pace.mean_row_seconds,
+        )
+
 
 class Mirror:
     """Refuses what a queue in another process would refuse, by its last state.

@@ -59,8 +59,8 @@ class Tally:
 
     def count(self, values: NDArray[Any]) -> None:
         """Count many observations at once: each at a tenth of what `extend` takes."""
-        counted = np.bincount(np.searchsorted(self._grid.bounds, values), minlength=len(self._counts))
-        self._counts += counted
+        buckets = np.searchsorted(self._grid.bounds, values)  # a bound belongs to its own bucket
+        self._counts += np.bincount(buckets, minlength=len(self._counts))
         self._folded += len(values)
         self._sum += float(values.sum(dtype=np.float64))
 
@@ -100,10 +100,7 @@ class Tally:
     def fold(self) -> None:
         """Put the pending observations into their buckets."""
         if self.pending:
-            buckets = np.searchsorted(self._grid.bounds, self.pending)  # a bound belongs to its own bucket
-            self._counts += np.bincount(buckets, minlength=len(self._counts))
-            self._folded += len(self.pending)
-            self._sum += sum(self.pending)
+            self.count(np.array(self.pending))
             self.pending.clear()
 
 

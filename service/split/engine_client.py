@@ -264,7 +264,7 @@ class EngineClient:
             self._settle(messages.read_id(frame), frame)
         elif frame.kind == Kind.STATE:
             self._state = messages.read_state(frame)
-            self._models = {}
+            self._models, self._mirrors = {}, {}
             link.allow_body(self._state.output_bytes())
             self._link = link
             self._connected.set()

@@ -17,20 +17,6 @@ def item(rows: int, priority: Priority) -> Item:
     return Item((np.zeros((rows, 1)),), rows, 0.0, math.inf, lambda _: None, priority)
 
 
-def state_of(queue: BatchQueue) -> QueueState:
-    pace = queue.pace
-    return QueueState(
-        queue.max_batch_size,
-        queue.max_queue_rows,
-        queue.max_queue_requests,
-        *queue.lane_rows(),
-        queue.requests,
-        pace.rows_in_flight,
-        pace.row_seconds,
-        pace.mean_row_seconds,
-    )
-
-
 requests = st.tuples(st.integers(1, 40), st.sampled_from(["normal", "low"]))
 
 
@@ -48,7 +34,7 @@ def test_it_refuses_at_once_what_the_queue_refuses(
     for _ in range(taken):
         queue.take()
     rows, priority = asked
-    mirror = Mirror(state_of(queue), 50.0, sharers=2)
+    mirror = Mirror(QueueState.of(queue), 50.0, sharers=2)
     assert mirror.check_admission(rows, seconds, priority, 50.0) == queue.check_admission(
         rows, seconds, priority
     )
