@@ -7,8 +7,48 @@ import numpy as np
 from service.errors import InvalidInput, PayloadTooLarge
 from service.models.catalogue import Catalogue
 from service.models.manifest import Manifest, Task
-from service.models.tensors import Array, check_tensor
+from service.models.tensors import Array, check_tensor, dtype_of
 from service.settings import Settings
+
+
+class InputCheck:
+    """Checks the inputs of one model version, at the cost of a few comparisons if nothing is wrong.
+
+    tensors: the name, dtype and row shape of each input, in the graph's order.
+    plain: whether no input holds labels, whose values would have to be checked.
+    """
+
+    def __init__(self, manifest: Manifest, max_rows: int) -> None:
+        self._manifest = manifest
+        self._max_rows = max_rows
+        self.tensors = tuple((spec.name, dtype_of(spec), spec.shape[1:]) for spec in manifest.inputs)
+        self.plain = manifest.input("label") is None
+
+    def arrays(self, inputs: Mapping[str, Array], rows: int) -> tuple[Array, ...]:
+        """Return the inputs of a request that says how many rows it has, in the order of the graph.
+
+        Raises what `checked` raises. `LocalPredictor.submit` has the same comparisons inline.
+        """
+        arrays = []
+        for name, dtype, shape in self.tensors:
+            array = inputs.get(name)
+            if array is None or array.dtype != dtype or array.shape != (rows, *shape):
+                break
+            arrays.append(array)
+        fits = len(arrays) == len(inputs) == len(self.tensors)
+        if fits and self.plain and 0 < rows <= self._max_rows:
+            return tuple(arrays)
+        return self.checked(inputs, rows)
+
+    def checked(self, inputs: Mapping[str, Array], rows: int) -> tuple[Array, ...]:
+        """Do what `arrays` does, by `check_inputs`, which says what is wrong.
+
+        Raises InvalidInput and PayloadTooLarge, and ValueError if the inputs have other rows.
+        """
+        counted = check_inputs(self._manifest, inputs, self._max_rows)
+        if counted != rows:
+            raise ValueError(f"request says {rows} rows, its inputs have {counted}")
+        return tuple([inputs[name] for name, _, _ in self.tensors])
 
 
 def check_inputs(manifest: Manifest, inputs: Mapping[str, Array], max_rows: int) -> int:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,10 +15,10 @@ from service.models.catalogue import ModelInfo
 from service.models.folder import read_info
 from service.models.manifest import MODEL_FILE
 from service.models.signatures import verified
-from service.models.tensors import dtype_of
 from service.models.verification import Stamp, stamp, verify
 from service.observability.metrics import BatchMetrics, Metrics, ScoreMetrics
 from service.onnx.engine import Engine
+from service.serving.checks import InputCheck
 from service.serving.tuning import engine_options
 from service.settings import Settings
 
@@ -34,8 +33,7 @@ each at once would take longer than everything else about a small batch."""
 class LoadedModel:
     """A model version that is ready to run.
 
-    tensors: the name, dtype and row shape of each input, in the graph's order.
-    plain: whether no input holds labels, whose values would have to be checked.
+    check: of a request's inputs.
     scores: counts the batches' scores, if the model has a threshold for them.
     records: the batches that are not counted yet. work: what they are counted by, in addition to the metrics.
     """
@@ -44,8 +42,7 @@ class LoadedModel:
     engine: Engine
     batcher: Batcher
     metrics: BatchMetrics
-    tensors: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
-    plain: bool
+    check: InputCheck
     work: WorkMeter
     scores: ScoreMetrics | None = None
     records: list[BatchRecord] = field(default_factory=list)
@@ -123,11 +120,10 @@ def assemble(
 
     record = records.append if trace_batch is None else record_and_trace
     batcher = Batcher(device, engine, queue, record, manifest.version, manifest.ood_output())
-    tensors = tuple((spec.name, dtype_of(spec), spec.shape[1:]) for spec in manifest.inputs)
-    plain = manifest.input("label") is None
+    check = InputCheck(manifest, settings.max_request_rows)
     work = WorkMeter(engine.seconds_for, batcher.full_batch_rows, engine.buckets[-1], worked)
     counted = metrics.of_batches(manifest.name, manifest.version)
     limit = manifest.abstain_above
     scores = None if limit is None else metrics.of_scores(manifest.name, manifest.version, limit)
     info = replace(info, batch_sizes=engine.buckets, slow_batch_sizes=engine.slow_buckets)
-    return LoadedModel(info, engine, batcher, counted, tensors, plain, work, scores, records)
+    return LoadedModel(info, engine, batcher, counted, check, work, scores, records)

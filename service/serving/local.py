@@ -13,7 +13,7 @@ from pathlib import Path
 
 from service.batching.device import Device
 from service.batching.mirror import QueueState
-from service.batching.request import Array, Done, GroupDone, InferenceRequest, Priority, RequestGroup
+from service.batching.request import Done, GroupDone, InferenceRequest, Priority, RequestGroup
 from service.batching.retries import Refusal
 from service.batching.work import Worked
 from service.errors import InkserveError, ProviderError, RepositoryError
@@ -24,7 +24,7 @@ from service.models.manifest import Manifest
 from service.models.verification import Stamp, stamp, verify
 from service.observability.metrics import Metrics
 from service.onnx.engine import Engine
-from service.serving.checks import check_inputs, unmet_default
+from service.serving.checks import unmet_default
 from service.serving.loaded_model import RECORDS, LoadedModel, TraceBatch, assemble, open_engine
 from service.serving.outputs import check_outputs
 from service.serving.predictor import Cancel, CancelOne
@@ -94,31 +94,29 @@ class LocalPredictor:
         """Run a request's rows; see `Predictor.submit`."""
         key = request.model, request.version
         loaded = self._served.by_request.get(key) or self._served.find(*key)
-        inputs, rows = request.inputs, request.rows
+        inputs, rows, check = request.inputs, request.rows, loaded.check
         arrays = []
-        for name, dtype, shape in loaded.tensors:
+        for name, dtype, shape in check.tensors:  # as in `InputCheck.arrays`, without the calls
             array = inputs.get(name)
             if array is None or array.dtype != dtype or array.shape != (rows, *shape):
                 break
             arrays.append(array)
-        fits = len(arrays) == len(inputs) == len(loaded.tensors)
-        if not (fits and loaded.plain and 0 < rows <= self._settings.max_request_rows):
-            arrays = self._checked(loaded.info.manifest, request)
+        fits = len(arrays) == len(inputs) == len(check.tensors)
+        plain = fits and check.plain and 0 < rows <= self._settings.max_request_rows
+        checked = tuple(arrays) if plain else check.checked(inputs, rows)
         if len(loaded.records) >= RECORDS:
             loaded.count_batches()
-        item = loaded.batcher.submit(request, tuple(arrays), done, admitted=admitted)
+        item = loaded.batcher.submit(request, checked, done, admitted=admitted)
         return partial(loaded.batcher.cancel, item)
 
     def submit_group(self, group: RequestGroup, deliver: GroupDone) -> CancelOne:
         """Run the rows of requests that came together; see `GroupPredictor.submit_group`."""
         try:
             loaded = self._served.find(group.model, group.version)
-            if min(group.rows) > 0 and max(group.rows) <= self._settings.max_request_rows:
-                manifest = loaded.info.manifest
-                check_inputs(manifest, group.inputs, sum(group.rows))
+            if min(group.rows) > 0:
+                arrays = loaded.check.arrays(group.inputs, sum(group.rows))
                 if len(loaded.records) >= RECORDS:
                     loaded.count_batches()
-                arrays = tuple([group.inputs[spec.name] for spec in manifest.inputs])
                 queued = loaded.batcher.submit_group(group, arrays, deliver)
                 if queued is not None:
                     return partial(loaded.batcher.cancel_one, queued)
@@ -136,13 +134,6 @@ class LocalPredictor:
             except Exception as error:  # the request's edge: the others are submitted all the same
                 cancels.append(loop.call_soon(done, error).cancel)
         return lambda index: cancels[index]()
-
-    def _checked(self, manifest: Manifest, request: InferenceRequest) -> list[Array]:
-        """Return the request's inputs in the graph's order. Raises InvalidInput, PayloadTooLarge."""
-        rows = check_inputs(manifest, request.inputs, self._settings.max_request_rows)
-        if rows != request.rows:
-            raise ValueError(f"request says {request.rows} rows, its inputs have {rows}")
-        return [request.inputs[spec.name] for spec in manifest.inputs]
 
     def check_admission(
         self, model: str, version: int | None, rows: int, seconds: float, priority: Priority = "normal"

@@ -22,8 +22,7 @@ from service.batching.retries import Refusal
 from service.errors import FrameError, ModelNotReady, ShuttingDown, Unavailable
 from service.models.catalogue import Catalogue
 from service.models.manifest import Manifest
-from service.models.tensors import dtype_of
-from service.serving.checks import check_inputs
+from service.serving.checks import InputCheck
 from service.serving.predictor import Cancel, resolve
 from service.split import messages
 from service.split.frames import Frame, Link
@@ -86,7 +85,7 @@ class EngineClient:
         model = self._model(request)
         # The engine checks again, against what it serves by then; but do not send an invalid request: an
         # oversized frame makes the engine drop the connection for all.
-        arrays = model.arrays(request)
+        arrays = model.check.arrays(request.inputs, request.rows)
         if self._link is None:
             raise _not_connected()
         mirror = self._mirrors.get((request.model, request.version))
@@ -316,29 +315,7 @@ class _Model:
         self.name = name
         self.version = version
         self.max_rows = max_rows
-        self._manifest = manifest
-        self._tensors = [(spec.name, dtype_of(spec), spec.shape[1:]) for spec in manifest.inputs]
-        self._plain = manifest.input("label") is None
-
-    @property
-    def input_names(self) -> list[str]:
-        """The inputs in the order of the manifest."""
-        return [name for name, _, _ in self._tensors]
-
-    def arrays(self, request: InferenceRequest) -> list[Array]:
-        """Return the request's inputs in the order of the manifest. Raises InvalidInput, PayloadTooLarge."""
-        inputs, rows = request.inputs, request.rows
-        arrays = []
-        for name, dtype, shape in self._tensors:
-            array = inputs.get(name)
-            if array is None or array.dtype != dtype or array.shape != (rows, *shape):
-                break
-            arrays.append(array)
-        fits = len(arrays) == len(inputs) == len(self._tensors)
-        if not (fits and self._plain and 0 < rows <= self.max_rows):
-            check_inputs(self._manifest, inputs, self.max_rows)
-            return [inputs[name] for name in self.input_names]
-        return arrays
+        self.check = InputCheck(manifest, max_rows)
 
 
 class _Group:
@@ -349,14 +326,14 @@ class _Group:
         self._model = model
         self._priority = priority
         self._requests: list[InferenceRequest] = []
-        self._arrays: list[list[Array]] = []
+        self._arrays: list[tuple[Array, ...]] = []
         self._rows = 0
 
     def has_room(self, rows: int) -> bool:
         """Whether the engine accepts a frame with this many rows more, and it is not large yet."""
         return len(self.numbers) < MOST_TOGETHER and self._rows + rows <= self._model.max_rows
 
-    def add(self, number: int, request: InferenceRequest, arrays: list[Array]) -> Self:
+    def add(self, number: int, request: InferenceRequest, arrays: tuple[Array, ...]) -> Self:
         """Add a request. number: its call's id. arrays: its inputs in the order of the manifest."""
         self.numbers.append(number)
         self._requests.append(request)
@@ -380,7 +357,7 @@ class _Group:
         group = RequestGroup(
             self._model.name,
             self._model.version,
-            dict(zip(self._model.input_names, arrays, strict=True)),
+            {name: array for (name, _, _), array in zip(self._model.check.tensors, arrays, strict=True)},
             [request.rows for request in self._requests],
             [request.deadline for request in self._requests],
             self._priority,
