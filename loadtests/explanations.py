@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from loadtests.arguments import at_least_one
 from loadtests.generator import Outcome, Plan, generate
 from loadtests.interrupts import exit_code
 from loadtests.machine import ROOT, describe
@@ -82,19 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", default="cnn", help="classifier (default: %(default)s)")
     add("--method", choices=METHODS, default=METHODS[0], help="of the explanations (default: %(default)s)")
-    add("--callers", type=_at_least_one, default=2, help="callers of /explain (default: %(default)s)")
-    add("--rounds", type=_at_least_one, default=6, help="pairs of slices (default: %(default)s)")
-    add("--seconds", type=_at_least_one, default=8, help="whole seconds per slice (default: %(default)s)")
+    add("--callers", type=at_least_one, default=2, help="callers of /explain (default: %(default)s)")
+    add("--rounds", type=at_least_one, default=6, help="pairs of slices (default: %(default)s)")
+    add("--seconds", type=at_least_one, default=8, help="whole seconds per slice (default: %(default)s)")
     add("--models-dir", type=Path, default=ROOT / "models", help="the models (default: the shipped ones)")
     add("--output", type=Path, help="JSON file for the figures")
     return parser
-
-
-def _at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"is {value}, expected at least 1")
-    return value
 
 
 def _measure(parsed: argparse.Namespace) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loadtests import wrk
+from loadtests.arguments import at_least_one, checkout
 from loadtests.interrupts import exit_code
 from loadtests.machine import ROOT, describe
 from loadtests.peers.contestants import NotInstalled, newest_graph
@@ -92,30 +93,16 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--rounds", type=_at_least_one, default=3, help="times to start every service (default: 3)")
-    add("--slices", type=_at_least_one, default=4, help="slices per service and round (default: 4)")
-    add("--seconds", type=_at_least_one, default=1, help="whole seconds per slice (default: 1)")
+    add("--rounds", type=at_least_one, default=3, help="times to start every service (default: 3)")
+    add("--slices", type=at_least_one, default=4, help="slices per service and round (default: 4)")
+    add("--seconds", type=at_least_one, default=1, help="whole seconds per slice (default: 1)")
     add(
         "--against",
-        type=_checkout,
+        type=checkout,
         metavar="DIR",
         help="another checkout of this project, run with its own code and models in this virtual environment",
     )
     return parser
-
-
-def _at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"is {value}, expected at least 1")
-    return value
-
-
-def _checkout(text: str) -> Path:
-    path = Path(text).resolve()
-    if not (path / "service" / "__main__.py").is_file():
-        raise argparse.ArgumentTypeError(f"{text} holds no service/__main__.py")
-    return path
 
 
 def _configurations(folder: Path, against: Path | None) -> list[Configuration]:

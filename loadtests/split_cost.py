@@ -25,6 +25,7 @@ import numpy as np
 import onnxruntime as ort
 
 from loadtests import small_model, wrk
+from loadtests.arguments import at_least_one, checkout
 from loadtests.interrupts import exit_code
 from loadtests.machine import ROOT, describe
 from loadtests.peers.measure import images_of, right_answer
@@ -87,20 +88,18 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--rounds", type=_at_least_one, default=3, help="times to start every service (default: 3)")
-    add("--slices", type=_at_least_one, default=3, help="slices per service and round (default: 3)")
-    add("--seconds", type=_at_least_one, default=2, help="whole seconds per slice (default: 2)")
-    add("--workers", type=_at_least_one, default=4, help="workers of the split form (default: 4)")
-    add("--connections", type=_at_least_one, default=256, help="wrk's connections (default: 256)")
-    add("--against", type=Path, metavar="DIR", help="another checkout of this project, run beside this one")
+    add("--rounds", type=at_least_one, default=3, help="times to start every service (default: 3)")
+    add("--slices", type=at_least_one, default=3, help="slices per service and round (default: 3)")
+    add("--seconds", type=at_least_one, default=2, help="whole seconds per slice (default: 2)")
+    add("--workers", type=at_least_one, default=4, help="workers of the split form (default: 4)")
+    add("--connections", type=at_least_one, default=256, help="wrk's connections (default: 256)")
+    add(
+        "--against",
+        type=checkout,
+        metavar="DIR",
+        help="another checkout of this project, run beside this one",
+    )
     return parser
-
-
-def _at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"is {value}, expected at least 1")
-    return value
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def _round(graph: Path, number: int, parsed: argparse.Namespace) -> list[Slice]:
     split = ["--workers", str(parsed.workers)]
     forms: dict[str, tuple[list[str], Path]] = {"one process": ([], ROOT), "split": (split, ROOT)}
     if parsed.against is not None:
-        forms["split, the other checkout"] = (split, parsed.against.resolve())
+        forms["split, the other checkout"] = (split, parsed.against)
     slices: list[Slice] = []
     with ExitStack() as stack:
         targets = {name: _start(graph, *form, stack) for name, form in forms.items()}

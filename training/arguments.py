@@ -212,9 +212,7 @@ def _add_quantize(actions: Any) -> argparse.ArgumentParser:
         "after its loss of accuracy is measured."
     )
     command = _add(actions, "quantize", about)
-    command.add_argument("model", help="a published classifier, such as mlp")
-    _add_models_dir(command)
-    command.add_argument("--version", type=_positive, help="version to quantise (default: the latest)")
+    _add_published(command, "mlp", "quantise")
     command.add_argument(
         "--calibration-images",
         type=_positive,
@@ -238,9 +236,7 @@ def _add_confidence(actions: Any) -> argparse.ArgumentParser:
         "the threshold above which its label is not to be believed. The weights stay."
     )
     command = _add(actions, "confidence", about)
-    command.add_argument("model", help="a published classifier, such as mlp")
-    _add_models_dir(command)
-    command.add_argument("--version", type=_positive, help="version to change (default: the latest)")
+    _add_published(command, "mlp", "change")
     command.add_argument(
         "--outliers-dir",
         type=Path,
@@ -279,9 +275,7 @@ def _add_gradient(actions: Any) -> argparse.ArgumentParser:
         "gradients, after it is checked against differences of probabilities."
     )
     command = _add(actions, "gradient", about)
-    command.add_argument("model", help="a published classifier, such as cnn")
-    _add_models_dir(command)
-    command.add_argument("--version", type=_positive, help="version to differentiate (default: the latest)")
+    _add_published(command, "cnn", "differentiate")
     command.add_argument("--force", action="store_true", help="replace the gradient's version if it exists")
     return command
 
@@ -422,6 +416,13 @@ def _add_models_dir(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--models-dir", type=Path, default=Path("models"), help="the models folder (default: %(default)s)"
     )
+
+
+def _add_published(command: argparse.ArgumentParser, example: str, purpose: str) -> None:
+    """Add the arguments that choose a published classifier. purpose: what is done to its version."""
+    command.add_argument("model", help=f"a published classifier, such as {example}")
+    _add_models_dir(command)
+    command.add_argument("--version", type=_positive, help=f"version to {purpose} (default: the latest)")
 
 
 def _positive(text: str) -> int:

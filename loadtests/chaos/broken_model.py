@@ -10,31 +10,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, TensorSpec, sha256_of
+from loadtests import classifiers
 
 PIXELS = 784
 GOOD, BAD = 3, 200
 """The pixels of rows that are answered, and of those that are not."""
 
-IMAGES = TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28))
-PROBABILITIES = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 10))
-
 
 def write(models_dir: Path) -> None:
     """Write the model `broken`, version 1."""
-    folder = models_dir / "broken" / "1"
-    folder.mkdir(parents=True)
-    onnx.save(graph(), folder / MODEL_FILE)
-    manifest = Manifest(
-        name="broken",
-        version=1,
-        task="classification",
-        inputs=(IMAGES,),
-        outputs=(PROBABILITIES,),
-        labels=tuple("0123456789"),
-        sha256=sha256_of(folder / MODEL_FILE),
-    )
-    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json())
+    classifiers.write(models_dir, "broken", graph())
 
 
 def graph() -> onnx.ModelProto:
@@ -55,7 +40,4 @@ def graph() -> onnx.ModelProto:
         numpy_helper.from_array(np.array(256, np.int32), "beyond"),
         numpy_helper.from_array(np.tile(np.eye(10, dtype=np.float32), (26, 1))[:256], "table"),
     ]
-    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["rows", 28, 28])
-    output = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["rows", 10])
-    body = helper.make_graph(nodes, "broken", [images], [output], constants)
-    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    return classifiers.graph_of("broken", nodes, constants)
