@@ -83,12 +83,9 @@ def create_app(
     app.include_router(description.routes())
     watch = DisconnectWatch()
     bodies = BodyDecoder(settings, watch, metrics.decode_seconds)
-    classify = Classify(predictor, settings, watch, bodies, metrics.encode_seconds)
-    generate = Generate(predictor, settings, watch, bodies, metrics.encode_seconds)
-    search = Search(predictor, settings, watch, bodies, metrics.encode_seconds)
-    latents = Latents(predictor, settings, watch, bodies, metrics.encode_seconds)
-    explain = Explain(predictor, settings, watch, bodies)
-    interpolate = Interpolate(predictor, settings, watch, metrics.encode_seconds)
+    shared = predictor, settings, watch, bodies, metrics.encode_seconds
+    classify, generate, interpolate = Classify(*shared), Generate(*shared), Interpolate(*shared)
+    search, latents, explain = Search(*shared), Latents(*shared), Explain(*shared)
     endpoints: dict[str, dict[str, AsgiEndpoint]] = {
         "/classify": {"POST": classify},
         "/generate": {"GET": generate, "POST": generate},

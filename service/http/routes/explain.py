@@ -23,14 +23,12 @@ from service.content.attributions import (
 from service.content.latents import MAX_SEED
 from service.content.overlay import overlay
 from service.errors import InvalidInput, ModelNotFound, PayloadTooLarge
-from service.http.disconnects import DisconnectWatch
 from service.http.headers import COST, EXPLAINED
 from service.http.lifecycle import Call
-from service.http.negotiation import media_type, negotiate
+from service.http.negotiation import negotiate
 from service.http.requests import parse_bool, parse_int, read_query
 from service.http.responses import Response, to_json
-from service.http.routes.bodies import BodyDecoder
-from service.http.routes.classify import NAMES, body_format
+from service.http.routes.asking import AskingEndpoint
 from service.http.routes.generated import joined
 from service.http.routes.prompts import Asker
 from service.http.routes.schemas import ExplainQuery
@@ -38,16 +36,12 @@ from service.http.routes.shared import (
     Target,
     find_target,
     model_headers,
-    parse_version,
-    read_timeout,
     server_timing,
 )
 from service.http.types import JSON, PNG, Headers, Receive, Scope
 from service.models.manifest import GRADIENT_SUFFIX, ImageLayout, Manifest, TensorSpec
 from service.models.tensors import Array
 from service.serving.checks import check_inputs
-from service.serving.predictor import Predictor
-from service.settings import Settings
 
 QUERY = tuple(ExplainQuery.model_fields)
 OFFERED = (JSON, PNG)
@@ -67,46 +61,26 @@ MAX_BYTES = 64 * 1024 * 1024
 """At most this many bytes of perturbed images are made for one request."""
 
 
-class Explain:
-    """The endpoint, over a predictor."""
-
-    def __init__(
-        self, predictor: Predictor, settings: Settings, watch: DisconnectWatch, bodies: BodyDecoder
-    ) -> None:
-        self._predictor = predictor
-        self._settings = settings
-        self._watch = watch
-        self._bodies = bodies
+class Explain(AskingEndpoint):
+    """The endpoint."""
 
     async def __call__(self, scope: Scope, receive: Receive, call: Call) -> Response:
         """Answer images with explanations."""
         headers: Headers = dict(scope["headers"])
         query = read_query(scope["query_string"], QUERY)
-        target = self._pinned(query)
+        target = self._pinned("classification", query, self._settings.default_classifier)
         manifest = target.manifest
         call.model = manifest.name
         options = _read(query, manifest, negotiate(headers, OFFERED))
         gradients = None if options.perturbation else self._gradients_of(manifest)
-        deadline = call.received_at + read_timeout(headers, self._settings.request_timeout_seconds)
-        asker = Asker(self._predictor, self._watch, receive, call, deadline, "low")
-        kind, spec = media_type(headers), manifest.inputs[0]
-        form = body_format(kind)
-        async with self._bodies.reading(scope, headers, receive, kind, deadline) as body:
-            images = await self._bodies.rows(body, form, spec, NAMES, manifest.picture_preprocess)
-        del body  # its rows are kept
+        asker = self._asker(headers, receive, call, "low")
+        spec = manifest.inputs[0]
+        images = await self._images(scope, headers, asker, manifest, spec)
         check_inputs(manifest, {spec.name: images}, self._settings.max_request_rows)
         work = _Work(asker, target, gradients, options, images, self._settings.max_request_rows)
         explanations = await work.run()
         # Off the event loop: a map of 28x28 takes a quarter of a millisecond, its picture half of one.
         return await asyncio.to_thread(work.respond, explanations)
-
-    def _pinned(self, query: Mapping[str, str]) -> Target:
-        """Return the model that the query names, at the version that is served now: all rows run on it."""
-        default = self._settings.default_classifier
-        target = find_target(
-            self._predictor, "classification", query.get("model"), parse_version(query), default
-        )
-        return Target(target.manifest, target.manifest.version)
 
     def _gradients_of(self, classifier: Manifest) -> Target:
         """Return the gradient model of a classifier. Raises ModelNotFound."""

@@ -19,6 +19,7 @@ from service.http.lifecycle import Call
 from service.http.negotiation import media_type, negotiate
 from service.http.requests import read_query
 from service.http.responses import Response
+from service.http.routes.asking import AskingEndpoint
 from service.http.routes.bodies import Body, BodyDecoder
 from service.http.routes.drawing import Drawing, Suiting
 from service.http.routes.generated import LABELLED_ROWS, Generated, seed_header
@@ -36,8 +37,6 @@ from service.http.routes.shared import (
     Target,
     answered_by,
     find_target,
-    read_priority,
-    read_timeout,
 )
 from service.http.routes.verification import Judge, Verdict, find_judge
 from service.http.types import JSON, OCTETS, PNG, Headers, Receive, Scope
@@ -57,7 +56,7 @@ NAMES = JsonNames(current_fields(GenerateRequest), "z", former=("digit",))
 MIXED = "mixed"
 
 
-class Generate:
+class Generate(AskingEndpoint):
     """The endpoint, over a predictor."""
 
     def __init__(
@@ -68,21 +67,16 @@ class Generate:
         bodies: BodyDecoder,
         encode_seconds: DeferredHistogram,
     ) -> None:
-        self._encode_seconds = encode_seconds
-        self._predictor = predictor
-        self._settings = settings
-        self._watch = watch
-        self._bodies = bodies
+        super().__init__(predictor, settings, watch, bodies, encode_seconds)
         self._repeats = Repeats(settings, watch)
 
     async def __call__(self, scope: Scope, receive: Receive, call: Call) -> Response:
         """Answer a request."""
         headers: Headers = dict(scope["headers"])
-        deadline = call.received_at + read_timeout(headers, self._settings.request_timeout_seconds)
-        priority = read_priority(headers)
+        asker = self._asker(headers, receive, call)
         accepted = negotiate(headers, OFFERED)
         kind = media_type(headers)
-        async with self._bodies.reading(scope, headers, receive, kind, deadline) as body:
+        async with self._bodies.reading(scope, headers, receive, kind, asker.deadline) as body:
             wanted = await self._wanted(scope, body, kind)
             target = find_target(
                 self._predictor, "generation", wanted.model, wanted.version, self._settings.default_generator
@@ -93,7 +87,6 @@ class Generate:
             z = await self._sent_latents(wanted, body, kind, target.manifest)
         del body  # its latents are kept, while they wait and run
         wish = self._wish(wanted, target, z, accepted)
-        asker = Asker(self._predictor, self._watch, receive, call, deadline, priority)
         identity = None if wanted.seed is None else self._identity(wish)
         return await self._repeats.answer(scope, headers, asker, identity, partial(self._answer, wish=wish))
 

@@ -17,6 +17,8 @@ from service.http.negotiation import negotiate
 from service.http.requests import parse_int, read_query
 from service.http.responses import Response
 from service.http.routes import generate
+from service.http.routes.asking import AskingEndpoint
+from service.http.routes.bodies import BodyDecoder
 from service.http.routes.generated import Generated, labels_header, seed_header
 from service.http.routes.prompts import Asker
 from service.http.routes.repeats import Answered, Identity, Repeats
@@ -26,8 +28,6 @@ from service.http.routes.shared import (
     answered_by,
     find_target,
     parse_version,
-    read_priority,
-    read_timeout,
 )
 from service.http.types import Headers, Receive, Scope
 from service.models.manifest import Manifest
@@ -43,7 +43,7 @@ STEPS, MAX_STEPS = 9, 64
 """How many images, if the query does not say, and at most."""
 
 
-class Interpolate:
+class Interpolate(AskingEndpoint):
     """The endpoint, over a predictor."""
 
     def __init__(
@@ -51,12 +51,10 @@ class Interpolate:
         predictor: Predictor,
         settings: Settings,
         watch: DisconnectWatch,
+        bodies: BodyDecoder,
         encode_seconds: DeferredHistogram,
     ) -> None:
-        self._encode_seconds = encode_seconds
-        self._predictor = predictor
-        self._settings = settings
-        self._watch = watch
+        super().__init__(predictor, settings, watch, bodies, encode_seconds)
         self._repeats = Repeats(settings, watch)
 
     async def __call__(self, scope: Scope, receive: Receive, call: Call) -> Response:
@@ -74,8 +72,7 @@ class Interpolate:
         seed = parse_int("seed", query["seed"], 0, MAX_SEED) if "seed" in query else random_seed()
         to_seed = parse_int("to_seed", query["to_seed"], 0, MAX_SEED) if "to_seed" in query else None
         labels = labels_between(query, steps, manifest)
-        deadline = call.received_at + read_timeout(headers, self._settings.request_timeout_seconds)
-        asker = Asker(self._predictor, self._watch, receive, call, deadline, read_priority(headers))
+        asker = self._asker(headers, receive, call)
         way = Way(target, seed, to_seed, steps, method, labels, accepted)
         identity = None
         if "seed" in query:

@@ -10,15 +10,15 @@ from service.batching.request import InferenceResult
 from service.content.json_bodies import JsonNames
 from service.content.npy import npy_from_array
 from service.errors import InvalidInput, ModelNotFound, PayloadTooLarge, UnsupportedMedia
-from service.http.disconnects import DisconnectWatch
 from service.http.headers import CLASSIFIER
 from service.http.lifecycle import Call
 from service.http.negotiation import media_type, negotiate
 from service.http.requests import read_query
 from service.http.responses import Response, to_json
 from service.http.routes import generate
-from service.http.routes.bodies import Body, BodyDecoder
-from service.http.routes.classify import NAMES, body_format
+from service.http.routes.asking import AskingEndpoint
+from service.http.routes.bodies import Body
+from service.http.routes.classify import body_format
 from service.http.routes.generated import LABELLED_ROWS, Generated, HeaderPair, labels_header
 from service.http.routes.prompts import Asker
 from service.http.routes.schemas import DecodeRequest, EncodeQuery
@@ -29,17 +29,13 @@ from service.http.routes.shared import (
     off_loop,
     parse_version,
     raw_response,
-    read_priority,
-    read_timeout,
     server_timing,
 )
 from service.http.types import JSON, NPY, OCTETS, Headers, Receive, Scope
-from service.models.manifest import ENCODER_SUFFIX, Manifest, Task
+from service.models.manifest import ENCODER_SUFFIX, Manifest
 from service.models.tensors import Array
-from service.observability.histograms import DeferredHistogram
 from service.serving.checks import check_inputs
 from service.serving.predictor import Predictor
-from service.settings import Settings
 
 QUERY = tuple(EncodeQuery.model_fields)
 """The query of all three routes."""
@@ -78,22 +74,8 @@ class Labels(NamedTuple):
         return (*told, (CLASSIFIER.wire, self.classifier.encode("ascii")))
 
 
-class Latents:
-    """The three endpoints, over a predictor."""
-
-    def __init__(
-        self,
-        predictor: Predictor,
-        settings: Settings,
-        watch: DisconnectWatch,
-        bodies: BodyDecoder,
-        encode_seconds: DeferredHistogram,
-    ) -> None:
-        self._encode_seconds = encode_seconds
-        self._predictor = predictor
-        self._settings = settings
-        self._watch = watch
-        self._bodies = bodies
+class Latents(AskingEndpoint):
+    """The three endpoints."""
 
     async def encode(self, scope: Scope, receive: Receive, call: Call) -> Response:
         """Answer images with their latents."""
@@ -103,7 +85,7 @@ class Latents:
         call.model = target.manifest.name
         accepted = negotiate(headers, ENCODE_OFFERED)
         asker = self._asker(headers, receive, call)
-        images = await self._images(scope, headers, asker, target.manifest)
+        images = await self._images(scope, headers, asker, target.manifest, image_spec(target.manifest))
         labels, result = await self._encoded(asker, target, query, images, in_header=accepted != JSON)
         latents = result.outputs[0]
         if accepted == JSON:
@@ -147,7 +129,7 @@ class Latents:
         decoder = decoder_of(self._predictor, encoder.manifest)
         accepted = negotiate(headers, IMAGES_OFFERED)
         asker = self._asker(headers, receive, call)
-        images = await self._images(scope, headers, asker, encoder.manifest)
+        images = await self._images(scope, headers, asker, encoder.manifest, image_spec(encoder.manifest))
         labels, encoded = await self._encoded(asker, encoder, query, images, in_header=accepted != JSON)
         own = _relabelled(labels, encoder.manifest, decoder.manifest)
         inputs = _with_labels("z", encoded.outputs[0], own)
@@ -158,13 +140,6 @@ class Latents:
         return await Generated(decoder.manifest, result, own.indexes, facts, more).respond(
             accepted, self._encode_seconds
         )
-
-    async def _images(self, scope: Scope, headers: Headers, asker: Asker, manifest: Manifest) -> Array:
-        """Return the images in the body, as those of /classify, for an encoder."""
-        kind, spec = media_type(headers), image_spec(manifest)
-        form = body_format(kind)
-        async with self._bodies.reading(scope, headers, asker.receive, kind, asker.deadline) as body:
-            return await self._bodies.rows(body, form, spec, NAMES, manifest.picture_preprocess)
 
     async def _encoded(
         self, asker: Asker, target: Target, query: Mapping[str, str], images: Array, *, in_header: bool
@@ -224,11 +199,6 @@ class Latents:
             raise InvalidInput("latents hold a value that is not finite, expected numbers")
         return z, named
 
-    def _pinned(self, task: Task, query: Mapping[str, str], default: str | None) -> Target:
-        """Return the model that the query names, at the version that is served now."""
-        target = find_target(self._predictor, task, query.get("model"), parse_version(query), default)
-        return Target(target.manifest, target.manifest.version)
-
     def _decoder(self, query: Mapping[str, str]) -> Target:
         """Return the generator that the query names, or else that of the default encoder."""
         if "model" in query:
@@ -236,10 +206,6 @@ class Latents:
         encoder = self._pinned("encoding", {}, self._settings.default_encoder).manifest
         version = parse_version(query)
         return decoder_of(self._predictor, encoder, version)
-
-    def _asker(self, headers: Headers, receive: Receive, call: Call) -> Asker:
-        deadline = call.received_at + read_timeout(headers, self._settings.request_timeout_seconds)
-        return Asker(self._predictor, self._watch, receive, call, deadline, read_priority(headers))
 
 
 def decoder_of(predictor: Predictor, encoder: Manifest, version: int | None = None) -> Target:

@@ -2,7 +2,7 @@
 
 import base64
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,32 +10,22 @@ from numpy.typing import NDArray
 from service.batching.request import InferenceResult
 from service.content import codecs
 from service.errors import InvalidInput
-from service.http.disconnects import DisconnectWatch
 from service.http.headers import UNDERSTOOD
 from service.http.lifecycle import Call
-from service.http.negotiation import media_type, negotiate
+from service.http.negotiation import negotiate
 from service.http.requests import parse_int, read_query
 from service.http.responses import Response, to_json
-from service.http.routes.bodies import BodyDecoder
-from service.http.routes.classify import NAMES, body_format
-from service.http.routes.prompts import EXPECTED, Asker, Understood, style_name
+from service.http.routes.asking import AskingEndpoint
+from service.http.routes.prompts import EXPECTED, Understood, style_name
 from service.http.routes.schemas import CaptionQuery, SearchQuery
 from service.http.routes.shared import (
-    Target,
-    find_target,
     model_headers,
-    parse_version,
-    read_priority,
-    read_timeout,
     server_timing,
 )
 from service.http.types import JSON, PNG, Headers, Receive, Scope
-from service.models.manifest import STYLE_LEVELS, STYLES, Manifest, Task
+from service.models.manifest import STYLE_LEVELS, STYLES, Manifest
 from service.models.tensors import Array
-from service.observability.histograms import DeferredHistogram
 from service.serving.checks import check_inputs
-from service.serving.predictor import Predictor
-from service.settings import Settings
 
 QUERY = tuple(SearchQuery.model_fields)
 CAPTION_QUERY = tuple(CaptionQuery.model_fields)
@@ -49,22 +39,8 @@ _LEVELS = tuple(itertools.product(range(STYLE_LEVELS), repeat=len(STYLES)))
 _VOWELS = "aeiou8"
 
 
-class Search:
-    """Both endpoints, over a predictor."""
-
-    def __init__(
-        self,
-        predictor: Predictor,
-        settings: Settings,
-        watch: DisconnectWatch,
-        bodies: BodyDecoder,
-        encode_seconds: DeferredHistogram,
-    ) -> None:
-        self._encode_seconds = encode_seconds
-        self._predictor = predictor
-        self._settings = settings
-        self._watch = watch
-        self._bodies = bodies
+class Search(AskingEndpoint):
+    """Both endpoints."""
 
     async def find(self, scope: Scope, receive: Receive, call: Call) -> Response:
         """Answer a prompt with images."""
@@ -92,11 +68,8 @@ class Search:
         every = len(manifest.labels) * len(_LEVELS)
         top_k = parse_int("top_k", query["top_k"], 1, every) if "top_k" in query else min(TOP_K, every)
         asker = self._asker(headers, receive, call)
-        kind, spec = media_type(headers), manifest.inputs[0]
-        form = body_format(kind)
-        async with self._bodies.reading(scope, headers, receive, kind, asker.deadline) as body:
-            images = await self._bodies.rows(body, form, spec, NAMES, manifest.picture_preprocess)
-        del body  # its rows are kept, while they wait and run
+        spec = manifest.inputs[0]
+        images = await self._images(scope, headers, asker, manifest, spec)
         inputs = {spec.name: images}
         rows = check_inputs(manifest, inputs, self._settings.max_request_rows)
         result = await asker.infer(target, inputs, rows)
@@ -104,15 +77,6 @@ class Search:
             described = captions(manifest, result.outputs, top_k)
             encoded = to_json({"model": manifest.name, "version": result.version, "images": described})
         return Response(encoded, timing=server_timing(result), model=manifest.name)
-
-    def _pinned(self, task: Task, query: Mapping[str, str]) -> Target:
-        """Return the model that the query names, at the version that is served now: its labels are used."""
-        target = find_target(self._predictor, task, query.get("model"), parse_version(query), None)
-        return Target(target.manifest, target.manifest.version)
-
-    def _asker(self, headers: Headers, receive: Receive, call: Call) -> Asker:
-        deadline = call.received_at + read_timeout(headers, self._settings.request_timeout_seconds)
-        return Asker(self._predictor, self._watch, receive, call, deadline, read_priority(headers))
 
 
 def _found(
