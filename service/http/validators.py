@@ -50,9 +50,8 @@ def has_current(headers: Headers, etag: bytes, *, exists: bool) -> bool:
 def cache_headers(etag: bytes, *, is_pinned: bool, is_private: bool) -> tuple[HeaderPair, ...]:
     """Return the headers of a response that caches may keep.
 
-    is_pinned: whether the request names the versions of all models; a response of the latest must be asked
-    for
-    again, because the next version changes it. is_private: whether only the client may keep it.
+    is_pinned: whether the request names the versions of all models. A cache has to ask again for a response
+        of the latest, because the next version changes it. is_private: whether only the client may keep it.
     """
     reach = "private" if is_private else "public"
     age = f"max-age={PINNED_SECONDS}" if is_pinned else "no-cache"

@@ -9,7 +9,7 @@ from service.batching.request import InferenceResult
 from service.content.latents import draw_latents
 from service.http.routes.prompts import Asker, Understood
 from service.http.routes.shared import Target
-from service.http.routes.verification import REDRAWS, Judge, Verdict, redraw_seed
+from service.http.routes.verification import REDRAWS, Judge, Verdict, agreeing, redraw_seed
 from service.models.tensors import Array
 
 
@@ -56,7 +56,7 @@ class Drawing:
         labels = [target.manifest.labels[index] for index in self.labels]
         images = result.outputs[0]
         read, reading = await judge.read(asker, images)
-        asker.call.count_agreement(target.manifest.name, _agreeing(labels, read), len(read))
+        asker.call.count_agreement(target.manifest.name, agreeing(labels, read), len(read))
         total = summed(result, reading)
         draws = np.ones(len(read), np.int64)
         for redraw in range(1, REDRAWS + 1):
@@ -66,7 +66,7 @@ class Drawing:
             again = await self._draw(asker, target, redraw_seed(self.seed, redraw), which)
             seen, reading = await judge.read(asker, again.outputs[0])
             asker.call.count_agreement(
-                target.manifest.name, _agreeing([labels[index] for index in which], seen), len(which)
+                target.manifest.name, agreeing([labels[index] for index in which], seen), len(which)
             )
             images = images.copy() if redraw == 1 else images
             images[which] = again.outputs[0]
@@ -110,7 +110,3 @@ def summed(first: InferenceResult, second: InferenceResult) -> InferenceResult:
         queue_seconds=first.queue_seconds + second.queue_seconds,
         compute_seconds=first.compute_seconds + second.compute_seconds,
     )
-
-
-def _agreeing(labels: list[str], read: list[str]) -> int:
-    return sum(label == seen for label, seen in zip(labels, read, strict=True))

@@ -31,9 +31,8 @@ HeaderPair = tuple[bytes, bytes]
 class Generated:
     """Images that a model version made, and what the response says of them.
 
-    labels: the label input, (rows,), if there was one. facts: more members of a JSON answer, before the
-    images.
-    headers: more headers. each: more members of each image in JSON.
+    labels: the label input, (rows,), if there was one. headers: more headers.
+    facts: more members of a JSON answer, before the images. each: more members of each image in JSON.
     columns: of the sheet, if it matters.
     """
 

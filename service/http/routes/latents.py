@@ -261,9 +261,8 @@ def _indexes(
 ) -> NDArray[np.int64] | None:
     """Return the label input, (rows,), or None for a model without one. Raises InvalidInput.
 
-    names: one for all rows, or one for each. default_mixed: without names, row i gets the i-th label,
-    wrapping
-    around.
+    names: one for all rows, or one for each. default_mixed: without names, row i gets the i-th label, and the
+        labels start again after the last.
     """
     if manifest.input("label") is None:
         if names is not None:

@@ -31,6 +31,11 @@ def redraw_seed(seed: int, redraw: int) -> int:
     return (seed + redraw * GAMMA) % (MAX_SEED + 1)
 
 
+def agreeing(labels: Sequence[str], read: Sequence[str]) -> int:
+    """Return how many images show their label."""
+    return sum(label == seen for label, seen in zip(labels, read, strict=True))
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What a classifier read in generated images.
@@ -47,7 +52,7 @@ class Verdict:
     @property
     def agreeing(self) -> int:
         """How many images show their label."""
-        return sum(label == read for label, read in zip(self.labels, self.read, strict=True))
+        return agreeing(self.labels, self.read)
 
     def facts(self) -> Mapping[str, object]:
         """Return what `schemas.Verification` describes."""
