@@ -34,7 +34,7 @@ SMALL_BYTES = 16 * 1024
 """Larger requests are sent alone and at once: they gain nothing from company, and would delay it."""
 
 MOST_TOGETHER = 64
-"""Requests in a frame, enough to make the cost of the frame itself small."""
+"""At most this many requests share a frame: enough to make the cost of the frame itself small."""
 
 RECONNECT_SECONDS = 0.1
 PING_SECONDS = 1.0

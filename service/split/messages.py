@@ -104,12 +104,15 @@ def read_group(frame: Frame) -> tuple[list[int], RequestGroup]:
         numbers, model, version, rows, deadlines, tensors, priority, *traceparents = frame.header
         views = _views([(dtype, shape) for _, dtype, shape in tensors], frame.body)
         inputs = dict(zip([name for name, _, _ in tensors], views, strict=True))
+        _check_numbers(numbers)
         rows = _read_rows(rows, len(numbers))
         deadlines = [math.inf if deadline is None else float(deadline) for deadline in deadlines]
         if priority not in get_args(Priority):
             raise ValueError(f"priority is {priority!r}")
         if any(len(each) != len(numbers) for each in (rows, deadlines, *traceparents)) or not numbers:
             raise ValueError(f"{len(numbers)} ids have {len(rows)} and {len(deadlines)} of the rest")
+        if not {type(each) for sent in traceparents for each in sent} <= {str, type(None)}:
+            raise TypeError(f"trace contexts are {traceparents!r:.80}")
         if any(len(view) != sum(rows) for view in views):
             raise ValueError(f"the requests have {sum(rows)} rows, their tensors another number")
         return numbers, RequestGroup(model, version, inputs, rows, deadlines, priority, *traceparents)
@@ -142,6 +145,7 @@ def read_results(frame: Frame) -> Iterator[tuple[int, InferenceResult]]:
     with _reading("result"):
         numbers, version, rows, queue_seconds, compute_seconds, batch_rows, tensors = frame.header
         outputs = _views(tensors, frame.body)
+        _check_numbers(numbers)
         rows = _read_rows(rows, len(numbers))
         if len(rows) != len(numbers) or any(len(output) != sum(rows) for output in outputs):
             raise ValueError(f"{len(numbers)} ids have {len(rows)} of rows, {sum(rows)} in all")
@@ -159,7 +163,18 @@ def _rows_header(rows: Sequence[int]) -> Sequence[int] | None:
 
 
 def _read_rows(rows: Sequence[int] | None, requests: int) -> Sequence[int]:
-    return [1] * requests if rows is None else rows
+    if rows is None:
+        return [1] * requests
+    _check_numbers(rows)
+    return rows
+
+
+def _check_numbers(sent: object) -> None:
+    """Raise TypeError unless it is a list of whole numbers, ValueError if one is negative."""
+    if not isinstance(sent, list) or not {type(each) for each in sent} <= {int}:
+        raise TypeError(f"expected a list of whole numbers, not {sent!r:.80}")
+    if min(sent, default=0) < 0:
+        raise ValueError(f"expected numbers from 0, not {min(sent)}")
 
 
 def error_header(number: int, error: Exception) -> list[object]:
