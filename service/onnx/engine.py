@@ -30,7 +30,7 @@ SLOWER = 1.25
 46 ms for 4,096 rows of a convolution, while four batches of 1,024 take 6."""
 
 SLOWER_ON_CPU = 2.0
-"""The same on a CPU, where other work on the machine delays a long run more than a short one."""
+"""The same on a CPU, in CPU time: other work on the machine interrupts long runs, and short ones seldom."""
 
 TRIES = 3
 """A size is left out only if it was slow this often, because other work can only add time."""
@@ -83,6 +83,7 @@ class Engine:
         self.slow_buckets: tuple[int, ...] = ()
         self.buckets = _buckets(self._session, options)
         self._seconds = dict.fromkeys(self.buckets, math.inf)
+        self._costs = dict(self._seconds)  # what sizes are compared by: seconds on a GPU, CPU time on a CPU
         _check_tensors(manifest.inputs, self._session.get_inputs(), "input")
         _check_tensors(manifest.outputs, self._session.get_outputs(), "output")
         self.depth = 2 if options.overlaps else 1
@@ -115,7 +116,8 @@ class Engine:
             # The slots alternate: `begin` takes the one that has been idle longest.
             for _ in range(self.depth):
                 self._time(size)
-            self._seconds[size] = max(self._time(size) for _ in range(self.depth))
+            self._seconds[size] = max(self._time(size)[0] for _ in range(self.depth))
+        self._costs = dict(self._seconds)
 
     def _warm_up_cpu(self, stop: Callable[[], bool]) -> None:
         """Run the largest bucket, then only the powers of two, and interpolate the other buckets' times.
@@ -127,36 +129,41 @@ class Engine:
         largest = self.buckets[-1]
         self._time(largest)
         timed = [*(size for size in self.buckets[:-1] if size.bit_count() == 1), largest]
-        seconds = np.zeros(len(timed))
+        seconds, costs = np.zeros(len(timed)), np.zeros(len(timed))
         for index, size in enumerate(timed):
             _check(stop)
-            seconds[index] = self._time(size)
+            seconds[index], costs[index] = self._time(size)
         # Make the times non-decreasing: interference only ever adds time.
         seconds = np.minimum.accumulate(seconds[::-1])[::-1]
         self._seconds = {size: float(np.interp(size, timed, seconds)) for size in self.buckets}
+        self._costs = {size: float(np.interp(size, timed, costs)) for size in self.buckets}
 
     def _leave_out_slow(self, stop: Callable[[], bool]) -> None:
         """Keep only the buckets that take about as long a row as the smaller ones, or less."""
-        allowed = SLOWER_ON_CPU if self._options.provider == "cpu" else SLOWER
+        on_cpu = self._options.provider == "cpu"
+        allowed = SLOWER_ON_CPU if on_cpu else SLOWER
         kept: list[int] = []
         left_out: list[int] = []
         fastest = math.inf
         for size in self.buckets:
             tries = 1
-            while self._seconds[size] / size > allowed * fastest and tries < TRIES:
+            while self._costs[size] / size > allowed * fastest and tries < TRIES:
                 _check(stop)
-                self._seconds[size] = min(self._seconds[size], self._time(size))
+                seconds, cost = self._time(size)
+                self._seconds[size] = min(self._seconds[size], seconds)
+                self._costs[size] = min(self._costs[size], cost)
                 tries += 1
-            slow = self._seconds[size] / size > allowed * fastest
+            slow = self._costs[size] / size > allowed * fastest
             (left_out if slow else kept).append(size)
-            fastest = min(fastest, self._seconds[size] / size)
+            fastest = min(fastest, self._costs[size] / size)
         if left_out:
-            times = ", ".join(f"{size} ({1e3 * self._seconds[size]:.3g} ms)" for size in left_out)
+            costs = ", ".join(f"{size} ({1e3 * self._costs[size]:.3g} ms)" for size in left_out)
             logger.warning(
-                "%s: batches of %s rows take over %g times as long a row as smaller ones, and are not used",
+                "%s: batches of %s rows take over %g times as %s a row as smaller ones, and are not used",
                 self._graph,
-                times,
+                costs,
                 allowed,
+                "much CPU time" if on_cpu else "long",
             )
         self.buckets, self.slow_buckets = tuple(kept), tuple(left_out)
 
@@ -202,11 +209,14 @@ class Engine:
         finally:
             self._idle.append(slot)
 
-    def _time(self, size: int) -> float:
-        """Run a bucket on its buffers' current contents; returns the seconds that it took."""
-        started = time.perf_counter()
+    def _time(self, size: int) -> tuple[float, float]:
+        """Run a bucket on its buffers' current contents.
+
+        Returns the seconds that it took, and this thread's CPU time in seconds.
+        """
+        started, worked = time.perf_counter(), time.thread_time()
         self._launch(self._idle[0][size], size)()
-        return time.perf_counter() - started
+        return time.perf_counter() - started, time.thread_time() - worked
 
     def _slot(self, manifest: Manifest, number: int) -> _Slot:
         most = self.buckets[-1]

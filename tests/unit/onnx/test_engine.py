@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -179,12 +180,12 @@ def test_a_batch_size_that_is_slower_a_row_than_a_smaller_one_is_not_used(
     run = engine._time
     timed: list[int] = []
 
-    def time(size: int) -> float:
+    def timing(size: int) -> tuple[float, float]:
         run(size)
         timed.append(size)
-        return 1e-3 * size * slow.get(size, 1.0)
+        return 1e-3 * size, 1e-3 * size * slow.get(size, 1.0)
 
-    monkeypatch.setattr(engine, "_time", time)
+    monkeypatch.setattr(engine, "_time", timing)
     engine.warm_up()
     assert engine.buckets == kept
     assert engine.slow_buckets == tuple(size for size in (1, 2, 4, 8) if size not in kept)
@@ -202,15 +203,40 @@ def test_a_delay_of_one_run_leaves_no_batch_size_out(
     engine = open_engine(add_classifier(), options)
     delayed = {8}
 
-    def time(size: int) -> float:
+    def timing(size: int) -> tuple[float, float]:
         factor = 100 if size in delayed and timed.count(size) == 1 else 1
         timed.append(size)
-        return 1e-3 * size * factor
+        return 1e-3 * size * factor, 1e-3 * size * factor
 
     timed: list[int] = []
-    monkeypatch.setattr(engine, "_time", time)
+    monkeypatch.setattr(engine, "_time", timing)
     engine.warm_up()
     assert engine.buckets == (1, 2, 4, 8)
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["interrupted", "more work"])
+def test_only_cpu_time_leaves_a_batch_size_out_on_a_cpu(
+    add_classifier: Callable[..., Path], options: EngineOptions, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    """A machine that is busy with other work interrupts long runs, however often they are tried."""
+    if options.provider != "cpu":
+        pytest.skip("a GPU's batch sizes are compared by the clock")
+    engine = open_engine(add_classifier(), options)
+    launch = engine._launch
+
+    def delayed(slot: Any, size: int) -> Callable[[], Any]:
+        if waits and size >= 4:
+            time.sleep(0.02)
+        until = time.thread_time() + 1e-3 * size * (1 if waits or size < 4 else 3)
+        while time.thread_time() < until:
+            pass
+        return launch(slot, size)
+
+    monkeypatch.setattr(engine, "_launch", delayed)
+    engine.warm_up()
+    assert engine.buckets == ((1, 2, 4, 8) if waits else (1, 2))
+    assert engine.seconds_for(2) < 0.02
+    assert not waits or engine.seconds_for(8) >= 0.02
 
 
 def test_cpu_times_grow_with_the_rows_and_are_interpolated(
