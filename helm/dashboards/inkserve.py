@@ -151,24 +151,49 @@ def requests(board: dashboard.Dashboard) -> None:
     rejected = {"{{reason}}": rate("rejected_requests_total", "reason")}
     agreeing = rate("generator_agreement_total", "model", f'{S},result="agree"')
     agreement = {"{{model}}": f"{agreeing} / {rate('generator_agreement_total', 'model')}"}
+    abstained = {"{{model}}": f"{rate('abstained_total', 'model')} / {rate('rows_total', 'model')}"}
     latency = quantiles("request_seconds", INFERENCE, "route")
-    board.with_row(dashboard.Row("Requests"))
-    for panel in (
-        graph("Requests by status", "reqps", statuses, "499: the client disconnected before its response."),
-        graph("Latency", "s", latency, "From a request's arrival to its response."),
-        graph("Rejected by reason", "reqps", rejected, "Shed, expired, not ready, stopping, abandoned."),
-        graph(
-            "Agreement", "percentunit", agreement, "Of generated images with the classifier that reads them."
-        ),
-    ):
-        board.with_panel(panel)
     coding = {
         **quantiles("decode_seconds", S, "format", name="decode ", percents=(99,)),
         **quantiles("encode_seconds", S, "format", name="encode ", percents=(99,)),
     }
-    board.with_panel(latencies())
-    text = "Bodies and results, the wait for a decoder process included. Raw rows need neither."
-    board.with_panel(graph("Decoding and encoding", "s", coding, text))
+    board.with_row(dashboard.Row("Requests"))
+    for panel in (
+        graph(
+            "Requests by status",
+            "reqps",
+            statuses,
+            "499: the client disconnected before its response.",
+            span=8,
+        ),
+        graph("Latency", "s", latency, "From a request's arrival to its response.", span=8),
+        graph(
+            "Rejected by reason", "reqps", rejected, "Shed, expired, not ready, stopping, abandoned.", span=8
+        ),
+        latencies(),
+        graph(
+            "Decoding and encoding",
+            "s",
+            coding,
+            "Bodies and results, the wait for a decoder process included. Raw rows need neither.",
+            span=8,
+        ),
+        graph(
+            "Abstained",
+            "percentunit",
+            abstained,
+            "Of the rows of classifiers that tell an ood_score. About 1 % of digits.",
+            span=12,
+        ),
+        graph(
+            "Agreement",
+            "percentunit",
+            agreement,
+            "Of generated images with the classifier that reads them.",
+            span=12,
+        ),
+    ):
+        board.with_panel(panel)
 
 
 def batching(board: dashboard.Dashboard) -> None:
