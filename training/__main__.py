@@ -260,7 +260,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _robustness(options: argparse.Namespace) -> int:
     from training.reports.robustness import robustness
 
-    robustness(options.models, options.models_dir, load(options.data_dir), options.on, options.output)
+    splits = load(options.data_dir)
+    robustness(options.models, options.models_dir, splits, options.on, options.output, options.cards)
     return 0
 
 

@@ -325,6 +325,7 @@ def _add_robustness(actions: Any) -> argparse.ArgumentParser:
         help="images to corrupt (default: %(default)s); the test images are for final figures only",
     )
     command.add_argument("--output", type=Path, help="JSON file for the figures")
+    command.add_argument("--cards", action="store_true", help="write each model's table into its card")
     return command
 
 

@@ -118,6 +118,7 @@ def test_the_card_and_the_log_lie_beside_it(folder: Path) -> None:
     card = (folder / "README.md").read_text()
     for name, value in read_manifest(folder).metrics.items():
         assert f"| {name} | {value} |" in card
+    assert not re.search(r"\b(None|nan|inf)\b", card)  # a fact that was not known when the card was written
 
 
 def test_the_models_are_small() -> None:

@@ -53,6 +53,18 @@ def section(page: str, heading: str) -> str:
     return " ".join(found[1].split()) if found else ""
 
 
+def with_section(page: str, text: str) -> str:
+    """A page with a section, which begins with its heading, in the place of the one with that heading.
+
+    A new section goes before the intended use or the speed, or to the end.
+    """
+    heading = re.escape(text.split("\n", 1)[0])
+    page = re.sub(rf"^{heading}\n.*?(?=^## |\Z)", "", page, flags=re.DOTALL | re.MULTILINE)
+    place = re.search(r"^## (?:Intended use|Speed)\n", page, re.MULTILINE)
+    where = place.start() if place else len(page)
+    return f"{page[:where].rstrip()}\n\n{text.strip()}\n\n{page[where:]}".rstrip() + "\n"
+
+
 def table(rows: Iterable[Sequence[object]]) -> str:
     """The rows of a Markdown table."""
     return "\n".join(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows)

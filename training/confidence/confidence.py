@@ -22,7 +22,7 @@ from service.models.manifest import (
     TensorSpec,
 )
 from service.models.signatures import SIGNATURE_FILE
-from training.cards.card import command_lines, fill_page, section, table
+from training.cards.card import command_lines, fill_page, section, table, with_section
 from training.cards.front_matter import front_matter
 from training.confidence.graph import PROBABILITIES, features_of, with_score, without_score
 from training.confidence.outliers import Images, outliers
@@ -210,7 +210,6 @@ def _page(card: str, made: Manifest, chosen: Chosen) -> str:
     """The model's card with the score's tensor, metrics and section; all other words stay."""
     page = re.sub(r"\A---\n.*?\n---\n\n", "", card, flags=re.DOTALL)
     page = re.sub(rf"^\| output \| `{OOD_SCORE}` .*\n", "", page, flags=re.MULTILINE)
-    page = re.sub(r"^## Confidence\n.*?(?=^## |\Z)", "", page, flags=re.DOTALL | re.MULTILINE)
     page = re.sub(
         r"((?:^\| output \|.*\n)+)",
         rf"\1| output | `{OOD_SCORE}` | FP32 | [-1] |\n",
@@ -231,7 +230,4 @@ def _page(card: str, made: Manifest, chosen: Chosen) -> str:
         tolerance=TOLERANCE,
         aurocs=table((kind, f"{value:.4f}") for kind, value in chosen.aurocs.items()),
     )
-    place = re.search(r"^## (?:Intended use|Speed)\n", page, re.MULTILINE)
-    where = place.start() if place else len(page)
-    joined = f"{page[:where].rstrip()}\n\n{words.strip()}\n\n{page[where:]}".rstrip() + "\n"
-    return front_matter(made) + joined
+    return front_matter(made) + with_section(page, words)

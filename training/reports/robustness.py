@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from service.models.folder import model_folders, version_folders
+from service.models.folder import CARD_FILE, model_folders, version_folders
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE
-from training.cards.card import titled_table
+from service.models.signatures import SIGNATURE_FILE
+from training.cards.card import fill_page, table, titled_table, with_section
 from training.datasets.splits import Dataset, Splits
 from training.errors import EvaluationError
 from training.evaluation.classification import readings
@@ -33,21 +34,44 @@ def robustness(
     splits: Splits,
     on: Literal["validation", "test"],
     output: Path | None,
+    cards: bool = False,
 ) -> Report:
     """Measure the latest version of each named classifier, or of all, and print two tables in Markdown.
 
-    output: where to write the figures as JSON too. Raises EvaluationError or SourceError.
+    output: where to write the figures as JSON too. cards: write them into the models' cards too.
+    Raises EvaluationError or SourceError.
     """
+    folders = classifiers(names, models_dir, splits)
+    signed = sorted(
+        str(folder) for folder in folders.values() if cards and (folder / SIGNATURE_FILE).exists()
+    )
+    if signed:
+        raise EvaluationError(f"{', '.join(signed)}: signed, so the card cannot change; sign after --cards")
     data = splits.validation if on == "validation" else splits.test
     images = {CLEAN: data.images} | {name: corrupted(data.images, name) for name in CORRUPTIONS}
     report = {
         name: _measure(folder / MODEL_FILE, images, data.labels, splits.validation)
-        for name, folder in classifiers(names, models_dir, splits).items()
+        for name, folder in folders.items()
     }
     print(f"{accuracy_table(report)}\n\n{calibration_table(report)}")
     if output is not None:
         write_atomically(output, (json.dumps(report, indent=2) + "\n").encode())
+    for name, folder in folders.items() if cards else ():
+        card = folder / CARD_FILE
+        page = with_section(card.read_text(), card_section(name, report[name], on, len(data)))
+        write_atomically(card, page.encode())
     return report
+
+
+def card_section(name: str, seen: Mapping[str, Mapping[str, float]], on: str, count: int) -> str:
+    """The section of a model's card on corrupted images. seen: its figures by kind; count: images of each."""
+    rows: list[Sequence[object]] = [
+        (kind.replace("_", " "), f"{seen[kind]['accuracy']:.4f}", f"{seen[kind]['ece']:.4f}")
+        for kind in CORRUPTIONS
+    ]
+    means = (np.mean([seen[kind][metric] for kind in CORRUPTIONS]) for metric in ("accuracy", "ece"))
+    rows.append(("mean of the 15", *(f"{mean:.4f}" for mean in means)))
+    return fill_page("corrupted", name=name, on=on, count=count, rows=table(rows))
 
 
 def accuracy_table(report: Report) -> str:

@@ -45,6 +45,9 @@ def test_the_page_has_the_tables_of_robustness_of_the_shipped_models() -> None:
     assert all({*seen} == {"clean", "temperature", *CORRUPTIONS} for seen in report.values())
     assert robustness.accuracy_table(report) in PAGE
     assert robustness.calibration_table(report) in PAGE
+    for name, seen in report.items():
+        (card,) = (MODELS / name).glob("*/README.md")
+        assert robustness.card_section(name, seen, "test", 10_000) in card.read_text()
 
 
 def test_the_page_has_the_figures_of_the_shipped_generators() -> None:

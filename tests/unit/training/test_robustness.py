@@ -1,16 +1,19 @@
 """Corruptions, the temperature, and the command that measures both."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from service.models.signatures import SIGNATURE_FILE
 from tests.support.tiny_runs import Workshop
 from training.__main__ import main
 from training.evaluation.corruptions import CORRUPTIONS, corrupted
 from training.evaluation.metrics import negative_log_likelihood
 from training.evaluation.temperature import best_temperature, tempered
+from training.reports import robustness
 
 MOVES = {"shear", "scale", "rotate", "translate"}
 
@@ -69,14 +72,28 @@ def test_robustness_measures_every_classifier_on_every_corruption(
     workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "robustness.json"
-    options = ["--models-dir", str(workshop.models), "--data-dir", str(workshop.data_dir)]
-    assert main(["robustness", *options, "--output", str(output)]) == 0
+    models = tmp_path / "models"
+    shutil.copytree(workshop.models, models)
+    card = models / "cnn" / "1" / "README.md"
+    before = card.read_text()
+    options = ["--models-dir", str(models), "--data-dir", str(workshop.data_dir)]
+    assert main(["robustness", *options, "--output", str(output), "--cards"]) == 0
     report = json.loads(output.read_text())
     assert set(report) == {"cnn", "judge"}
     assert set(report["cnn"]) == {"clean", "temperature", *CORRUPTIONS}
     printed = capsys.readouterr().out
     assert f"| canny edges | {100 * report['cnn']['canny_edges']['accuracy']:.2f} |" in printed
     assert report["cnn"]["temperature"]["nll"] > 0
+
+    written = card.read_text()
+    assert f"\n| canny edges | {report['cnn']['canny_edges']['accuracy']:.4f} |" in written
+    table = robustness.card_section("cnn", report["cnn"], "validation", len(workshop.splits.validation))
+    assert written.replace(f"{table}\n", "") == before
+    assert main(["robustness", "cnn", *options, "--cards"]) == 0
+    assert card.read_text() == written
+    (models / "cnn" / "1" / SIGNATURE_FILE).write_text("{}")
+    assert main(["robustness", *options, "--cards"]) == 2
+    assert "cnn/1: signed, so the card cannot change" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
