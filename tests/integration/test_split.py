@@ -1,6 +1,7 @@
 """The service split into processes: real ones, that get killed."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import psutil
 import pytest
 
 from tests.support.live import RAW, RAW_ANSWER, ROOT, Response, Service, connected, post_all, serving
-from tests.support.models import IMAGES, PROBABILITIES, first_pixel_classifier, write_model
+from tests.support.models import IMAGES, PROBABILITIES, add_scored, first_pixel_classifier, write_model
 
 GONE = (ConnectionError, asyncio.IncompleteReadError)
 """What a client sees whose worker is killed."""
@@ -37,6 +38,7 @@ def add_version(models_dir: Path, version: int) -> None:
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     add_version(folder, 1)
+    add_scored(folder, "scored")
     return folder
 
 
@@ -163,6 +165,19 @@ async def test_nobody_gets_anothers_answer_and_every_request_is_counted(split: S
     assert await metric(split.port, re.escape(name)) == before + len(bodies)
     assert await metric(split.port, "inkserve_request_seconds_count") > len(bodies)
     assert await metric(split.port, "inkserve_rows_total") >= 2 * len(bodies)
+
+
+async def test_a_model_abstains_and_is_counted_as_in_one_process(split: Service, models_dir: Path) -> None:
+    async def told(port: int) -> tuple[bytes, float]:
+        body = (await ask(port, "POST", "/classify?model=scored", image(9) + image(201))).body
+        return body, await metric(port, "inkserve_abstained_total")
+
+    before = await metric(split.port, "inkserve_abstained_total")
+    body, abstained = await told(split.port)
+    assert [each["abstain"] for each in json.loads(body)["predictions"]] == [False, True]
+    assert abstained == before + 1
+    with serving("--models-dir", str(models_dir)) as single:
+        assert (await told(single.port)) == (body, 1)
 
 
 async def test_metrics_have_the_names_of_one_process(split: Service, models_dir: Path) -> None:
