@@ -19,6 +19,7 @@ InkserveError
 │   ├── ModelNotReady       the model is loading, draining or unavailable
 │   └── ShuttingDown        the service accepts no new work
 ├── EngineError             the device or the graph failed on a valid batch
+│   ├── OutOfMemory         the device's memory is full
 │   └── ProviderError       onnxruntime's provider cannot run any model on this machine
 ├── RepositoryError         a model folder that must not be served
 │   └── ManifestError       manifest.json is missing, malformed or wrong
@@ -105,6 +106,10 @@ class ShuttingDown(Unavailable):
 
 class EngineError(InkserveError):
     """The device or the graph failed on a valid batch."""
+
+
+class OutOfMemory(EngineError):
+    """The device's memory is full."""
 
 
 class ProviderError(EngineError):

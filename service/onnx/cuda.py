@@ -96,6 +96,14 @@ def pin(array: Array, device_id: int, library: ctypes.CDLL) -> Callable[[], None
     return unpin
 
 
+def memory(device_id: int, library: ctypes.CDLL) -> tuple[int, int]:
+    """Return a device's free and total memory in bytes. library: see `runtime`. Raises EngineError."""
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    call(library, "cudaSetDevice", device_id)
+    call(library, "cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
+    return free.value, total.value
+
+
 def call(library: ctypes.CDLL, function: str, *arguments: object) -> None:
     """Call a function of CUDA's runtime. Raises EngineError with CUDA's name of the error."""
     code = getattr(library, function)(*arguments)

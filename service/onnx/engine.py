@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from service.errors import EngineError, ManifestError
+from service.errors import EngineError, ManifestError, OutOfMemory
 from service.models.manifest import STRINGS_ADVICE, Manifest, TensorSpec
 from service.models.tensors import Array, dtype_of
 from service.onnx import cuda
 from service.onnx.buffers import Binding, DeviceBinding, DeviceBuffer, HostBinding, OverlappedBinding
-from service.onnx.session import EngineOptions, explain, open_session
+from service.onnx.session import EngineOptions, explained, open_session
 from service.onnx.streams import streams_of
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class Engine:
     def __init__(self, graph: Path, manifest: Manifest, options: EngineOptions) -> None:
         self._options = options
         self._graph = graph
+        self._model = f"{manifest.name} version {manifest.version}"
         self._session = open_session(graph, options)
         self.slow_buckets: tuple[int, ...] = ()
         self.buckets = _buckets(self._session, options)
@@ -92,7 +93,8 @@ class Engine:
         except EngineError:
             raise
         except Exception as error:  # onnxruntime raises its own types if the device's memory is full
-            raise EngineError(f"{graph}: buffers cannot be allocated on the device: {error}") from error
+            context = f"{graph}: buffers cannot be allocated on the device"
+            raise explained(error, options, context, self.buckets[-1]) from error
 
     def warm_up(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Run the buckets whose first run is slower than later ones, and time them.
@@ -186,26 +188,42 @@ class Engine:
             with the dtype and shape of the manifest; the n add up to `rows`.
         Returns a function that waits for the outputs; call it once, with at most `depth` batches in flight.
             It returns one array per output in the manifest's order, (rows, ...), owned by the caller.
-        Both raise EngineError if the device or the graph fails.
+        Both raise EngineError if the device or the graph fails. If its memory is full, the batch runs once
+        more in halves, where smaller buckets exist for them.
         """
         bucket = self._idle[0][self.bucket_for(rows)]
         for index, buffer in enumerate(bucket.inputs):
             np.concatenate([arrays[index] for arrays in parts], out=buffer[:rows])
         # The rows after these keep an earlier batch's data: padding, whose outputs are not read.
-        return self._launch(bucket, rows)
+        try:
+            return self._launch(bucket, rows)
+        except OutOfMemory as error:
+            half = (rows + 1) // 2
+            if rows == 1 or self.bucket_for(half) == self.bucket_for(rows):
+                raise
+            logger.warning("%s; its %d rows are run in two halves", error, rows)
+            inputs = [buffer[:rows].copy() for buffer in bucket.inputs]
+        return partial(_joined, [self._run_part(inputs, 0, half), self._run_part(inputs, half, rows)])
+
+    def _run_part(self, inputs: Sequence[Array], start: int, stop: int) -> tuple[Array, ...]:
+        """Run some rows of a batch's inputs as a batch of their own, in a bucket of the free slot."""
+        bucket = self._idle[0][self.bucket_for(stop - start)]
+        for array, buffer in zip(inputs, bucket.inputs, strict=True):
+            buffer[: stop - start] = array[start:stop]
+        return self._launch(bucket, stop - start)()
 
     def _launch(self, bucket: _Bucket, rows: int) -> Callable[[], tuple[Array, ...]]:
         try:
             bucket.binding.launch(rows)
         except Exception as error:  # onnxruntime raises its own types, RuntimeError and more
-            raise EngineError(explain(error, self._options)) from error
+            raise explained(error, self._options, self._model, self.bucket_for(rows)) from error
         return partial(self._wait, self._idle.pop(0), bucket, rows)
 
     def _wait(self, slot: _Slot, bucket: _Bucket, rows: int) -> tuple[Array, ...]:
         try:
             return tuple(output[:rows].copy() for output in bucket.binding.wait())
         except Exception as error:  # as above
-            raise EngineError(explain(error, self._options)) from error
+            raise explained(error, self._options, self._model, self.bucket_for(rows)) from error
         finally:
             self._idle.append(slot)
 
@@ -259,6 +277,10 @@ class Engine:
             yield OverlappedBinding(
                 self._session, size, device_inputs, device_outputs, device_id, graph_id, streams
             )
+
+
+def _joined(outputs: Sequence[tuple[Array, ...]]) -> tuple[Array, ...]:
+    return tuple(np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
 
 
 def _check(stop: Callable[[], bool]) -> None:

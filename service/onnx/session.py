@@ -11,8 +11,9 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from service.errors import EngineError, ProviderError
+from service.errors import EngineError, OutOfMemory, ProviderError
 from service.onnx import cuda
+from service.onnx.full_memory import is_full, out_of_memory
 from service.onnx.streams import streams_of
 from service.settings import Provider
 
@@ -104,9 +105,7 @@ def open_session(graph: Path, options: EngineOptions) -> ort.InferenceSession:
             enable_fallback=0,  # or onnxruntime would run on the CPU, with only a line on stdout
         )
     except Exception as error:  # onnxruntime raises its own types for a broken or unsupported graph
-        raise EngineError(
-            f"{graph} cannot be loaded by provider {options.provider}: {explain(error, options)}"
-        ) from error
+        raise explained(error, options, f"{graph} cannot be loaded by provider {options.provider}") from error
     if session.get_providers()[0] != name:
         raise EngineError(
             f"onnxruntime chose {session.get_providers()}, expected {name}: check that device "
@@ -165,14 +164,16 @@ def providers_of(options: EngineOptions) -> list[tuple[str, dict[str, str]]]:
     return [(PROVIDERS["tensorrt"], device), (PROVIDERS["cuda"], with_cuda)]
 
 
-def explain(error: Exception, options: EngineOptions) -> str:
-    """Return onnxruntime's message, and which setting to change if one of ours caused it."""
+def explained(error: Exception, options: EngineOptions, context: str, rows: int | None = None) -> EngineError:
+    """Return the error to raise for one of onnxruntime's: it names the setting to change if there is one.
+
+    context: what failed, for the start of the message. rows: the size of the batch, if one ran.
+    """
+    if is_full(error):
+        limit = options.max_device_memory_bytes
+        full = out_of_memory(error, options.provider, options.device_id, rows, limit)
+        return OutOfMemory(f"{context}: {full}")
     if "graph capture" in str(error):
         advice = "a CUDA graph needs every node on the GPU: set cuda_graphs to false to run without graphs"
-        return f"{error}; {advice}"
-    if "Available memory of" in str(error) and options.max_device_memory_bytes is not None:
-        return (
-            f"{error}; max_device_memory_bytes is {options.max_device_memory_bytes}: raise it, or lower "
-            "max_batch_size"
-        )
-    return str(error)
+        return EngineError(f"{context}: {error}; {advice}")
+    return EngineError(f"{context}: {error}")

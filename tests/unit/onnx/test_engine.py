@@ -2,6 +2,8 @@
 
 import math
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -237,6 +239,86 @@ def test_only_cpu_time_leaves_a_batch_size_out_on_a_cpu(
     assert engine.buckets == ((1, 2, 4, 8) if waits else (1, 2))
     assert engine.seconds_for(2) < 0.02
     assert not waits or engine.seconds_for(8) >= 0.02
+
+
+MEMORY_FULL = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from service.errors import OutOfMemory
+from service.models.manifest import MODEL_FILE, read_manifest
+from service.onnx.engine import Engine
+from service.onnx.session import EngineOptions
+
+folder, mebibytes = Path(sys.argv[1]), int(sys.argv[2])
+engine = Engine(folder / MODEL_FILE, read_manifest(folder), EngineOptions("cpu", 0, 1, (4, 256, 512)))
+images = np.arange(512, dtype=np.uint8)[:, None, None] * np.ones((1, 28, 28), np.uint8)
+engine.run([(images[:4],)], 4)
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + mebibytes * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+for rows in (512, 3):
+    try:
+        (outputs,) = engine.run([(images[:rows],)], rows)
+        print(rows, outputs[:, 0].tolist() == images[:rows, 0, 0].astype(float).tolist())
+    except OutOfMemory as error:
+        print(rows, error)
+"""
+"""Runs 512 rows and then 3, in a process that may take some MiB more: a row takes 0.2 MiB."""
+
+
+def run_with_full_memory(folder: Path, mebibytes: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", MEMORY_FULL, str(folder), str(mebibytes)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+
+
+@pytest.fixture
+def spacious(tmp_path: Path) -> Path:
+    """A model that repeats each image's 784 pixels 64 times in float32 to find their largest."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Tile", ["floats", "repeats"], ["many"]),
+        helper.make_node("Sin", ["many"], ["sines"]),
+        helper.make_node("ReduceMax", ["many"], ["largest"], axes=[1, 2], keepdims=0),
+        helper.make_node("ReduceMin", ["sines"], ["smallest"], axes=[1, 2], keepdims=0),
+        helper.make_node("Unsqueeze", ["largest", "last"], ["first"]),
+        helper.make_node("Unsqueeze", ["smallest", "last"], ["second"]),
+        helper.make_node("Concat", ["first", "second"], ["probabilities"], axis=1),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([1, 8, 8], np.int64), "repeats"),
+        numpy_helper.from_array(np.array([1], np.int64), "last"),
+    ]
+    probabilities = PROBABILITIES.model_copy(update={"shape": (-1, 2)})
+    return write_model(
+        tmp_path,
+        make_model(nodes, constants, (IMAGES,), (probabilities,)),
+        name="spacious",
+        task="classification",
+        inputs=(IMAGES,),
+        outputs=(probabilities,),
+        labels=("a", "b"),
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is enforced by Linux")
+def test_a_batch_that_memory_is_too_small_for_runs_in_halves(spacious: Path) -> None:
+    run = run_with_full_memory(spacious, 150)
+    assert run.stdout.splitlines() == ["512 True", "3 True"]
+    assert (
+        "spacious version 1: this machine's memory is full: a batch of 512 rows did not fit (" in run.stderr
+    )
+    assert "its 512 rows are run in two halves" in run.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is enforced by Linux")
+def test_memory_too_small_even_for_halves_raises_an_error_and_the_next_batch_runs(spacious: Path) -> None:
+    lines = run_with_full_memory(spacious, 20).stdout.splitlines()
+    assert lines[0].startswith(
+        "512 spacious version 1: this machine's memory is full: a batch of 256 rows did not fit ("
+    )
+    assert "bytes were wanted at once); lower max_batch_size, or serve fewer models. Cause: " in lines[0]
+    assert lines[-1] == "3 True"
 
 
 def test_cpu_times_grow_with_the_rows_and_are_interpolated(

@@ -4,9 +4,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
+import pytest
+
+from service.errors import OutOfMemory
 from service.models.manifest import read_manifest
-from service.onnx.session import PROVIDERS, EngineOptions, explain, providers_of
+from service.onnx import cuda
+from service.onnx.session import PROVIDERS, EngineOptions, explained, providers_of
 from service.serving.tuning import engine_options
 from service.settings import load_settings
 
@@ -55,7 +60,37 @@ def test_a_full_arena_is_explained_by_the_setting_that_bounds_it() -> None:
     run = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, check=True)
     error = RuntimeError(run.stdout.strip())
     assert "Available memory of 1048576 is smaller than requested bytes of 4194304" in str(error)
-    advice = "; max_device_memory_bytes is 1048576: raise it, or lower max_batch_size"
-    assert explain(error, BOUNDED) == f"{error}{advice}"
-    assert explain(error, EngineOptions("cuda", 0, 1, (1,))) == str(error)
-    assert explain(RuntimeError("out of data bounds"), BOUNDED) == "out of data bounds"
+    full = explained(error, BOUNDED, "mlp version 1", 64)
+    assert isinstance(full, OutOfMemory)
+    assert str(full) == (
+        "mlp version 1: the memory of GPU 0 is full: a batch of 64 rows did not fit (4,194,304 bytes were "
+        "wanted at once; max_device_memory_bytes is 1,048,576); raise max_device_memory_bytes, or lower "
+        f"max_batch_size, or serve fewer models or pods on this device. Cause: {error}"
+    )
+    weights = str(explained(error, EngineOptions("cuda", 0, 1, (1,)), "mlp cannot be loaded"))
+    assert "the model's weights did not fit (4,194,304 bytes were wanted at once); serve fewer" in weights
+    assert "max_" not in weights.partition(" Cause: ")[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (RuntimeError("CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc((void**)&p, size);"), True),
+        (RuntimeError("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0"), True),
+        (RuntimeError("cudaHostRegister returned cudaErrorMemoryAllocation (2): out of memory"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (MemoryError("Unable to allocate 12 GiB"), True),
+        (RuntimeError("indices element out of data bounds, idx=12"), False),
+        (RuntimeError("CUDA failure 700: an illegal memory access was encountered"), False),
+    ],
+)
+def test_full_memory_is_told_from_other_failures(error: Exception, full: bool) -> None:
+    assert isinstance(explained(error, BOUNDED, "mlp version 1", 1), OutOfMemory) == full
+
+
+def test_the_free_memory_of_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "runtime", Mock())
+    monkeypatch.setattr(cuda, "memory", Mock(return_value=(2_000, 85_899_345_920)))
+    error = RuntimeError("Failed to allocate memory for requested buffer of size 4096")
+    told = str(explained(error, BOUNDED, "mlp version 1", 8))
+    assert "(4,096 bytes were wanted at once; 2,000 of 85,899,345,920 are free; max_device" in told

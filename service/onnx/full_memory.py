@@ -1,0 +1,65 @@
+"""Recognises that a device's memory is full, and says what was wanted, what is free and what to change."""
+
+import re
+from typing import NamedTuple
+
+import onnxruntime as ort
+
+from service.errors import EngineError, OutOfMemory
+from service.onnx import cuda
+from service.settings import Provider
+
+SIGNS = re.compile(
+    r"failed to allocate memory|smaller than requested bytes|out.of.memory|alloc_?failed|bad.alloc"
+    r"|memory ?allocation",
+    re.IGNORECASE,
+)
+"""In the messages of onnxruntime's arena, of CUDA's runtime and driver, of cuBLAS, cuDNN and C++."""
+
+WANTED = re.compile(r"requested (?:buffer of size|bytes of) (\d+)")
+
+
+class Memory(NamedTuple):
+    """The memory of a device, in bytes."""
+
+    free: int
+    total: int
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a library's error says that there was not enough memory."""
+    return isinstance(error, MemoryError | OutOfMemory) or SIGNS.search(str(error)) is not None
+
+
+def out_of_memory(
+    error: BaseException,
+    provider: Provider,
+    device_id: int,
+    rows: int | None,
+    limit: int | None,
+) -> OutOfMemory:
+    """Return the error to raise for one of which `is_full` is true.
+
+    rows: of the batch that needed the memory; None for a model's weights. limit: max_device_memory_bytes.
+    """
+    what = "the model's weights" if rows is None else f"a batch of {rows} rows"
+    where = "this machine's memory" if provider == "cpu" else f"the memory of GPU {device_id}"
+    wanted = WANTED.search(str(error))
+    facts = [f"{int(wanted[1]):,} bytes were wanted at once"] if wanted else []
+    memory = None if provider == "cpu" else _memory(device_id)
+    if memory is not None:
+        facts.append(f"{memory.free:,} of {memory.total:,} are free")
+    if limit is not None:
+        facts.append(f"max_device_memory_bytes is {limit:,}")
+    advice = [] if limit is None else ["raise max_device_memory_bytes"]
+    advice += [] if rows is None else ["lower max_batch_size"]
+    advice.append("serve fewer models" if provider == "cpu" else "serve fewer models or pods on this device")
+    seen = f" ({'; '.join(facts)})" if facts else ""
+    return OutOfMemory(f"{where} is full: {what} did not fit{seen}; {', or '.join(advice)}. Cause: {error}")
+
+
+def _memory(device_id: int) -> Memory | None:
+    try:
+        return Memory(*cuda.memory(device_id, cuda.runtime(ort.cuda_version)))
+    except EngineError:  # the caller's error matters more
+        return None
