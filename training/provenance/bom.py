@@ -13,6 +13,7 @@ from typing import Any
 
 from service.models.manifest import Manifest, TensorSpec, sha256_of
 from service.models.signatures import SIGNATURE_FILE
+from training.files import write_atomically
 from training.provenance.measured import measured
 from training.provenance.metadata import LICENSE
 
@@ -40,11 +41,27 @@ def write_bom(folder: Path, manifest: Manifest, considerations: Considerations, 
     commit: that of the code that made the model; empty if it is unknown. The signature is not listed, as it
     is made of the finished folder.
     """
-    content = _content(manifest, considerations, commit, _files(folder))
+    _write(folder, _content(manifest, considerations, commit))
+
+
+def update_bom(folder: Path) -> None:
+    """Write a version's bill of materials again, after files beside its graph have changed."""
+    content: Object = json.loads((folder / BOM_FILE).read_text())
+    content["components"] = [part for part in content["components"] if part["type"] != "file"]
+    for name in ("serialNumber", "version"):
+        content.pop(name)
+    _write(folder, content)
+
+
+def _write(folder: Path, content: Object) -> None:
+    """Add the folder's files and what identifies the content, and write it all."""
+    content["components"] += [_file(name, digest) for name, digest in _files(folder).items()]
+    refs = sorted(part["bom-ref"] for part in content["components"])
+    content["dependencies"] = [{"ref": content["metadata"]["component"]["bom-ref"], "dependsOn": refs}]
     identity = json.dumps(content, sort_keys=True)
     content |= {"serialNumber": uuid.uuid5(uuid.NAMESPACE_URL, identity).urn, "version": 1}
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-    (folder / BOM_FILE).write_text(text + "\n")
+    write_atomically(folder / BOM_FILE, (text + "\n").encode())
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -54,19 +71,14 @@ def _files(folder: Path) -> dict[str, str]:
     return {name: sha256_of(path) for name, path in names.items() if name not in (BOM_FILE, SIGNATURE_FILE)}
 
 
-def _content(
-    manifest: Manifest, considerations: Considerations, commit: str, files: dict[str, str]
-) -> Object:
-    model = _model(manifest, considerations, commit)
-    parts = [*_data(manifest), *(_file(name, digest) for name, digest in files.items())]
-    needs = {"ref": model["bom-ref"], "dependsOn": sorted(part["bom-ref"] for part in parts)}
+def _content(manifest: Manifest, considerations: Considerations, commit: str) -> Object:
+    """All but the files and what depends on them."""
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
-        "metadata": {"component": model},
-        "components": parts,
-        "dependencies": [needs],
+        "metadata": {"component": _model(manifest, considerations, commit)},
+        "components": [*_data(manifest)],
     }
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.models.manifest import sha256_of
 from service.models.signatures import SIGNATURE_FILE
 from tests.support.tiny_runs import Workshop
 from training.__main__ import main
 from training.evaluation.corruptions import CORRUPTIONS, corrupted
 from training.evaluation.metrics import negative_log_likelihood
 from training.evaluation.temperature import best_temperature, tempered
+from training.provenance.bom import BOM_FILE
 from training.reports import robustness
 
 MOVES = {"shear", "scale", "rotate", "translate"}
@@ -89,6 +91,9 @@ def test_robustness_measures_every_classifier_on_every_corruption(
     assert f"\n| canny edges | {report['cnn']['canny_edges']['accuracy']:.4f} |" in written
     table = robustness.card_section("cnn", report["cnn"], "validation", len(workshop.splits.validation))
     assert written.replace(f"{table}\n", "") == before
+    parts = json.loads((card.parent / BOM_FILE).read_text())["components"]
+    (listed,) = [part["hashes"][0]["content"] for part in parts if part["name"] == card.name]
+    assert listed == sha256_of(card)
     assert main(["robustness", "cnn", *options, "--cards"]) == 0
     assert card.read_text() == written
     (models / "cnn" / "1" / SIGNATURE_FILE).write_text("{}")
