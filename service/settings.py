@@ -127,16 +127,18 @@ class Settings(BaseSettings):
     )
     default_classifier: str | None = Field(
         None,
-        description="model for `/classify` requests that name none; if unset, the first classifier by name",
+        description="model for `/classify` requests that name none; if unset, the classifier whose "
+        "manifest says `default`, or the first by name",
     )
     default_generator: str | None = Field(
         None,
-        description="model for `/generate` requests that name none; if unset, the first generator by name",
+        description="model for `/generate` requests that name none; if unset, the generator whose "
+        "manifest says `default`, or the first by name",
     )
     default_encoder: str | None = Field(
         None,
-        description="model for `/encode` and `/reconstruct` requests that name none; if unset, the first "
-        "encoder by name",
+        description="model for `/encode` and `/reconstruct` requests that name none; if unset, the encoder "
+        "whose manifest says `default`, or the first by name",
     )
     provider: Provider = Field(
         "cpu", description="onnxruntime execution provider; startup fails if it is unavailable"

@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "gradient": _gradient,
         "compare": _compare,
         "evaluate": _evaluate,
+        "default": _default,
         "robustness": _robustness,
         "outliers": _outliers,
         "pareto": _pareto,
@@ -255,6 +256,14 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     outliers = None if options.outliers_dir is None else load(options.outliers_dir).test
     return 0 if evaluate(options.models, options.models_dir, load(options.data_dir), outliers) else 1
+
+
+def _default(options: argparse.Namespace) -> int:
+    from training.provenance.default import make_default
+
+    for folder in make_default(options.model, options.models_dir):
+        print(folder)
+    return 0
 
 
 def _robustness(options: argparse.Namespace) -> int:

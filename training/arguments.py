@@ -24,11 +24,12 @@ def build_parser(
     add |= {"confidence": _add_confidence}
     add |= {"evaluate": _add_evaluate, "robustness": _add_robustness, "pareto": _add_pareto}
     add |= {"outliers": _add_outliers}
+    add |= {"default": _add_default}
     add |= {"sign": _add_sign, "tune": _add_tune, "private": _add_private}
     for name, run in commands.items():
         command = add[name](actions)
         command.set_defaults(run=run)
-        if name != "sign":
+        if name not in ("sign", "default"):
             command.add_argument(
                 "--data-dir",
                 type=Path,
@@ -203,6 +204,14 @@ def _add_export(actions: Any) -> argparse.ArgumentParser:
         action="store_true",
         help="put the run's weights next to the graph, as weights.safetensors, for further training",
     )
+    return command
+
+
+def _add_default(actions: Any) -> argparse.ArgumentParser:
+    about = "Make a model the one that answers the requests of its task that name none."
+    command = _add(actions, "default", about)
+    command.add_argument("model", help="name of a published model")
+    _add_models_dir(command)
     return command
 
 

@@ -40,6 +40,11 @@ class Target:
     force: bool = False
     weights: bool = False
 
+    def keeps_default(self, name: str) -> bool:
+        """Whether the model's latest version is the default of its task, as the next one then is too."""
+        versions = version_folders(self.models_dir / name, holding=MANIFEST_FILE)
+        return bool(versions) and read_manifest(versions[max(versions)]).default
+
 
 @contextlib.contextmanager
 def staging(names: Sequence[str], target: Target) -> Iterator[list[Path]]:

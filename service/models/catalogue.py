@@ -46,6 +46,9 @@ class Catalogue:
         for info in sorted(models, key=lambda info: (info.manifest.name, info.manifest.version)):
             self._versions.setdefault(info.manifest.name, {})[info.manifest.version] = info
         self._latest = {name: versions[max(versions)] for name, versions in self._versions.items()}
+        self._defaults: dict[Task, ModelInfo] = {}
+        for info in sorted(self._latest.values(), key=lambda info: not info.manifest.default):  # it is stable
+            self._defaults.setdefault(info.manifest.task, info)
 
     def __iter__(self) -> Iterator[ModelInfo]:
         return (info for versions in self._versions.values() for info in versions.values())
@@ -69,12 +72,15 @@ class Catalogue:
         self.find(name)
         return list(self._versions[name])
 
-    def first(self, task: Task) -> ModelInfo:
-        """Return the latest version of the first model, by name, for a task. Raises ModelNotFound."""
-        for info in self._latest.values():
-            if info.manifest.task == task:
-                return info
-        raise ModelNotFound(f"no model for {task} is loaded")
+    def default(self, task: Task) -> ModelInfo:
+        """Return the latest version of a task's default model. Raises ModelNotFound.
+
+        That is the first by name of those whose manifest says `default`, or of all.
+        """
+        found = self._defaults.get(task)
+        if found is None:
+            raise ModelNotFound(f"no model for {task} is loaded")
+        return found
 
 
 def _printable(text: str) -> str:

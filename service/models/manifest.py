@@ -202,6 +202,8 @@ class Manifest(_Frozen):
     abstain_above: the threshold of the output `ood_score` FP32 (-1), above which the service advises not to
         believe a row's label. Positive, and the score grows with the distance from what the model knows; only
         for classification.
+    default: whether the model answers the requests of its task that name no model, where no setting names
+        another; of several, the first by name. Left out if false.
     metrics: what `python -m training evaluate` measures on the test set, and `multiply_adds`, a row's cost.
     command: the command that made the model.
     """
@@ -217,14 +219,16 @@ class Manifest(_Frozen):
     abstain_above: float | None = Field(default=None, gt=0)
     sha256: Sha256
     files: dict[FileName, Sha256] = Field(default_factory=dict)
+    default: bool = False
     metrics: dict[str, float | int | str] = Field(default_factory=dict)
     command: str = ""
 
     @model_serializer(mode="wrap")
-    def _leave_out_no_files(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+    def _leave_out_what_is_not_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
         content: dict[str, object] = handler(self)
-        if not self.files:
-            content.pop("files", None)
+        for name in ("files", "default"):
+            if not content.get(name):
+                content.pop(name, None)
         return content
 
     def input(self, name: str) -> TensorSpec | None:

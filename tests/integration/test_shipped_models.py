@@ -80,7 +80,7 @@ def test_the_graph_describes_itself_as_its_manifest_does(folder: Path, tmp_path:
     (alone / MODEL_FILE).write_bytes((folder / MODEL_FILE).read_bytes())
     manifest = read_manifest(folder)
     known = {name: manifest.metrics[name] for name in ("data", "data_digest")}
-    assert read_info(alone).manifest == manifest.model_copy(update={"metrics": known})
+    assert read_info(alone).manifest == manifest.model_copy(update={"metrics": known, "default": False})
     metadata = {each.key: each.value for each in onnx.load(folder / MODEL_FILE).metadata_props}
     assert metadata["inkserve.license"] == "Apache-2.0"
     assert re.fullmatch("[0-9a-f]{40}", metadata["inkserve.commit"])

@@ -50,7 +50,7 @@ def ensemble(name: str, members: Sequence[Path], splits: Splits, target: Target)
     graphs = (onnx.load(folder / MODEL_FILE, load_external_data=False) for folder in members)
     combined = mean_of([without_score(graph) for graph in graphs])
     with staging([name], target) as (staged,):
-        draft = _draft(name, int(staged.name), manifests, splits)
+        draft = _draft(name, int(staged.name), manifests, splits, target)
         describe_graph(combined, draft, commit())
         save_graph(combined, staged / MODEL_FILE)
         made = completed(draft, staged, classification(staged / MODEL_FILE, splits.test))
@@ -60,7 +60,7 @@ def ensemble(name: str, members: Sequence[Path], splits: Splits, target: Target)
     return target.models_dir / name / staged.name
 
 
-def _draft(name: str, version: int, members: Sequence[Manifest], splits: Splits) -> Manifest:
+def _draft(name: str, version: int, members: Sequence[Manifest], splits: Splits, target: Target) -> Manifest:
     """The manifest before the graph is written and measured: without its checksum and most metrics."""
     names = ", ".join(sorted({member.name for member in members}))
     return members[0].model_copy(
@@ -68,6 +68,7 @@ def _draft(name: str, version: int, members: Sequence[Manifest], splits: Splits)
             "name": name,
             "version": version,
             "description": f"The mean of the probabilities of {len(members)} classifiers ({names}).",
+            "default": target.keeps_default(name),
             "sha256": UNKNOWN_SHA256,
             "files": {},
             "metrics": {"data": splits.name, "data_digest": splits.digest},

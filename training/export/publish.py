@@ -75,7 +75,7 @@ def publish(models: Sequence[Model], *, splits: Splits, run_dir: Path, target: T
     """
     check_data(run_dir, splits)
     with staging([model.name for model in models], target) as staged:
-        drafts = [_draft(*pair, splits, run_dir) for pair in zip(models, staged, strict=True)]
+        drafts = [_draft(*pair, splits, run_dir, target) for pair in zip(models, staged, strict=True)]
         differences = [_stage_graph(*each) for each in zip(models, staged, drafts, strict=True)]
         if target.weights:
             for folder in staged:
@@ -88,7 +88,7 @@ def publish(models: Sequence[Model], *, splits: Splits, run_dir: Path, target: T
     ]
 
 
-def _draft(model: Model, folder: Path, splits: Splits, run_dir: Path) -> Manifest:
+def _draft(model: Model, folder: Path, splits: Splits, run_dir: Path, target: Target) -> Manifest:
     """The manifest before the graph is written and measured: without its checksum and most metrics."""
     return Manifest(
         name=model.name,
@@ -99,6 +99,7 @@ def _draft(model: Model, folder: Path, splits: Splits, run_dir: Path) -> Manifes
         outputs=tuple(model.outputs),
         labels=tuple(splits.labels),
         preprocess=model.preprocess,
+        default=target.keeps_default(model.name),
         sha256=UNKNOWN_SHA256,
         metrics={"data": splits.name, "data_digest": splits.digest},
         command=f"{read_command(run_dir)} && {command_line()}",

@@ -58,7 +58,7 @@ def quantize(
         )
     graph = to_int8(without_score(load_float32(source / MODEL_FILE)), calibration)
     target = Target(models_dir, manifest.version, force)
-    draft = _draft(manifest, splits)
+    draft = _draft(manifest, splits, target)
     describe_graph(graph, draft, commit())
     with staging([name + SUFFIX], target) as (staged,):
         save_graph(graph, staged / MODEL_FILE)
@@ -84,12 +84,13 @@ def _check_loss(metrics: Metrics, allowed_points: float) -> None:
         )
 
 
-def _draft(source: Manifest, splits: Splits) -> Manifest:
+def _draft(source: Manifest, splits: Splits, target: Target) -> Manifest:
     """The manifest before the graph is written and measured: without its checksum and most metrics."""
     return source.model_copy(
         update={
             "name": source.name + SUFFIX,
             "description": f"{source.description} In 8-bit integers.",
+            "default": target.keeps_default(source.name + SUFFIX),
             "sha256": UNKNOWN_SHA256,
             "files": {},
             "metrics": {"data": splits.name, "data_digest": splits.digest},

@@ -40,7 +40,7 @@ def model_name(models: Catalogue) -> str | None:
 def _label(models: Catalogue, generator: str | None) -> str:
     """Return a label that the generator accepts, if possible 7."""
     try:
-        info = models.first("generation") if generator is None else models.find(generator)
+        info = models.default("generation") if generator is None else models.find(generator)
     except ModelNotFound:
         return MIXED
     known = info.manifest.labels if info.manifest.input("label") is not None else ()

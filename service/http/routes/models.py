@@ -1,6 +1,7 @@
 """GET /models: the models that are being served, and the layers of their graphs."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path as FilePath
 from typing import Annotated
@@ -19,7 +20,7 @@ from service.http.routes.schemas import (
 )
 from service.models.catalogue import Catalogue, ModelInfo
 from service.models.layers import Layer, read_layers
-from service.models.manifest import MAX_VERSION, MODEL_FILE, sha256_of
+from service.models.manifest import MAX_VERSION, MODEL_FILE, Task, sha256_of
 from service.serving.predictor import Predictor
 from service.settings import Settings
 
@@ -111,15 +112,14 @@ def _graph(name: str, version: int, layers: Sequence[Layer]) -> ModelGraph:
 
 def _defaults(models: Catalogue, settings: Settings) -> dict[str, str]:
     """Return the name of the default model for each task that has a route and a model."""
-    chosen: dict[str, str | None] = {
+    chosen: dict[Task, str | None] = {
         "classification": settings.default_classifier,
         "generation": settings.default_generator,
         "encoding": settings.default_encoder,
     }
-    for info in models.latest():
-        task, name = info.manifest.task, info.manifest.name
-        if task in chosen and chosen[task] is None:
-            chosen[task] = name
+    for task, name in chosen.items():
+        with suppress(ModelNotFound):
+            chosen[task] = name or models.default(task).manifest.name
     return {task: name for task, name in chosen.items() if name is not None}
 
 

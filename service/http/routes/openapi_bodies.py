@@ -169,7 +169,7 @@ def _decoder(models: Catalogue, settings: Settings) -> Manifest | None:
     """Return the generator that /decode uses for requests that name none, or None."""
     try:
         encoder = (
-            models.first("encoding")
+            models.default("encoding")
             if settings.default_encoder is None
             else models.find(settings.default_encoder)
         )
@@ -193,7 +193,9 @@ def _narrow_verification(properties: Json, models: Catalogue, settings: Settings
         for each in _of(models, "classification")
         if not any(generator.input("label") is None or mismatch(each, generator) for generator in generators)
     ]
-    default = settings.default_classifier or next((each.name for each in _of(models, "classification")), None)
+    default = settings.default_classifier
+    if default is None and judges:
+        default = models.default("classification").manifest.name
     properties["verify"].pop("anyOf")
     if default in judges:
         properties["verify"]["enum"] = [True, False, "true", "false", *dict.fromkeys(judges), None]
@@ -229,7 +231,7 @@ def _narrow_prompt(properties: Json, models: Catalogue) -> None:
 
 def _latent(models: Catalogue, default: str | None) -> TensorSpec | None:
     try:
-        info = models.first("generation") if default is None else models.find(default)
+        info = models.default("generation") if default is None else models.find(default)
     except ModelNotFound:
         return None
     return info.manifest.input("z")

@@ -132,7 +132,7 @@ def _zeros(models: Catalogue, settings: Settings) -> Mapping[str, object]:
     """Return a JSON body of /decode: the latent in the middle of all."""
     try:
         default = settings.default_encoder
-        encoder = (models.first("encoding") if default is None else models.find(default)).manifest
+        encoder = (models.default("encoding") if default is None else models.find(default)).manifest
         decoder = models.find(encoder.name.removesuffix(ENCODER_SUFFIX), encoder.version).manifest
     except ModelNotFound:
         return {"latents": [0.0]}

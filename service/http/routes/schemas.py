@@ -211,7 +211,7 @@ class SearchQuery(_Body):
 
     prompt: str = Field(description="A digit and its style in words, such as `a thin slanted seven`.")
     count: int | None = Field(None, ge=1, description="The number of images; 10 if absent.")
-    model: str | None = Field(None, description="A search model; the first one by name if absent.")
+    model: str | None = Field(None, description="A search model; the default one if absent.")
     version: int | None = Field(
         None, ge=1, le=MAX_VERSION, description="A version of it; the latest if absent."
     )
@@ -238,7 +238,7 @@ class SearchResponse(_Body):
 class CaptionQuery(_Body):
     """The query of POST /search."""
 
-    model: str | None = Field(None, description="A captioning model; the first one by name if absent.")
+    model: str | None = Field(None, description="A captioning model; the default one if absent.")
     version: int | None = Field(
         None, ge=1, le=MAX_VERSION, description="A version of it; the latest if absent."
     )

@@ -36,7 +36,7 @@ def find_target(
 ) -> Target:
     """Return the named model, or the default one for the task. Raises ModelNotFound, InvalidInput."""
     models = predictor.models()
-    name = name or default or models.first(task).manifest.name
+    name = name or default or models.default(task).manifest.name
     manifest = models.find(name, version).manifest
     if manifest.task != task:
         raise InvalidInput(f"model {name} is for {manifest.task}, expected one for {task}")

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 import logging
 import re
 import tempfile
@@ -183,6 +184,31 @@ async def test_model_with_a_threshold_abstains_above_it(tmp_path: Path) -> None:
     assert value("inkserve_relative_ood_score_count", of) == 4
     assert value("inkserve_relative_ood_score_bucket", of | {"le": "1.0"}) == 2
     assert value("inkserve_relative_ood_score_sum", of) == pytest.approx(2 * 204 / 99)
+
+
+async def test_default_of_the_manifest_answers_requests_that_name_no_model(
+    tmp_path: Path, add_classifier: Callable[..., Path], add_generator: Callable[..., Path]
+) -> None:
+    folders = [add_generator(name) for name in ("first", "second")]
+    folders += [add_classifier(name) for name in ("third", "fourth")]
+    for folder in folders[1:3]:
+        manifest = json.loads((folder / MANIFEST_FILE).read_text())
+        (folder / MANIFEST_FILE).write_text(json.dumps(manifest | {"default": True}))
+    named = settings(tmp_path).model_copy(update={"default_classifier": None, "default_generator": None})
+    metrics = Metrics()
+    predictor = LocalPredictor(named, metrics)
+    await predictor.start()
+    try:
+        app = create_app(predictor, named, metrics)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            defaults = (await client.get("/models")).json()["defaults"]
+            generated = await client.post("/generate", headers={"accept": "application/json"})
+            classified = await client.post("/classify", content=bytes(784), headers=OCTETS)
+            pinned = await client.post("/generate?model=first", headers={"accept": "application/json"})
+    finally:
+        await predictor.close()
+    assert defaults == {"classification": "third", "generation": "second"}
+    assert [each.json()["model"] for each in (generated, classified, pinned)] == ["second", "third", "first"]
 
 
 async def test_model_without_a_threshold_tells_nothing_of_abstention(client: httpx.AsyncClient) -> None:

@@ -247,7 +247,7 @@ async def test_an_unknown_model_names_the_known_ones(
     with pytest.raises(ModelNotFound, match="model 'first-pixel' has no version 7, expected one of 1"):
         models.find("first-pixel", 7)
     with pytest.raises(ModelNotFound, match="no model for generation is loaded"):
-        models.first("generation")
+        models.default("generation")
 
 
 async def test_the_same_latents_give_the_same_bytes_in_any_company(

@@ -179,6 +179,21 @@ def test_a_much_worse_version_needs_force(
     assert {path.name for path in (tmp_path / "models" / "tiny").iterdir()} == {"1", "2", "3"}
 
 
+def test_the_next_version_stays_the_default_of_its_task(
+    tmp_path: Path, splits: Splits, run_dir: Path
+) -> None:
+    def published() -> Path:
+        target = Target(tmp_path / "models")
+        (folder,) = publish([model(splits)], splits=splits, run_dir=run_dir, target=target)
+        return folder / "manifest.json"
+
+    first = published()
+    manifest = json.loads(first.read_text())
+    assert "default" not in manifest
+    first.write_text(json.dumps(manifest | {"default": True}))
+    assert [json.loads(published().read_text())["default"] for _ in range(2)] == [True, True]
+
+
 @pytest.mark.parametrize("preprocess", [None, "mnist-digit"])
 def test_preprocess_is_written_only_if_named(
     tmp_path: Path, splits: Splits, run_dir: Path, preprocess: Preprocess | None
