@@ -54,7 +54,7 @@ test: $(VENV)/.develop data ## Run every test
 	$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: coverage
-coverage: $(VENV)/.develop data ## Run every test in two processes and measure the branch coverage (16 min)
+coverage: $(VENV)/.develop data ## Run every test in two processes and measure the branch coverage (20 min)
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --numprocesses 2 --dist loadfile \
 		--durations 30 --durations-min 5 $(ARGS)
 
@@ -96,7 +96,7 @@ fuzz: $(VENV)/.develop ## Fuzz the decoding of bodies, guided by coverage (10 mi
 	$(BIN)/python -m loadtests.fuzz -max_total_time=$(or $(SECONDS),600) -rss_limit_mb=4096 $(ARGS)
 
 .PHONY: nightly
-nightly: ## Run what takes too long for CI: fuzzing, many examples, photos, chaos, the GPU's image; then a summary (1 h)
+nightly: ## Run what takes too long for CI: fuzzing, many examples, photos, chaos, coverage, the GPU's image; then a summary (90 min)
 	VENV="$(VENV)" .ci/nightly
 
 .PHONY: fast-path
