@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from locust import FastHttpUser, LoadTestShape, constant_throughput, events, task
+from locust import FastHttpUser, LoadTestShape, constant_throughput, events, runners, task
 from locust.argument_parser import LocustArgumentParser
 from locust.contrib.fasthttp import ResponseContextManager
 from locust.env import Environment
@@ -49,6 +49,12 @@ FINISH_SECONDS = 30
 
 SETTLE_SECONDS = WORKER_REPORT_INTERVAL + 2
 """Time without users at the end, for the workers' last reports: locust's master waits only half a second."""
+
+HEARTBEATS = 7
+"""A worker is lost after missing this many heartbeats, one a second. With locust's 3, a machine that was busy
+for four seconds ended the run before a request was sent."""
+
+runners.HEARTBEAT_LIVENESS = HEARTBEATS
 
 SHED = "shed: 429"
 """The message of a failure that is the correct response to overload, and counts separately from wrong
