@@ -107,6 +107,10 @@ fast-path: $(VENV)/.develop ## Compare CPU time per request with and without acc
 gpu-check: $(VENV)/.serve ## Compare the engine on a GPU with the CPU; with ENGINE=gpu VENV=.venv-gpu (minutes)
 	$(BIN)/python -m loadtests.gpu $(ARGS)
 
+.PHONY: gpu-service
+gpu-service: $(VENV)/.develop ## Load the service on a GPU in all its forms; needs wrk; with ENGINE=gpu VENV=.venv-gpu (4 min)
+	$(BIN)/python -m loadtests.gpu_service $(ARGS)
+
 .PHONY: peers
 peers: $(VENV)/.develop ## Measure inkserve and other model servers; needs wrk (30 min)
 	$(BIN)/python -m loadtests.peers $(ARGS)

@@ -35,8 +35,14 @@ class Load:
     client_cpu_seconds: float
 
 
-def post(url: str, body: bytes, headers: Mapping[str, str], *, connections: int, seconds: float) -> Load:
-    """POST the body over all connections for this many seconds, rounded. Raises WrkMissing."""
+def post(
+    url: str, body: bytes, headers: Mapping[str, str], *, connections: int, seconds: float, threads: int = 1
+) -> Load:
+    """POST the body over all connections for this many seconds, rounded. Raises WrkMissing.
+
+    threads: wrk's, at most one a connection. One uses at most one core, and less than a tenth of it with slow
+        servers.
+    """
     wrk = shutil.which("wrk")
     if wrk is None:
         raise WrkMissing("wrk is missing; on Debian: apt-get install wrk")
@@ -44,8 +50,7 @@ def post(url: str, body: bytes, headers: Mapping[str, str], *, connections: int,
         file.write(body)
         file.flush()
         lines = "\n".join(f"{name}: {value}" for name, value in headers.items())
-        # One thread: wrk then uses at most one core, and less than a tenth of it with slow servers.
-        command = [wrk, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s"]
+        command = [wrk, f"-t{min(threads, connections)}", f"-c{connections}", f"-d{max(1, round(seconds))}s"]
         command += ["--timeout", f"{TIMEOUT_SECONDS}s", "-s", str(SCRIPT), url]
         before = _children_cpu_seconds()
         run = subprocess.run(

@@ -12,7 +12,10 @@ MAX_BATCH_SIZE = 256
 
 
 class Classifier:
-    """The model at the path in the environment variable MODEL, on THREADS threads."""
+    """The model at the path in the environment variable MODEL, on THREADS threads.
+
+    ORT_PROVIDER names onnxruntime's execution provider; the CPU's if it is unset.
+    """
 
     def __init__(self) -> None:
         options = ort.SessionOptions()
@@ -20,7 +23,10 @@ class Classifier:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(os.environ["MODEL"], options, providers=["CPUExecutionProvider"])
+        provider = os.environ.get("ORT_PROVIDER", "CPUExecutionProvider")
+        if provider != "CPUExecutionProvider":
+            ort.preload_dlls(directory="")
+        self._session = ort.InferenceSession(os.environ["MODEL"], options, providers=[provider])
         self(np.zeros((MAX_BATCH_SIZE, SIDE, SIDE), np.uint8))  # warm: the first run allocates
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
