@@ -98,7 +98,7 @@ class EngineServer:
         """See `service.split.frames.Owner`: cancels the client's calls."""
         del self._told[link]
         for number, call in self._links.pop(link).items():
-            call.cancel(call.numbers.index(number))
+            call.cancel_one(number)
         if not self._links:
             self._no_clients.set()
 
@@ -117,7 +117,7 @@ class EngineServer:
         if frame.kind == Kind.CANCEL:
             call = self._links[link].pop(number, None)
             if call is not None:
-                call.cancel(call.numbers.index(number))
+                call.cancel_one(number)
         elif frame.kind == Kind.RELOAD:
             task = asyncio.get_running_loop().create_task(self._reload(link, number))
             self._reloads.add(task)
@@ -134,7 +134,7 @@ class EngineServer:
         calls = self._links[link]
         if not calls.keys().isdisjoint(numbers) or len(set(numbers)) < len(numbers):
             raise FrameError(f"two calls have the same id among {numbers}, expected others")
-        call = _Call(group, numbers)
+        call = _Call(group, numbers, len(numbers))
         calls.update(dict.fromkeys(numbers, call))
         answer = partial(self._answer, link, call)
         try:
@@ -150,8 +150,8 @@ class EngineServer:
     def _answer(self, link: Link, call: "_Call", first: int, last: int, outcome: Outcome) -> None:
         numbers = call.numbers[first:last]
         calls = self._links[link]
-        for number in numbers:
-            calls.pop(number, None)  # it is missing if it was cancelled when a batch had it
+        # One is missing if it was cancelled when a batch had it.
+        call.note_settled(sum(calls.pop(number, None) is not None for number in numbers))
         if isinstance(outcome, Exception):
             for number in numbers:
                 _send_error(link, number, outcome)
@@ -190,11 +190,27 @@ class EngineServer:
 
 @dataclass(slots=True)
 class _Call:
-    """The requests of one frame. cancel: set once they are submitted."""
+    """The requests of one frame. waiting: those without an outcome. cancel: set once they are submitted."""
 
     group: RequestGroup
     numbers: list[int]
+    waiting: int
     cancel: CancelOne = lambda _: None
+
+    def cancel_one(self, number: int) -> None:
+        """Cancel the request of the call with this id."""
+        self.cancel(self.numbers.index(number))
+        self.note_settled(1)
+
+    def note_settled(self, requests: int) -> None:
+        """Note that so many requests more have an outcome, or are cancelled.
+
+        `cancel` refers to the queue's item, and that to this object: cleared with the last one, or the
+        reference cycle would keep the rows until the next collection.
+        """
+        self.waiting -= requests
+        if not self.waiting:
+            self.cancel = lambda _: None
 
 
 def bind_unix(path: Path) -> socket.socket:

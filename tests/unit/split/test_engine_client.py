@@ -1,6 +1,7 @@
 """Both ends of the seam between processes, over a real Unix socket, with real models."""
 
 import asyncio
+import gc
 import math
 import stat
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.batching.items import Item
 from service.batching.mirror import QueueState
 from service.batching.request import (
     Done,
@@ -302,6 +304,32 @@ async def test_the_calls_of_a_client_that_is_gone_leave_the_queue(
     with pytest.raises(ShuttingDown):
         await call
     await until(lambda: engine.rows_waiting() == 0)
+
+
+async def test_the_rows_of_a_request_that_has_ended_are_freed_at_once(
+    start_engine: Start, connect: Connect
+) -> None:
+    engine = await start_engine(max_batch_delay_seconds=0.2, max_queue_requests=4)
+    predictor, leaving = await connect(), await connect()
+
+    def kept() -> bool:
+        return any(type(each) is Item for each in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        await classify(predictor, 1)
+        await asyncio.gather(*(classify(predictor, 1) for _ in range(4)))
+        with pytest.raises(DeadlineExceeded):
+            await classify(predictor, 1, seconds=0.05)
+        calls = [asyncio.ensure_future(classify(each, 1, 2)) for each in (predictor, predictor, leaving)]
+        await until(lambda: engine.rows_waiting() == 6)
+        calls[0].cancel()
+        await leaving.close()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await until(lambda: not kept())
+    finally:
+        gc.enable()
 
 
 async def test_a_deadline_holds_over_there(start_engine: Start, connect: Connect) -> None:
