@@ -175,6 +175,7 @@ class Device:
             self._batch_ended = time.monotonic()
             self.busy_seconds += self._batch_ended - running.began
             job.source.finish(job.batch, outcome, running.began, self._batch_ended, on_loop=True)
+            del outcome  # an error's traceback refers to this frame: a reference cycle would keep the rows
             if self._batch_ended - began >= min(elsewhere, self.on_loop_seconds):
                 break
         self._loop.call_soon(self._run_on_loop)
@@ -203,6 +204,7 @@ class Device:
         self.busy_seconds += self._ended - started
         source, batch = running.job
         self._loop.call_soon_threadsafe(source.finish, batch, outcome, started, self._ended)
+        del outcome  # as above
 
     def _next(self, *, on_loop: bool) -> _Job | _Errand | None:
         with self.lock:

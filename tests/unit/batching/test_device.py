@@ -269,8 +269,10 @@ class Model:
         return float(rows)
 
 
-async def test_what_failed_is_freed_at_once(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("on_loop_seconds", [0.0, 999.0])
+async def test_what_failed_is_freed_at_once(on_loop_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when garbage is looked for, which may be while a CUDA graph is captured."""
+    device = Device("test", on_loop_seconds)
     monkeypatch.setattr(
         logging.getLogger("service.batching.batcher"), "disabled", True
     )  # pytest keeps what is logged
@@ -283,17 +285,19 @@ async def test_what_failed_is_freed_at_once(device: Device, monkeypatch: pytest.
         del caught
         batcher = Batcher(device, running, BatchQueue(2, 100, max_batch_delay_seconds=5))
         outcomes: list[Outcome] = []
-        for value in (1, 2):  # the first sets both timers, the second fills the batch
-            batcher.submit(request(1), rows(value), outcomes.append)
+        sent = [rows(value) for value in (1, 2)]
+        for inputs in sent:  # the first sets both timers, the second fills the batch
+            batcher.submit(request(1), inputs, outcomes.append)
         await batcher.close()
         assert "no such kernel" in str(outcomes)
         await device.call(lambda: None)  # the thread has let go of the batch
-        gone = [weakref.ref(warming), weakref.ref(running)]
-        del warming, running, batcher
+        gone = [weakref.ref(each) for each in (warming, running, *(array for (array,) in sent))]
+        del warming, running, batcher, sent, inputs
         await settle()
-        assert [ref() for ref in gone] == [None, None]
+        assert [ref() for ref in gone] == [None] * 4
     finally:
         gc.enable()
+        device.close()
 
 
 @pytest.mark.parametrize("on_loop_seconds", [0.0, 9.0])
