@@ -212,7 +212,9 @@ class BatchQueue:
             item.dequeued = True
             rows = item.rows - item.taken
             self.rows -= rows
-            self._lane(item).rows -= rows
+            lane = self._lane(item)
+            lane.rows -= rows
+            lane.head()  # an empty lane keeps nothing of those that are removed
             self.requests -= 1
 
     def expire(self, now: float) -> list[Item]:

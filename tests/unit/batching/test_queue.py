@@ -1,6 +1,7 @@
 """The queue's decisions; time is a number here and nothing runs."""
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -313,6 +314,18 @@ def test_a_removed_request_leaves_its_place_to_others() -> None:
     queue.remove(second)
     assert queue.rows == 2
     assert [part[0] for part in taken(queue)] == [first, third]
+
+
+def test_an_empty_queue_keeps_nothing() -> None:
+    queue = BatchQueue(max_batch_size=4, max_queue_rows=100)
+    items = [item(1), item(9), item(2), item(1, priority="low")]
+    for each in items:
+        queue.push(each)
+    rows = [weakref.ref(each.inputs[0]) for each in items]
+    for each in reversed(items):
+        queue.remove(each)
+    del each, items
+    assert [ref() for ref in rows] == [None] * 4
 
 
 def test_only_the_waiting_rows_of_a_half_run_request_are_removed() -> None:
