@@ -43,6 +43,7 @@ from training.errors import DivergenceError, RunError
 from training.files import write_atomically
 from training.provenance.commit import commit
 from training.runs.curves import plot
+from training.runs.float32 import keep_float32
 from training.runs.loggers import Loggers
 from training.runs.progress import Progress, summary
 from training.terminal import command_line, notice
@@ -345,6 +346,7 @@ def _fabric(device: Device, precision: Precision) -> Fabric:
     """Fabric on one device, or on every process that torchrun started (DDP; gloo on CPU)."""
     if device not in get_args(Device):
         raise RunError(f"device is {device!r}, expected one of {', '.join(get_args(Device))}")
+    keep_float32()
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise RunError("device is 'cuda', but torch sees no CUDA device")
