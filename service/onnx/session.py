@@ -31,8 +31,6 @@ CUDA_OPTIONS = {
     # A heuristic, not a benchmark, chooses the convolution algorithm: every start, and every replica on the
     # same kind of GPU, computes the same bits. The benchmark would also run for each bucket at startup.
     "cudnn_conv_algo_search": "HEURISTIC",
-    # TF32 keeps 10 of the 23 mantissa bits of float32. Results must match the CPU's except for rounding.
-    "use_tf32": "0",
 }
 
 
@@ -49,6 +47,8 @@ class EngineOptions:
         computed. Requires pinned memory.
     max_device_memory_bytes: with provider cuda, what the session's arena may take of the device: weights and
         intermediate tensors. The buffers that batches are copied to, and CUDA's own memory, are not in it.
+    tf32: with provider cuda, multiply float32 numbers as TF32, which keeps 10 of their 23 mantissa bits;
+        otherwise results match the CPU's except for rounding.
     """
 
     provider: Provider
@@ -60,6 +60,7 @@ class EngineOptions:
     pinned_memory: bool = True
     overlap_copies: bool = True
     max_device_memory_bytes: int | None = None
+    tf32: bool = False
 
     @property
     def pins_memory(self) -> bool:
@@ -150,7 +151,7 @@ def providers_of(options: EngineOptions) -> list[tuple[str, dict[str, str]]]:
     if options.provider == "cpu":
         return [(PROVIDERS["cpu"], {})]
     device = {"device_id": str(options.device_id)}
-    with_cuda = device | CUDA_OPTIONS
+    with_cuda = device | CUDA_OPTIONS | {"use_tf32": str(int(options.tf32))}
     if options.provider == "cuda":
         with_cuda["enable_cuda_graph"] = str(int(options.cuda_graphs))
         if options.max_device_memory_bytes is not None:

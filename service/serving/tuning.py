@@ -62,4 +62,5 @@ def engine_options(settings: Settings, manifest: Manifest) -> EngineOptions:
         settings.pinned_memory,
         settings.overlap_copies,
         settings.max_device_memory_bytes,
+        settings.tf32,
     )

@@ -40,6 +40,11 @@ def test_a_flag_wins_over_its_variable_and_both_over_the_default(monkeypatch: py
             ["--provider", "cuda", "--max-device-memory-bytes", "1024"],
             r"max_device_memory_bytes: .*greater than or equal to 1048576",
         ),
+        (["--tf32"], "^tf32 is true, but provider is cpu: expected provider cuda$"),
+        (
+            ["--provider", "tensorrt", "--tf32"],
+            "expected provider cuda, because TensorRT uses TF32 without it$",
+        ),
         (["--max-request-rows", "99999"], r"^max_request_rows is 99999, expected at most max_queue_rows"),
     ],
 )

@@ -11,7 +11,7 @@ ADVICE = "set_float32_matmul_precision"
 def keep_float32() -> None:
     """Compute float32 products in float32, in matrix products and in convolutions, on every device.
 
-    The hyperparameter `precision` alone chooses a run's arithmetic, and is kept in its record: 32-true shall
+    The hyperparameter `precision` alone chooses a run's arithmetic, and is kept in its record: 32-true must
     not depend on the GPU's generation. torch's own defaults differ: float32 in matrix products, TF32, which
     keeps 10 of the 23 mantissa bits, in cuDNN's convolutions. For speed there is bf16-mixed. On a CPU
     neither changes a bit.

@@ -56,6 +56,20 @@ def test_the_bound_on_device_memory_is_an_option_of_the_cuda_provider(
     assert engine_options(bounded, manifest).max_device_memory_bytes == 3 * MEBIBYTE
 
 
+@pytest.mark.parametrize(("flags", "used"), [([], "0"), (["--tf32"], "1")])
+def test_tf32_is_an_option_of_the_cuda_provider_and_off_by_default(
+    flags: list[str], used: str, add_classifier: Callable[..., Path]
+) -> None:
+    settings = load_settings(["--provider", "cuda", "--no-overlap-copies", *flags])
+    ((_, options),) = providers_of(engine_options(settings, read_manifest(add_classifier())))
+    assert options["use_tf32"] == used
+
+
+def test_what_tensorrt_leaves_to_cuda_uses_no_tf32() -> None:
+    cuda = dict(providers_of(EngineOptions("tensorrt", 0, 1, (1, 8))))[PROVIDERS["cuda"]]
+    assert cuda["use_tf32"] == "0"
+
+
 def test_a_full_arena_is_explained_by_the_setting_that_bounds_it() -> None:
     run = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, check=True)
     error = RuntimeError(run.stdout.strip())
