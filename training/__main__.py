@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "private": _private,
         "export": _export,
         "quantize": _quantize,
+        "convert": _convert,
         "confidence": _confidence,
         "ensemble": _ensemble,
         "gradient": _gradient,
@@ -208,6 +209,21 @@ def _quantize(options: argparse.Namespace) -> int:
         options.models_dir,
         options.version,
         options.calibration_images,
+        options.allow_loss,
+        options.force,
+    )
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from training.quantization.convert import convert
+
+    convert(
+        options.model,
+        load(options.data_dir),
+        options.outliers_dir,
+        options.models_dir,
+        options.version,
         options.allow_loss,
         options.force,
     )

@@ -19,6 +19,7 @@ def build_parser(
     parser = argparse.ArgumentParser(prog="python -m training", description=about)
     actions = parser.add_subparsers(required=True, metavar="COMMAND")
     add = {"data": _add_data, "train": _add_train, "export": _add_export}
+    add |= {"convert": _add_convert}
     add |= {"quantize": _add_quantize, "ensemble": _add_ensemble, "compare": _add_compare}
     add |= {"gradient": _add_gradient, "explain": _add_explain}
     add |= {"confidence": _add_confidence}
@@ -239,6 +240,32 @@ def _add_quantize(actions: Any) -> argparse.ArgumentParser:
     return command
 
 
+def _add_convert(actions: Any) -> argparse.ArgumentParser:
+    about = (
+        "Publish a classifier or a generator in float16, for GPUs, as models/MODEL-fp16/VERSION, after its "
+        "loss of accuracy or the change of its images is measured. Inputs and outputs stay as they are."
+    )
+    command = _add(actions, "convert", about)
+    _add_published(command, "cnn or gan", "convert", "classifier or generator")
+    command.add_argument("--to", choices=["fp16"], required=True, help="datatype of weights and arithmetic")
+    command.add_argument(
+        "--outliers-dir",
+        type=Path,
+        default=Path("data/fashion-mnist"),
+        help="folder of the four IDX files of Fashion-MNIST, for models with an ood_score "
+        "(default: %(default)s)",
+    )
+    command.add_argument(
+        "--allow-loss",
+        type=float,
+        default=0.02,
+        metavar="POINTS",
+        help="largest accepted accuracy loss on the test set, in percentage points (default: %(default)s)",
+    )
+    command.add_argument("--force", action="store_true", help="replace the float16 version if it exists")
+    return command
+
+
 def _add_confidence(actions: Any) -> argparse.ArgumentParser:
     about = (
         "Add to a published classifier an output that says how unlike its training images an image is, and "
@@ -325,7 +352,7 @@ def _add_robustness(actions: Any) -> argparse.ArgumentParser:
         "after a temperature that is fitted on the validation images."
     )
     command = _add(actions, "robustness", about)
-    command.add_argument("models", nargs="*", help="names of classifiers (default: all)")
+    command.add_argument("models", nargs="*", help="names of classifiers (default: all but float16's)")
     _add_models_dir(command)
     command.add_argument(
         "--on",
@@ -345,7 +372,7 @@ def _add_outliers(actions: Any) -> argparse.ArgumentParser:
     )
     command = _add(actions, "outliers", about)
     command.add_argument(
-        "models", nargs="*", help="names of classifiers (default: all that have a threshold)"
+        "models", nargs="*", help="names of classifiers (default: all that have a threshold, but float16's)"
     )
     _add_models_dir(command)
     command.add_argument(
@@ -366,7 +393,7 @@ def _add_outliers(actions: Any) -> argparse.ArgumentParser:
 def _add_pareto(actions: Any) -> argparse.ArgumentParser:
     about = "Measure what classifiers cost: a table of accuracy, size and CPU time, and a picture."
     command = _add(actions, "pareto", about)
-    command.add_argument("models", nargs="*", help="names of classifiers (default: all)")
+    command.add_argument("models", nargs="*", help="names of classifiers (default: all but float16's)")
     _add_models_dir(command)
     command.add_argument(
         "--output-dir",
@@ -428,9 +455,11 @@ def _add_models_dir(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_published(command: argparse.ArgumentParser, example: str, purpose: str) -> None:
-    """Add the arguments that choose a published classifier. purpose: what is done to its version."""
-    command.add_argument("model", help=f"a published classifier, such as {example}")
+def _add_published(
+    command: argparse.ArgumentParser, example: str, purpose: str, kind: str = "classifier"
+) -> None:
+    """Add the arguments that choose a published model. purpose: what is done to its version."""
+    command.add_argument("model", help=f"a published {kind}, such as {example}")
     _add_models_dir(command)
     command.add_argument("--version", type=_positive, help=f"version to {purpose} (default: the latest)")
 

@@ -10,7 +10,7 @@ TrainingError
 ├── ExportError         the model was not published
 ├── EvaluationError     the model cannot be evaluated on this data
 ├── SourceError         the model that another is to be made from does not fit
-├── QuantizationError   the int8 version was not published
+├── QuantizationError   the version on fewer bits was not published
 ├── ConfidenceError     the model with an out-of-distribution score was not published
 ├── EnsembleError       the ensemble was not published
 ├── GradientError       the graph of the gradient was not published
@@ -61,7 +61,7 @@ class SourceError(TrainingError):
 
 
 class QuantizationError(TrainingError):
-    """The int8 version was not published."""
+    """The version on fewer bits was not published."""
 
 
 class ConfidenceError(TrainingError):

@@ -1,11 +1,16 @@
 """Published classifiers that other models are made from: quantised, combined, imitated. Needs no torch."""
 
+from collections.abc import Collection
 from pathlib import Path
 
-from service.models.folder import version_folders
-from service.models.manifest import MANIFEST_FILE, OOD_SCORE, Manifest
+from service.models.folder import read_info, version_folders
+from service.models.manifest import MANIFEST_FILE, OOD_SCORE, Manifest, Task
+from training.cards.card import section
 from training.datasets.splits import Splits
 from training.errors import SourceError
+from training.provenance.bom import Considerations
+
+CLASSIFIERS: tuple[Task, ...] = ("classification",)
 
 
 def version_folder(parent: Path, version: int | None) -> Path:
@@ -24,11 +29,17 @@ def unscored(manifest: Manifest) -> Manifest:
     return manifest.model_copy(update={"outputs": outputs, "abstain_above": None})
 
 
-def check_source(manifest: Manifest, splits: Splits) -> None:
-    """Raise SourceError unless the model is a classifier that was trained on this data."""
+def considerations_of(source: Path) -> Considerations:
+    """What the card of a version's folder says that holds for a model with the same function too."""
+    card = read_info(source).card
+    return Considerations(*(section(card, heading) for heading in ("Architecture", "Intended use", "Limits")))
+
+
+def check_source(manifest: Manifest, splits: Splits, tasks: Collection[Task] = CLASSIFIERS) -> None:
+    """Raise SourceError unless the model is one for these tasks that was trained on this data."""
     model = f"{manifest.name}/{manifest.version}"
-    if manifest.task != "classification":
-        raise SourceError(f"{model} is a model for {manifest.task}, expected classification")
+    if manifest.task not in tasks:
+        raise SourceError(f"{model} is a model for {manifest.task}, expected {' or '.join(tasks)}")
     if manifest.metrics.get("data_digest") != splits.digest:
         raise SourceError(
             f"{model} was trained on {manifest.metrics.get('data', 'unknown')}, digest "

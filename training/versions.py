@@ -27,6 +27,13 @@ def read_verified(folder: Path) -> Manifest:
     return manifest
 
 
+def read_source(path: Path, source: Path) -> Manifest:
+    """The manifest of the version that a graph was made from. Raises EvaluationError if it is missing."""
+    if not (source / MANIFEST_FILE).is_file():
+        raise EvaluationError(f"{source}, from which {path} was made, is missing")
+    return read_verified(source)
+
+
 @dataclass(frozen=True)
 class Target:
     """Where to publish, and what: models_dir/<name>/<version>.

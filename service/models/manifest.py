@@ -43,6 +43,10 @@ CAPTIONER_SUFFIX = "-image"
 ENCODER_SUFFIX = "-encoder"
 """The encoding model of the generator `vae` is `vae-encoder`, of the same version."""
 
+FP16_SUFFIX = "-fp16"
+INT8_SUFFIX = "-int8"
+"""`cnn` on fewer bits is `cnn-fp16` and `cnn-int8`, its variants: the same version, the same tensors."""
+
 GRADIENT_SUFFIX = "-gradient"
 """The gradient model of the classifier `cnn` is `cnn-gradient`, of the same version."""
 

@@ -1,7 +1,7 @@
 """Fills in the templates of model cards. Knows nothing of torch or of any model family.
 
 A template is Markdown with the fields of `str.format`. A family's templates hold the sections of a
-`Card`, one under each heading; `model.md` and `int8.md` are whole pages.
+`Card`, one under each heading; `model.md`, `int8.md` and `fp16.md` are whole pages.
 """
 
 import re

@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from service.models.manifest import Manifest, Task
+from service.models.manifest import FP16_SUFFIX, GRADIENT_SUFFIX, INT8_SUFFIX, Manifest, Task
 from training.provenance.measured import measured
 from training.provenance.metadata import LICENSE
 
@@ -19,6 +19,9 @@ PIPELINE_TAGS: dict[Task, str] = {
 
 DATASETS = {"mnist": "ylecun/mnist", "fashion-mnist": "zalando-datasets/fashion_mnist"}
 """The hub's names of the published datasets."""
+
+SUFFIXES = (INT8_SUFFIX, FP16_SUFFIX, GRADIENT_SUFFIX)
+"""The ends of the names of models that are made from others; their words are tags."""
 
 METRICS = {"test_accuracy": "accuracy", "test_brier": "brier_score"}
 """The hub's names of metrics, if it has one; ours are kept as `name` in any case."""
@@ -42,8 +45,7 @@ def _tags(manifest: Manifest, data: str) -> list[str]:
     tags = ["onnx", "inkserve", data]
     if manifest.task == "generation" and manifest.input("label") is not None:
         tags.append("class-conditional")
-    if "source" in manifest.metrics:
-        tags.append("gradient" if manifest.task == "gradient" else "int8")
+    tags += [suffix[1:] for suffix in SUFFIXES if manifest.name.endswith(suffix)]
     return tags
 
 

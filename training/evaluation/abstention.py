@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from service.models.manifest import OOD_SCORE
@@ -15,9 +16,9 @@ ON_FASHION = ("auroc_fashion", "abstained_fashion")
 """The metrics that Fashion-MNIST is needed for."""
 
 
-def scores(path: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def scores(source: Path | onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return a graph's `ood_score` of images, (n,)."""
-    return run_in_parts(open_session(path), [OOD_SCORE], {"images": images})[0]
+    return run_in_parts(open_session(source), [OOD_SCORE], {"images": images})[0]
 
 
 def auroc(inside: NDArray[np.float32], outside: NDArray[np.float32]) -> float:

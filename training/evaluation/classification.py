@@ -1,14 +1,14 @@
-"""Metrics of a classifier, and of its int8 version against it."""
+"""Metrics of a classifier, and of its versions on fewer bits against it."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
-from service.models.manifest import MANIFEST_FILE, MODEL_FILE
+from service.models.manifest import MODEL_FILE
 from training.datasets.splits import Dataset
-from training.errors import EvaluationError
 from training.evaluation.metrics import (
     Metrics,
     brier_score,
@@ -17,7 +17,7 @@ from training.evaluation.metrics import (
     worst_recall,
 )
 from training.onnx_files import open_session, run_in_parts
-from training.versions import read_verified
+from training.versions import read_source
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Readings:
     correct: NDArray[np.bool_]
 
 
-def readings(path: Path, data: Dataset) -> Readings:
+def readings(source: Path | onnx.ModelProto, data: Dataset) -> Readings:
     """Run a classifier's graph over images."""
-    (probabilities,) = run_in_parts(open_session(path), ["probabilities"], {"images": data.images})
+    (probabilities,) = run_in_parts(open_session(source), ["probabilities"], {"images": data.images})
     return Readings(probabilities, probabilities.argmax(1) == data.labels)
 
 
@@ -50,13 +50,11 @@ def classification(path: Path, test: Dataset) -> Metrics:
 
 
 def quantization(path: Path, source: Path, test: Dataset) -> Metrics:
-    """The metrics of a quantised classifier: its own, and its loss against the version it is made from.
+    """The metrics of a classifier on fewer bits: its own, and its loss against the version it is made from.
 
     source: that version's folder. Raises EvaluationError if it is missing or changed.
     """
-    if not (source / MANIFEST_FILE).is_file():
-        raise EvaluationError(f"{source}, from which {path} was made, is missing")
-    manifest = read_verified(source)
+    manifest = read_source(path, source)
     before, after = (readings(graph, test).probabilities.argmax(1) for graph in (source / MODEL_FILE, path))
     loss = 100 * float((before == test.labels).mean() - (after == test.labels).mean())
     return classification(path, test) | {

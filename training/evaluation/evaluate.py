@@ -15,7 +15,7 @@ from training.errors import EvaluationError
 from training.evaluation.abstention import ON_DIGITS, ON_FASHION, on_digits, on_fashion
 from training.evaluation.attribution import gradients
 from training.evaluation.classification import classification, quantization
-from training.evaluation.generation import generation
+from training.evaluation.generation import conversion, generation
 from training.evaluation.judge import JUDGE, Judge
 from training.evaluation.likelihood import bound, encoding
 from training.evaluation.metrics import Metrics
@@ -67,10 +67,9 @@ def _quality(manifest: Manifest, folder: Path, splits: Splits, models_dir: Path)
     path = folder / MODEL_FILE
     if manifest.task == "gradient":
         return gradients(path, models_dir / str(manifest.metrics["source"]), splits.test)
-    if "source" in manifest.metrics:
-        return quantization(path, models_dir / str(manifest.metrics["source"]), splits.test)
+    source = models_dir / str(manifest.metrics["source"]) if "source" in manifest.metrics else None
     if manifest.task == "classification":
-        return classification(path, splits.test)
+        return quantization(path, source, splits.test) if source else classification(path, splits.test)
     if manifest.task == "encoding":
         return encoding(path, splits.test)
     if manifest.task == "captioning":
@@ -82,6 +81,8 @@ def _quality(manifest: Manifest, folder: Path, splits: Splits, models_dir: Path)
         generator = generator_of(models_dir, str(manifest.metrics["generator"]))
         return search_metrics(path, splits) | prompted(path, generator, Judge(judge), splits)
     metrics = generation(path, splits, Judge(judge))
+    if source is not None:
+        metrics |= conversion(path, source, splits.test.labels)
     return metrics | bound(path, splits.test) if "test_elbo" in manifest.metrics else metrics
 
 

@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from service.content.latents import draw_latents
+from service.models.manifest import MODEL_FILE
 from training.datasets.splits import Splits, spread
 from training.evaluation.judge import Judge
 from training.evaluation.metrics import Metrics, class_distance, frechet_distance, precision_recall
 from training.onnx_files import open_session, run_in_parts
+from training.versions import read_source
 
 # The seed of the z of the samples that are measured and drawn.
 SAMPLES_SEED = 1
@@ -33,6 +36,25 @@ def generation(path: Path, splits: Splits, judge: Judge) -> Metrics:
     rows = spread(len(splits.train), len(labels))
     real = _quality(splits.train.images[rows], splits.train.labels[rows], reference, judge, "real_")
     return {"samples": len(labels)} | metrics | real | judge.identity
+
+
+def conversion(path: Path, source: Path, labels: NDArray[np.int64]) -> Metrics:
+    """How the samples of a generator on fewer bits differ from those of the version that it is made from.
+
+    source: that version's folder. Raises EvaluationError if it is missing or changed.
+    """
+    manifest = read_source(path, source)
+    before, after = (draw(graph, labels) for graph in (source / MODEL_FILE, path))
+    return {
+        "source": f"{manifest.name}/{manifest.version}",
+        "source_sha256": manifest.sha256,
+        "largest_change": largest_change(before, after),
+    }
+
+
+def largest_change(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> int:
+    """The largest difference of a pixel, in grey levels of 255."""
+    return int(np.abs(before.astype(int) - after).max())
 
 
 def _quality(
@@ -59,9 +81,9 @@ def _quality(
     }
 
 
-def draw(path: Path, labels: NDArray[np.int64]) -> NDArray[np.uint8]:
+def draw(source: Path | onnx.ModelProto, labels: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Samples of a generator's graph, one per label, always from the same z: (n, 28, 28) uint8."""
-    session = open_session(path)
+    session = open_session(source)
     size = next(each.shape[1] for each in session.get_inputs() if each.name == "z")
     z = draw_latents(SAMPLES_SEED, len(labels), size)
     images: NDArray[np.uint8]

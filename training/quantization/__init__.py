@@ -1,1 +1,1 @@
-"""From a published classifier to its int8 version. Knows nothing of torch."""
+"""From a published model to its versions on fewer bits: int8 and float16. Knows nothing of torch."""

@@ -42,12 +42,17 @@ PARITY_TOLERANCE = 0.01
 
 
 def load_float32(path: Path) -> onnx.ModelProto:
-    """Read a graph to quantise. Raises QuantizationError if it is quantised or has weights in other files."""
+    """Read a graph to put on fewer bits.
+
+    Raises QuantizationError if it is on fewer bits already, or has weights in other files.
+    """
     graph = onnx.load(path, load_external_data=False)
     if any(each.data_location == onnx.TensorProto.EXTERNAL for each in graph.graph.initializer):
         raise QuantizationError(f"{path} keeps weights in other files, expected all of them inside")
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.graph.node):
         raise QuantizationError(f"{path} is quantised already")
+    if any(each.data_type == onnx.TensorProto.FLOAT16 for each in graph.graph.initializer):
+        raise QuantizationError(f"{path} computes in float16 already")
     return graph
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import onnxruntime
 
-from service.models.folder import CARD_FILE, read_info
-from service.models.manifest import MANIFEST_FILE, MODEL_FILE, UNKNOWN_SHA256, Manifest
-from training.cards.card import command_lines, fill_page, section, table
+from service.models.folder import CARD_FILE
+from service.models.manifest import INT8_SUFFIX, MANIFEST_FILE, MODEL_FILE, UNKNOWN_SHA256, Manifest
+from training.cards.card import command_lines, fill_page, table
 from training.cards.front_matter import front_matter
 from training.confidence.graph import without_score
 from training.datasets.splits import Splits, spread
@@ -19,16 +19,15 @@ from training.errors import QuantizationError
 from training.evaluation.classification import quantization
 from training.evaluation.metrics import Metrics
 from training.onnx_files import save_graph
-from training.provenance.bom import Considerations, write_bom
+from training.provenance.bom import write_bom
 from training.provenance.commit import commit
 from training.provenance.metadata import describe_graph
 from training.quantization.int8 import PARITY_TOLERANCE, check_integers, load_float32, to_int8
-from training.quantization.speed import ROUNDS, Speed, cpu_name, measure_speed
-from training.sources import check_source, unscored, version_folder
+from training.quantization.speed import ROUNDS, Speed, cpu_name, measure_speed, speed_rows
+from training.sources import check_source, considerations_of, unscored, version_folder
 from training.terminal import command_line
 from training.versions import Target, completed, read_verified, staging
 
-SUFFIX = "-int8"
 CALIBRATION_IMAGES = 500
 ALLOWED_LOSS_POINTS = 0.10
 
@@ -60,18 +59,18 @@ def quantize(
     target = Target(models_dir, manifest.version, force)
     draft = _draft(manifest, splits, target)
     describe_graph(graph, draft, commit())
-    with staging([name + SUFFIX], target) as (staged,):
+    with staging([name + INT8_SUFFIX], target) as (staged,):
         save_graph(graph, staged / MODEL_FILE)
         difference = check_integers(staged / MODEL_FILE, splits.validation.images)
         metrics = quantization(staged / MODEL_FILE, source, splits.test)
         _check_loss(metrics, allowed_loss_points)
         made = completed(draft, staged, metrics)
         (staged / MANIFEST_FILE).write_text(made.model_dump_json(indent=2, exclude_none=True) + "\n")
-        speeds = measure_speed(source / MODEL_FILE, staged / MODEL_FILE, splits.validation)
+        speeds = measure_speed(source / MODEL_FILE, staged / MODEL_FILE, {"images": splits.validation.images})
         sizes = [(folder / MODEL_FILE).stat().st_size for folder in (source, staged)]
         facts = _Facts(calibration_images, len(splits.validation), difference, *sizes)
         (staged / CARD_FILE).write_text(_page(manifest, made, facts, speeds))
-        write_bom(staged, made, _considerations(source), commit())
+        write_bom(staged, made, considerations_of(source), commit())
     return models_dir / made.name / staged.name
 
 
@@ -88,21 +87,15 @@ def _draft(source: Manifest, splits: Splits, target: Target) -> Manifest:
     """The manifest before the graph is written and measured: without its checksum and most metrics."""
     return source.model_copy(
         update={
-            "name": source.name + SUFFIX,
+            "name": source.name + INT8_SUFFIX,
             "description": f"{source.description} In 8-bit integers.",
-            "default": target.keeps_default(source.name + SUFFIX),
+            "default": target.keeps_default(source.name + INT8_SUFFIX),
             "sha256": UNKNOWN_SHA256,
             "files": {},
             "metrics": {"data": splits.name, "data_digest": splits.digest},
             "command": f"{source.command} && {command_line()}",
         }
     )
-
-
-def _considerations(source: Path) -> Considerations:
-    """What the source's card says of both models."""
-    card = read_info(source).card
-    return Considerations(*(section(card, heading) for heading in ("Architecture", "Intended use", "Limits")))
 
 
 @dataclass(frozen=True)
@@ -129,8 +122,5 @@ def _page(source: Manifest, made: Manifest, facts: _Facts, speeds: Sequence[Spee
         metrics=table(made.metrics.items()),
         rounds=ROUNDS,
         cpu=cpu_name(),
-        speeds=table(
-            (each.batch, f"{each.float32:,.0f}", f"{each.int8:,.0f}", f"{each.int8 / each.float32:.2f}")
-            for each in speeds
-        ),
+        speeds=table(speed_rows(speeds)),
     )

@@ -104,7 +104,8 @@ def _microseconds(
 ) -> dict[str, float]:
     """CPU time per image of each session: the median of ROUNDS, in which the sessions take turns."""
     rounds = [
-        {name: seconds_per_run(session, images) for name, session in sessions.items()} for _ in range(ROUNDS)
+        {name: seconds_per_run(session, {"images": images}) for name, session in sessions.items()}
+        for _ in range(ROUNDS)
     ]
     return {name: 1e6 * statistics.median(seen[name] for seen in rounds) / len(images) for name in sessions}
 

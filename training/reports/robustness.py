@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.models.folder import CARD_FILE, model_folders, version_folders
-from service.models.manifest import MANIFEST_FILE, MODEL_FILE
+from service.models.manifest import FP16_SUFFIX, MANIFEST_FILE, MODEL_FILE
 from service.models.signatures import SIGNATURE_FILE
 from training.cards.card import fill_page, table, titled_table, with_section
 from training.datasets.splits import Dataset, Splits
@@ -132,7 +132,7 @@ def _measure(
 def classifiers(names: Sequence[str], models_dir: Path, splits: Splits) -> dict[str, Path]:
     """The folder of each named classifier's latest version, or of all, by name.
 
-    Raises EvaluationError or SourceError.
+    All are without those in float16, which are for GPUs. Raises EvaluationError or SourceError.
     """
     found: dict[str, Path] = {}
     for model in model_folders(models_dir):
@@ -141,7 +141,8 @@ def classifiers(names: Sequence[str], models_dir: Path, splits: Splits) -> dict[
             continue
         folder = versions[max(versions)]
         manifest = read_verified(folder)
-        if names or manifest.task == "classification":
+        for_gpus = model.name.endswith(FP16_SUFFIX)
+        if names or (manifest.task == "classification" and not for_gpus):
             check_source(manifest, splits)
             found[model.name] = folder
     missing = sorted({*names} - {*found})

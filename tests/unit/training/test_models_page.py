@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from service.models.manifest import FP16_SUFFIX
 from training.evaluation.corruptions import CORRUPTIONS
 from training.reports import pareto, robustness
 
@@ -12,11 +13,12 @@ PAGE = (DOCS / "models.md").read_text()
 
 
 def classifiers() -> dict[str, float]:
+    """The accuracies of all classifiers but those in float16, which are for GPUs."""
     manifests = [json.loads(path.read_text()) for path in MODELS.glob("*/*/manifest.json")]
     return {
         each["name"]: each["metrics"]["test_accuracy"]
         for each in manifests
-        if each["task"] == "classification"
+        if each["task"] == "classification" and not each["name"].endswith(FP16_SUFFIX)
     }
 
 
