@@ -1,5 +1,6 @@
 """A model version that is ready to run: its engine, its batcher, and the batches not counted yet."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from service.batching.work import Worked, WorkMeter
 from service.errors import RepositoryError
 from service.models.catalogue import ModelInfo
 from service.models.folder import read_info
-from service.models.manifest import MODEL_FILE
+from service.models.manifest import FP16_SUFFIX, MODEL_FILE, Manifest
+from service.models.precision import is_float16
 from service.models.signatures import verified
 from service.models.verification import Stamp, stamp, verify
 from service.observability.metrics import BatchMetrics, Metrics, ScoreMetrics
@@ -21,6 +23,8 @@ from service.onnx.engine import Engine
 from service.serving.checks import InputCheck
 from service.serving.tuning import engine_options
 from service.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 TraceBatch = Callable[[str, BatchRecord], None]
 
@@ -87,7 +91,19 @@ def _open(folder: Path, settings: Settings) -> tuple[ModelInfo, Engine]:
         engine = Engine(folder / MODEL_FILE, info.manifest, engine_options(settings, info.manifest))
     except RepositoryError as error:
         raise type(error)(f"{folder}: {error}") from error
+    if settings.provider == "cpu" and is_float16(folder / MODEL_FILE):
+        logger.warning("%s", _advice(info.manifest))
     return info, engine
+
+
+def _advice(manifest: Manifest) -> str:
+    """Return what to serve on a CPU in place of a float16 model."""
+    source = manifest.name.removesuffix(FP16_SUFFIX)
+    better = "its float32 or int8 version" if source == manifest.name else f"{source}, or its int8 version"
+    return (
+        f"{manifest.name} version {manifest.version} is in float16, which is for GPUs: on a CPU onnxruntime "
+        f"turns it into float32, which saves no time; serve {better}"
+    )
 
 
 def assemble(
