@@ -1,10 +1,10 @@
 """The catalogue of the model versions that are served."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from service.errors import InkserveError, ModelNotFound
-from service.models.manifest import Manifest, Task
+from service.models.manifest import VARIANTS, Manifest, Task
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Failure:
         return cls(_printable(name), version, _printable(reason))
 
 
+_WITH_VARIANTS: tuple[Task, ...] = ("classification", "generation")
+
+
 class Catalogue:
     """The model versions that are served at one moment, and those that cannot be; immutable."""
 
@@ -49,6 +52,7 @@ class Catalogue:
         self._defaults: dict[Task, ModelInfo] = {}
         for info in sorted(self._latest.values(), key=lambda info: not info.manifest.default):  # it is stable
             self._defaults.setdefault(info.manifest.task, info)
+        self._preferred: dict[tuple[str, Sequence[str]], Manifest] = {}
 
     def __iter__(self) -> Iterator[ModelInfo]:
         return (info for versions in self._versions.values() for info in versions.values())
@@ -67,6 +71,25 @@ class Catalogue:
         """Return the latest version of every model, by name."""
         return iter(self._latest.values())
 
+    def preferred(self, name: str, kinds: tuple[str, ...]) -> Manifest:
+        """Return the latest version of a classifier or generator, or the first variant of it that is served.
+
+        kinds: keys of VARIANTS, the best first. A variant has its model's version, task, tensors and labels;
+        what only has the name of one is passed over. Other tasks have none. Raises ModelNotFound.
+        """
+        known = self._preferred.get((name, kinds))
+        if known is None:
+            known = self._preferred[name, kinds] = self._find_preferred(name, kinds)
+        return known
+
+    def _find_preferred(self, name: str, kinds: tuple[str, ...]) -> Manifest:
+        manifest = self.find(name).manifest
+        for kind in kinds if manifest.task in _WITH_VARIANTS else ():
+            variant = self._latest.get(name + VARIANTS[kind])
+            if variant is not None and _same_but_for_bits(variant.manifest, manifest):
+                return variant.manifest
+        return manifest
+
     def versions(self, name: str) -> list[int]:
         """Return the versions of a model, ascending. Raises ModelNotFound."""
         self.find(name)
@@ -81,6 +104,12 @@ class Catalogue:
         if found is None:
             raise ModelNotFound(f"no model for {task} is loaded")
         return found
+
+
+def _same_but_for_bits(one: Manifest, other: Manifest) -> bool:
+    """Whether two models take and give the same, so that one may answer for the other."""
+    fields = ("version", "task", "inputs", "outputs", "labels", "picture_preprocess")
+    return all(getattr(one, field) == getattr(other, field) for field in fields)
 
 
 def _printable(text: str) -> str:

@@ -47,6 +47,9 @@ FP16_SUFFIX = "-fp16"
 INT8_SUFFIX = "-int8"
 """`cnn` on fewer bits is `cnn-fp16` and `cnn-int8`, its variants: the same version, the same tensors."""
 
+VARIANTS = {"int8": INT8_SUFFIX, "fp16": FP16_SUFFIX}
+"""The suffix of each kind of variant."""
+
 GRADIENT_SUFFIX = "-gradient"
 """The gradient model of the classifier `cnn` is `cnn-gradient`, of the same version."""
 

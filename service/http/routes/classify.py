@@ -60,6 +60,7 @@ class Classify:
         self._json_seconds = encode_seconds.of("json")
         self._predictor = predictor
         self._settings = settings
+        self._kinds = settings.kinds
         self._watch = watch
         self._bodies = bodies
 
@@ -111,6 +112,7 @@ class Classify:
             query.get("model"),
             parse_version(query),
             self._settings.default_classifier,
+            self._kinds,
         )
 
     def _options(self, target: Target, query: Mapping[str, str], headers: Headers) -> ClassifyOptions:

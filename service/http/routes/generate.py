@@ -69,6 +69,7 @@ class Generate(AskingEndpoint):
     ) -> None:
         super().__init__(predictor, settings, watch, bodies, encode_seconds)
         self._repeats = Repeats(settings, watch)
+        self._kinds = settings.kinds
 
     async def __call__(self, scope: Scope, receive: Receive, call: Call) -> Response:
         """Answer a request."""
@@ -79,7 +80,12 @@ class Generate(AskingEndpoint):
         async with self._bodies.reading(scope, headers, receive, kind, asker.deadline) as body:
             wanted = await self._wanted(scope, body, kind)
             target = find_target(
-                self._predictor, "generation", wanted.model, wanted.version, self._settings.default_generator
+                self._predictor,
+                "generation",
+                wanted.model,
+                wanted.version,
+                self._settings.default_generator,
+                self._kinds,
             )
             call.model = target.manifest.name
             if wanted.prompt is not None:

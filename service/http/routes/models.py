@@ -43,7 +43,7 @@ def routes(predictor: Predictor, settings: Settings) -> APIRouter:
             for failure in models.failures
         ]
         return ModelList(
-            models=[_summary(models, info) for info in models.latest()],
+            models=[_summary(models, info, settings.kinds) for info in models.latest()],
             defaults=_defaults(models, settings),
             failed=failed,
         )
@@ -56,7 +56,7 @@ def routes(predictor: Predictor, settings: Settings) -> APIRouter:
     async def show_model(name: Annotated[str, Path()], version: Version = None) -> ModelDetail:
         """Show a model's tensors, labels, metrics and card."""
         models = predictor.models()
-        return _detail(models, models.find(name, version))
+        return _detail(models, models.find(name, version), settings.kinds)
 
     @router.get(
         "/{name}/graph",
@@ -123,10 +123,10 @@ def _defaults(models: Catalogue, settings: Settings) -> dict[str, str]:
     return {task: name for task, name in chosen.items() if name is not None}
 
 
-def _detail(models: Catalogue, info: ModelInfo) -> ModelDetail:
+def _detail(models: Catalogue, info: ModelInfo, kinds: tuple[str, ...]) -> ModelDetail:
     manifest = info.manifest
     return ModelDetail(
-        **_summary(models, info).model_dump(),
+        **_summary(models, info, kinds).model_dump(),
         inputs=list(manifest.inputs),
         outputs=list(manifest.outputs),
         labels=list(manifest.labels),
@@ -139,7 +139,7 @@ def _detail(models: Catalogue, info: ModelInfo) -> ModelDetail:
     )
 
 
-def _summary(models: Catalogue, info: ModelInfo) -> ModelSummary:
+def _summary(models: Catalogue, info: ModelInfo, kinds: tuple[str, ...]) -> ModelSummary:
     manifest = info.manifest
     cost = manifest.metrics.get("multiply_adds")
     return ModelSummary(
@@ -149,4 +149,5 @@ def _summary(models: Catalogue, info: ModelInfo) -> ModelSummary:
         task=manifest.task,
         description=manifest.description,
         multiply_adds=cost if isinstance(cost, int) else None,
+        answered_by=models.preferred(manifest.name, kinds).name,
     )

@@ -459,6 +459,10 @@ class ModelSummary(_Body):
         description="The cost of one row: multiplications in convolutions and matrix products, each with its "
         "addition. null if the manifest's metrics do not tell it."
     )
+    answered_by: str = Field(
+        description="The model that answers requests for this one if they pin no version: itself, or its "
+        "variant on fewer bits that the setting `prefer` names."
+    )
 
 
 class ModelDetail(ModelSummary):

@@ -32,12 +32,23 @@ class Target:
 
 
 def find_target(
-    predictor: Predictor, task: Task, name: str | None, version: int | None, default: str | None
+    predictor: Predictor,
+    task: Task,
+    name: str | None,
+    version: int | None,
+    default: str | None,
+    kinds: tuple[str, ...] = (),
 ) -> Target:
-    """Return the named model, or the default one for the task. Raises ModelNotFound, InvalidInput."""
+    """Return the named model, or the default one for the task. Raises ModelNotFound, InvalidInput.
+
+    kinds: variants that may answer for it, the best first, unless the caller pins its version.
+    """
     models = predictor.models()
     name = name or default or models.default(task).manifest.name
-    manifest = models.find(name, version).manifest
+    if kinds and version is None:
+        manifest = models.preferred(name, kinds)
+    else:
+        manifest = models.find(name, version).manifest
     if manifest.task != task:
         raise InvalidInput(f"model {name} is for {manifest.task}, expected one for {task}")
     return Target(manifest, version)
