@@ -26,11 +26,8 @@ from service.onnx.streams import streams_of
 logger = logging.getLogger(__name__)
 
 SLOWER = 1.25
-"""A batch size that takes this many times as long a row as a smaller one is not used. On an H100 cuDNN takes
-46 ms for 4,096 rows of a convolution, while four batches of 1,024 take 6."""
-
-SLOWER_ON_CPU = 2.0
-"""The same on a CPU, in CPU time: other work on the machine interrupts long runs, and short ones seldom."""
+"""On a GPU, a batch size that takes this many times as long a row as a smaller one is not used. On an H100
+cuDNN takes 46 ms for 4,096 rows of a convolution, while four batches of 1,024 take 6."""
 
 TRIES = 3
 """A size is left out only if it was slow this often, because other work can only add time."""
@@ -84,7 +81,6 @@ class Engine:
         self.slow_buckets: tuple[int, ...] = ()
         self.buckets = _buckets(self._session, options)
         self._seconds = dict.fromkeys(self.buckets, math.inf)
-        self._costs = dict(self._seconds)  # what sizes are compared by: seconds on a GPU, CPU time on a CPU
         _check_tensors(manifest.inputs, self._session.get_inputs(), "input")
         _check_tensors(manifest.outputs, self._session.get_outputs(), "output")
         self.depth = 2 if options.overlaps else 1
@@ -110,7 +106,6 @@ class Engine:
             self._warm_up_cpu(stop)
         else:
             self._warm_up_gpu(stop)
-        self._leave_out_slow(stop)
 
     def _warm_up_gpu(self, stop: Callable[[], bool]) -> None:
         for size in (self.buckets[-1], *self.buckets[:-1]):
@@ -118,8 +113,8 @@ class Engine:
             # The slots alternate: `begin` takes the one that has been idle longest.
             for _ in range(self.depth):
                 self._time(size)
-            self._seconds[size] = max(self._time(size)[0] for _ in range(self.depth))
-        self._costs = dict(self._seconds)
+            self._seconds[size] = max(self._time(size) for _ in range(self.depth))
+        self._leave_out_slow(stop)
 
     def _warm_up_cpu(self, stop: Callable[[], bool]) -> None:
         """Run the largest bucket, then only the powers of two, and interpolate the other buckets' times.
@@ -127,45 +122,42 @@ class Engine:
         A CPU's kernels are not tuned to shapes. Once the largest and the smallest bucket have run, the first
         run of any other takes as long as its second: over 15 starts their medians differed by 3 to 10 us
         (mlp, mlp-int8, cnn, vae-encoder, one thread). All 28 buckets of five models took 0.5 s.
+
+        None is left out as slow: on an idle machine none is (60 warm-ups of the shipped models), and on a
+        busy one neither the clock nor the thread's CPU time can tell, which both vary by more than twice.
         """
         largest = self.buckets[-1]
         self._time(largest)
         timed = [*(size for size in self.buckets[:-1] if size.bit_count() == 1), largest]
-        seconds, costs = np.zeros(len(timed)), np.zeros(len(timed))
+        seconds = np.zeros(len(timed))
         for index, size in enumerate(timed):
             _check(stop)
-            seconds[index], costs[index] = self._time(size)
+            seconds[index] = self._time(size)
         # Make the times non-decreasing: interference only ever adds time.
         seconds = np.minimum.accumulate(seconds[::-1])[::-1]
         self._seconds = {size: float(np.interp(size, timed, seconds)) for size in self.buckets}
-        self._costs = {size: float(np.interp(size, timed, costs)) for size in self.buckets}
 
     def _leave_out_slow(self, stop: Callable[[], bool]) -> None:
         """Keep only the buckets that take about as long a row as the smaller ones, or less."""
-        on_cpu = self._options.provider == "cpu"
-        allowed = SLOWER_ON_CPU if on_cpu else SLOWER
         kept: list[int] = []
         left_out: list[int] = []
         fastest = math.inf
         for size in self.buckets:
             tries = 1
-            while self._costs[size] / size > allowed * fastest and tries < TRIES:
+            while self._seconds[size] / size > SLOWER * fastest and tries < TRIES:
                 _check(stop)
-                seconds, cost = self._time(size)
-                self._seconds[size] = min(self._seconds[size], seconds)
-                self._costs[size] = min(self._costs[size], cost)
+                self._seconds[size] = min(self._seconds[size], self._time(size))
                 tries += 1
-            slow = self._costs[size] / size > allowed * fastest
+            slow = self._seconds[size] / size > SLOWER * fastest
             (left_out if slow else kept).append(size)
-            fastest = min(fastest, self._costs[size] / size)
+            fastest = min(fastest, self._seconds[size] / size)
         if left_out:
-            costs = ", ".join(f"{size} ({1e3 * self._costs[size]:.3g} ms)" for size in left_out)
+            times = ", ".join(f"{size} ({1e3 * self._seconds[size]:.3g} ms)" for size in left_out)
             logger.warning(
-                "%s: batches of %s rows take over %g times as %s a row as smaller ones, and are not used",
+                "%s: batches of %s rows take over %g times as long a row as smaller ones, and are not used",
                 self._graph,
-                costs,
-                allowed,
-                "much CPU time" if on_cpu else "long",
+                times,
+                SLOWER,
             )
         self.buckets, self.slow_buckets = tuple(kept), tuple(left_out)
 
@@ -227,14 +219,11 @@ class Engine:
         finally:
             self._idle.append(slot)
 
-    def _time(self, size: int) -> tuple[float, float]:
-        """Run a bucket on its buffers' current contents.
-
-        Returns the seconds that it took, and this thread's CPU time in seconds.
-        """
-        started, worked = time.perf_counter(), time.thread_time()
+    def _time(self, size: int) -> float:
+        """Run a bucket on its buffers' current contents; returns the seconds that it took."""
+        started = time.perf_counter()
         self._launch(self._idle[0][size], size)()
-        return time.perf_counter() - started, time.thread_time() - worked
+        return time.perf_counter() - started
 
     def _slot(self, manifest: Manifest, number: int) -> _Slot:
         most = self.buckets[-1]
