@@ -92,14 +92,14 @@ def _open(folder: Path, settings: Settings) -> tuple[ModelInfo, Engine]:
     except RepositoryError as error:
         raise type(error)(f"{folder}: {error}") from error
     if settings.provider == "cpu" and is_float16(folder / MODEL_FILE):
-        logger.warning("%s", _advice(info.manifest))
+        logger.info("%s", _advice(info.manifest))
     return info, engine
 
 
 def _advice(manifest: Manifest) -> str:
     """Return what to serve on a CPU in place of a float16 model."""
     source = manifest.name.removesuffix(FP16_SUFFIX)
-    better = "its float32 or int8 version" if source == manifest.name else f"{source}, or its int8 version"
+    better = "its float32 version" if source == manifest.name else source
     return (
         f"{manifest.name} version {manifest.version} is in float16, which is for GPUs: on a CPU onnxruntime "
         f"turns it into float32, which saves no time; serve {better}"

@@ -15,7 +15,6 @@ from service.models.folder import CARD_FILE
 from service.models.manifest import FP16_SUFFIX, MANIFEST_FILE, MODEL_FILE, UNKNOWN_SHA256, Manifest, Task
 from training.cards.card import command_lines, fill_page, table
 from training.cards.front_matter import front_matter
-from training.cost import MULTIPLY_ADDS
 from training.datasets.splits import Dataset, Splits, load
 from training.errors import QuantizationError
 from training.evaluation.abstention import ON_FASHION, scores
@@ -44,12 +43,6 @@ SCORE_TOLERANCE = 0.01
 TASKS: tuple[Task, ...] = ("classification", "generation")
 TIMED_ROWS = 256
 
-ON_A_GPU = {
-    3_756_032: "90 µs for 1,024 rows and 161 µs for 4,096, where float32 took 253 µs and 785 µs",
-    15_172_224: "0.92 ms for 1,024 rows, where float32 took 1.57 ms",
-}
-"""By the multiply-adds of their networks, what `mlp` and `cnn` took on an NVIDIA H100 (docs/gpu.md)."""
-
 
 def convert(
     name: str,
@@ -71,9 +64,10 @@ def convert(
     check_source(manifest, splits, TASKS)
     fashion = load(outliers_dir) if ON_FASHION[0] in manifest.metrics else None
     graph = to_fp16(load_float32(source / MODEL_FILE))
-    draft = _draft(manifest, splits)
+    target = Target(models_dir, manifest.version, force)
+    draft = _draft(manifest, splits, target)
     describe_graph(graph, draft, commit())
-    with staging([name + FP16_SUFFIX], Target(models_dir, manifest.version, force)) as (staged,):
+    with staging([name + FP16_SUFFIX], target) as (staged,):
         save_graph(graph, staged / MODEL_FILE)
         both = _Graphs(source / MODEL_FILE, staged / MODEL_FILE, rounded(graph))
         seen = _compare(both, manifest, splits, fashion, allowed_loss_points)
@@ -100,12 +94,13 @@ class _Graphs:
         return [("a CPU's arithmetic", self.made), ("a GPU's arithmetic", self.on_gpu)]
 
 
-def _draft(source: Manifest, splits: Splits) -> Manifest:
+def _draft(source: Manifest, splits: Splits, target: Target) -> Manifest:
     """The manifest before the graph is written and measured: without its checksum and most metrics."""
     return source.model_copy(
         update={
             "name": source.name + FP16_SUFFIX,
             "description": f"{source.description} In 16-bit floats.",
+            "default": target.keeps_default(source.name + FP16_SUFFIX),
             "sha256": UNKNOWN_SHA256,
             "files": {},
             "metrics": {"data": splits.name, "data_digest": splits.digest},
@@ -195,7 +190,6 @@ def _page(source: Manifest, made: Manifest, graphs: _Graphs, seen: str, splits: 
         onnxruntime=onnxruntime.__version__,
         kept=_kept(source),
         seen=seen,
-        gpu=_on_a_gpu(source.metrics.get(MULTIPLY_ADDS)),
         before=before,
         after=after,
         commands=command_lines(made.command),
@@ -211,17 +205,6 @@ def _kept(source: Manifest) -> str:
     if source.task == "generation":
         return ""
     return ", except the softmax" + (" and the out-of-distribution score" if source.abstain_above else "")
-
-
-def _on_a_gpu(products: object) -> str:
-    """What was measured on a GPU of networks with this many multiply-adds."""
-    for known, taken in ON_A_GPU.items():
-        if known == products:
-            return (
-                f"An earlier float16 conversion of the same network took {taken}: onnxruntime alone, bound "
-                "to the memory of an NVIDIA H100 80GB, at commit ab4b4cb. This file has not run on a GPU yet."
-            )
-    return "It has not run on a GPU yet."
 
 
 def _inputs(manifest: Manifest, splits: Splits) -> Arrays:

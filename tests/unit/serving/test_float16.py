@@ -1,4 +1,4 @@
-"""The warning about a float16 model on a CPU."""
+"""What the log says of a float16 model on a CPU."""
 
 import logging
 from pathlib import Path
@@ -27,23 +27,23 @@ def add(models_dir: Path, name: str, *, half: bool) -> None:
     write_model(models_dir, graph, name=name, task="classification", inputs=(IMAGES,), outputs=outputs)
 
 
-async def warnings_of(models_dir: Path, caplog: pytest.LogCaptureFixture) -> list[str]:
+async def advice_of(models_dir: Path, caplog: pytest.LogCaptureFixture) -> list[str]:
     predictor = LocalPredictor(Settings(models_dir=models_dir, max_batch_size=8), Metrics())
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO, "service.serving.loaded_model"):
         await predictor.start()
         assert await predictor.reload() == []
     await predictor.close()
-    return [record.getMessage() for record in caplog.records]
+    return [each.getMessage() for each in caplog.records if each.name == "service.serving.loaded_model"]
 
 
-async def test_a_float16_model_is_warned_about_once_on_a_cpu(
+async def test_the_log_says_once_of_a_float16_model_that_it_is_for_gpus(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     add(tmp_path, "cnn", half=False)
     add(tmp_path, "cnn-fp16", half=True)
     add(tmp_path, "own", half=True)
-    named, own = await warnings_of(tmp_path, caplog)
+    named, own = await advice_of(tmp_path, caplog)
     assert named.startswith("cnn-fp16 version 1 is in float16, which is for GPUs: ")
-    assert named.endswith("; serve cnn, or its int8 version")
+    assert named.endswith("; serve cnn")
     assert own.startswith("own version 1 is in float16, which is for GPUs: ")
-    assert own.endswith("; serve its float32 or int8 version")
+    assert own.endswith("; serve its float32 version")
