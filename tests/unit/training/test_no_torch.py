@@ -16,7 +16,8 @@ SHIPPED = ROOT / "models"
 
 TORCH_FREE = (
     *("training.datasets.fetch", "training.datasets.splits", "training.onnx_files", "training.versions"),
-    *("training.cards.card", "training.evaluation.evaluate", "training.quantization.quantize"),
+    *("training.cards.card", "training.evaluation.evaluate"),
+    *("training.quantization.convert", "training.quantization.quantize"),
 )
 RUN = """
 import sys
