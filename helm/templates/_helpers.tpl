@@ -334,6 +334,9 @@ capabilities:
 {{- if and $memory (ne $provider "cuda") }}
 {{- fail (printf "inkserve: settings.maxDeviceMemoryBytes is %d, expected none with settings.provider %s: it bounds CUDA's memory" (int64 $memory) $provider) }}
 {{- end }}
+{{- if and .Values.settings.tf32 (ne $provider "cuda") }}
+{{- fail (printf "inkserve: settings.tf32 is true, expected false with settings.provider %s: it is CUDA's" $provider) }}
+{{- end }}
 {{- $request := .Values.settings.maxRequestRows | default 4096 | int64 }}
 {{- $queue := .Values.settings.maxQueueRows | default 16384 | int64 }}
 {{- if gt $request $queue }}

@@ -246,6 +246,10 @@ def test_the_schema_and_the_defaults_have_the_same_keys() -> None:
             "settings.maxDeviceMemoryBytes is 1073741824, expected none with settings.provider cpu",
         ),
         (
+            {"settings": {"tf32": True, "provider": "tensorrt"}},
+            "settings.tf32 is true, expected false with settings.provider tensorrt",
+        ),
+        (
             {"autoscaling": {"mode": "hpa", "minReplicas": 9}},
             "minReplicas is 9, expected at most maxReplicas",
         ),
@@ -920,7 +924,9 @@ def test_settings_reach_the_service_unchanged_or_both_reject_them(values: Values
     try:
         manifests = render({"settings": values, "terminationGracePeriodSeconds": 2000})
     except helm_python.HelmRenderError as error:
-        (name,) = re.findall(r"inkserve: settings\.(maxRequestRows|maxDeviceMemoryBytes) is ", str(error))
+        (name,) = re.findall(
+            r"inkserve: settings\.(maxRequestRows|maxDeviceMemoryBytes|tf32) is ", str(error)
+        )
         with pytest.raises(ValidationError, match=snake_case(name)):
             Settings(**set_values)
         return
