@@ -30,9 +30,6 @@ RENAMED = {"max_queue_delay_seconds": "max_batch_delay_seconds"}
 """Old names of settings, accepted until version 0.3.0, and their new names."""
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
-KINDS = ("int8", "fp16")
-"""Kinds of variants of a model, see VARIANTS in `service.models.manifest`."""
-
 Determinism = Literal["generation", "all", "off"]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -78,13 +75,6 @@ def _parse_origins(text: str | None) -> str | None:
                 f"{origin!r} is no origin, expected scheme://host or scheme://host:port in lower case, as a "
                 "browser sends it, or *"
             )
-    return text
-
-
-def _parse_kinds(text: str | None) -> str | None:
-    for kind in parse_list(text):
-        if kind not in KINDS:
-            raise ValueError(f"{kind!r} is no kind of variant, expected {' or '.join(KINDS)}")
     return text
 
 
@@ -150,8 +140,9 @@ class Settings(BaseSettings):
         description="model for `/encode` and `/reconstruct` requests that name none; if unset, the encoder "
         "whose manifest says `default`, or the first by name",
     )
-    prefer: Annotated[str | None, AfterValidator(_parse_kinds)] = Field(
+    prefer: str | None = Field(
         None,
+        pattern="^(int8|fp16)(,(int8|fp16))*$",
         description="variants on fewer bits (`int8`, `fp16`), separated by commas, the best first: requests "
         "to `/classify` and `/generate` that pin no version are answered by the first one of their model "
         "that is served; if unset, by the model itself",
@@ -408,7 +399,7 @@ class Settings(BaseSettings):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of variants in `prefer`."""
+        """The kinds of variants in `prefer`: keys of VARIANTS in `service.models.manifest`."""
         return tuple(parse_list(self.prefer))
 
     @classmethod
