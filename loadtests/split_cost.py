@@ -1,11 +1,12 @@
-"""The command `python -m loadtests.split_cost`: the CPU time that the split form adds to a single image.
+"""The command `python -m loadtests.split_cost`: the CPU time that the split form adds to a request.
 
     python -m loadtests.split_cost
-    python -m loadtests.split_cost --against ../inkserve-before
+    python -m loadtests.split_cost --images 16 64 256 1024 --connections 16 --against ../inkserve-before
 
-wrk posts one raw image per request. Each round starts a service of one process and one in the split form,
-with a model that costs next to nothing, and loads them in turn. The engine's time is what its process used
-beyond the model's own, which the same graph is timed for here, at the mean batch.
+wrk posts raw images, one per request or as many as `--images` says. Each round starts a service of one
+process and one in the split form, with a model that costs next to nothing, and loads them in turn. The
+engine's time is what its process used beyond the model's own, which the same graph is timed for here, at the
+mean batch.
 """
 
 import argparse
@@ -61,6 +62,7 @@ class Sample:
 
 
 Slice = Mapping[str, Sample]
+"""The samples of the services that were loaded in turn, with the same body."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         graph = small_model.write(Path(folder))
         try:
-            slices = [each for number in range(parsed.rounds) for each in _round(graph, number, parsed)]
+            slices: dict[int, list[Slice]] = {images: [] for images in parsed.images}
+            for number in range(parsed.rounds):
+                _round(graph, number, parsed, slices)
         except ServerFailed as error:
             print(f"loadtests: {error}", file=sys.stderr)
             return 1
@@ -93,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seconds", type=at_least_one, default=2, help="whole seconds per slice (default: 2)")
     add("--workers", type=at_least_one, default=4, help="workers of the split form (default: 4)")
     add("--connections", type=at_least_one, default=256, help="wrk's connections (default: 256)")
+    add("--images", type=at_least_one, nargs="+", default=[1], help="images per request (default: 1)")
     add(
         "--against",
         type=checkout,
@@ -108,28 +113,33 @@ class _Target:
     port: int
 
 
-def _round(graph: Path, number: int, parsed: argparse.Namespace) -> list[Slice]:
-    """Start every form of the service and load each in turn. Raises ServerFailed."""
+def _round(graph: Path, number: int, parsed: argparse.Namespace, slices: Mapping[int, list[Slice]]) -> None:
+    """Start every form of the service and load each in turn. Raises ServerFailed.
+
+    slices: by the images of a request; each gets this round's.
+    """
     split = ["--workers", str(parsed.workers)]
     forms: dict[str, tuple[list[str], Path]] = {"one process": ([], ROOT), "split": (split, ROOT)}
     if parsed.against is not None:
         forms["split, the other checkout"] = (split, parsed.against)
-    slices: list[Slice] = []
     with ExitStack() as stack:
         targets = {name: _start(graph, *form, stack) for name, form in forms.items()}
-        for target in targets.values():
-            _load(target, parsed.connections, WARM_UP_SECONDS, graph)
-        for index in range(parsed.slices):
-            names = list(targets)
-            first = (number + index) % len(names)
-            samples = {
-                name: _load(targets[name], parsed.connections, parsed.seconds, graph)
-                for name in (*names[first:], *names[:first])
-            }
-            figures = ", ".join(f"{name} {samples[name].whole:.1f} us" for name in names)
-            say(f"round {number + 1} of {parsed.rounds}, slice {index + 1} of {parsed.slices}: {figures}")
-            slices.append(samples)
-    return slices
+        names = list(targets)
+        for images, taken in slices.items():
+            for target in targets.values():
+                _load(target, images, parsed.connections, WARM_UP_SECONDS, graph)
+            for index in range(parsed.slices):
+                first = (number + index) % len(names)
+                samples = {
+                    name: _load(targets[name], images, parsed.connections, parsed.seconds, graph)
+                    for name in (*names[first:], *names[:first])
+                }
+                figures = ", ".join(f"{name} {samples[name].whole:.1f} us" for name in names)
+                say(
+                    f"round {number + 1} of {parsed.rounds}, {images} images, "
+                    f"slice {index + 1} of {parsed.slices}: {figures}"
+                )
+                taken.append(samples)
 
 
 def _start(graph: Path, flags: Sequence[str], directory: Path, stack: ExitStack) -> _Target:
@@ -143,19 +153,19 @@ def _start(graph: Path, flags: Sequence[str], directory: Path, stack: ExitStack)
     return _Target(stack.enter_context(server), port)
 
 
-def _load(target: _Target, connections: int, seconds: float, graph: Path) -> Sample:
+def _load(target: _Target, images: int, connections: int, seconds: float, graph: Path) -> Sample:
     """Load one service. Raises ServerFailed unless every response is 200."""
     url = f"http://127.0.0.1:{target.port}{PATH}"
     headers = {"Content-Type": OCTETS, "Accept": OCTETS}
     before, counted = _cpu_seconds(target.server), _counts(target.port)
-    load = wrk.post(url, images_of(1).tobytes(), headers, connections=connections, seconds=seconds)
+    load = wrk.post(url, images_of(images).tobytes(), headers, connections=connections, seconds=seconds)
     after, counts = _cpu_seconds(target.server), _counts(target.port)
     if load.errors or not load.requests:
         raise ServerFailed(f"{load.errors} requests failed, {load.requests} were answered with 200")
     used = {role: 1e6 * (after[role] - before[role]) / load.requests for role in after}
     batches, rows = (counts[index] - counted[index] for index in (0, 1))
     batch_rows = rows / batches
-    model = 1e6 * _model_seconds(graph, round(batch_rows)) / batch_rows
+    model = 1e6 * _model_seconds(graph, round(batch_rows)) * images / batch_rows
     return Sample(
         sum(used.values()),
         used["engine"],
@@ -207,29 +217,31 @@ def _model_seconds(graph: Path, rows: int) -> float:
     return statistics.median(seconds)
 
 
-def report(slices: Sequence[Slice], workers: int, connections: int) -> str:
-    """Markdown: medians of the slices."""
+def report(slices: Mapping[int, Sequence[Slice]], workers: int, connections: int) -> str:
+    """Markdown: medians of the slices, which are by the images of a request."""
     about = describe()
     lines = [
         f"`{about['command']}` at commit {about['commit']}, {about['measured_at']}; {about['cpu']}, "
         f"{about['cores']} cores shared with wrk; {workers} workers, {connections} connections; CPU time per "
-        f"request in us, medians of {len(slices)} slices.",
+        f"request in us, medians of {min(map(len, slices.values()))} slices.",
         "",
-        "| service | all | workers | engine | the model's own | engine beyond it | rows a batch | requests/s "
-        "| p99 ms |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| images | service | all | workers | engine | the model's own | engine beyond it | rows a batch "
+        "| requests/s | p99 ms |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name in slices[0]:
-        samples = [each[name] for each in slices]
-        cells = [
-            name,
-            *(f"{statistics.median(getattr(sample, field) for sample in samples):.1f}" for field in FIELDS),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    ratio = statistics.median(
-        each["split"].workers / (each["one process"].whole - each["one process"].model) for each in slices
-    )
-    lines.append(f"\nThe workers use {ratio:.2f} times what one process uses beyond the model's own time.")
+    for images, taken in slices.items():
+        for name in taken[0]:
+            samples = [each[name] for each in taken]
+            medians = [statistics.median(getattr(sample, field) for sample in samples) for field in FIELDS]
+            lines.append(f"| {' | '.join([str(images), name, *(f'{each:.1f}' for each in medians)])} |")
+    for images, taken in slices.items():
+        ratio = statistics.median(
+            each["split"].workers / (each["one process"].whole - each["one process"].model) for each in taken
+        )
+        lines.append(
+            f"\nWith {images} images, the workers use {ratio:.2f} times what one process uses beyond the "
+            "model's own time."
+        )
     return "\n".join(lines)
 
 

@@ -10,9 +10,10 @@ import logging
 import math
 import os
 import socket
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,10 @@ from service.batching.request import Outcome, RequestGroup
 from service.errors import FrameError, InkserveError, ModelNotFound, QueueFull
 from service.serving.predictor import CancelOne, GroupPredictor
 from service.split import messages
+from service.split.accepting import Acceptor
 from service.split.frames import Frame, Link
 from service.split.messages import Kind, State
+from service.split.shared_memory import PeerMemory
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +48,13 @@ class EngineServer:
         self._collect = collect
         self._instance = uuid.uuid4().hex
         self._links: dict[Link, dict[int, _Call]] = {}
+        self._memories: dict[Link, PeerMemory] = {}
         self._told: dict[Link, dict[tuple[str, int | None], float]] = {}
         self._reloads: set[asyncio.Task[None]] = set()
         self._path: Path | None = None
-        self._server: asyncio.Server | None = None
+        self._acceptor: Acceptor | None = None
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._no_clients = asyncio.Event()
         self._no_clients.set()
 
@@ -56,10 +62,9 @@ class EngineServer:
         """Listen on a socket that only this user can open. Raises InkserveError if it is in use."""
         listener = bind_unix(path)
         self._path = path
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(
-            lambda: Link(self, hold_back=True), sock=listener, backlog=BACKLOG
-        )
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+        self._acceptor = Acceptor(listener, self._open)
 
     async def reload(self) -> list[str]:
         """Reload the predictor, and send every client the models that it serves now."""
@@ -78,14 +83,25 @@ class EngineServer:
 
     async def close(self) -> None:
         """Finish pending calls (a closed predictor answers them at once), then close every connection."""
-        if self._server is not None and self._path is not None:
+        acceptor, self._acceptor = self._acceptor, None
+        if acceptor is not None and self._path is not None:
             _unlink(self._path)  # while it is ours: another engine may take it once we do not listen
-            self._server.close()
+            await acceptor.close()
         await asyncio.gather(*self._reloads, return_exceptions=True)
         for link in list(self._links):
             link.close()
         with contextlib.suppress(TimeoutError):  # a client may be stuck and not read its results
             await asyncio.wait_for(self._no_clients.wait(), FLUSH_SECONDS)
+
+    def _open(self, first: bytes, fds: Sequence[int]) -> Link:
+        """Return a client's link. Raises FrameError if it passes on what cannot be used safely."""
+        link = Link(self, hold_back=True, first=first)
+        for fd in fds:
+            try:
+                self._memories[link] = PeerMemory(fd, partial(self._release, link))
+            except OSError as error:
+                logger.info("a worker's large bodies come through the socket: %s", error)
+        return link
 
     def link_opened(self, link: Link) -> None:
         """See `service.split.frames.Owner`."""
@@ -97,6 +113,7 @@ class EngineServer:
     def link_lost(self, link: Link) -> None:
         """See `service.split.frames.Owner`: cancels the client's calls."""
         del self._told[link]
+        self._memories.pop(link, None)  # unmapped once no batch has rows in it
         for number, call in self._links.pop(link).items():
             call.cancel_one(number)
         if not self._links:
@@ -112,6 +129,12 @@ class EngineServer:
         """See `service.split.frames.Owner`."""
         if frame.kind == Kind.INFER:
             self._infer(link, *messages.read_group(frame))
+            return
+        if frame.kind == Kind.INFER_SHARED:
+            self._infer(link, *messages.read_group(self._in_memory(link, frame)))
+            return
+        if frame.kind == Kind.MEMORY:
+            self._acknowledge(link, messages.read_number(frame))
             return
         number = messages.read_id(frame)
         if frame.kind == Kind.CANCEL:
@@ -129,6 +152,31 @@ class EngineServer:
             link.send(Kind.REPLY, [number])
         else:
             raise FrameError(f"frame is of kind {frame.kind}, expected one that a client sends")
+
+    def _acknowledge(self, link: Link, size: int) -> None:
+        memory = self._memories.get(link)
+        if memory is not None:
+            if memory.size != size:
+                raise FrameError(f"memory has {memory.size} bytes, expected {size}")
+            link.send(Kind.MEMORY, [size])
+
+    def _in_memory(self, link: Link, frame: Frame) -> Frame:
+        """Return the INFER whose body is in memory. Raises FrameError."""
+        offset, size, header = messages.read_shared(frame)
+        memory = self._memories.get(link)
+        if memory is None or frame.body:
+            raise FrameError("body is in shared memory, expected it in the frame")
+        return Frame(Kind.INFER, header, memory.body(offset, size))
+
+    def _release(self, link: Link, offset: int) -> None:
+        """Tell a worker that nothing here refers to a body any more; called in any thread."""
+        if link not in self._memories:
+            return  # it is lost
+        if threading.get_ident() == self._thread:
+            link.send(Kind.RELEASE, [offset])
+            return
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(link.send, Kind.RELEASE, [offset])
 
     def _infer(self, link: Link, numbers: list[int], group: RequestGroup) -> None:
         calls = self._links[link]

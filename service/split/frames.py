@@ -121,10 +121,12 @@ class Link(asyncio.Protocol):
 
     hold_back: stop reading while the peer does not read our writes. Only on one end; on both it could
         deadlock.
+    first: what was read from the connection before its transport took over.
     """
 
-    def __init__(self, owner: Owner, hold_back: bool = False) -> None:
+    def __init__(self, owner: Owner, hold_back: bool = False, first: bytes = b"") -> None:
         self._owner = owner
+        self._first = first
         self._reader = FrameReader(0)
         self._hold_back = hold_back
         self._transport: asyncio.Transport | None = None
@@ -174,6 +176,9 @@ class Link(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         self._writable.set()
         self._owner.link_opened(self)
+        if self._first:
+            self.data_received(self._first)
+            self._first = b""
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""

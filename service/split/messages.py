@@ -35,7 +35,7 @@ _DTYPES = {dtype.str: dtype for dtype in DTYPES.values()}
 
 
 class Kind(IntEnum):
-    """The kinds of frames. All headers but those of STATE, READY, LOAD, QUEUE begin with the id of the call.
+    """The kinds of frames. Most headers begin with the id of the call.
 
     INFER brings the small requests of one iteration of a worker's event loop, or one large request. It begins
     with a list of ids, and so does RESULTS: of the calls that a batch completed.
@@ -43,6 +43,9 @@ class Kind(IntEnum):
     With the id 0 there is no REPLY: the supervisor asks a worker, which pushes its own in another METRICS.
     QUEUE tells a worker the state of a model's queue, with results and rejections while any rows are queued.
     LOAD tells a worker the load of the whole service.
+    MEMORY comes with the descriptor of a worker's `OwnMemory`; the engine sends it back if it has mapped it.
+    INFER_SHARED is an INFER whose body is in this memory: its header begins with the body's offset and bytes.
+    RELEASE tells a worker that the engine has done with the body at an offset.
     """
 
     INFER = 1
@@ -57,6 +60,9 @@ class Kind(IntEnum):
     LOAD = 10
     RESULTS = 11
     QUEUE = 12
+    MEMORY = 13
+    INFER_SHARED = 14
+    RELEASE = 15
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,22 @@ def read_group(frame: Frame) -> tuple[list[int], RequestGroup]:
         if any(len(view) != sum(rows) for view in views):
             raise ValueError(f"the requests have {sum(rows)} rows, their tensors another number")
         return numbers, RequestGroup(model, version, inputs, rows, deadlines, priority, *traceparents)
+
+
+def read_shared(frame: Frame) -> tuple[int, int, list[Any]]:
+    """Return the offset and the bytes of an INFER_SHARED frame's body, and the header of the INFER."""
+    with _reading("request"):
+        offset, size, *header = frame.header
+        _check_numbers([offset, size])
+        return offset, size, header
+
+
+def read_number(frame: Frame) -> int:
+    """Return the only number in a MEMORY or RELEASE frame."""
+    with _reading("number"):
+        _check_numbers(frame.header)
+        (number,) = frame.header
+        return int(number)
 
 
 def results_header(numbers: Sequence[int], rows: Sequence[int], result: InferenceResult) -> list[object]:

@@ -22,7 +22,7 @@ from service.observability.metrics import Metrics
 from service.serving.predictor import Predictor
 from service.settings import Settings
 from service.split import messages
-from service.split.engine_client import EngineClient
+from service.split.engine_client import MEMORY_BYTES, EngineClient
 from service.split.frames import Frame, Link
 from service.split.messages import Kind
 from service.split.metric_totals import registry_of
@@ -131,7 +131,7 @@ async def run(
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor reloads the models
     supervisor = SupervisorLink(metrics, load_reports)
     await supervisor.open(link_fd)
-    predictor = EngineClient(path, workers=max(1, settings.workers))
+    predictor = EngineClient(path, workers=max(1, settings.workers), memory_bytes=MEMORY_BYTES)
     app = build_app(predictor, keys, supervisor.gather)
     pushing = asyncio.ensure_future(supervisor.keep_pushing())
     # The workers share a port: one that accepted connections before it has an engine would answer 503 while
