@@ -43,8 +43,9 @@ class Acceptor:
         """Accept no more, and close the connections that have sent nothing yet."""
         if self._pause is not None:
             self._pause.cancel()
-        self._loop.remove_reader(self._listener)
-        self._listener.close()
+        if self._listener.fileno() >= 0:  # or it is closed already
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
         for connection in self._silent:
             self._loop.remove_reader(connection)
             connection.close()
