@@ -135,6 +135,11 @@ class LocalPredictor:
                 cancels.append(loop.call_soon(done, error).cancel)
         return lambda index: cancels[index]()
 
+    def memory(self, size: int) -> memoryview | None:
+        """Return None: the rows do not cross to another process; see `Predictor.memory`."""
+        del size
+        return None
+
     def check_admission(
         self, model: str, version: int | None, rows: int, seconds: float, priority: Priority = "normal"
     ) -> Refusal | None:

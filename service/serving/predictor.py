@@ -43,6 +43,13 @@ class Predictor(Protocol):
         """
         ...
 
+    def memory(self, size: int) -> memoryview | None:
+        """Return memory for the rows of a request that will be submitted, or None if any other is as good.
+
+        Nobody else writes to it. It is given back when nothing refers to it any more.
+        """
+        ...
+
     def check_admission(
         self, model: str, version: int | None, rows: int, seconds: float, priority: Priority = "normal"
     ) -> Refusal | None:

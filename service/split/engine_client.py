@@ -175,6 +175,13 @@ class EngineClient:
                 return
         link.send(Kind.INFER, header, arrays)
 
+    def memory(self, size: int) -> memoryview | None:
+        """Return shared memory for a large body, which crosses without a copy; see `Predictor.memory`."""
+        if self._memory is None or size <= SHARED_BYTES:
+            return None
+        array = self._memory.empty(size)
+        return None if array is None else array.data
+
     def check_admission(
         self, model: str, version: int | None, rows: int, seconds: float, priority: Priority = "normal"
     ) -> Refusal | None:

@@ -111,6 +111,9 @@ class FastEcho:
         del body
         return True
 
+    def memory(self) -> memoryview | None:
+        return None
+
     def check_admission(self) -> Refusal | None:
         return None
 

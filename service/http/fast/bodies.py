@@ -137,12 +137,13 @@ def framing_of(content_length: int | None) -> Framing:
 class PartialBody:
     """A body on the fast path that has come in part. head: the bytes before it.
 
+    memory: of `size` bytes, if it should be received into some.
     whole: (size,), filled as bytes come; pages that nothing was written to take no memory.
     """
 
-    def __init__(self, head: bytes, size: int, begun: Body) -> None:
+    def __init__(self, head: bytes, size: int, begun: Body, memory: memoryview | None = None) -> None:
         self.head = head
-        self.whole = np.empty(size, np.uint8).data
+        self.whole = np.empty(size, np.uint8).data if memory is None else memory
         self.missing = size
         self.add(begun)
 

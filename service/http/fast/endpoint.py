@@ -59,6 +59,10 @@ class Plan(Protocol):
         """Whether this body can be answered here."""
         ...
 
+    def memory(self) -> memoryview | None:
+        """Return memory that a body should be received into, or None if any other is as good."""
+        ...
+
     def check_admission(self) -> Refusal | None:
         """Return the reason to reject such a request before its body is read, or None."""
         ...

@@ -299,7 +299,7 @@ class HttpProtocol(asyncio.Protocol):
             else:
                 self.reply(call, call.rejected(error))
         elif missing > 0:
-            self._body = PartialBody(data[:body_at], known.content_length, body)
+            self._body = PartialBody(data[:body_at], known.content_length, body, plan.memory())
             self.deadline = self._receive_until(call.deadline)
             self._hold(len(body))
         else:

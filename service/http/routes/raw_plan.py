@@ -36,6 +36,7 @@ class RawPlan:
         self._spec = options.target.manifest.inputs[0]
         self._dtype = dtype_of(self._spec)
         self._max_rows = max_rows
+        self._body_bytes = content_length
         self.timeout = options.timeout
         self._options = options
         rows, rest = divmod(content_length, codecs.row_bytes(self._spec))
@@ -51,6 +52,10 @@ class RawPlan:
     def accepts(self, body: Body) -> bool:
         """Whether the body is in none of the other formats."""
         return self.any_body or sniff(bytes(body[:SIGNATURE_BYTES])) is None
+
+    def memory(self) -> memoryview | None:
+        """Return memory for the body; see `Predictor.memory`."""
+        return None if self._shape is None else self._predictor.memory(self._body_bytes)
 
     def check_admission(self) -> Refusal | None:
         """Return the reason to reject the rows now, or None; see `Predictor.check_admission`."""

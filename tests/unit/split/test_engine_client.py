@@ -227,6 +227,9 @@ class Failing:
         waiting = asyncio.get_running_loop().call_soon(done, self._error)
         return waiting.cancel
 
+    def memory(self, size: int) -> memoryview | None:
+        raise NotImplementedError
+
     def check_admission(
         self, model: str, version: int | None, rows: int, seconds: float, priority: Priority = "normal"
     ) -> Refusal | None:

@@ -138,6 +138,25 @@ async def test_large_bodies_get_the_answers_that_they_get_through_the_socket(sta
     await through_socket.close()
 
 
+async def test_a_body_that_was_received_into_the_memory_is_not_copied(start: Start) -> None:
+    halves = await start()
+    assert halves.client.memory(SHARED_BYTES) is None
+    received = halves.client.memory(BODY_BYTES)
+    assert received is not None
+    rows = np.ndarray((ROWS, 28, 28), np.uint8, received)
+    rows[:] = 0
+    rows[:, 0, 0] = np.arange(ROWS) % 10
+    answer = await infer(halves.client, request_for("first-pixel", None, {"images": rows}))
+    assert labels(answer) == [pixel % 10 for pixel in range(ROWS)]
+    assert halves.placed == [(0, BODY_BYTES)]
+    del received
+    assert halves.memory.regions == 1  # it may be sent again
+    del rows
+    await until(lambda: not halves.memory.regions)
+    taken = [halves.client.memory(BODY_BYTES) for _ in range(5)]
+    assert [each is None for each in taken] == [False] * 4 + [True]
+
+
 async def test_what_finds_no_room_crosses_through_the_socket(start: Start) -> None:
     halves = await start(max_batch_size=8)
     answers = await asyncio.gather(*(halves.classify(pixel, 9 - pixel) for pixel in range(10)))

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -405,6 +406,30 @@ async def test_admission_is_asked_once_with_what_will_be_sent(
         ("first-pixel", None, 1, 30.0, "normal"),
         ("first-pixel", None, 3, 30.0, "normal"),
     ]
+
+
+async def test_a_body_that_comes_in_pieces_is_received_into_the_predictors_memory(
+    listener: Listener, predictor: LocalPredictor
+) -> None:
+    memory = np.zeros(3 * 784, np.uint8)
+    asked: list[int] = []
+    submitted: list[np.ndarray[Any, Any]] = []
+    submit = predictor.submit
+
+    def note(asked: InferenceRequest, *arguments: Any, **options: Any) -> Cancel:
+        submitted.append(asked.inputs["images"])
+        return submit(asked, *arguments, **options)
+
+    predictor.memory = lambda size: asked.append(size) or memory.data  # type: ignore[func-returns-value,method-assign]
+    predictor.submit = note  # type: ignore[assignment,method-assign]
+    async with connected(listener.port) as connection:
+        whole = await exchange(connection, request(RAW * 3))
+        pieces = await exchange(connection, request(RAW * 3)[:-700], RAW[-700:-9], RAW[-9:])
+        await exchange(connection, request(RAW * 3 + b"x")[:-9], RAW[:9])  # is answered 400
+    assert pieces.body == whole.body
+    assert asked == [3 * 784]
+    assert memory.tobytes() == RAW * 3
+    assert np.shares_memory(submitted[1], memory)
 
 
 async def test_a_rejection_is_noted_for_the_next_batch(listener: Listener, predictor: LocalPredictor) -> None:
