@@ -17,7 +17,7 @@ from service.http.fast.connections import Connections, Limits
 from service.http.fast.protocol import HttpProtocol
 from service.http.types import Receive, Scope, Send
 from service.observability.metrics import Metrics
-from service.serving.local import LocalPredictor
+from service.serving.predictor import Predictor
 from tests.support.http import settings
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Listener:
 
 @asynccontextmanager
 async def listening(
-    predictor: LocalPredictor,
+    predictor: Predictor,
     tmp_path: Path,
     tracing: "Tracing | None" = None,
     keys: "ApiKeys | None" = None,

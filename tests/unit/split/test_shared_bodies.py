@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 import gc
 import os
 import socket
@@ -30,6 +31,9 @@ from service.split.engine_server import EngineServer
 from service.split.frames import frame_pieces
 from service.split.messages import Kind
 from service.split.shared_memory import PAGE_BYTES, OwnMemory
+from tests.support.http import exchange, request
+from tests.support.listener import listening
+from tests.support.live import RAW_ANSWER, connected
 from tests.support.models import LATENT
 from tests.support.requests import request_for
 
@@ -214,6 +218,43 @@ async def test_bodies_are_given_back_in_whatever_thread_they_end(start: Start) -
     bodies = [server._memories[link].body(offset, BODY_BYTES) for offset in (0, 20 * PAGE_BYTES)]
     await loop.run_in_executor(None, bodies.clear)
     await until(lambda: not halves.memory.regions)
+
+
+async def test_nothing_of_a_body_is_left_whatever_its_client_does(start: Start, tmp_path: Path) -> None:
+    halves = await start(max_queue_rows=2 * ROWS, max_request_rows=2 * ROWS, max_batch_delay_seconds=0.1)
+    body = np.zeros((ROWS, 28, 28), np.uint8)
+    body[:, 0, 0] = np.arange(ROWS) % 10
+    sent = request(body.tobytes(), accept=RAW_ANSWER["accept"])
+    gc.collect()
+    gc.disable()
+    try:
+        async with listening(
+            halves.client, tmp_path, max_request_rows=2 * ROWS, max_body_bytes=1 << 20
+        ) as listener:
+            async with connected(listener.port) as connection:
+                answer = await exchange(connection, sent[:2000], sent[2000:70_000], sent[70_000:])
+                probabilities = np.frombuffer(answer.body, np.float32).reshape(ROWS, 10)
+                assert probabilities.argmax(axis=1).tolist() == body[:, 0, 0].tolist()
+                late = request(body.tobytes(), extra="inkserve-timeout: 0.05")
+                assert (await exchange(connection, late[:2000], late[2000:])).status in (429, 504)
+            async with connected(listener.port) as leaving, connected(listener.port) as stopping:
+                leaving.writer.write(sent[:2000])
+                stopping.writer.write(sent)
+                await until(lambda: halves.memory.regions > 0)
+            connections = [connected(listener.port) for _ in range(4)]
+            async with contextlib.AsyncExitStack() as stack:
+                answers = await asyncio.gather(
+                    *[
+                        exchange(await stack.enter_async_context(each), sent[:2000], sent[2000:])
+                        for each in connections
+                    ]
+                )
+            assert {answer.status for answer in answers} <= {200, 429}
+            await until(lambda: not halves.memory.regions)
+        assert listener.through_asgi == []
+        assert halves.placed.count(None) == 0
+    finally:
+        gc.enable()
 
 
 def infer_in_memory(offset: object, size: object) -> bytes:
