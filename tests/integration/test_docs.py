@@ -42,7 +42,7 @@ NORUN = {
     "docs/load-testing.md": (4, "need several machines or a slow one, or run until stopped"),
     "docs/models.md": (4, "take minutes, train, or need Fashion-MNIST"),
     "docs/own-models.md": (1, "needs a registry; test_registry.py makes the same calls"),
-    "docs/performance.md": (4, "take 2 to 10 minutes"),
+    "docs/performance.md": (5, "take 2 to 10 minutes"),
     "docs/privacy.md": (2, "train for minutes, one of them with Flower, 1.7 GB of packages"),
     "docs/reliability.md": (1, "takes 25 minutes"),
     "docs/security.md": (1, "needs openssl and a password typed in"),

@@ -96,6 +96,12 @@ def command_of(pid: int) -> str:
     return arguments[3].decode() if len(arguments) > 3 else ""
 
 
+def shared_mappings(pid: int) -> list[str]:
+    """What a process may do with each memory that it shares."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return [line.split()[1] for line in lines if "memfd:inkserve-bodies" in line]
+
+
 def image(first_pixel: int) -> bytes:
     return bytes([first_pixel]) + bytes(783)
 
@@ -178,6 +184,17 @@ async def test_a_model_abstains_and_is_counted_as_in_one_process(split: Service,
     assert abstained == before + 1
     with serving("--models-dir", str(models_dir)) as single:
         assert (await told(single.port)) == (body, 1)
+
+
+async def test_large_bodies_get_their_own_answers_and_cross_in_shared_memory(split: Service) -> None:
+    digits = [(7 * index) % 10 for index in range(100)]
+    bodies = [image(digit) * 100 + image(9 - digit) * 100 for digit in digits]
+    answers = await post_all(split.port, "/classify", bodies, RAW_ANSWER)
+    for digit, answer in zip(digits, answers, strict=True):
+        assert answer.status == 200
+        probabilities = np.frombuffer(answer.body, "<f4").reshape(200, 10)
+        assert probabilities.argmax(axis=1).tolist() == [digit] * 100 + [9 - digit] * 100
+    assert shared_mappings(engine_of(split)) == ["r--s"] * 2  # nobody's but the workers'
 
 
 async def test_metrics_have_the_names_of_one_process(split: Service, models_dir: Path) -> None:
