@@ -172,11 +172,11 @@ class EngineServer:
         """Tell a worker that nothing here refers to a body any more; called in any thread."""
         if link not in self._memories:
             return  # it is lost
-        if threading.get_ident() == self._thread:
-            link.send(Kind.RELEASE, [offset])
-            return
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(link.send, Kind.RELEASE, [offset])
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            if threading.get_ident() == self._thread:
+                link.send(Kind.RELEASE, [offset])
+            else:
+                self._loop.call_soon_threadsafe(link.send, Kind.RELEASE, [offset])
 
     def _infer(self, link: Link, numbers: list[int], group: RequestGroup) -> None:
         calls = self._links[link]

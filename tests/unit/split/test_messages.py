@@ -93,3 +93,16 @@ def test_a_changed_header_of_results_is_read_whole_or_not_at_all(
         return
     assert all(isinstance(number, int) for number, _ in results)
     assert sum(len(each.outputs[0]) for _, each in results if each.outputs) in (sum(rows), 0)
+
+
+@given(JSON)
+def test_the_place_of_a_body_consists_of_whole_numbers_from_0(header: Any) -> None:
+    frame = sent(Kind.INFER_SHARED, header, b"")
+    for read in (messages.read_number, lambda frame: messages.read_shared(frame)[:2]):
+        try:
+            found = read(frame)
+        except FrameError:
+            continue
+        numbers = found if isinstance(found, tuple) else (found,)
+        assert all(type(number) is int and number >= 0 for number in numbers)
+        assert list(numbers) == header[: len(numbers)]
