@@ -7,6 +7,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.content.latents import MAX_SEED, draw_latents, draw_uniforms, random_seed
 
@@ -18,6 +20,27 @@ def test_row_depends_only_on_its_seed_and_index(size: int) -> None:
     assert many.dtype == np.float32
     for rows in (1, 3, 49):
         assert np.array_equal(draw_latents(5, rows, size), many[:rows])
+
+
+def drawn_at_once(seed: int, rows: int, size: int) -> np.ndarray:
+    """The latents as they were first written: the whole array in each step, from a Philox keyed by numpy."""
+    pairs = math.ceil(size / 2)
+    words = np.random.Philox(key=seed).random_raw(rows * math.ceil(2 * pairs / 4) * 4).reshape(rows, -1)
+    uniform = ((words >> np.uint64(11)).astype(np.float64) + 1.0) * 2.0**-53
+    radius = np.sqrt(-2.0 * np.log(uniform[:, :pairs]))
+    angle = 2.0 * np.pi * uniform[:, pairs : 2 * pairs]
+    normals = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return normals[:, :size].astype(np.float32)
+
+
+@given(st.integers(0, MAX_SEED), st.integers(1, 300), st.integers(1, 130))
+def test_latents_have_the_bits_that_they_always_had(seed: int, rows: int, size: int) -> None:
+    drawn = draw_latents(seed, rows, size)
+    assert drawn.tobytes() == drawn_at_once(seed, rows, size).tobytes()
+
+
+def test_a_row_longer_than_a_group_is_drawn_too() -> None:
+    assert draw_latents(3, 2, 5001).tobytes() == drawn_at_once(3, 2, 5001).tobytes()
 
 
 def test_seeds_and_rows_differ() -> None:

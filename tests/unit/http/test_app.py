@@ -21,6 +21,7 @@ from service.content.latents import draw_latents
 from service.errors import InkserveError
 from service.http.app import create_app
 from service.http.error_responses import error_response, row_of
+from service.http.routes.drawing import LATENTS_ON_LOOP_ROWS
 from service.models.manifest import MANIFEST_FILE, read_manifest
 from service.observability import load
 from service.observability.metrics import Metrics
@@ -369,6 +370,16 @@ async def test_digit_still_names_the_label(client: httpx.AsyncClient) -> None:
     body = {"digit": 7, "seed": 1, "count": 2}
     assert (await client.post("/generate", json=body, headers=headers)).json() == named
     assert [each["digit"] for each in named["images"]] == ["7", "7"]
+
+
+async def test_a_seeds_images_are_the_same_on_the_loop_and_on_a_thread(client: httpx.AsyncClient) -> None:
+    headers = {"accept": "application/octet-stream"}
+    few, many = [
+        (await client.get(f"/generate?seed=3&count={count}", headers=headers)).content
+        for count in (5, LATENTS_ON_LOOP_ROWS + 1)
+    ]
+    assert len(many) == (LATENTS_ON_LOOP_ROWS + 1) * 784
+    assert many.startswith(few)
 
 
 async def test_latents_may_be_given_instead_of_a_seed(client: httpx.AsyncClient) -> None:
