@@ -1,6 +1,6 @@
 -- For wrk: sends one POST request repeatedly. BODY_FILE names the file with its body; HEADERS, which is optional, has
--- one "Name: value" per line. This file defines no request(), so wrk sends the same bytes each time and runs no Lua
--- under load.
+-- one "Name: value" per line. wrk sends the same bytes each time and runs no Lua under load, unless SEEDED is set: then
+-- each request has another seed in its query, which must not be empty.
 
 local function fail(message)
   io.stderr:write("post.lua: " .. message .. "\n")
@@ -20,6 +20,15 @@ wrk.body = file:read("*a")
 file:close()
 for header, value in (os.getenv("HEADERS") or ""):gmatch("([^:\n]+): ([^\n]+)") do
   wrk.headers[header] = value
+end
+
+if os.getenv("SEEDED") then
+  local path, seed = nil, 0
+  function request()
+    path = path or wrk.path .. "&seed="
+    seed = seed + 1
+    return wrk.format(nil, path .. seed)
+  end
 end
 
 function done(summary, latency)

@@ -157,13 +157,13 @@ def _load(target: _Target, images: int, connections: int, seconds: float, graph:
     """Load one service. Raises ServerFailed unless every response is 200."""
     url = f"http://127.0.0.1:{target.port}{PATH}"
     headers = {"Content-Type": OCTETS, "Accept": OCTETS}
-    before, counted = _cpu_seconds(target.server), _counts(target.port)
+    before, counted = _cpu_seconds(target.server), counts(target.port)
     load = wrk.post(url, images_of(images).tobytes(), headers, connections=connections, seconds=seconds)
-    after, counts = _cpu_seconds(target.server), _counts(target.port)
+    after, seen = _cpu_seconds(target.server), counts(target.port)
     if load.errors or not load.requests:
         raise ServerFailed(f"{load.errors} requests failed, {load.requests} were answered with 200")
     used = {role: 1e6 * (after[role] - before[role]) / load.requests for role in after}
-    batches, rows = (counts[index] - counted[index] for index in (0, 1))
+    batches, rows = (seen[index] - counted[index] for index in (0, 1))
     batch_rows = rows / batches
     model = 1e6 * _model_seconds(graph, round(batch_rows)) * images / batch_rows
     return Sample(
@@ -187,7 +187,7 @@ def _cpu_seconds(server: Server) -> dict[str, float]:
     return used
 
 
-def _counts(port: int) -> tuple[float, float]:
+def counts(port: int) -> tuple[float, float]:
     """Batches and rows so far."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:

@@ -36,12 +36,20 @@ class Load:
 
 
 def post(
-    url: str, body: bytes, headers: Mapping[str, str], *, connections: int, seconds: float, threads: int = 1
+    url: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    *,
+    connections: int,
+    seconds: float,
+    threads: int = 1,
+    seeded: bool = False,
 ) -> Load:
     """POST the body over all connections for this many seconds, rounded. Raises WrkMissing.
 
     threads: wrk's, at most one a connection. One uses at most one core, and less than a tenth of it with slow
         servers.
+    seeded: append another seed to the query of each request.
     """
     wrk = shutil.which("wrk")
     if wrk is None:
@@ -52,10 +60,11 @@ def post(
         lines = "\n".join(f"{name}: {value}" for name, value in headers.items())
         command = [wrk, f"-t{min(threads, connections)}", f"-c{connections}", f"-d{max(1, round(seconds))}s"]
         command += ["--timeout", f"{TIMEOUT_SECONDS}s", "-s", str(SCRIPT), url]
+        seeds = {"SEEDED": "1"} if seeded else {}
         before = _children_cpu_seconds()
         run = subprocess.run(
             command,
-            env={**os.environ, "BODY_FILE": file.name, "HEADERS": lines},
+            env={**os.environ, **seeds, "BODY_FILE": file.name, "HEADERS": lines},
             capture_output=True,
             text=True,
             check=True,
