@@ -9,6 +9,7 @@ import numpy as np
 
 from service.errors import RepositoryError
 from service.models.manifest import Manifest, TensorSpec
+from service.models.samples import highest_number, random_rows
 from service.models.tensors import Array, dtype_of
 from service.onnx.engine import Engine
 
@@ -49,14 +50,13 @@ def _check_probabilities(output: str, rows: Array, inputs: str) -> None:
 
 
 def _probes(manifest: Manifest, rows: int) -> Iterator[tuple[str, tuple[Array, ...]]]:
-    rng = np.random.default_rng(0)
     yield "zeros", tuple(_filled(spec, rows, 0.0) for spec in manifest.inputs)
     yield (
         "the largest inputs",
         tuple(_filled(spec, rows, _highest(manifest, spec)) for spec in manifest.inputs),
     )
     yield "the smallest inputs", tuple(_filled(spec, rows, _lowest(spec)) for spec in manifest.inputs)
-    yield "random inputs", tuple(_random(manifest, spec, rows, rng) for spec in manifest.inputs)
+    yield "random inputs", random_rows(manifest, rows, np.random.default_rng(0))
 
 
 def _filled(spec: TensorSpec, rows: int, value: float) -> Array:
@@ -64,21 +64,8 @@ def _filled(spec: TensorSpec, rows: int, value: float) -> Array:
 
 
 def _highest(manifest: Manifest, spec: TensorSpec) -> float:
-    """Return the largest value that a client may mean. Other integers may be indices: 1 is safe."""
-    kind = dtype_of(spec).kind
-    if spec.name == "label":
-        return len(manifest.labels) - 1
-    if kind == "f":
-        return LARGEST_FLOAT
-    return 255 if spec.datatype == "UINT8" else 1
+    return LARGEST_FLOAT if dtype_of(spec).kind == "f" else highest_number(manifest, spec)
 
 
 def _lowest(spec: TensorSpec) -> float:
     return -LARGEST_FLOAT if dtype_of(spec).kind == "f" else 0
-
-
-def _random(manifest: Manifest, spec: TensorSpec, rows: int, rng: np.random.Generator) -> Array:
-    shape = (rows, *spec.shape[1:])
-    if dtype_of(spec).kind == "f":
-        return rng.standard_normal(shape).astype(dtype_of(spec))
-    return rng.integers(0, int(_highest(manifest, spec)), shape, endpoint=True).astype(dtype_of(spec))
