@@ -8,6 +8,7 @@ everything except CUDA itself. Exits with 1 if an answer was wrong; see docs/gpu
 
 import argparse
 import json
+import math
 import shutil
 import statistics
 import subprocess
@@ -32,8 +33,11 @@ from service.models.folder import latest_version, model_folders
 from service.models.manifest import MODEL_FILE, Manifest, TensorSpec, read_manifest
 from service.models.precision import is_float16
 from service.models.tensors import dtype_of
+from service.onnx.comparable import open_comparable
 from service.onnx.engine import Engine, bucket_sizes
+from service.onnx.equal_bits import CannotCompare, compare_sizes, rows_to_compare
 from service.onnx.session import EngineOptions
+from service.serving.tuning import COMPARED_PER_OCTAVE
 from service.settings import Provider
 
 Array = NDArray[Any]
@@ -65,10 +69,14 @@ class Timing:
 
 @dataclass(frozen=True)
 class Report:
-    """One model. device_bytes: memory in use on the device before and with it, None without nvidia-smi."""
+    """One model. device_bytes: memory in use on the device before and with it, None without nvidia-smi.
+
+    equal_sizes: the batch sizes in which a row has the same bits as in batches of FIXED_BATCH_SIZE rows.
+    """
 
     model: str
     tolerance: dict[str, float]
+    equal_sizes: tuple[int, ...]
     device_bytes: tuple[int | None, int | None]
     problems: list[str]
     timings: list[Timing]
@@ -124,7 +132,8 @@ def check(folder: Path, options: EngineOptions, threads: int, seconds: float) ->
                 max(errors.values()),
             )
         )
-    return Report(f"{manifest.name}/{manifest.version}", allowed, with_model, problems, timings)
+    name = f"{manifest.name}/{manifest.version}"
+    return Report(name, allowed, equal_sizes(graph, manifest, options), with_model, problems, timings)
 
 
 def fixed_bucket_problems(
@@ -138,6 +147,20 @@ def fixed_bucket_problems(
         alone = run(engine, tuple(array[row : row + 1] for array in inputs))
         if not same(alone, tuple(output[row : row + 1] for output in together)):
             yield f"fixed batch of {FIXED_BATCH_SIZE}: row {row} has other bits alone than in a batch"
+
+
+def equal_sizes(graph: Path, manifest: Manifest, options: EngineOptions) -> tuple[int, ...]:
+    """The batch sizes in which every row has the bits of the fixed size; empty if not even that has them."""
+    values = sum(math.prod(spec.shape[1:]) for spec in manifest.outputs)
+    sizes = bucket_sizes(options.buckets[-1], COMPARED_PER_OCTAVE)
+    others = [size for size in sizes if size != FIXED_BATCH_SIZE]
+    inputs = make_inputs(manifest, rows_to_compare(max(*others, FIXED_BATCH_SIZE), values), 0)
+    outputs = open_comparable(graph, manifest, options)
+    try:
+        compared = compare_sizes(outputs, inputs, FIXED_BATCH_SIZE, others, values, math.inf)
+    except CannotCompare:
+        return ()
+    return tuple(sorted(compared.equal))
 
 
 def in_flight_problems(
@@ -398,6 +421,8 @@ def main(arguments: list[str] | None = None) -> int:
     }
     write_text(out, json.dumps(result, indent=1) + "\n")
     print(table(reports))
+    for report in reports:
+        print(f"{report.model}: the bits of {FIXED_BATCH_SIZE} rows in batches of {report.equal_sizes}")
     say(f"written: {shown(out)}")
     problems = [f"{report.model}: {problem}" for report in reports for problem in report.problems]
     print("\n".join(problems) or "every answer agrees", file=sys.stderr)

@@ -186,12 +186,16 @@ class Settings(BaseSettings):
     )
     determinism: Determinism = Field(
         "generation",
-        description="models that always run at one fixed batch size, so that a row's output does not depend "
-        "on the rest of its batch: generators and the models that read their prompts (`generation`), all, or "
-        "none (`off`)",
+        description="models that always run at one fixed batch size, or in sizes that compute the same bits, "
+        "so that a row's output does not depend on the rest of its batch: generators and the models that "
+        "read their prompts (`generation`), all, or none (`off`)",
     )
     fixed_batch_size: int = Field(
-        16, ge=1, le=4096, description="batch size of the models that `determinism` selects, in rows"
+        16,
+        ge=1,
+        le=4096,
+        description="batch size, in rows, of the models that `determinism` selects; on a CPU, generators "
+        "also run in the other sizes that compute the same bits",
     )
     max_batch_size: int = Field(256, ge=1, le=4096, description="maximum batch size, in rows")
     max_batch_delay_seconds: float = Field(

@@ -13,12 +13,14 @@ class ModelInfo:
 
     card: its README.md, Markdown, or empty. batch_sizes: that it runs in, ascending; a batch is padded to the
     next one. slow_batch_sizes: that are not used, because a row takes longer in them than in a smaller batch.
+    differing_batch_sizes: that are not used, because a row has other bits in them than in the fixed size.
     """
 
     manifest: Manifest
     card: str
     batch_sizes: tuple[int, ...] = field(default=(), compare=False)
     slow_batch_sizes: tuple[int, ...] = field(default=(), compare=False)
+    differing_batch_sizes: tuple[int, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,12 @@ import onnxruntime as ort
 
 from service.errors import EngineError, ManifestError, OutOfMemory
 from service.models.manifest import STRINGS_ADVICE, Manifest, TensorSpec
+from service.models.samples import random_rows
 from service.models.tensors import Array, dtype_of
 from service.onnx import cuda
 from service.onnx.buffers import Binding, DeviceBinding, DeviceBuffer, HostBinding, OverlappedBinding
+from service.onnx.comparable import open_comparable
+from service.onnx.equal_bits import Arrays, CannotCompare, Compared, compare_sizes, rows_to_compare
 from service.onnx.session import EngineOptions, explained, open_session
 from service.onnx.streams import streams_of
 
@@ -31,6 +34,10 @@ cuDNN takes 46 ms for 4,096 rows of a convolution, while four batches of 1,024 t
 
 TRIES = 3
 """A size is left out only if it was slow this often, because other work can only add time."""
+
+COMPARING_SECONDS = 1.0
+"""No further batch size is compared with the fixed one after this long. One that is left out costs speed, but
+never changes a bit."""
 
 CONVOLUTIONS = {"Conv", "ConvInteger", "ConvTranspose", "QLinearConv"}
 """ONNX's convolutions. onnxruntime records a graph's nodes before it fuses these with their neighbours."""
@@ -67,7 +74,8 @@ def bucket_sizes(max_batch_size: int, per_octave: int = 1) -> tuple[int, ...]:
 class Engine:
     """A loaded model.
 
-    buckets: the batch sizes that are used. slow_buckets: those that the warm-up has left out.
+    buckets: the batch sizes that are used. The warm-up leaves out slow_buckets, and differing_buckets: those
+    in which a row has other bits than in the fixed size.
 
     The constructor raises EngineError if the provider is unavailable, and ManifestError if the graph's
     tensors differ from the manifest's.
@@ -77,8 +85,10 @@ class Engine:
         self._options = options
         self._graph = graph
         self._model = f"{manifest.name} version {manifest.version}"
+        self._manifest = manifest
         self._session = open_session(graph, options)
         self.slow_buckets: tuple[int, ...] = ()
+        self.differing_buckets: tuple[int, ...] = ()
         self.buckets = _buckets(self._session, options)
         self._seconds = dict.fromkeys(self.buckets, math.inf)
         _check_tensors(manifest.inputs, self._session.get_inputs(), "input")
@@ -106,6 +116,8 @@ class Engine:
             self._warm_up_cpu(stop)
         else:
             self._warm_up_gpu(stop)
+        if self._options.fixed_size is not None and len(self.buckets) > 1:
+            self._leave_out_differing(self._options.fixed_size, stop)
 
     def _warm_up_gpu(self, stop: Callable[[], bool]) -> None:
         for size in (self.buckets[-1], *self.buckets[:-1]):
@@ -136,6 +148,42 @@ class Engine:
         # Make the times non-decreasing: interference only ever adds time.
         seconds = np.minimum.accumulate(seconds[::-1])[::-1]
         self._seconds = {size: float(np.interp(size, timed, seconds)) for size in self.buckets}
+
+    def _leave_out_differing(self, fixed: int, stop: Callable[[], bool]) -> None:
+        """Keep only the buckets in which rows have the bits that they have in the fixed size.
+
+        A class of sizes is never chosen by how fast it is: a seed would have other bits after another start.
+        """
+        try:
+            compared = self._compare(fixed, stop)
+        except CannotCompare as error:
+            self.buckets = (fixed,)
+            logger.warning("%s: %s; it runs only in batches of %d rows", self._graph, error, fixed)
+            return
+        self.buckets, self.differing_buckets = (tuple(sorted(sizes)) for sizes in compared)
+        logger.info(
+            "%s: batches of %s rows give each row the same bits; others, which are not used: %s",
+            self._graph,
+            ", ".join(map(str, self.buckets)),
+            ", ".join(map(str, self.differing_buckets)) or "none",
+        )
+
+    def _compare(self, fixed: int, stop: Callable[[], bool]) -> Compared:
+        """Compare the buckets with the fixed size, the largest first. Raises CannotCompare."""
+        try:
+            run = open_comparable(self._graph, self._manifest, self._options)
+        except EngineError as error:
+            raise CannotCompare(f"its batch sizes cannot be compared: {error}") from error
+
+        def run_unless_stopped(inputs: Arrays) -> Arrays:
+            _check(stop)
+            return run(inputs)
+
+        values = sum(math.prod(spec.shape[1:]) for spec in self._manifest.outputs)
+        rows = rows_to_compare(self.buckets[-1], values)
+        inputs = random_rows(self._manifest, rows, np.random.default_rng(0))
+        others = [size for size in reversed(self.buckets) if size != fixed]
+        return compare_sizes(run_unless_stopped, inputs, fixed, others, values, COMPARING_SECONDS)
 
     def _leave_out_slow(self, stop: Callable[[], bool]) -> None:
         """Keep only the buckets that take about as long a row as the smaller ones, or less."""
@@ -278,10 +326,11 @@ def _check(stop: Callable[[], bool]) -> None:
 
 
 def _buckets(session: ort.InferenceSession, options: EngineOptions) -> tuple[int, ...]:
-    """Return the options' buckets; with convolutions, only small ones, but at least one."""
+    """Return the options' buckets; with convolutions, only small ones and the fixed size, or the first."""
     if options.convolution_rows is None or not _has_convolutions(session):
         return options.buckets
-    suitable = tuple(size for size in options.buckets if size <= options.convolution_rows)
+    most = options.convolution_rows
+    suitable = tuple(size for size in options.buckets if size <= most or size == options.fixed_size)
     return suitable or options.buckets[:1]
 
 

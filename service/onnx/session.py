@@ -4,6 +4,7 @@ Knows nothing of manifests, batches or buffers.
 """
 
 import io
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,7 @@ from service.errors import EngineError, OutOfMemory, ProviderError
 from service.onnx import cuda
 from service.onnx.full_memory import is_full, out_of_memory
 from service.onnx.streams import streams_of
+from service.onnx.unrounded import with_outputs
 from service.settings import Provider
 
 PROVIDERS: dict[Provider, str] = {
@@ -49,6 +51,8 @@ class EngineOptions:
         intermediate tensors. The buffers that batches are copied to, and CUDA's own memory, are not in it.
     tf32: with provider cuda, multiply float32 numbers as TF32, which keeps 10 of their 23 mantissa bits;
         otherwise results match the CPU's except for rounding.
+    fixed_size: use only the buckets in which a row has the same bits as in batches of this size, which is one
+        of them; None to use all.
     """
 
     provider: Provider
@@ -61,6 +65,7 @@ class EngineOptions:
     overlap_copies: bool = True
     max_device_memory_bytes: int | None = None
     tf32: bool = False
+    fixed_size: int | None = None
 
     @property
     def pins_memory(self) -> bool:
@@ -83,9 +88,12 @@ def _load_cuda() -> None:
     cuda.load_libraries(ort.cuda_version)
 
 
-def open_session(graph: Path, options: EngineOptions) -> ort.InferenceSession:
+def open_session(
+    graph: Path, options: EngineOptions, more_outputs: Sequence[str] = ()
+) -> ort.InferenceSession:
     """Return a session on the provider.
 
+    more_outputs: tensors of the graph that become outputs, too.
     Raises ProviderError if it is unavailable, EngineError if it rejects the graph.
     """
     name = PROVIDERS[options.provider]
@@ -98,10 +106,17 @@ def open_session(graph: Path, options: EngineOptions) -> ort.InferenceSession:
             _load_cuda()
         except EngineError as error:
             raise ProviderError(f"provider {options.provider} cannot run: {error}") from error
+    session_options = _session_options(options)
+    source: Path | bytes = graph
+    if more_outputs:
+        source = with_outputs(graph.read_bytes(), more_outputs)
+        session_options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(graph.parent)
+        )
     try:
         session = ort.InferenceSession(
-            graph,
-            _session_options(options),
+            source,
+            session_options,
             providers=providers_of(options),
             enable_fallback=0,  # or onnxruntime would run on the CPU, with only a line on stdout
         )

@@ -141,5 +141,10 @@ def assemble(
     counted = metrics.of_batches(manifest.name, manifest.version)
     limit = manifest.abstain_above
     scores = None if limit is None else metrics.of_scores(manifest.name, manifest.version, limit)
-    info = replace(info, batch_sizes=engine.buckets, slow_batch_sizes=engine.slow_buckets)
+    info = replace(
+        info,
+        batch_sizes=engine.buckets,
+        slow_batch_sizes=engine.slow_buckets,
+        differing_batch_sizes=engine.differing_buckets,
+    )
     return LoadedModel(info, engine, batcher, counted, check, work, scores, records)

@@ -13,7 +13,8 @@ DETERMINISTIC_TASKS: dict[Determinism, frozenset[Task]] = {
     "generation": frozenset({"generation", "search", "captioning"}),
     "all": frozenset(get_args(Task)),
 }
-"""The tasks whose models always run at one fixed batch size, by the setting `determinism`."""
+"""The tasks whose models run only in batch sizes that give a row the same bits, by the setting
+`determinism`."""
 
 BUCKETS_PER_OCTAVE: dict[Provider, int] = {"cpu": 4, "cuda": 1, "tensorrt": 1}
 """Bucket sizes per power of two. On a CPU a padding row costs as much as any other: 28 % of all rows were
@@ -27,6 +28,17 @@ hundreds of places of an image. CPU time per row in batches of 32 and of 256, in
 128 and 134, cnn-int8 46 and 48, vae-encoder 31 and 32, gan 129 and 138, vae 108 and 112. The activations of
 cnn take 45 MB for 256 rows and 5 MB for 32, which the arena keeps. Threads share a batch: each gets 16
 rows."""
+
+COMPARED_PROVIDERS: frozenset[Provider] = frozenset({"cpu"})
+COMPARED_TASKS: frozenset[Task] = frozenset({"generation"})
+"""Models that may run in each batch size that has the bits of the fixed one, because the warm-up compares
+them; the others that `determinism` selects run only in the fixed one. On a GPU the comparison has not run
+yet. Random rows tell less of other tasks: text-image gives one of ten digits other bits if it is alone in its
+batch, but none of 300 images of noise."""
+
+COMPARED_PER_OCTAVE = 2
+"""Sizes per power of two that are compared: four would take twice as long, and with one the 18 rows that a
+batch has if 64 connections ask for single images are padded to 32."""
 
 ON_LOOP_SECONDS = 0.010
 BRIEF_SECONDS = 0.001
@@ -47,15 +59,15 @@ def default_threads(cores: int) -> int:
 
 def engine_options(settings: Settings, manifest: Manifest) -> EngineOptions:
     """Return how a model is opened: its bucket sizes, its threads and the provider's options."""
-    fixed = manifest.task in DETERMINISTIC_TASKS[settings.determinism]
     threads = settings.intra_op_threads or default_threads(available_cores())
     convolution_rows = max(CONVOLUTION_ROWS, CONVOLUTION_ROWS_PER_THREAD * threads)
+    is_fixed = manifest.task in DETERMINISTIC_TASKS[settings.determinism]
     return EngineOptions(
         settings.provider,
         settings.device_id,
         threads,
-        (settings.fixed_batch_size,)
-        if fixed
+        _fixed_sizes(settings, manifest.task)
+        if is_fixed
         else bucket_sizes(settings.max_batch_size, BUCKETS_PER_OCTAVE[settings.provider]),
         settings.cuda_graphs,
         convolution_rows if settings.provider == "cpu" else None,
@@ -63,4 +75,13 @@ def engine_options(settings: Settings, manifest: Manifest) -> EngineOptions:
         settings.overlap_copies,
         settings.max_device_memory_bytes,
         settings.tf32,
+        settings.fixed_batch_size if is_fixed else None,
     )
+
+
+def _fixed_sizes(settings: Settings, task: Task) -> tuple[int, ...]:
+    """Return the sizes that a model may run in whose rows always have the same bits."""
+    fixed = settings.fixed_batch_size
+    if settings.provider not in COMPARED_PROVIDERS or task not in COMPARED_TASKS:
+        return (fixed,)
+    return tuple(sorted({*bucket_sizes(settings.max_batch_size, COMPARED_PER_OCTAVE), fixed}))

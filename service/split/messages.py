@@ -221,7 +221,13 @@ def read_error(frame: Frame) -> InkserveError:
 def state_header(state: State) -> list[object]:
     """Return the header of a STATE frame."""
     models = [
-        [info.manifest.model_dump_json(), info.card, info.batch_sizes, info.slow_batch_sizes]
+        [
+            info.manifest.model_dump_json(),
+            info.card,
+            info.batch_sizes,
+            info.slow_batch_sizes,
+            info.differing_batch_sizes,
+        ]
         for info in state.models
     ]
     failures = [[failure.name, failure.version, failure.reason] for failure in state.models.failures]

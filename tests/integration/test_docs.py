@@ -36,6 +36,7 @@ PROGRAMS = ("wrk",)
 NORUN = {
     "CONTRIBUTING.md": (1, "runs what CI runs itself"),
     "docs/confidence.md": (1, "needs Fashion-MNIST, and takes minutes"),
+    "docs/decisions/equal-bits.md": (1, "takes minutes"),
     "docs/deployment.md": (14, "need a cluster, Docker or a registry"),
     "docs/image.md": (4, "need Docker"),
     "docs/gpu.md": (4, "need a GPU"),

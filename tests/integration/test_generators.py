@@ -63,6 +63,18 @@ async def labels(service: Service, images: np.ndarray) -> list[str]:
     return [each["label"] for each in json.loads(answer.body)["predictions"]]
 
 
+@pytest.mark.parametrize("model", ["gan", "vae"])
+async def test_a_seed_gives_the_same_images_in_batches_of_every_size(service: Service, model: str) -> None:
+    detail = json.loads((await ask(service, "GET", f"/models/{model}")).body)
+    sizes = {*detail["batch_sizes"], *detail["slow_batch_sizes"], *detail["differing_batch_sizes"]}
+    assert {1, 2, 4, 8, 16, 32} <= sizes
+    path = f"/generate?model={model}&seed=8&count="
+    many = pixels(await ask(service, "GET", f"{path}40", headers=AS_RAW))
+    for count in (1, 2, 4, 7, 16, 32):
+        few = pixels(await ask(service, "GET", f"{path}{count}", headers=AS_RAW))
+        assert np.array_equal(few, many[:count])
+
+
 async def test_digits_come_back_from_their_latents(service: Service) -> None:
     encoded = json.loads((await ask(service, "POST", "/encode", DIGITS, RAW)).body)
     assert (encoded["model"], encoded["classifier"]) == ("vae-encoder", "cnn")

@@ -135,6 +135,7 @@ def _detail(models: Catalogue, info: ModelInfo, kinds: tuple[str, ...]) -> Model
         command=manifest.command,
         batch_sizes=list(info.batch_sizes),
         slow_batch_sizes=list(info.slow_batch_sizes),
+        differing_batch_sizes=list(info.differing_batch_sizes),
         card=info.card,
     )
 

@@ -480,6 +480,10 @@ class ModelDetail(ModelSummary):
     slow_batch_sizes: list[int] = Field(
         description="Sizes that are not used, because a row takes longer in them than in a smaller batch."
     )
+    differing_batch_sizes: list[int] = Field(
+        description="Sizes that are not used, because a row has other bits in them than in batches of "
+        "`fixed_batch_size` rows: of a model that `determinism` selects."
+    )
     card: str = Field(description="The model card, Markdown.")
 
 

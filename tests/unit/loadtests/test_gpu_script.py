@@ -32,6 +32,7 @@ def test_a_model_that_agrees_is_timed(
     assert result["onnxruntime"] == ort.__version__
     (model,) = result["models"]
     assert (model["model"], model["problems"]) == ("ramp/1", [])
+    assert model["equal_sizes"][-3:] == [12, 16, 20]
     assert [timing["rows"] for timing in model["timings"]] == [1, 2, 4, 8, 16, 20]
     assert all(timing["seconds"] > 0 and timing["runs"] >= 5 for timing in model["timings"])
     assert capsys.readouterr().out.count("| ramp/1 |") == 6

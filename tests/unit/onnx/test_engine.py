@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -21,12 +22,15 @@ from service.onnx.engine import TRIES, Engine, bucket_sizes
 from service.onnx.session import EngineOptions
 from tests.support.models import (
     IMAGES,
+    LABEL,
     LATENT,
     PROBABILITIES,
     images,
     make_model,
     mean_classifier,
+    ramp_generator,
     write_model,
+    z_spec,
 )
 
 OPTIONS = EngineOptions("cpu", 0, 1, (1, 2, 4, 8))
@@ -371,3 +375,132 @@ def test_a_failing_graph_raises_an_engine_error_and_can_run_again(tmp_path: Path
         engine.run([(np.array([10]),)], 1)
     (probabilities,) = engine.run([(np.array([9]),)], 1)
     assert probabilities.argmax() == 9
+
+
+def exact_generator() -> onnx.ModelProto:
+    """A generator whose floats are single products: no kernel computes other bits."""
+    graph = ramp_generator()
+    product = graph.graph.node[0]
+    product.op_type = "Mul"
+    del product.input[:]
+    product.input.extend(["first", "row"])
+    graph.graph.node.insert(0, helper.make_node("Slice", ["z", "none", "one", "one"], ["first"]))
+    graph.graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.array([0], np.int64), "none"),
+            numpy_helper.from_array(np.linspace(1, 99, 784, dtype=np.float32)[None], "row"),
+        ]
+    )
+    return graph
+
+
+def write_generator(models_dir: Path, graph: onnx.ModelProto) -> Path:
+    onnx.checker.check_model(graph)
+    inputs = z_spec(), LABEL
+    return write_model(models_dir, graph, name="g", task="generation", inputs=inputs, outputs=(IMAGES,))
+
+
+def sized_generator(models_dir: Path, odd_size: int) -> Path:
+    """A generator whose floats are larger in batches of one size, by too little to change an image."""
+    graph = exact_generator()
+    (offset,) = (node for node in graph.graph.node if "column" in node.input)
+    offset.input[1] = "shifted"
+    nodes = [
+        helper.make_node("Shape", ["z"], ["shape_of_z"], start=0, end=1),
+        helper.make_node("Equal", ["shape_of_z", "odd_size"], ["is_odd"]),
+        helper.make_node("Cast", ["is_odd"], ["one_if_odd"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["one_if_odd", "little"], ["shift"]),
+        helper.make_node("Add", ["column", "shift"], ["shifted"]),
+    ]
+    graph.graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.array([odd_size], np.int64), "odd_size"),
+            numpy_helper.from_array(np.array(1e-4, np.float32), "little"),
+        ]
+    )
+    place = list(graph.graph.node).index(offset)
+    for node in reversed(nodes):
+        graph.graph.node.insert(place, node)
+    return write_generator(models_dir, graph)
+
+
+def drawn(engine: Engine, rows: int) -> np.ndarray:
+    z = np.random.default_rng(0).normal(size=(8, LATENT)).astype(np.float32)
+    (pictures,) = engine.run([(z[:rows], np.arange(rows))], rows)
+    return pictures
+
+
+def test_a_fixed_model_uses_every_size_that_computes_the_same_bits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = open_engine(write_generator(tmp_path, exact_generator()), replace(OPTIONS, fixed_size=4))
+    with caplog.at_level("INFO"):
+        engine.warm_up()
+    assert engine.buckets == (1, 2, 4, 8)
+    assert "batches of 1, 2, 4, 8 rows give each row the same bits" in caplog.text
+    for rows in range(1, 9):
+        assert np.array_equal(drawn(engine, rows), drawn(engine, 8)[:rows])
+
+
+@pytest.mark.parametrize("odd_size", [1, 8])
+def test_a_size_whose_images_only_seem_equal_is_left_out(tmp_path: Path, odd_size: int) -> None:
+    folder = sized_generator(tmp_path, odd_size)
+    free = open_engine(folder)
+    assert np.array_equal(drawn(free, 8)[:1], drawn(free, 1))  # nothing to see in the images
+    engine = open_engine(folder, replace(OPTIONS, fixed_size=4))
+    engine.warm_up()
+    assert engine.differing_buckets == (odd_size,)
+    assert engine.buckets == tuple(size for size in (1, 2, 4, 8) if size != odd_size)
+
+
+def test_a_fixed_size_unlike_all_others_is_used_alone(tmp_path: Path) -> None:
+    engine = open_engine(sized_generator(tmp_path, 4), replace(OPTIONS, fixed_size=4))
+    engine.warm_up()
+    assert (engine.buckets, engine.differing_buckets) == ((4,), (1, 2, 8))
+    assert drawn(engine, 3).shape == (3, 28, 28)
+
+
+def test_a_model_whose_rows_depend_on_each_other_runs_in_the_fixed_size(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph = exact_generator()
+    graph.graph.node[0].input[0] = "scaled"
+    for node in (
+        helper.make_node("Div", ["z", "largest"], ["scaled"]),
+        helper.make_node("ReduceMax", ["z"], ["largest"], keepdims=0),
+    ):
+        graph.graph.node.insert(0, node)
+    engine = open_engine(write_generator(tmp_path, graph), replace(OPTIONS, fixed_size=4))
+    engine.warm_up()
+    assert engine.buckets == (4,)
+    assert "a row's bits depend on its place or on the rest of its batch" in caplog.text
+
+
+def test_a_warm_up_is_stopped_while_it_compares_sizes(add_generator: Callable[..., Path]) -> None:
+    engine = open_engine(add_generator(), replace(OPTIONS, fixed_size=4))
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 6  # after the four sizes were timed
+
+    with pytest.raises(EngineError, match="the warm-up was stopped"):
+        engine.warm_up(stop)
+
+
+def test_convolutions_keep_a_fixed_size_that_is_large(tmp_path: Path) -> None:
+    chosen = replace(OPTIONS, convolution_rows=2, fixed_size=8)
+    engine = open_engine(mean_classifier(tmp_path), chosen)
+    assert engine.buckets == (1, 2, 8)
+
+
+def test_a_model_whose_sizes_cannot_be_compared_is_served_in_the_fixed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = open_engine(write_generator(tmp_path, exact_generator()), replace(OPTIONS, fixed_size=4))
+    monkeypatch.setattr("service.onnx.comparable.unrounded_tensors", lambda _: ["missing"])
+    engine.warm_up()
+    assert engine.buckets == (4,)
+    assert "its batch sizes cannot be compared" in caplog.text
+    assert drawn(engine, 3).shape == (3, 28, 28)

@@ -254,7 +254,9 @@ async def test_the_same_latents_give_the_same_bytes_in_any_company(
     add_generator: Callable[..., Path], open_predictor: Open
 ) -> None:
     add_generator()
-    predictor = await open_predictor(fixed_batch_size=8)
+    predictor = await open_predictor(fixed_batch_size=4)
+    (info,) = predictor.models()
+    assert sorted(info.batch_sizes + info.differing_batch_sizes) == [1, 2, 3, 4, 6, 8]
     rng = np.random.default_rng(0)
 
     async def generate(z: np.ndarray) -> np.ndarray:

@@ -1,0 +1,84 @@
+"""Finds the batch sizes in which a row's outputs have the same bits, by running the same rows in each.
+
+Knows nothing of sessions, buckets or threads.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from service.models.tensors import Array
+
+Arrays = tuple[Array, ...]
+Run = Callable[[Arrays], Arrays]
+"""Computes a batch of exactly as many rows as its arrays have. Returns arrays of as many rows."""
+
+COMPARED_VALUES = 25_000
+COMPARED_BATCHES = 2
+"""At least this many values of the outputs, and batches, are compared for each size. Floats that are summed
+in another order differ nearly everywhere. But kernels that compute several floats at once may treat a
+tensor's last ones differently, and then few values differ."""
+
+
+class CannotCompare(Exception):
+    """Batch sizes cannot be compared with the fixed one."""
+
+
+class Compared(NamedTuple):
+    """Batch sizes by whether a row has the same bits in them as in the fixed size, which comes first."""
+
+    equal: tuple[int, ...]
+    differing: tuple[int, ...]
+
+
+def compare_sizes(
+    run: Run, inputs: Arrays, fixed: int, sizes: Sequence[int], values: int, seconds: float
+) -> Compared:
+    """Compare batch sizes with the size `fixed`, in their order.
+
+    inputs: random rows, `rows_to_compare` of the largest size. The rows of a batch have other places and
+        other neighbours than in the batches of `fixed` rows that they are compared with.
+    values: of the outputs, in each row.
+    seconds: no further comparison begins after this long.
+    Raises CannotCompare if a row's bits depend on its place or its neighbours even in the fixed size.
+    """
+    ends = time.perf_counter() + seconds
+    expected = dict(_rows(run, inputs, fixed, len(inputs[0]), 0))
+
+    def is_equal(size: int) -> bool:
+        rows = _rows(run, inputs, size, rows_to_compare(size, values), 1 + size // 2)
+        return all(bits == expected[row] for row, bits in rows)
+
+    if not is_equal(fixed):
+        raise CannotCompare(
+            f"a row's bits depend on its place or on the rest of its batch, even in batches of {fixed} rows, "
+            "and would not with fixed_batch_size 1"
+        )
+    equal: list[int] = [fixed]
+    differing: list[int] = []
+    for size in sizes:
+        (equal if is_equal(size) else differing).append(size)
+        if time.perf_counter() > ends:
+            break
+    return Compared(tuple(equal), tuple(differing))
+
+
+def rows_to_compare(size: int, values: int) -> int:
+    """Return how many rows are compared for a batch size. values: of the outputs, in each row."""
+    return max(COMPARED_BATCHES * size, math.ceil(COMPARED_VALUES / values))
+
+
+def _rows(run: Run, inputs: Arrays, size: int, rows: int, first: int) -> Iterator[tuple[int, bytes]]:
+    """Yield at least this many rows' numbers and output bits, from batches of `size` rows.
+
+    first: the row that the first batch begins with; the rows after the last are the first ones again.
+    """
+    every = len(inputs[0])
+    for begin in range(first, first + rows, size):
+        chosen = np.arange(begin, begin + size) % every
+        outputs = run(tuple(array[chosen] for array in inputs))
+        for place, row in enumerate(chosen.tolist()):
+            yield row, b"".join(output[place].tobytes() for output in outputs)
