@@ -6,13 +6,16 @@ from pathlib import Path
 from service.errors import EngineError
 from service.models.manifest import Manifest
 from service.onnx.equal_bits import Arrays, Run
-from service.onnx.session import EngineOptions, explain, open_session
+from service.onnx.session import EngineOptions, explained, open_session
 from service.onnx.unrounded import unrounded_tensors
 
 
 def open_comparable(graph: Path, manifest: Manifest, options: EngineOptions) -> Run:
     """Open a session of its own, with more outputs. Both this and its runs raise EngineError."""
-    unrounded = unrounded_tensors(graph)
+    try:
+        unrounded = unrounded_tensors(graph)
+    except ValueError as error:  # onnxruntime opens other formats than protobuf too
+        raise EngineError(f"{graph} cannot be read: {error}") from error
     # Its inputs have no fixed addresses, which a CUDA graph would need, and its copies block.
     options = replace(options, cuda_graphs=False, overlap_copies=False)
     session = open_session(graph, options, unrounded)
@@ -23,6 +26,6 @@ def open_comparable(graph: Path, manifest: Manifest, options: EngineOptions) -> 
         try:
             return tuple(session.run(wanted, feeds))
         except Exception as error:  # onnxruntime raises its own types
-            raise EngineError(explain(error, options)) from error
+            raise explained(error, options, str(graph), len(inputs[0])) from error
 
     return run
