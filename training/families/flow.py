@@ -9,8 +9,9 @@ holds all Euler steps, so it is used like any other generator: z and label in, i
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,9 @@ class Config:
         to zero on a cosine.
     ema_decay: per step, of the averaged weights.
     coupling: how many images of a class exchange their noise before an epoch, to shorten the paths; 1: none.
+    warp: how much smaller the first Euler steps are than the last ones, see `step_times`; 1: all are equal.
+    guidance: how far each step is pushed from what all classes have towards what its own has, see `Guided`;
+        0: not at all.
     judge: the folder of the published classifier that judges the samples of each epoch, or `none`. It only
         chooses the epoch.
     """
@@ -83,9 +87,14 @@ class Config:
     ema_decay: float
     coupling: int
     precision: Precision
+    warp: float = 1.5
+    guidance: float = 0.25
     judge: str = JUDGE
 
 
+# Of 5,000 validation labels, the network of epoch 20, Frechet distance / agreement / recall: equal steps without
+# guidance 0.77 / 98.1 % / 0.89; warp 1.5 0.69 / 98.1 % / 0.90; guidance 0.5 0.43 / 99.2 % / 0.83; warp 1.5 with
+# guidance 0.25 0.37 / 99.0 % / 0.87, with 0.35 0.36 / 99.0 % / 0.86; warp 2 with 0.35 0.37 / 99.0 % / 0.86.
 # The loss around step 140 of batches of 128, bfloat16, one seed, no coupling: 0.239 as it is. Without the
 # normal distribution under it, a network that gives the expected image had 0.383, and 0.393 with a learning
 # rate of 0.001; one that gives the velocity had 0.427 with that.
@@ -201,13 +210,17 @@ class Velocity(nn.Module):
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """From x_t (n, 1, 28, 28) float32, t (n,) in 0..1 without 1 and labels (n,) int64 to v, as x_t."""
         one_hot = (labels.unsqueeze(1) == self.labels).to(x.dtype)
-        row = torch.where((labels < 0) | (labels >= CLASSES), CLASSES, labels)
         time = t.view(-1, 1, 1, 1)
-        normal = normal_velocity(x, time, self.mean[row], self.variance[row])
+        normal = self.normal(x, t, labels)
         angles = t.unsqueeze(1) * self.frequencies
         condition = self.condition(torch.cat([one_hot, angles.sin(), angles.cos()], 1))
         seen = torch.cat([x, x + (1 - time) * normal], 1)
         return normal + self._correction(functional.pixel_unshuffle(seen, 2), condition).float()
+
+    def normal(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """The field of the normal distribution alone; arguments and result are those of `forward`."""
+        row = torch.where((labels < 0) | (labels >= CLASSES), CLASSES, labels)
+        return normal_velocity(x, t.view(-1, 1, 1, 1), self.mean[row], self.variance[row])
 
     def _correction(self, seen: Tensor, condition: Tensor) -> Tensor:
         """From (n, 8, 14, 14) and the condition (n, embedding) to (n, 1, 28, 28)."""
@@ -250,12 +263,46 @@ def flow_loss(velocity: nn.Module, images: Tensor, noise: Tensor, t: Tensor, lab
     return functional.mse_loss(predicted, images - noise)
 
 
-def integrate(velocity: nn.Module, z: Tensor, labels: Tensor, steps: int) -> Tensor:
-    """Follow the field from z (n, 1, 28, 28) at t = 0 to t = 1 in equal Euler steps; of the shape of z."""
+class Guided(nn.Module):
+    """A field that is pushed towards the class: v(x, t, label) + guidance (n(x, t, label) - n(x, t)).
+
+    n is the field of the normal distributions in closed form, of the class and of all images. Classifier-free
+    guidance (Ho and Salimans 2022) takes a network's own difference, and so needs two passes for each step.
+    """
+
+    def __init__(self, velocity: Velocity, guidance: float) -> None:
+        super().__init__()
+        self.velocity = velocity
+        self.guidance = guidance
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """As `Velocity`."""
+        every = torch.full_like(labels, CLASSES)
+        push = self.velocity.normal(x, t, labels) - self.velocity.normal(x, t, every)
+        guided: Tensor = self.velocity(x, t, labels) + self.guidance * push
+        return guided
+
+
+def step_times(steps: int, warp: float) -> list[float]:
+    """Return where the Euler steps begin, and then 1.
+
+    The last one begins at 1 - 1/steps, whatever the warp is: it only adds what the network expects of an
+    image that is nearly done. The others lie at powers of evenly spread ones, so that with a warp above 1 the
+    steps grow.
+    """
+    last = steps - 1
+    return [last / steps * (step / max(1, last)) ** warp for step in range(steps)] + [1.0]
+
+
+def integrate(velocity: nn.Module, z: Tensor, labels: Tensor, times: Sequence[float]) -> Tensor:
+    """Follow the field from z (n, 1, 28, 28) in Euler steps between these times; of the shape of z.
+
+    times: from 0 to 1, ascending.
+    """
     x = z
-    for step in range(steps):
-        t = torch.full_like(labels, step, dtype=torch.float32) / steps
-        x = x + velocity(x, t, labels) / steps
+    for time, following in pairwise(times):
+        t = torch.full_like(labels, time, dtype=torch.float32)
+        x = x + (following - time) * velocity(x, t, labels)
     return x
 
 
@@ -282,7 +329,7 @@ def train(config: Config, splits: Splits, run: Run) -> None:
     wrapped, wrapped_optimizer = run.fabric.setup(model, optimizer)
     state = {"model": wrapped, "optimizer": wrapped_optimizer, "scheduler": scheduler, "ema": ema}
     run.restore(state)
-    drawing = Drawing(ema.module, config.steps)
+    drawing = Drawing(cast(Velocity, ema.module), config)
     for epoch in run.epochs():
         noise = coupled(levels, labels, run.generator(epoch), config.coupling)
         losses = []
@@ -324,14 +371,14 @@ def draw_times(count: int, steps: int, generator: torch.Generator) -> Tensor:
 class Drawing(nn.Module):
     """The graph that is exported: all Euler steps, and the images as bytes."""
 
-    def __init__(self, velocity: nn.Module, steps: int) -> None:
+    def __init__(self, velocity: Velocity, config: Config) -> None:
         super().__init__()
-        self.velocity = velocity.eval()
-        self.steps = steps
+        self.velocity = Guided(velocity, config.guidance).eval()
+        self.times = step_times(config.steps, config.warp)
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
         """From z (n, 784) float32 and label (n,) int64 to images (n, 28, 28) uint8; ink is 255."""
-        images = integrate(self.velocity, z.view(-1, 1, SIDE, SIDE), label, self.steps)
+        images = integrate(self.velocity, z.view(-1, 1, SIDE, SIDE), label, self.times)
         levels = (images.squeeze(1) + 1) * 127.5
         return levels.round().clamp(0, 255).to(torch.uint8)
 
@@ -357,7 +404,7 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
     model = Model(
         name=name,
         task="generation",
-        network=Drawing(velocity, config.steps).eval(),
+        network=Drawing(velocity, config).eval(),
         inputs=[
             TensorSpec(name="z", datatype="FP32", shape=(-1, LATENT)),
             TensorSpec(name="label", datatype="INT64", shape=(-1,)),

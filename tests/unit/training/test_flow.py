@@ -72,7 +72,7 @@ def test_euler_steps_follow_the_field_of_a_normal_target() -> None:
     mean, deviation = 0.3, 0.5
     # The field's flow is linear: z becomes mean + deviation * z. Euler's error falls with the step's size.
     errors = [
-        (flow.integrate(Gaussian(mean, deviation), z, labels, steps) - (mean + deviation * z))
+        (flow.integrate(Gaussian(mean, deviation), z, labels, even(steps)) - (mean + deviation * z))
         .abs()
         .max()
         .item()
@@ -86,8 +86,45 @@ def test_one_step_of_straight_paths_is_exact() -> None:
     z, labels = torch.randn(3, 1, SIDE, SIDE), torch.arange(3)
     network = Constant(0.5)
     for steps in (1, 8):
-        torch.testing.assert_close(flow.integrate(network, z, labels, steps), z + 0.5)
+        torch.testing.assert_close(flow.integrate(network, z, labels, even(steps)), z + 0.5)
     assert [t.unique().item() for _, t in network.asked] == [0, *(step / 8 for step in range(8))]
+
+
+def even(steps: int) -> list[float]:
+    return [step / steps for step in range(steps + 1)]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+@pytest.mark.parametrize("warp", [1.0, 1.5, 3.0])
+def test_steps_grow_and_the_network_is_asked_of_no_later_time_than_in_training(
+    steps: int, warp: float
+) -> None:
+    times = flow.step_times(steps, warp)
+    assert (len(times), times[0], times[-1]) == (steps + 1, 0.0, 1.0)
+    assert times[-2] == pytest.approx(1 - 1 / steps)
+    widths = np.diff(times[:-1])
+    assert (widths > 0).all()
+    assert (np.diff(widths) >= -1e-12).all()
+    if warp == 1.0:
+        assert times == pytest.approx(even(steps))
+
+
+def test_guidance_pushes_towards_what_only_the_class_has() -> None:
+    torch.manual_seed(0)
+    images, labels = torch.randn(200, 1, SIDE, SIDE) * 0.5, torch.arange(200) % 10
+    images[labels == 3, :, :9] += 2.0
+    network = flow.Velocity(FLOW)
+    network.fit(images, labels)
+    x, t = torch.randn(4, 1, SIDE, SIDE), torch.full((4,), 0.5)
+    for label, pushed in ((3, True), (4, False)):
+        asked = torch.full((4,), label)
+        plain = network(x, t, asked)
+        torch.testing.assert_close(flow.Guided(network, 0.0)(x, t, asked), plain)
+        change = flow.Guided(network, 0.5)(x, t, asked) - plain
+        assert (change[:, :, :9].mean() > 0.5) == pushed
+        assert change[:, :, 9:].abs().mean() < change[:, :, :9].abs().mean()
+    outside = torch.tensor([-1, 10, 11, 99])
+    torch.testing.assert_close(flow.Guided(network, 0.5)(x, t, outside), network(x, t, outside))
 
 
 def test_fresh_network_follows_the_field_of_normal_pixels() -> None:
@@ -121,7 +158,7 @@ def trained_like(config: flow.Config) -> flow.Velocity:
 
 
 def test_an_image_does_not_depend_on_its_batch() -> None:
-    drawing = flow.Drawing(trained_like(FLOW), FLOW.steps)
+    drawing = flow.Drawing(trained_like(FLOW), FLOW)
     z, labels = torch.randn(6, flow.LATENT), torch.arange(6)
     together = drawing(z, labels).int()
     alone = torch.cat([drawing(z[row : row + 1], labels[row : row + 1]) for row in range(6)]).int()
@@ -130,7 +167,7 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
 
 
 def test_label_outside_the_classes_gives_an_image() -> None:
-    drawing = flow.Drawing(trained_like(FLOW), FLOW.steps)
+    drawing = flow.Drawing(trained_like(FLOW), FLOW)
     z = torch.randn(1, flow.LATENT).expand(4, -1)
     images = drawing(z, torch.tensor([1, 2, -1, 10])).int()
     assert not torch.equal(images[0], images[1])
