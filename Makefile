@@ -41,7 +41,7 @@ help: ## Print this list; times are those of 2 cores, after the installation
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 .PHONY: serve
-serve: $(VENV)/.serve ## Serve the models in models/ (ready in 2 s, after 30 s of installation)
+serve: $(VENV)/.serve ## Serve the models in models/ (ready in 6 s, after 30 s of installation)
 	@# Ignored until Python has a handler, SIGHUP cannot kill the process while it starts.
 	trap '' HUP; exec $(BIN)/python -m service $(ARGS)
 

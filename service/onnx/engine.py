@@ -169,7 +169,10 @@ class Engine:
         )
 
     def _compare(self, fixed: int, stop: Callable[[], bool]) -> Compared:
-        """Compare the buckets with the fixed size, the largest first. Raises CannotCompare."""
+        """Compare the buckets with the fixed size, the smallest first. Raises CannotCompare.
+
+        For a single image a slow model gains most by a small batch, and the time may not suffice for all.
+        """
         try:
             run = open_comparable(self._graph, self._manifest, self._options)
         except EngineError as error:
@@ -182,7 +185,7 @@ class Engine:
         values = sum(math.prod(spec.shape[1:]) for spec in self._manifest.outputs)
         rows = rows_to_compare(self.buckets[-1], values)
         inputs = random_rows(self._manifest, rows, np.random.default_rng(0))
-        others = [size for size in reversed(self.buckets) if size != fixed]
+        others = [size for size in self.buckets if size != fixed]
         return compare_sizes(run_unless_stopped, inputs, fixed, others, values, COMPARING_SECONDS)
 
     def _leave_out_slow(self, stop: Callable[[], bool]) -> None:

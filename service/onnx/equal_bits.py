@@ -46,11 +46,16 @@ def compare_sizes(
     Raises CannotCompare if a row's bits depend on its place or its neighbours even in the fixed size.
     """
     ends = time.perf_counter() + seconds
-    expected = dict(_rows(run, inputs, fixed, len(inputs[0]), 0))
+    expected: dict[int, bytes] = {}
+
+    def bits_of(row: int) -> bytes:
+        if row not in expected:
+            expected.update(_rows(run, inputs, fixed, fixed, row - row % fixed))
+        return expected[row]
 
     def is_equal(size: int) -> bool:
         rows = _rows(run, inputs, size, rows_to_compare(size, values), 1 + size // 2)
-        return all(bits == expected[row] for row, bits in rows)
+        return all(bits == bits_of(row) for row, bits in rows)
 
     if not is_equal(fixed):
         raise CannotCompare(

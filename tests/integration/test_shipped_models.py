@@ -35,7 +35,7 @@ def latest(name: str) -> Manifest:
 
 
 def test_every_family_is_shipped() -> None:
-    families = {"mlp", "cnn", "vit", "gan", "vae", "vae-encoder", "text", "text-image"}
+    families = {"mlp", "cnn", "vit", "gan", "flow", "vae", "vae-encoder", "text", "text-image"}
     assert families <= {folder.parent.name for folder in FOLDERS}
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from service.models.manifest import read_manifest
 from training.cards.card import KEPT, TEMPLATES, WIDTH, Card, fill_page, make_card, section, table
-from training.families import classifier, gan, vae
+from training.families import classifier, flow, gan, vae
 from training.families.samples import chosen_epoch
 
 MODELS = Path(__file__).parents[3] / "models"
@@ -19,6 +19,7 @@ SECTIONS = {"architecture": "Architecture", "intended_use": "Intended use", "lim
 
 # As its published command sets it.
 VIT = dataclasses.replace(classifier.VIT, precision="bf16-mixed")
+FLOW = dataclasses.replace(flow.CONFIG, precision="bf16-mixed")
 VAE = dataclasses.replace(vae.CONFIG, precision="bf16-mixed")
 
 History = Sequence[Mapping[str, float]]
@@ -44,6 +45,7 @@ FAMILIES: dict[str, Callable[[History], Card]] = {
     "cnn": lambda history: classifier._card(classifier.CNN, size(classifier.build(classifier.CNN)), history),
     "vit": lambda history: classifier._card(VIT, size(classifier.build(VIT)), history),
     "gan": gan_card,
+    "flow": lambda history: flow._card(FLOW, flow.Velocity(FLOW), history),
     "vae": lambda history: vae._card("vae", "vae", VAE, vae.ConditionalVae(VAE), history),
     "vae-encoder": lambda history: vae._card("vae-encoder", "vae", VAE, vae.ConditionalVae(VAE), history),
 }
