@@ -25,6 +25,8 @@ CHECKOV := .cache/checkov
 FEDERATED := .cache/federated
 SBOM := .cache/sbom
 LOCKER := .cache/uv
+# Tests run make: without the variables of this make's command line.
+PYTEST = env -u ARGS -u MAKEFLAGS -u MFLAGS -u MAKEOVERRIDES $(BIN)/python -m pytest
 ENVIRONMENT = PYTHON="$(PYTHON)" .ci/environment
 # uv ignores pip's variables.
 ifdef PIP_FIND_LINKS
@@ -50,12 +52,12 @@ check: lint ## Check style, types, imports and the fast unit tests, before a com
 	$(BIN)/python -m pytest --quiet --numprocesses auto -m "not slow" tests/unit $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.develop data ## Run every test
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.develop data ## Run every test; ARGS="--numprocesses 2 --dist loadfile" runs them in two processes (19 min)
+	$(PYTEST) $(ARGS)
 
 .PHONY: coverage
 coverage: $(VENV)/.develop data ## Run every test in two processes and measure the branch coverage (20 min)
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --numprocesses 2 --dist loadfile \
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered --numprocesses 2 --dist loadfile \
 		--durations 30 --durations-min 5 $(ARGS)
 
 .PHONY: lint

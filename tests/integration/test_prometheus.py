@@ -25,6 +25,7 @@ from tests.support.models import (
     IMAGES,
     LABEL,
     PROBABILITIES,
+    add_scored,
     first_pixel_classifier,
     ramp_generator,
     write_model,
@@ -56,6 +57,7 @@ def load(url: str) -> None:
     for rows in (1, 3, 8):
         get(f"{url}/classify", bytes(784 * rows))
         get(f"{url}/classify", PNG)
+        get(f"{url}/classify?model=scored", bytes(784 * rows))
         get(f"{url}/generate?count={rows}&verify=true")
     with pytest.raises(urllib.error.HTTPError, match="404") as missing:
         get(f"{url}/classify?model=nobody", bytes(784))
@@ -68,6 +70,7 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     classifier = {"task": "classification", "inputs": (IMAGES,), "outputs": (PROBABILITIES,)}
     generator = {"task": "generation", "inputs": (z_spec(), LABEL), "outputs": (IMAGES,)}
     write_model(folder, first_pixel_classifier(), name="first-pixel", **classifier)  # type: ignore[arg-type]
+    add_scored(folder, "scored")
     write_model(folder, ramp_generator(), name="ramp", **generator)  # type: ignore[arg-type]
     return folder
 

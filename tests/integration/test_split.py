@@ -69,9 +69,14 @@ def processes(service: Service, command: str) -> list[int]:
 
 
 def engine_of(service: Service) -> int:
-    """The engine that serves; its spare has no socket."""
-    (engine,) = [pid for pid in processes(service, "engine") if psutil.Process(pid).net_connections("unix")]
+    """The engine that serves; its spare has no socket with a path."""
+    (engine,) = [pid for pid in processes(service, "engine") if has_path(psutil.Process(pid))]
     return engine
+
+
+def has_path(process: psutil.Process) -> bool:
+    """Whether one of its sockets has a path. While a process starts, it may have a pair without."""
+    return any(each.laddr for each in process.net_connections("unix"))
 
 
 async def spare_of(service: Service, engine: int) -> int:
