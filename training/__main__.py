@@ -275,7 +275,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _default(options: argparse.Namespace) -> int:
-    from training.provenance.default import make_default
+    from training.default import make_default
 
     for folder in make_default(options.model, options.models_dir):
         print(folder)
