@@ -229,14 +229,7 @@ def _add_quantize(actions: Any) -> argparse.ArgumentParser:
         default=500,
         help="number of training images that set the scales (default: %(default)s)",
     )
-    command.add_argument(
-        "--allow-loss",
-        type=float,
-        default=0.10,
-        metavar="POINTS",
-        help="largest accepted accuracy loss on the test set, in percentage points (default: %(default)s)",
-    )
-    command.add_argument("--force", action="store_true", help="replace the int8 version if it exists")
+    _add_allowed_loss(command, 0.1, "int8")
     return command
 
 
@@ -255,14 +248,7 @@ def _add_convert(actions: Any) -> argparse.ArgumentParser:
         help="folder of the four IDX files of Fashion-MNIST, for models with an ood_score "
         "(default: %(default)s)",
     )
-    command.add_argument(
-        "--allow-loss",
-        type=float,
-        default=0.02,
-        metavar="POINTS",
-        help="largest accepted accuracy loss on the test set, in percentage points (default: %(default)s)",
-    )
-    command.add_argument("--force", action="store_true", help="replace the float16 version if it exists")
+    _add_allowed_loss(command, 0.02, "float16")
     return command
 
 
@@ -453,6 +439,18 @@ def _add_models_dir(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--models-dir", type=Path, default=Path("models"), help="the models folder (default: %(default)s)"
     )
+
+
+def _add_allowed_loss(command: argparse.ArgumentParser, points: float, bits: str) -> None:
+    """Add what decides whether a version on fewer bits is published, and replaces another."""
+    command.add_argument(
+        "--allow-loss",
+        type=float,
+        default=points,
+        metavar="POINTS",
+        help="largest accepted accuracy loss on the test set, in percentage points (default: %(default)s)",
+    )
+    command.add_argument("--force", action="store_true", help=f"replace the {bits} version if it exists")
 
 
 def _add_published(

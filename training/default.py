@@ -6,10 +6,9 @@ from service.models.folder import model_folders, version_folders
 from service.models.manifest import MANIFEST_FILE, Manifest
 from service.models.signatures import SIGNATURE_FILE
 from training.errors import SourceError
-from training.files import write_atomically
-from training.provenance.bom import BOM_FILE, update_bom
+from training.provenance.bom import update_bom
 from training.sources import version_folder
-from training.versions import read_verified
+from training.versions import read_verified, write_manifest
 
 
 def make_default(name: str, models_dir: Path) -> list[Path]:
@@ -30,8 +29,6 @@ def make_default(name: str, models_dir: Path) -> list[Path]:
         if (folder / SIGNATURE_FILE).exists():
             raise SourceError(f"{folder} is signed, so its manifest cannot change; sign after `default`")
     for folder, manifest in changes.items():
-        text = manifest.model_dump_json(indent=2, exclude_none=True) + "\n"
-        write_atomically(folder / MANIFEST_FILE, text.encode())
-        if (folder / BOM_FILE).exists():
-            update_bom(folder)
+        write_manifest(folder, manifest)
+        update_bom(folder)
     return list(changes)

@@ -4,11 +4,13 @@ from collections.abc import Collection
 from pathlib import Path
 
 from service.models.folder import read_info, version_folders
-from service.models.manifest import MANIFEST_FILE, OOD_SCORE, Manifest, Task
+from service.models.manifest import MANIFEST_FILE, OOD_SCORE, UNKNOWN_SHA256, Manifest, Task
 from training.cards.card import section
 from training.datasets.splits import Splits
 from training.errors import SourceError
 from training.provenance.bom import Considerations
+from training.terminal import command_line
+from training.versions import Target
 
 CLASSIFIERS: tuple[Task, ...] = ("classification",)
 
@@ -27,6 +29,24 @@ def unscored(manifest: Manifest) -> Manifest:
     """The manifest of a model without its `ood_score`, which models that are made from it need anew."""
     outputs = tuple(spec for spec in manifest.outputs if spec.name != OOD_SCORE)
     return manifest.model_copy(update={"outputs": outputs, "abstain_above": None})
+
+
+def variant_draft(source: Manifest, suffix: str, bits: str, splits: Splits, target: Target) -> Manifest:
+    """The manifest of a model's variant before its graph is written and measured: without most metrics.
+
+    suffix: of its name. bits: the sentence that its description ends with.
+    """
+    return source.model_copy(
+        update={
+            "name": source.name + suffix,
+            "description": f"{source.description} {bits}",
+            "default": target.keeps_default(source.name + suffix),
+            "sha256": UNKNOWN_SHA256,
+            "files": {},
+            "metrics": {"data": splits.name, "data_digest": splits.digest},
+            "command": f"{source.command} && {command_line()}",
+        }
+    )
 
 
 def considerations_of(source: Path) -> Considerations:

@@ -11,7 +11,7 @@ from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, read_ma
 from service.models.verification import external_digests, model_files
 from training.cost import MULTIPLY_ADDS, multiply_adds
 from training.errors import EvaluationError, ExportError
-from training.files import sync
+from training.files import sync, write_atomically
 from training.terminal import notice
 
 
@@ -25,6 +25,12 @@ def read_verified(folder: Path) -> Manifest:
                 f"{folder / name}: SHA-256 is {digest}, expected {expected} ({MANIFEST_FILE})"
             )
     return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a version's manifest.json, whole or not at all, without the fields that are not set."""
+    text = manifest.model_dump_json(indent=2, exclude_none=True) + "\n"
+    write_atomically(folder / MANIFEST_FILE, text.encode())
 
 
 def read_source(path: Path, source: Path) -> Manifest:

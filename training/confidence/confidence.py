@@ -38,7 +38,7 @@ from training.provenance.commit import commit
 from training.provenance.metadata import describe_graph
 from training.sources import check_source, unscored, version_folder
 from training.terminal import command_line
-from training.versions import Target, completed, read_verified, staging
+from training.versions import Target, completed, read_verified, staging, write_manifest
 
 RANKS = (16, 32, 64)
 FITTED_IMAGES = 10_000
@@ -107,7 +107,7 @@ def confidence(
         describe_graph(made, draft, commit())
         save_graph(made, staged / MODEL_FILE)
         finished = _measured(draft, staged, threshold, splits.test, fashion.test)
-        (staged / MANIFEST_FILE).write_text(finished.model_dump_json(indent=2, exclude_none=True) + "\n")
+        write_manifest(staged, finished)
         (staged / CARD_FILE).write_text(_page(read_info(source).card, finished, chosen))
         write_bom(staged, finished, _considerations(source, finished, models_dir), commit())
     return source

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 
 from service.models.folder import CARD_FILE, read_info
-from service.models.manifest import MANIFEST_FILE, MODEL_FILE, UNKNOWN_SHA256, Manifest
+from service.models.manifest import MODEL_FILE, UNKNOWN_SHA256, Manifest
 from training.cards.card import command_lines, fill_page, section, table
 from training.cards.front_matter import front_matter
 from training.confidence.graph import without_score
@@ -24,7 +24,7 @@ from training.provenance.commit import commit
 from training.provenance.metadata import describe_graph
 from training.sources import check_source, unscored
 from training.terminal import command_line
-from training.versions import Target, completed, read_verified, staging
+from training.versions import Target, completed, read_verified, staging, write_manifest
 
 SHARED = ("inputs", "outputs", "labels", "preprocess")
 """What the members' manifests must agree about."""
@@ -54,7 +54,7 @@ def ensemble(name: str, members: Sequence[Path], splits: Splits, target: Target)
         describe_graph(combined, draft, commit())
         save_graph(combined, staged / MODEL_FILE)
         made = completed(draft, staged, classification(staged / MODEL_FILE, splits.test))
-        (staged / MANIFEST_FILE).write_text(made.model_dump_json(indent=2, exclude_none=True) + "\n")
+        write_manifest(staged, made)
         (staged / CARD_FILE).write_text(_page(made, members, manifests, staged, splits))
         write_bom(staged, made, _considerations(made, members[0]), commit())
     return target.models_dir / name / staged.name

@@ -12,7 +12,6 @@ from torch import nn
 
 from service.models.folder import CARD_FILE
 from service.models.manifest import (
-    MANIFEST_FILE,
     MODEL_FILE,
     UNKNOWN_SHA256,
     Manifest,
@@ -32,7 +31,7 @@ from training.provenance.commit import commit
 from training.provenance.metadata import describe_graph
 from training.runs.finished import check_data, copy_log, copy_weights, read_command
 from training.terminal import command_line
-from training.versions import Target, completed, staging
+from training.versions import Target, completed, staging, write_manifest
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def _describe(
     """Write everything that lies next to model.onnx; returns the manifest."""
     path = folder / MODEL_FILE
     manifest = completed(draft, folder, model.measure(path))
-    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2, exclude_none=True) + "\n")
+    write_manifest(folder, manifest)
     for name, draw in model.pictures.items():
         draw(path, folder / name)
     (folder / CARD_FILE).write_text(_page(manifest, model, splits, difference))

@@ -30,7 +30,7 @@ from training.provenance.commit import commit
 from training.provenance.metadata import describe_graph
 from training.sources import check_source
 from training.terminal import command_line
-from training.versions import Target, completed, read_verified, staging
+from training.versions import Target, completed, read_verified, staging, write_manifest
 
 CHECKED_IMAGES = 64
 STEP = 1.0
@@ -60,7 +60,7 @@ def gradient(
         save_graph(graph, path)
         error = check_differences(path, source / MODEL_FILE, splits.validation.images)
         made = completed(draft, staged, gradients(path, source, splits.test))
-        (staged / MANIFEST_FILE).write_text(made.model_dump_json(indent=2, exclude_none=True) + "\n")
+        write_manifest(staged, made)
         (staged / CARD_FILE).write_text(_page(manifest, made, error))
         write_bom(staged, made, _considerations(source), commit())
     return models_dir / made.name / staged.name

@@ -45,8 +45,11 @@ def write_bom(folder: Path, manifest: Manifest, considerations: Considerations, 
 
 
 def update_bom(folder: Path) -> None:
-    """Write a version's bill of materials again, after files beside its graph have changed."""
-    content: Object = json.loads((folder / BOM_FILE).read_text())
+    """Write a version's bill of materials again, if it has one, after files beside its graph have changed."""
+    path = folder / BOM_FILE
+    if not path.exists():
+        return
+    content: Object = json.loads(path.read_text())
     content["components"] = [part for part in content["components"] if part["type"] != "file"]
     for name in ("serialNumber", "version"):
         content.pop(name)

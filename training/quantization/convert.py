@@ -12,7 +12,7 @@ import onnxruntime
 
 from service.content.latents import draw_latents
 from service.models.folder import CARD_FILE
-from service.models.manifest import FP16_SUFFIX, MANIFEST_FILE, MODEL_FILE, UNKNOWN_SHA256, Manifest, Task
+from service.models.manifest import FP16_SUFFIX, MODEL_FILE, Manifest, Task
 from training.cards.card import command_lines, fill_page, table
 from training.cards.front_matter import front_matter
 from training.datasets.splits import Dataset, Splits, load
@@ -29,9 +29,8 @@ from training.provenance.metadata import describe_graph
 from training.quantization.fp16 import rounded, to_fp16
 from training.quantization.int8 import load_float32
 from training.quantization.speed import ROUNDS, cpu_name, measure_speed, speed_rows
-from training.sources import check_source, considerations_of, version_folder
-from training.terminal import command_line
-from training.versions import Target, completed, read_verified, staging
+from training.sources import check_source, considerations_of, variant_draft, version_folder
+from training.versions import Target, completed, read_verified, staging, write_manifest
 
 ALLOWED_LOSS_POINTS = 0.02
 ALLOWED_LEVELS = 2
@@ -65,7 +64,7 @@ def convert(
     fashion = load(outliers_dir) if ON_FASHION[0] in manifest.metrics else None
     graph = to_fp16(load_float32(source / MODEL_FILE))
     target = Target(models_dir, manifest.version, force)
-    draft = _draft(manifest, splits, target)
+    draft = variant_draft(manifest, FP16_SUFFIX, "In 16-bit floats.", splits, target)
     describe_graph(graph, draft, commit())
     with staging([name + FP16_SUFFIX], target) as (staged,):
         save_graph(graph, staged / MODEL_FILE)
@@ -75,7 +74,7 @@ def convert(
         measurable = draft.model_copy(update={"metrics": expected})
         test_outliers = None if fashion is None else fashion.test
         made = completed(draft, staged, measure(measurable, staged, splits, models_dir, test_outliers))
-        (staged / MANIFEST_FILE).write_text(made.model_dump_json(indent=2, exclude_none=True) + "\n")
+        write_manifest(staged, made)
         (staged / CARD_FILE).write_text(_page(manifest, made, both, seen, splits))
         write_bom(staged, made, considerations_of(source), commit())
     return models_dir / made.name / staged.name
@@ -92,21 +91,6 @@ class _Graphs:
     def ways(self) -> list[tuple[str, Path | onnx.ModelProto]]:
         """The new graph as both kinds of devices compute it, and their names."""
         return [("a CPU's arithmetic", self.made), ("a GPU's arithmetic", self.on_gpu)]
-
-
-def _draft(source: Manifest, splits: Splits, target: Target) -> Manifest:
-    """The manifest before the graph is written and measured: without its checksum and most metrics."""
-    return source.model_copy(
-        update={
-            "name": source.name + FP16_SUFFIX,
-            "description": f"{source.description} In 16-bit floats.",
-            "default": target.keeps_default(source.name + FP16_SUFFIX),
-            "sha256": UNKNOWN_SHA256,
-            "files": {},
-            "metrics": {"data": splits.name, "data_digest": splits.digest},
-            "command": f"{source.command} && {command_line()}",
-        }
-    )
 
 
 def _compare(

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnxruntime
 
 from service.models.folder import CARD_FILE
-from service.models.manifest import INT8_SUFFIX, MANIFEST_FILE, MODEL_FILE, UNKNOWN_SHA256, Manifest
+from service.models.manifest import INT8_SUFFIX, MODEL_FILE, Manifest
 from training.cards.card import command_lines, fill_page, table
 from training.cards.front_matter import front_matter
 from training.confidence.graph import without_score
@@ -24,9 +24,8 @@ from training.provenance.commit import commit
 from training.provenance.metadata import describe_graph
 from training.quantization.int8 import PARITY_TOLERANCE, check_integers, load_float32, to_int8
 from training.quantization.speed import ROUNDS, Speed, cpu_name, measure_speed, speed_rows
-from training.sources import check_source, considerations_of, unscored, version_folder
-from training.terminal import command_line
-from training.versions import Target, completed, read_verified, staging
+from training.sources import check_source, considerations_of, unscored, variant_draft, version_folder
+from training.versions import Target, completed, read_verified, staging, write_manifest
 
 CALIBRATION_IMAGES = 500
 ALLOWED_LOSS_POINTS = 0.10
@@ -57,7 +56,7 @@ def quantize(
         )
     graph = to_int8(without_score(load_float32(source / MODEL_FILE)), calibration)
     target = Target(models_dir, manifest.version, force)
-    draft = _draft(manifest, splits, target)
+    draft = variant_draft(manifest, INT8_SUFFIX, "In 8-bit integers.", splits, target)
     describe_graph(graph, draft, commit())
     with staging([name + INT8_SUFFIX], target) as (staged,):
         save_graph(graph, staged / MODEL_FILE)
@@ -65,7 +64,7 @@ def quantize(
         metrics = quantization(staged / MODEL_FILE, source, splits.test)
         _check_loss(metrics, allowed_loss_points)
         made = completed(draft, staged, metrics)
-        (staged / MANIFEST_FILE).write_text(made.model_dump_json(indent=2, exclude_none=True) + "\n")
+        write_manifest(staged, made)
         speeds = measure_speed(source / MODEL_FILE, staged / MODEL_FILE, {"images": splits.validation.images})
         sizes = [(folder / MODEL_FILE).stat().st_size for folder in (source, staged)]
         facts = _Facts(calibration_images, len(splits.validation), difference, *sizes)
@@ -81,21 +80,6 @@ def _check_loss(metrics: Metrics, allowed_points: float) -> None:
             f"int8 loses {loss:.2f} percentage points of accuracy against {metrics['source']} (now "
             f"{metrics['test_accuracy']}), expected at most {allowed_points:.2f}: see --allow-loss"
         )
-
-
-def _draft(source: Manifest, splits: Splits, target: Target) -> Manifest:
-    """The manifest before the graph is written and measured: without its checksum and most metrics."""
-    return source.model_copy(
-        update={
-            "name": source.name + INT8_SUFFIX,
-            "description": f"{source.description} In 8-bit integers.",
-            "default": target.keeps_default(source.name + INT8_SUFFIX),
-            "sha256": UNKNOWN_SHA256,
-            "files": {},
-            "metrics": {"data": splits.name, "data_digest": splits.digest},
-            "command": f"{source.command} && {command_line()}",
-        }
-    )
 
 
 @dataclass(frozen=True)

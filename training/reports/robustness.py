@@ -19,7 +19,7 @@ from training.evaluation.corruptions import CORRUPTIONS, corrupted
 from training.evaluation.metrics import calibration_error, negative_log_likelihood
 from training.evaluation.temperature import best_temperature, tempered
 from training.files import write_atomically
-from training.provenance.bom import BOM_FILE, update_bom
+from training.provenance.bom import update_bom
 from training.sources import check_source
 from training.versions import read_verified
 
@@ -61,8 +61,7 @@ def robustness(
         card = folder / CARD_FILE
         page = with_section(card.read_text(), card_section(name, report[name], on, len(data)))
         write_atomically(card, page.encode())
-        if (folder / BOM_FILE).exists():
-            update_bom(folder)
+        update_bom(folder)
     return report
 
 
