@@ -84,7 +84,6 @@ class Engine:
     def __init__(self, graph: Path, manifest: Manifest, options: EngineOptions) -> None:
         self._options = options
         self._graph = graph
-        self._model = f"{manifest.name} version {manifest.version}"
         self._manifest = manifest
         self._session = open_session(graph, options)
         self.slow_buckets: tuple[int, ...] = ()
@@ -259,16 +258,21 @@ class Engine:
         try:
             bucket.binding.launch(rows)
         except Exception as error:  # onnxruntime raises its own types, RuntimeError and more
-            raise explained(error, self._options, self._model, self.bucket_for(rows)) from error
+            raise self._failed(error, rows) from error
         return partial(self._wait, self._idle.pop(0), bucket, rows)
 
     def _wait(self, slot: _Slot, bucket: _Bucket, rows: int) -> tuple[Array, ...]:
         try:
             return tuple(output[:rows].copy() for output in bucket.binding.wait())
         except Exception as error:  # as above
-            raise explained(error, self._options, self._model, self.bucket_for(rows)) from error
+            raise self._failed(error, rows) from error
         finally:
             self._idle.append(slot)
+
+    def _failed(self, error: Exception, rows: int) -> EngineError:
+        """Return the error to raise for one of onnxruntime's in a batch of `rows` rows."""
+        model = f"{self._manifest.name} version {self._manifest.version}"
+        return explained(error, self._options, model, self.bucket_for(rows))
 
     def _time(self, size: int) -> float:
         """Run a bucket on its buffers' current contents; returns the seconds that it took."""

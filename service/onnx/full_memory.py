@@ -1,7 +1,7 @@
 """Recognises that a device's memory is full, and says what was wanted, what is free and what to change."""
 
 import re
-from typing import NamedTuple
+from contextlib import suppress
 
 import onnxruntime as ort
 
@@ -19,16 +19,9 @@ SIGNS = re.compile(
 WANTED = re.compile(r"requested (?:buffer of size|bytes of) (\d+)")
 
 
-class Memory(NamedTuple):
-    """The memory of a device, in bytes."""
-
-    free: int
-    total: int
-
-
 def is_full(error: BaseException) -> bool:
     """Whether a library's error says that there was not enough memory."""
-    return isinstance(error, MemoryError | OutOfMemory) or SIGNS.search(str(error)) is not None
+    return isinstance(error, MemoryError) or SIGNS.search(str(error)) is not None
 
 
 def out_of_memory(
@@ -46,9 +39,10 @@ def out_of_memory(
     where = "this machine's memory" if provider == "cpu" else f"the memory of GPU {device_id}"
     wanted = WANTED.search(str(error))
     facts = [f"{int(wanted[1]):,} bytes were wanted at once"] if wanted else []
-    memory = None if provider == "cpu" else _memory(device_id)
-    if memory is not None:
-        facts.append(f"{memory.free:,} of {memory.total:,} are free")
+    if provider != "cpu":
+        with suppress(EngineError):  # the caller's error matters more
+            free, total = cuda.memory(device_id, cuda.runtime(ort.cuda_version))
+            facts.append(f"{free:,} of {total:,} are free")
     if limit is not None:
         facts.append(f"max_device_memory_bytes is {limit:,}")
     advice = [] if limit is None else ["raise max_device_memory_bytes"]
@@ -56,10 +50,3 @@ def out_of_memory(
     advice.append("serve fewer models" if provider == "cpu" else "serve fewer models or pods on this device")
     seen = f" ({'; '.join(facts)})" if facts else ""
     return OutOfMemory(f"{where} is full: {what} did not fit{seen}; {', or '.join(advice)}. Cause: {error}")
-
-
-def _memory(device_id: int) -> Memory | None:
-    try:
-        return Memory(*cuda.memory(device_id, cuda.runtime(ort.cuda_version)))
-    except EngineError:  # the caller's error matters more
-        return None
