@@ -12,7 +12,6 @@ must reach `BAR` of it. On a busy machine compare the CPU times: other work chan
 import argparse
 import http.client
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from loadtests.processes import Server, ServerFailed, end_servers_on_sigterm, fr
 from loadtests.progress import say
 from loadtests.split_cost import counts
 from service.content.latents import draw_latents
-from service.models.folder import read_info
+from service.models.folder import latest_version, read_info
 from service.models.manifest import MODEL_FILE
 from service.models.tensors import Array
 from service.onnx.engine import Engine
@@ -89,8 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.engine_only:
         print(json.dumps(engine_rates(parsed.model, parsed.provider, parsed.seconds)))
         return 0
-    if shutil.which("wrk") is None:
-        print("loadtests: wrk is missing; on Debian: apt-get install wrk", file=sys.stderr)
+    if wrk.is_missing():
         return 1
     end_servers_on_sigterm()
     try:
@@ -203,7 +201,7 @@ def engine_rates(model: str, provider: str, seconds: float) -> dict[int, tuple[f
     settings = Settings.model_validate(
         {"models_dir": ROOT / "models", "provider": provider, "determinism": "off"}
     )
-    folder = max((ROOT / "models" / model).iterdir(), key=lambda path: int(path.name))
+    folder = latest_version(ROOT / "models" / model)
     manifest = read_info(folder).manifest
     engine = Engine(folder / MODEL_FILE, manifest, engine_options(settings, manifest))
     engine.warm_up()

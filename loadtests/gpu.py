@@ -284,6 +284,12 @@ def ask_device(device_id: int, *fields: str) -> list[str] | None:
     return [part.strip() for part in ended.stdout.split(",")] if ended.returncode == 0 else None
 
 
+def describe_device(device_id: int) -> dict[str, str] | None:
+    """What a report says of a GPU; None without one."""
+    answer = ask_device(device_id, "name", "driver_version", "memory.total") or []
+    return dict(zip(("name", "driver", "memory_mib"), answer, strict=False)) or None
+
+
 def device_bytes(device_id: int) -> int | None:
     answer = ask_device(device_id, "memory.used")
     return int(answer[0]) * 2**20 if answer and answer[0].isdecimal() else None
@@ -408,7 +414,6 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         reports.append(report)
         say(f"{report.model}: {len(report.timings)} buckets, {len(report.problems)} problems")
-    device = ask_device(chosen.device_id, "name", "driver_version", "memory.total") or []
     result = started | {
         "onnxruntime": ort.__version__,
         "provider": chosen.provider,
@@ -416,7 +421,7 @@ def main(arguments: list[str] | None = None) -> int:
         "pinned_memory": options.pins_memory,
         "overlap_copies": options.overlaps,
         "cpu_threads": chosen.threads,
-        "device": dict(zip(("name", "driver", "memory_mib"), device, strict=False)) or None,
+        "device": describe_device(chosen.device_id),
         "models": [asdict(report) for report in reports],
     }
     write_text(out, json.dumps(result, indent=1) + "\n")

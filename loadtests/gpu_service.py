@@ -11,7 +11,6 @@ that is missed is no error.
 
 import argparse
 import json
-import shutil
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ import numpy as np
 
 from loadtests import wrk
 from loadtests.arguments import at_least_one
-from loadtests.gpu import ask_device, head, make_inputs, run, timed, timed_in_flight
+from loadtests.gpu import ask_device, describe_device, make_inputs, run, timed, timed_in_flight
 from loadtests.interrupts import exit_code
 from loadtests.machine import RESULTS, ROOT, cores, describe
 from loadtests.outputs import add_output_arguments, chosen_output, shown, write_text
@@ -157,7 +156,6 @@ class Bench:
 
     def __init__(self, chosen: argparse.Namespace) -> None:
         self._chosen = chosen
-        self.figures: list[Figure] = []
 
     def all(self) -> Iterator[Figure]:
         """Measure every form in turn."""
@@ -233,7 +231,6 @@ class Bench:
             meter.mean(),
         )
         say(f"{form}: {load.name}: {rate:,.0f} requests/s, {load.rows * rate:,.0f} images/s")
-        self.figures.append(figure)
         return figure
 
 
@@ -258,7 +255,7 @@ def alone(folder: Path, options: EngineOptions, seconds: float) -> float:
     manifest = read_manifest(folder)
     engine = Engine(folder / MODEL_FILE, manifest, options)
     rows = options.buckets[-1]
-    inputs = head(make_inputs(manifest, rows, 0), rows)
+    inputs = make_inputs(manifest, rows, 0)
     run(engine, inputs)
     if engine.depth > 1:
         return rows / timed_in_flight(engine, inputs, seconds)
@@ -343,8 +340,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 1 if a service failed or wrk is missing."""
     chosen = parse(arguments)
-    if shutil.which("wrk") is None:
-        print("loadtests: wrk is missing; on Debian: apt-get install wrk", file=sys.stderr)
+    if wrk.is_missing():
         return 1
     end_servers_on_sigterm()
     started = describe(("numpy",))
@@ -352,24 +348,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench = Bench(chosen)
     try:
         engine = alone(latest_version(chosen.models_dir / "mlp"), options, 1.0)
-        for _ in bench.all():
-            pass
+        figures = list(bench.all())
     except (NotStarted, ServerFailed, wrk.WrkMissing) as error:
         print(f"loadtests: {error}", file=sys.stderr)
         return 1
-    reached = targets(bench.figures, engine)
+    reached = targets(figures, engine)
     full = chosen.provider == "cuda" and chosen.seconds >= 3 and 8 in chosen.workers
     output = chosen_output(chosen, PUBLISHED, full=full)
-    device = ask_device(chosen.device_id, "name", "driver_version", "memory.total") or []
     content = started | {
         "provider": chosen.provider,
-        "device": dict(zip(("name", "driver", "memory_mib"), device, strict=False)) or None,
+        "device": describe_device(chosen.device_id),
         "engine_images_per_second": round(engine, 1),
-        "figures": [asdict(each) for each in bench.figures],
+        "figures": [asdict(each) for each in figures],
         "targets": [asdict(each) for each in reached],
     }
     write_text(output, json.dumps(content, indent=1) + "\n")
-    print(report(bench.figures, engine, reached))
+    print(report(figures, engine, reached))
     say(f"written: {shown(output)}")
     return 0
 

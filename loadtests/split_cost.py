@@ -12,7 +12,6 @@ mean batch.
 import argparse
 import http.client
 import re
-import shutil
 import statistics
 import sys
 import tempfile
@@ -68,8 +67,7 @@ Slice = Mapping[str, Sample]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 1 if nothing could be measured."""
     parsed = _parser().parse_args(arguments)
-    if shutil.which("wrk") is None:
-        print("loadtests: wrk is missing; on Debian: apt-get install wrk", file=sys.stderr)
+    if wrk.is_missing():
         return 1
     end_servers_on_sigterm()
     with tempfile.TemporaryDirectory() as folder:

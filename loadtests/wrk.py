@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("post.lua")
 TIMEOUT_SECONDS = 10
+MISSING = "wrk is missing; on Debian: apt-get install wrk"
 
 
 class WrkMissing(Exception):
@@ -35,6 +37,14 @@ class Load:
     client_cpu_seconds: float
 
 
+def is_missing() -> bool:
+    """Whether wrk is not installed; then a line on stderr says so."""
+    missing = shutil.which("wrk") is None
+    if missing:
+        print(f"loadtests: {MISSING}", file=sys.stderr)
+    return missing
+
+
 def post(
     url: str,
     body: bytes,
@@ -53,7 +63,7 @@ def post(
     """
     wrk = shutil.which("wrk")
     if wrk is None:
-        raise WrkMissing("wrk is missing; on Debian: apt-get install wrk")
+        raise WrkMissing(MISSING)
     with tempfile.NamedTemporaryFile() as file:
         file.write(body)
         file.flush()

@@ -3,13 +3,12 @@
 import argparse
 import json
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtests import machine
+from loadtests import machine, wrk
 from loadtests.interrupts import exit_code
 from loadtests.outputs import Unfinished, add_output_arguments, chosen_output, shown, write_text
 from loadtests.peers import report
@@ -29,10 +28,9 @@ SECONDS = 5.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parsed = command_line().parse_args(arguments)
-    end_servers_on_sigterm()
-    if shutil.which("wrk") is None:
-        print("loadtests: wrk is missing; on Debian: apt-get install wrk", file=sys.stderr)
+    if wrk.is_missing():
         return 1
+    end_servers_on_sigterm()
     options = Options(parsed.models_dir.resolve(), parsed.seconds, parsed.threads)
     contestants = _chosen(parsed.only, parsed.variant)
     output = chosen_output(parsed, PUBLISHED, full=is_full_run(parsed))

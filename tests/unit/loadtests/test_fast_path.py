@@ -35,14 +35,6 @@ def test_the_report_names_the_verdict_and_the_other_checkout() -> None:
     assert "The default here takes 0.500 times the CPU time of the default at abc." in text
 
 
-def test_without_wrk_nothing_is_measured(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("PATH", "")
-    assert main([]) == 1
-    assert "wrk is missing; on Debian: apt-get install wrk" in capsys.readouterr().err
-
-
 def test_a_folder_that_is_no_checkout_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         main(["--against", str(tmp_path)])

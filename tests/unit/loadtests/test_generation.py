@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtests.generation import LARGE, SMALL, Round, Sample, main, reached, report
+from loadtests.generation import LARGE, SMALL, Round, Sample, reached, report
 
 
 def rounds(*large: float) -> list[Round]:
@@ -26,11 +26,3 @@ def test_the_report_has_a_row_for_each_load() -> None:
     assert "| 0.70 (0.40 to 0.90) | 150 | 120 | 32.0 | 10.0 |" in text
     assert "| 350 (200 to 450) | 0.35 (0.20 to 0.45) | 400 | 120 | 12.3 | 5.0 |" in text
     assert "0.70 of the engine's own images/s, expected 0.5 or more" in text
-
-
-def test_without_wrk_nothing_is_measured(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("PATH", "")
-    assert main([]) == 1
-    assert "wrk is missing; on Debian: apt-get install wrk" in capsys.readouterr().err
