@@ -324,6 +324,17 @@ async def cut_off(halves: Halves, sent: bytes, *fds: int) -> None:
     assert len(halves.server._memories) == before
 
 
+async def ask_without_memory(halves: Halves) -> None:
+    """A large request gets its answer, although nothing is shared."""
+    client = EngineClient(halves.path, memory_bytes=MEMORY_BYTES)
+    await client.connected()
+    images = np.full((ROWS, 28, 28), 3, np.uint8)
+    answer = await infer(client, request_for("first-pixel", None, {"images": images}))
+    assert labels(answer) == [3] * ROWS
+    assert client._memory is None
+    await client.close()
+
+
 @pytest.mark.parametrize("call", ["memfd_create", "ftruncate"])
 async def test_without_shared_memory_large_bodies_cross_through_the_socket(
     start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
@@ -335,14 +346,8 @@ async def test_without_shared_memory_large_bodies_cross_through_the_socket(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, call, forbidden)
-    client = EngineClient(halves.path, memory_bytes=MEMORY_BYTES)
-    await client.connected()
-    images = np.full((ROWS, 28, 28), 3, np.uint8)
-    answer = await infer(client, request_for("first-pixel", None, {"images": images}))
-    assert labels(answer) == [3] * ROWS
-    assert client._memory is None
+    await ask_without_memory(halves)
     assert "memory cannot be shared: [Errno 1] Operation not permitted" in caplog.text
-    await client.close()
 
 
 async def test_an_engine_that_maps_no_memory_gets_large_bodies_through_the_socket(
@@ -355,11 +360,5 @@ async def test_an_engine_that_maps_no_memory_gets_large_bodies_through_the_socke
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr("service.split.engine_server.PeerMemory", full)
-    client = EngineClient(halves.path, memory_bytes=MEMORY_BYTES)
-    await client.connected()
-    images = np.full((ROWS, 28, 28), 3, np.uint8)
-    answer = await infer(client, request_for("first-pixel", None, {"images": images}))
-    assert labels(answer) == [3] * ROWS
-    assert client._memory is None
+    await ask_without_memory(halves)
     assert "large bodies come through the socket: [Errno 12]" in caplog.text
-    await client.close()

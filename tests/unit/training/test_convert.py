@@ -11,43 +11,18 @@ from onnx import TensorProto
 from service.models.manifest import MODEL_FILE, TensorSpec, read_manifest, sha256_of
 from service.onnx.engine import Engine
 from service.onnx.session import EngineOptions
-from tests.support.idx_files import write_folder
 from tests.support.tiny_classifiers import hidden_layer_classifier
-from tests.support.tiny_published import publish_tiny
 from tests.support.tiny_runs import Workshop
 from training.__main__ import main
 from training.confidence.graph import with_score
 from training.confidence.score import Score
-from training.datasets.splits import Splits, load
+from training.datasets.splits import Splits
 from training.evaluation.abstention import scores
 from training.evaluation.classification import readings
 from training.onnx_files import open_session
 from training.quantization.fp16 import rounded, to_fp16
 
 LARGEST_FLOAT16 = 65_504
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def splits(data_dir: Path) -> Splits:
-    return load(data_dir)
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory, splits: Splits) -> Path:
-    """A models folder with mlp/2, which no test may change."""
-    models = tmp_path_factory.mktemp("models")
-    publish_tiny(models, splits)
-    return models
-
-
-@pytest.fixture
-def models(tmp_path: Path, published: Path) -> Path:
-    return Path(shutil.copytree(published, tmp_path / "models"))
 
 
 def run(command: str, models: Path, data_dir: Path, *more: str) -> int:

@@ -7,21 +7,10 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from service.models.manifest import MODEL_FILE
-from tests.support.idx_files import write_folder
 from tests.support.tiny_classifiers import hidden_layer_classifier
-from training.datasets.splits import Splits, load
+from training.datasets.splits import Splits
 from training.errors import QuantizationError
 from training.quantization.int8 import check_integers, to_int8
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def splits(data_dir: Path) -> Splits:
-    return load(data_dir)
 
 
 def test_hidden_layers_are_integer_from_the_raw_bytes_on(splits: Splits, tmp_path: Path) -> None:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from service.models.manifest import read_manifest
-from tests.support.idx_files import write_folder
 from tests.support.tiny_runs import Interrupted, StoppingRun, assert_same_state, new_run
 from training.__main__ import main
-from training.datasets.splits import Splits, load
+from training.datasets.splits import Splits
 from training.errors import PrivacyError
 from training.evaluation.evaluate import evaluate
 from training.privacy import family
@@ -35,16 +34,6 @@ TINY = dataclasses.replace(
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # two wait for each other more than they compute
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def splits(data_dir: Path) -> Splits:
-    return load(data_dir)
 
 
 @pytest.fixture(scope="module")
