@@ -143,9 +143,9 @@ class Settings(BaseSettings):
     prefer: str | None = Field(
         None,
         pattern="^(int8|fp16)(,(int8|fp16))*$",
-        description="variants on fewer bits (`int8`, `fp16`), separated by commas, the best first: requests "
-        "to `/classify` and `/generate` that pin no version are answered by the first one of their model "
-        "that is served; if unset, by the model itself",
+        description="variants on fewer bits (`int8`, `fp16`), separated by commas, the best first: the first "
+        "one that is served answers the requests to `/classify` and `/generate` that ask for its model and "
+        "pin no version; if unset, the model itself answers them",
     )
     provider: Provider = Field(
         "cpu", description="onnxruntime execution provider; startup fails if it is unavailable"
