@@ -21,7 +21,8 @@ PAUSE_SECONDS = 1.0
 
 Begin = Callable[[bytes, Sequence[int]], asyncio.Protocol]
 """Returns the protocol of a connection with these first bytes and descriptors, which are closed afterwards.
-Raises FrameError to close the connection."""
+Raises FrameError to close the connection. If no transport can be made, the protocol's `connection_lost` is
+called without `connection_made`."""
 
 
 class Acceptor:
@@ -95,4 +96,9 @@ class Acceptor:
                 os.close(fd)
 
     async def _open(self, protocol: asyncio.Protocol, connection: socket.socket) -> None:
-        await self._loop.connect_accepted_socket(lambda: protocol, connection)
+        try:
+            await self._loop.connect_accepted_socket(lambda: protocol, connection)
+        except OSError as error:
+            logger.error("a connection between processes is closed: %s", error)
+            connection.close()
+            protocol.connection_lost(error)

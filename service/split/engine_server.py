@@ -111,10 +111,10 @@ class EngineServer:
         self._send_state(link)
 
     def link_lost(self, link: Link) -> None:
-        """See `service.split.frames.Owner`: cancels the client's calls."""
-        del self._told[link]
+        """See `service.split.frames.Owner`: cancels the client's calls. The link may not be open yet."""
+        self._told.pop(link, None)
         self._memories.pop(link, None)  # unmapped once no batch has rows in it
-        for number, call in self._links.pop(link).items():
+        for number, call in self._links.pop(link, {}).items():
             call.cancel_one(number)
         if not self._links:
             self._no_clients.set()

@@ -20,6 +20,7 @@ class Peer(asyncio.Protocol):
 
     def __init__(self, first: bytes) -> None:
         self._first = first
+        self.lost: list[Exception | None] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -29,9 +30,12 @@ class Peer(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._transport.write(data)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.append(exc)
+
 
 class Listener:
-    """An acceptor. read: what was in the descriptors that came."""
+    """An acceptor. read: what was in the descriptors that came. peers: one of each connection."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,6 +45,7 @@ class Listener:
         self.socket.setblocking(False)
         self.read: list[bytes] = []
         self.fds: list[int] = []
+        self.peers: list[Peer] = []
         self.acceptor = Acceptor(self.socket, self.begin)
 
     def begin(self, first: bytes, fds: Sequence[int]) -> asyncio.Protocol:
@@ -48,7 +53,8 @@ class Listener:
         self.read += [os.pread(fd, 100, 0) for fd in fds]
         if first == b"bad":
             raise FrameError("it is bad")
-        return Peer(first)
+        self.peers.append(Peer(first))
+        return self.peers[-1]
 
     def connect(self) -> "closing[socket.socket]":
         peer = socket.socket(socket.AF_UNIX)
@@ -143,3 +149,25 @@ async def test_without_descriptors_it_waits_and_accepts_later(
         peer.send(b"hello")
         assert await receive(peer) == b"hello"
     assert caplog.text.count("no connection between processes can be accepted") == 2
+
+
+async def test_a_connection_that_no_transport_can_be_made_of_is_closed_and_its_protocol_told(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loop fails so if it is out of descriptors or memory: nothing may be kept for such a connection."""
+    full = OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    async def fail(*_: object) -> None:
+        raise full
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "connect_accepted_socket", fail, raising=False)
+    with listener.connect() as peer:
+        peer.send(b"hello")
+        assert await receive(peer) == b""
+    assert [lost for each in listener.peers for lost in each.lost] == [full]
+    assert "a connection between processes is closed: [Errno 12] Cannot allocate memory" in caplog.text
+    monkeypatch.undo()
+    with listener.connect() as peer:
+        peer.send(b"hello")
+        assert await receive(peer) == b"hello"

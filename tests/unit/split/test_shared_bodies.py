@@ -5,6 +5,7 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import socket
@@ -306,6 +307,21 @@ async def test_memory_that_could_be_cut_off_closes_the_connection(
     await cut_off(halves, GOOD + infer_in_memory(0, BODY_BYTES), fd)
     os.close(fd)
     assert "memory has the seals 0x0, expected 0x7" in caplog.text
+    assert labels(await halves.classify(3)) == [3] * ROWS
+
+
+async def test_memory_of_a_connection_that_cannot_be_opened_is_not_kept(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    halves = await start()
+    own = OwnMemory(MEMORY_BYTES)
+    monkeypatch.setattr(asyncio.get_running_loop(), "connect_accepted_socket", fail, raising=False)
+    await cut_off(halves, GOOD, own.fd)
+    monkeypatch.undo()
+    own.close_fd()
     assert labels(await halves.classify(3)) == [3] * ROWS
 
 
