@@ -306,6 +306,57 @@ def test_memory_too_small_even_for_halves_raises_an_error_and_the_next_batch_run
     assert lines[-1] == "3 True"
 
 
+DEVICE_FULL = """
+import sys
+import numpy as np
+from dataclasses import replace
+from pathlib import Path
+from service.errors import OutOfMemory
+from service.models.manifest import MODEL_FILE, read_manifest
+from service.onnx.engine import Engine
+from service.onnx.session import EngineOptions
+from tests.support.device import MEBIBYTE, full_device
+
+folder, free, graphs = Path(sys.argv[1]), int(sys.argv[2]) * MEBIBYTE, sys.argv[3] == "graphs"
+options = EngineOptions("cuda", 0, 1, (4, 256, 512), cuda_graphs=graphs)
+engine = Engine(folder / MODEL_FILE, read_manifest(folder), options)
+images = np.arange(512, dtype=np.uint8)[:, None, None] * np.ones((1, 28, 28), np.uint8)
+
+def run(rows):
+    try:
+        (outputs,) = engine.run([(images[:rows],)], rows)
+        print(rows, outputs[:, 0].tolist() == images[:rows, 0, 0].astype(float).tolist())
+    except OutOfMemory as error:
+        print(rows, error)
+
+run(3)
+with full_device(free):
+    run(512)
+    run(3)
+run(512)
+"""
+"""Runs 3 rows, 512 while the device has some MiB left, 3 again, and 512 when the memory is free again."""
+
+
+@pytest.mark.gpu
+@CUDA
+@pytest.mark.parametrize("graphs", ["graphs", "no graphs"])
+@pytest.mark.parametrize("free", [150, 20])
+def test_a_batch_that_the_device_is_too_full_for_fails_alone(spacious: Path, free: int, graphs: str) -> None:
+    """With 150 MiB its halves fit; with 20 they do not, and what runs afterwards is right."""
+    command = [sys.executable, "-c", DEVICE_FULL, str(spacious), str(free), graphs]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    print(run.stdout, run.stderr)
+    first, full, *after = run.stdout.splitlines()
+    assert [first, *after] == ["3 True", "3 True", "512 True"]
+    if free == 150:
+        assert full == "512 True"
+        assert "its 512 rows are run in two halves" in run.stderr
+    else:
+        assert "the memory of GPU 0 is full: a batch of 256 rows did not fit (" in full
+        assert "lower max_batch_size, or serve fewer models or pods on this device" in full
+
+
 def test_cpu_times_grow_with_the_rows_and_are_interpolated(
     add_classifier: Callable[..., Path],
 ) -> None:
