@@ -4,18 +4,19 @@
     python -m loadtests.gpu_service --provider cpu --workers 2 --services 1 2 --seconds 1
 
 One process, the split form with several workers, and several whole services side by side on the one device;
-onnxruntime alone and a hand-written batcher for comparison. Each figure comes from a service that first gave
-the right answer. Prints a table and the targets, and writes JSON. Exits with 1 if a service failed; a target
-that is missed is no error.
+onnxruntime alone, a hand-written batcher and NVIDIA's Triton (pytriton) for comparison. Each figure comes
+from a server that first gave the right answer. Prints a table and the targets, and writes JSON. Exits with 1
+if a service failed; a missed target is no error, nor is a peer that does not run: its row has the reason.
 """
 
 import argparse
 import json
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -28,17 +29,17 @@ from loadtests.gpu import ask_device, describe_device, make_inputs, run, timed, 
 from loadtests.interrupts import exit_code
 from loadtests.machine import RESULTS, ROOT, cores, describe
 from loadtests.outputs import add_output_arguments, chosen_output, shown, write_text
-from loadtests.peers.contestants import BATCHER, newest_graph
+from loadtests.peers.contestants import BATCHER, PYTRITON, Contestant, NotInstalled, newest_graph
 from loadtests.peers.measure import images_of, right_answer
-from loadtests.peers.wire import OCTETS, RAW, agrees
-from loadtests.processes import ServerFailed, end_servers_on_sigterm, free_port
-from loadtests.processes import serving as serving_peer
+from loadtests.peers.on_provider import serving_on
+from loadtests.peers.wire import OCTETS, RAW, Wire, agrees
+from loadtests.processes import ServerFailed, end_servers_on_sigterm
 from loadtests.progress import doing, say
 from loadtests.service_process import NotStarted, serving
 from service.models.folder import latest_version
 from service.models.manifest import MODEL_FILE, read_manifest
 from service.onnx.engine import Engine
-from service.onnx.session import PROVIDERS, EngineOptions
+from service.onnx.session import EngineOptions
 from service.settings import Provider
 
 PUBLISHED = RESULTS / "gpu_service.json"
@@ -72,6 +73,14 @@ class Figure:
     p99_ms: float
     errors: int
     gpu_percent: float | None
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A peer, or its remaining loads, without figures. form: as in `Figure`."""
+
+    form: str
+    reason: str
 
 
 def counted(number: int, noun: str) -> str:
@@ -118,7 +127,10 @@ WHOLE = raw("mlp", LARGE, 16)
 LARGE_BATCHES = (WHOLE, raw("cnn", LARGE, 16))
 IN_THE_SPLIT_FORM = (SINGLE, SIXTEEN, MANY, png(128), generated(64, 32))
 SIDE_BY_SIDE = raw("mlp", 1, 64)
-BY_HAND = (raw("mlp", 1, 64), raw("mlp", 256, 16))
+OF_PEERS = (raw("mlp", 1, 64), raw("mlp", 256, 16))
+
+PEERS = {"a batcher by hand": BATCHER, "pytriton": PYTRITON}
+"""The peers by form. Both take bodies of 256 images, which is their largest batch (`peers/session.py`)."""
 
 
 class Meter:
@@ -166,26 +178,45 @@ class Bench:
             yield from self._service(f"--workers {count}", ["--workers", str(count)], IN_THE_SPLIT_FORM)
         for count in self._chosen.services:
             yield self._side_by_side(count)
-        yield from self._by_hand()
+
+    def peers(self) -> Iterator[Figure | Missing]:
+        """Measure every peer. One that fails gets a line on stderr, and the next one follows."""
+        for form, peer in PEERS.items():
+            if peer.name not in self._chosen.peers:
+                yield Missing(form, "left out by --peers")
+                continue
+            if peer is PYTRITON:
+                peer = replace(peer, ready_python=self._chosen.peer_python)
+            try:
+                yield from self._peer(form, peer)
+            except (NotInstalled, ServerFailed, OSError, subprocess.SubprocessError) as error:
+                say(f"{form}: not measured: {error}")
+                yield Missing(form, str(error))
 
     def _service(self, form: str, flags: Sequence[str], loads: Sequence[Load]) -> Iterator[Figure]:
         with serving([*self._flags(), *flags]) as service:
             for load in loads:
-                self._check(service.port, load)
+                if load.headers is RAW_BOTH:
+                    self._check(service.port, load, RAW)
                 yield self._measure(form, load, [service.port])
 
     def _side_by_side(self, count: int) -> Figure:
         with ExitStack() as stack:
             ports = [stack.enter_context(serving(self._flags())).port for _ in range(count)]
             for port in ports:
-                self._check(port, SIDE_BY_SIDE)
+                self._check(port, SIDE_BY_SIDE, RAW)
             return self._measure(counted(count, "service"), SIDE_BY_SIDE, ports)
 
-    def _by_hand(self) -> Iterator[Figure]:
-        with by_hand(self._chosen.models_dir, self._chosen.provider) as port:
-            for load in BY_HAND:
-                path = replace(load, path=BATCHER.path)
-                yield self._measure("a batcher by hand", path, [port])
+    def _peer(self, form: str, peer: Contestant) -> Iterator[Figure]:
+        with doing(form):
+            stack = ExitStack()
+            port = stack.enter_context(serving_on(self._chosen.provider, peer, self._chosen.models_dir))
+        with stack:
+            for load in OF_PEERS:
+                body, headers = peer.wire.encode(images_of(load.rows))
+                asked = replace(load, path=peer.path, body=body, headers=dict(headers))
+                self._check(port, asked, peer.wire)
+                yield self._measure(form, asked, [port])
 
     def _flags(self) -> list[str]:
         chosen = self._chosen
@@ -194,13 +225,11 @@ class Bench:
             *("--provider", chosen.provider, "--device-id", str(chosen.device_id)),
         ]
 
-    def _check(self, port: int, load: Load) -> None:
-        """Raise ServerFailed unless a raw body gets the right answer; wrk counts the statuses of all."""
-        if load.headers is not RAW_BOTH:
-            return
+    def _check(self, port: int, load: Load, wire: Wire) -> None:
+        """Raise ServerFailed unless a load's images get the right answer; wrk counts the statuses of all."""
         images = images_of(load.rows)
         expected = right_answer(newest_graph(self._chosen.models_dir, load.model), images)
-        if not agrees(port, load.path, RAW, images, expected):
+        if not agrees(port, load.path, wire, images, expected):
             raise ServerFailed(f"wrong response to {load.name}")
 
     def _measure(self, form: str, load: Load, ports: Sequence[int]) -> Figure:
@@ -232,22 +261,6 @@ class Bench:
         )
         say(f"{form}: {load.name}: {rate:,.0f} requests/s, {load.rows * rate:,.0f} images/s")
         return figure
-
-
-@contextmanager
-def by_hand(models_dir: Path, provider: Provider) -> Iterator[int]:
-    """Run the hand-written batcher of loadtests/peers on the provider; yields its port."""
-    port = free_port()
-    command, environment = BATCHER.launch(port, models_dir, cores())
-    environment["ORT_PROVIDER"] = PROVIDERS[provider]
-    image = images_of(1)
-    expected = right_answer(newest_graph(models_dir, BATCHER.model), image)
-
-    def ready() -> bool:
-        return agrees(port, BATCHER.path, RAW, image, expected)
-
-    with serving_peer(command, ready, directory=BATCHER.directory, environment=environment):
-        yield port
 
 
 def alone(folder: Path, options: EngineOptions, seconds: float) -> float:
@@ -290,7 +303,9 @@ def targets(figures: Sequence[Figure], engine: float) -> list[Target]:
     ]
 
 
-def report(figures: Sequence[Figure], engine: float, reached: Sequence[Target]) -> str:
+def report(
+    figures: Sequence[Figure], missing: Sequence[Missing], engine: float, reached: Sequence[Target]
+) -> str:
     """The tables, in Markdown."""
     lines = [
         f"onnxruntime alone, mlp, batches of {LARGE:,} with host copies: {engine:,.0f} images/s",
@@ -304,6 +319,9 @@ def report(figures: Sequence[Figure], engine: float, reached: Sequence[Target]) 
             f"| {each.form} | {each.load} | {each.requests_per_second:,.0f} | {each.images_per_second:,.0f} "
             f"| {each.p50_ms:.2f} / {each.p99_ms:.2f} | {each.errors} | {busy} |"
         )
+    lines += [
+        f"| {each.form} | not measured: {each.reason.replace('|', '/')} | | | | | |" for each in missing
+    ]
     lines += ["", "| target, for a GPU with 16 cores | seen | at least | |", "|---|---|---|---|"]
     for target in reached:
         if target.value is not None:
@@ -331,6 +349,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[1, 2, 4, 8],
         help="whole services on the device (default: 1 2 4 8)",
     )
+    names = [peer.name for peer in PEERS.values()]
+    add("--peers", choices=names, nargs="*", default=names, help=f"peers (default: {' '.join(names)})")
+    add(
+        "--peer-python",
+        type=lambda name: Path(name).absolute(),
+        metavar="FILE",
+        help="interpreter of a ready environment for pytriton (default: one made with pip)",
+    )
     add("--seconds", type=at_least_one, default=3, help="whole seconds per load (default: 3)")
     add("--wrk-threads", type=at_least_one, default=max(1, cores() // 4), help="wrk's threads")
     add_output_arguments(parser, PUBLISHED, what="JSON file to write")
@@ -349,9 +375,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         engine = alone(latest_version(chosen.models_dir / "mlp"), options, 1.0)
         figures = list(bench.all())
+        seen = list(bench.peers())
     except (NotStarted, ServerFailed, wrk.WrkMissing) as error:
         print(f"loadtests: {error}", file=sys.stderr)
         return 1
+    figures += [each for each in seen if isinstance(each, Figure)]
+    missing = [each for each in seen if isinstance(each, Missing)]
     reached = targets(figures, engine)
     full = chosen.provider == "cuda" and chosen.seconds >= 3 and 8 in chosen.workers
     output = chosen_output(chosen, PUBLISHED, full=full)
@@ -360,10 +389,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "device": describe_device(chosen.device_id),
         "engine_images_per_second": round(engine, 1),
         "figures": [asdict(each) for each in figures],
+        "missing": [asdict(each) for each in missing],
         "targets": [asdict(each) for each in reached],
     }
     write_text(output, json.dumps(content, indent=1) + "\n")
-    print(report(figures, engine, reached))
+    print(report(figures, missing, engine, reached))
     say(f"written: {shown(output)}")
     return 0
 

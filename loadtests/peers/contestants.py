@@ -1,5 +1,6 @@
 """The servers that are measured: how each is installed and started, and what it is asked."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -27,10 +28,12 @@ class NotInstalled(Exception):
 class Contestant:
     """A server to be measured.
 
-    command: its arguments; {bin} is the bin folder of its virtual environment, {python} inkserve's own
-        interpreter; {port}, {models} and {threads} are replaced as well.
+    command: its arguments; {bin} is the bin folder of its virtual environment, {own_python} that
+        environment's interpreter, {python} inkserve's; {port}, {models} and {threads} are replaced as well.
     model: the folder under models/ whose graph it runs; empty for a bound without a model.
     own_packages: whether it has a requirements.txt and a virtual environment of its own.
+    ready_python: the interpreter of an environment that is used instead of installing one.
+    first_packages: a folder whose packages come before the environment's.
     """
 
     name: str
@@ -41,6 +44,8 @@ class Contestant:
     model: str = "mlp"
     own_packages: bool = True
     environment: Mapping[str, str] = field(default_factory=dict)
+    ready_python: Path | None = None
+    first_packages: Path | None = None
 
     @property
     def directory(self) -> Path:
@@ -56,21 +61,34 @@ class Contestant:
             "port": str(port),
             "models": str(models_dir),
             "threads": str(threads),
-            "libpython": str(sysconfig.get_config_var("LIBDIR")),
+            "own_python": str(self.ready_python or VENVS / self.name / "bin" / "python"),
+            "libraries": self._libraries(),
         }
         environment = {
             "MODEL": str(newest_graph(models_dir, self.model)) if self.model else "",
             "PORT": str(port),
             "THREADS": str(threads),
             "OMP_NUM_THREADS": str(threads),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": self._packages(),
             **{name: value.format(**values) for name, value in self.environment.items()},
         }
         return [part.format(**values) for part in self.command], environment
 
+    def _packages(self) -> str:
+        """Its PYTHONPATH: this process's own only if it runs on the same packages."""
+        inherited = None if self.own_packages else os.environ.get("PYTHONPATH")
+        return _joined(ROOT, self.first_packages, inherited)
+
+    def _libraries(self) -> str:
+        """The folder of its interpreter's libpython, and those that this process has, such as CUDA's."""
+        libpython = sysconfig.get_config_var("LIBDIR")
+        if self.ready_python:
+            libpython = self.ready_python.resolve().parent.parent / "lib"
+        return _joined(libpython, os.environ.get("LD_LIBRARY_PATH"))
+
     def install(self) -> None:
         """Create its virtual environment, unless it exists. Raises NotInstalled."""
-        if not self.own_packages:
+        if not self.own_packages or self.ready_python:
             return
         requirements = self.directory / "requirements.txt"
         venv = VENVS / self.name
@@ -80,6 +98,11 @@ class Contestant:
         _run([sys.executable, "-m", "venv", str(venv)])
         _run([str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "-r", str(requirements)])
         done.write_bytes(requirements.read_bytes())
+
+
+def _joined(*folders: Path | str | None) -> str:
+    """A search path without empty entries, which would mean the current folder."""
+    return ":".join(str(folder) for folder in folders if folder)
 
 
 def newest_graph(models_dir: Path, name: str) -> Path:
@@ -96,7 +119,7 @@ def _run(command: Sequence[str]) -> None:
     except subprocess.TimeoutExpired:
         raise NotInstalled(f"installing took more than {INSTALL_SECONDS} s") from None
     if run.returncode:
-        reason = [line for line in run.stderr.splitlines() if line.startswith("ERROR")]
+        reason = [line for line in run.stderr.splitlines() if line.upper().startswith("ERROR")]
         raise NotInstalled(" ".join(reason[-1:])[:300] or f"pip exited with code {run.returncode}")
 
 
@@ -108,7 +131,7 @@ def inkserve(name: str, configuration: str, extra: Sequence[str] = (), model: st
     return Contestant(name, configuration, path, wire.RAW, command, model=model, own_packages=False)
 
 
-APP = ("{bin}/python", "app.py")
+APP = ("{own_python}", "app.py")
 OWN_APP = ("{python}", "app.py")
 
 ASGI = Contestant(
@@ -121,6 +144,15 @@ BATCHER = Contestant(
     wire.RAW,
     OWN_APP,
     own_packages=False,
+)
+PYTRITON = Contestant(
+    "pytriton",
+    "V2 binary, dynamic batcher",
+    "/v2/models/mlp/infer",
+    wire.V2_BINARY,
+    APP,
+    # Triton's Python backend links to libpython, which must be this interpreter's.
+    environment={"LD_LIBRARY_PATH": "{libraries}"},
 )
 INKSERVE = inkserve("inkserve", "raw, defaults")
 
@@ -165,13 +197,5 @@ EVERY: tuple[Contestant, ...] = (
         APP,
         environment={"RAY_USAGE_STATS_ENABLED": "0"},
     ),
-    Contestant(
-        "pytriton",
-        "V2 binary, dynamic batcher",
-        "/v2/models/mlp/infer",
-        wire.V2_BINARY,
-        APP,
-        # Triton's Python backend links to libpython, which must be this interpreter's.
-        environment={"LD_LIBRARY_PATH": "{libpython}"},
-    ),
+    PYTRITON,
 )

@@ -15,6 +15,7 @@ class Classifier:
     """The model at the path in the environment variable MODEL, on THREADS threads.
 
     ORT_PROVIDER names onnxruntime's execution provider; the CPU's if it is unset.
+    Raises RuntimeError if that provider is unavailable: onnxruntime itself would run on the CPU.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,9 @@ class Classifier:
         if provider != "CPUExecutionProvider":
             ort.preload_dlls(directory="")
         self._session = ort.InferenceSession(os.environ["MODEL"], options, providers=[provider])
+        used = self._session.get_providers()
+        if provider not in used:
+            raise RuntimeError(f"onnxruntime runs on {', '.join(used)}, expected {provider}")
         self(np.zeros((MAX_BATCH_SIZE, SIDE, SIDE), np.uint8))  # warm: the first run allocates
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
