@@ -4,8 +4,11 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from service.errors import RepositoryError
@@ -13,28 +16,104 @@ from service.models.manifest import read_manifest
 from tests.support.idx_files import write_folder
 from tests.support.tiny_runs import CNN, Workshop, new_run
 from training.datasets.splits import load
+from training.ensembles.combine import mean_of
 from training.errors import SourceError
 from training.evaluation.classification import readings
 from training.families import classifier
+from training.families.cuda_session import PROVIDER, CudaSession, without_mean
 from training.families.teacher import Teacher
 from training.versions import Target
+
+HAS_PROVIDER = PROVIDER in onnxruntime.get_available_providers()
+CUDA = pytest.mark.skipif(
+    not (HAS_PROVIDER and torch.cuda.is_available()),
+    reason="no CUDA device, or a torch or an onnxruntime without CUDA",
+)
+
+
+def digits(workshop: Workshop) -> Tensor:
+    """The test images as a run deforms them: (n, 1, 28, 28) float in 0..1."""
+    return torch.from_numpy(workshop.splits.test.images.copy()).unsqueeze(1).float() / 255
+
+
+def trio(folder: Path) -> onnx.ModelProto:
+    """An ensemble of three times the same classifier."""
+    return mean_of([onnx.load(folder / "model.onnx") for _ in range(3)])
 
 
 def test_targets_are_the_probabilities_that_the_published_graph_gives(workshop: Workshop) -> None:
     folder = workshop.models / "cnn" / "1"
-    images = torch.from_numpy(workshop.splits.test.images[:7].copy()).unsqueeze(1).float() / 255
+    images = digits(workshop)[:7]
     targets = Teacher(folder, workshop.splits).targets(images, 1.0)
     expected = readings(folder / "model.onnx", workshop.splits.test).probabilities[:7]
     np.testing.assert_allclose(targets.numpy(), expected, atol=1e-5)
 
 
 def test_a_high_temperature_evens_the_targets_out_and_keeps_their_order(workshop: Workshop) -> None:
-    images = torch.from_numpy(workshop.splits.test.images.copy()).unsqueeze(1).float() / 255
+    images = digits(workshop)
     teacher = Teacher(workshop.models / "cnn" / "1", workshop.splits)
     sharp, even = teacher.targets(images, 1.0), teacher.targets(images, 8.0)
     assert torch.equal(sharp.argsort(1)[:, -2:], even.argsort(1)[:, -2:])
     assert (even.max(1).values < sharp.max(1).values).all()
     torch.testing.assert_close(even.sum(1), torch.ones(len(images)))
+
+
+@pytest.mark.skipif(HAS_PROVIDER, reason="this onnxruntime has CUDA")
+def test_a_teacher_whose_onnxruntime_has_no_cuda_says_so_and_runs_on_the_cpu(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, images = workshop.models / "cnn" / "1", digits(workshop)
+    on_cpu = Teacher(folder, workshop.splits).targets(images, 1.0)
+    assert capsys.readouterr().err == ""
+    fallen_back = Teacher(folder, workshop.splits, torch.device("cuda")).targets(images, 1.0)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("the teacher runs on the CPU, because this onnxruntime has ")
+    assert torch.equal(fallen_back, on_cpu)
+
+
+def test_an_ensemble_is_the_same_without_the_mean_that_cuda_lacks(workshop: Workshop) -> None:
+    ensemble = trio(workshop.models / "cnn" / "1")
+    changed = without_mean(ensemble)
+    onnx.checker.check_model(changed, full_check=True)
+    before, after = ({node.op_type for node in graph.graph.node} for graph in (ensemble, changed))
+    assert after == before - {"Mean"} | {"Sum", "Mul"}
+    inputs = {"images": workshop.splits.test.images}
+    seen, expected = (
+        onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            ["probabilities"], inputs
+        )
+        for graph in (changed, ensemble)
+    )
+    np.testing.assert_allclose(seen[0], expected[0], atol=1e-6)  # a few last bits of float32
+
+
+@pytest.mark.gpu
+@CUDA
+@pytest.mark.parametrize(("tf32", "tolerance"), [(False, 1e-5), (True, 1e-2)])
+def test_a_teacher_on_the_gpu_gives_the_cpus_targets_in_order_with_torchs_work(
+    workshop: Workshop, tf32: bool, tolerance: float
+) -> None:
+    device, folder = torch.device("cuda"), workshop.models / "cnn" / "1"
+    on_gpu = Teacher(folder, workshop.splits, device, tf32=tf32)
+    on_cpu, images = Teacher(folder, workshop.splits), digits(workshop)
+    busy = torch.randn(4096, 4096, device=device)
+    for shift in range(8):
+        expected = on_cpu.targets(images.roll(shift, 2), 2.0)
+        busy = (busy @ busy).clamp(-1, 1)  # so that the images are not there yet when the teacher is asked
+        rolled = (images.to(device) + busy[:1, :1].reshape(1, 1, 1, 1) * 0).roll(shift, 2)
+        seen = on_gpu.targets(rolled, 2.0)
+        torch.testing.assert_close(seen.cpu(), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.gpu
+@CUDA
+def test_an_ensemble_teaches_on_the_gpu(tmp_path: Path, workshop: Workshop) -> None:
+    ensemble = trio(workshop.models / "cnn" / "1")
+    onnx.save(ensemble, tmp_path / "model.onnx")
+    pixels = torch.from_numpy(workshop.splits.test.images.copy())
+    seen = CudaSession(tmp_path / "model.onnx", torch.device("cuda"), tf32=False).probabilities(pixels.cuda())
+    expected = readings(workshop.models / "cnn" / "1" / "model.onnx", workshop.splits.test).probabilities
+    np.testing.assert_allclose(seen.cpu().numpy(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
