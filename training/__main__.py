@@ -110,6 +110,7 @@ def _train(options: argparse.Namespace) -> int:
         precision=config.precision,
         resume=options.resume,
         loggers=options.logger or ["csv"],
+        cuda_graphs=options.cuda_graphs,
     )
     module.train(config, splits, run)
     return 0

@@ -74,6 +74,12 @@ def _add_train(actions: Any) -> argparse.ArgumentParser:
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto (the default) prefers cuda"
     )
     command.add_argument(
+        "--cuda-graphs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="replay training steps as CUDA graphs, if the model can and runs on one GPU (default: yes)",
+    )
+    command.add_argument(
         "--seed", type=int, default=0, help="seed of weights, order and augmentation (default: 0)"
     )
     command.add_argument(

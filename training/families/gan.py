@@ -5,8 +5,10 @@ so an image depends only on its own z and label, not on the rest of its batch.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +30,7 @@ from training.families.samples import chosen_epoch, draw_samples
 from training.families.tensors import to_tensors
 from training.runs.averaging import averaged
 from training.runs.finished import load_weights, read_history, read_hyperparameters, recorded
+from training.runs.graphs import GraphedStep, make_capturable, set_rate
 from training.runs.run import Precision, Run
 from training.versions import Target
 
@@ -62,6 +65,10 @@ class Config:
     sample_interval: the number of steps between two grids of samples; it changes nothing else.
     judge: the folder of the published classifier that judges the samples of each epoch, or `none`. It only
         chooses the epoch.
+    judge_interval: the number of epochs between two that are judged. The last one always is.
+    class_weight: the weight of the classes' cross-entropy in both losses (Odena et al. 2017, AC-GAN). The
+        discriminator learns the classes from real images only, so it cannot agree with the generator on
+        wrong ones. With 0 it has no output for them.
     """
 
     epochs: int
@@ -87,6 +94,8 @@ class Config:
     learning_rate_end: float = 1.0
     pairing: Literal["none", "relativistic"] = "none"
     r2_gamma: float = 0.0
+    judge_interval: int = 1
+    class_weight: float = 0.0
 
 
 # z, Adam, the batch and the initialisation are those of Radford et al. 2016 (DCGAN). Lazy
@@ -187,17 +196,30 @@ class Discriminator(nn.Module):
         )
         self.head = nn.Linear(config.features, 1)
         self.embedding = nn.Embedding(CLASSES, config.features)
+        self.classes = nn.Linear(config.features, CLASSES) if config.class_weight else None
         self.apply(_initialise)
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Logits, (n,)."""
+    def forward(self, images: Tensor, labels: Tensor, with_classes: bool = False) -> Tensor:
+        """Logits, (n,). with_classes: (n, 1 + CLASSES), with the logits of the classes after it."""
         features = self.body(images)
         logits: Tensor = self.head(features).squeeze(1) + (features * self.embedding(labels)).sum(1)
-        return logits
+        if not with_classes or self.classes is None:
+            return logits
+        return torch.cat([logits.unsqueeze(1), self.classes(features)], 1)
 
 
 def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> list[nn.Module]:
     return [nn.Conv2d(inputs, outputs, size, stride=stride, padding=1), nn.LeakyReLU(0.2)]
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Let no gradient reach the network's weights."""
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)
 
 
 def _initialise(module: nn.Module) -> None:
@@ -253,12 +275,16 @@ class Adversaries:
             "ema": self.ema,
         }
 
+    def make_capturable(self) -> None:
+        """Prepare `step` for a CUDA graph, once a checkpoint is loaded."""
+        for optimizer in (self._generator_optimizer, self._discriminator_optimizer):
+            make_capturable(optimizer, self._fabric.device)
+
     def set_rate(self, progress: float) -> float:
         """Set both learning rates for a step at this fraction of the run, and return them."""
         rate = self._config.learning_rate * (1 + progress * (self._config.learning_rate_end - 1))
         for optimizer in (self._generator_optimizer, self._discriminator_optimizer):
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            set_rate(optimizer, rate)
         return rate
 
     def train_discriminator(
@@ -268,7 +294,8 @@ class Adversaries:
 
         Both go through the network together, in one forward pass of 2n: DDP requires it, and it is faster.
         """
-        logits = self._discriminator(torch.cat([real, fake.detach()]), torch.cat([labels, labels]))
+        images, both = torch.cat([real, fake.detach()]), torch.cat([labels, labels])
+        logits, classes = self._split(self._discriminator(images, both, self._classifies))
         on_real, on_fake = logits.chunk(2)
         relativistic = self._config.pairing == "relativistic"
         loss = total = (relativistic_loss if relativistic else discriminator_loss)(on_real, on_fake)
@@ -277,6 +304,9 @@ class Adversaries:
             "real_probability": on_real.sigmoid().mean(),
             "fake_probability": on_fake.sigmoid().mean(),
         }
+        if classes is not None:
+            metrics["class_loss"] = functional.cross_entropy(classes[: len(real)], labels)
+            total = loss + self._config.class_weight * metrics["class_loss"]
         if with_r1:
             # In full precision, and past Fabric's wrapper, which forbids autograd.grad under autocast.
             metrics["r1"] = gradient_penalty(self._plain_discriminator, real, labels)
@@ -284,7 +314,7 @@ class Adversaries:
             if self._config.r2_gamma:
                 metrics["r2"] = gradient_penalty(self._plain_discriminator, fake, labels)
                 penalty = penalty + self._config.r2_gamma * metrics["r2"]
-            total = loss + self._config.r1_interval / 2 * penalty
+            total = total + self._config.r1_interval / 2 * penalty
         self._discriminator_optimizer.zero_grad()
         self._fabric.backward(total)
         self._discriminator_optimizer.step()
@@ -292,17 +322,19 @@ class Adversaries:
 
     def train_generator(self, real: Tensor, fake: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """A step through the discriminator, which is frozen for it: no gradient reaches its weights."""
-        self._plain_discriminator.requires_grad_(False)
-        with self._fabric.autocast():
-            on_fake = self._plain_discriminator(fake, labels).float()
-            if self._config.pairing == "relativistic":
-                loss = relativistic_loss(on_fake, self._plain_discriminator(real, labels).float())
-            else:
-                loss = generator_loss(on_fake)
-        self._generator_optimizer.zero_grad()
-        self._fabric.backward(loss)
-        self._generator_optimizer.step()
-        self._plain_discriminator.requires_grad_(True)
+        with frozen(self._plain_discriminator):
+            with self._fabric.autocast():
+                judged = self._plain_discriminator(fake, labels, self._classifies).float()
+                on_fake, classes = self._split(judged)
+                if self._config.pairing == "relativistic":
+                    loss = total = relativistic_loss(on_fake, self._plain_discriminator(real, labels).float())
+                else:
+                    loss = total = generator_loss(on_fake)
+                if classes is not None:
+                    total = loss + self._config.class_weight * functional.cross_entropy(classes, labels)
+            self._generator_optimizer.zero_grad()
+            self._fabric.backward(total)
+            self._generator_optimizer.step()
         self.ema.update_parameters(self._plain_generator)
         return {"generator_loss": loss.detach()}
 
@@ -311,6 +343,14 @@ class Adversaries:
         fake = self._generator(z, labels)
         metrics = self.train_discriminator(real, fake, labels, with_r1)
         return metrics | self.train_generator(real, fake, labels)
+
+    @property
+    def _classifies(self) -> bool:
+        return self._config.class_weight > 0
+
+    def _split(self, judged: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The discriminator's logits (n,), and those of the classes (n, CLASSES) if it has them."""
+        return (judged[:, 0], judged[:, 1:]) if self._classifies else (judged, None)
 
     def _set_up(self, network: nn.Module):  # type: ignore[no-untyped-def]
         optimizer = torch.optim.Adam(
@@ -335,16 +375,18 @@ def train(config: Config, splits: Splits, run: Run) -> None:
     quality = epoch_quality(config.judge, splits)
     adversaries = Adversaries(config, run)
     run.restore(adversaries.state)
+    if run.cuda_graphs:
+        adversaries.make_capturable()
+    plain, regularised = graphed_steps(adversaries, images, labels, enabled=run.cuda_graphs)
     steps_per_epoch = len(labels) // config.batch_size
     for epoch in run.epochs():
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         for step, rows in run.batches(epoch, len(labels), config.batch_size):
-            real = images[rows].float() / 127.5 - 1
             z = torch.randn(len(rows), config.latent, generator=run.generator(epoch, step), device=device)
             before = epoch * steps_per_epoch + step
             rate = adversaries.set_rate(before / (config.epochs * steps_per_epoch))
-            metrics = adversaries.step(real, labels[rows], z, with_r1=step % config.r1_interval == 0)
+            metrics = (regularised if step % config.r1_interval == 0 else plain)(rows, z)
             run.check_loss(epoch, step, torch.stack(list(metrics.values())))
             for name, value in metrics.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value
@@ -353,8 +395,8 @@ def train(config: Config, splits: Splits, run: Run) -> None:
                 save_samples(adversaries.ema.module, config, step_file(run.folder, before + 1))
         means = {name: run.mean(total / counts[name]) for name, total in sums.items()}
         means["learning_rate"] = rate
-        score = float(epoch)
-        if quality is not None:
+        score = float(epoch) if quality is None else None
+        if quality is not None and judged_after(epoch, config):
             drawn = draw_samples(Drawing(adversaries.ema.module), quality.labels, config.latent, device)
             means |= {name: run.mean(value) for name, value in quality(drawn).items()}
             score = -means["validation_distance"]
@@ -362,6 +404,23 @@ def train(config: Config, splits: Splits, run: Run) -> None:
         if run.leads:
             save_samples(adversaries.ema.module, config, run.folder / SAMPLES_FILE)
     run.finish()
+
+
+def graphed_steps(
+    adversaries: Adversaries, images: Tensor, labels: Tensor, *, enabled: bool
+) -> tuple[GraphedStep, GraphedStep]:
+    """A step without R1 and one with it, from rows of the images (n,) int64 and z (n, latent) to metrics."""
+
+    def step(rows: Tensor, z: Tensor, with_r1: bool) -> dict[str, Tensor]:
+        return adversaries.step(images[rows].float() / 127.5 - 1, labels[rows], z, with_r1)
+
+    plain = GraphedStep(partial(step, with_r1=False), enabled=enabled)
+    return plain, GraphedStep(partial(step, with_r1=True), enabled=enabled)
+
+
+def judged_after(epoch: int, config: Config) -> bool:
+    """Whether the samples of this epoch, counted from 0, are judged."""
+    return (epoch + 1) % config.judge_interval == 0 or epoch + 1 == config.epochs
 
 
 def step_file(folder: Path, step: int) -> Path:
@@ -424,6 +483,8 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
         card=make_card(
             "gan",
             config=config,
+            loss=loss_words(config),
+            rate=rate_words(config),
             parameters=sum(weights.numel() for weights in generator.parameters()),
             epochs=len(history),
             chosen=chosen_epoch(history),
@@ -432,6 +493,23 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
     )
     (folder,) = publish([model], splits=splits, run_dir=run_dir, target=target)
     return folder
+
+
+def loss_words(config: Config) -> str:
+    """The loss and its penalties, for the card."""
+    loss = "Relativistic loss" if config.pairing == "relativistic" else "Non-saturating loss"
+    if config.class_weight:
+        loss += f" and the classes' cross-entropy (weight {config.class_weight:g})"
+    names, gammas = ("R1", f"{config.r1_gamma:g}")
+    if config.r2_gamma:
+        names, gammas = ("R1 and R2", f"{gammas} and {config.r2_gamma:g}")
+    return f"{loss} with {names} (gamma {gammas}, every {config.r1_interval} steps)"
+
+
+def rate_words(config: Config) -> str:
+    """The learning rate and its schedule, for the card."""
+    rate, end = f"{config.learning_rate:g}", config.learning_rate_end
+    return rate if end == 1 else f"{rate}, falling along a line to {end:g} times that"
 
 
 def config_of(hyperparameters: Mapping[str, Any]) -> Config:

@@ -81,6 +81,8 @@ class Run:
     fabric: Lightning Fabric, launched; use its `setup`, `device`, `backward` and `autocast`.
     history: the metrics of the finished epochs, one dict per epoch.
     best_score: the highest score so far, -inf before the first.
+    cuda_graphs: whether a model may replay its steps as CUDA graphs. config.json records it, but not as a
+        hyperparameter: a run may be resumed with the other choice.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Run:
         progress_seconds: float = PROGRESS_SECONDS,
         on_epoch: Callable[[Mapping[str, float]], None] | None = None,
         loggers: Sequence[str] = (),
+        cuda_graphs: bool = True,
     ) -> None:
         """Open the folder and launch Fabric.
 
@@ -103,6 +106,7 @@ class Run:
         on_epoch: called in every process with an epoch's metrics, after its checkpoint is written. What
             it raises ends the run, which can be resumed.
         loggers: see training/runs/loggers.py.
+        cuda_graphs: whether a model may replay its steps as CUDA graphs (training/runs/graphs.py).
         Raises RunError if the folder holds a run and `resume` is false, if it holds one with other
         hyperparameters, or if the device is missing.
         """
@@ -118,6 +122,7 @@ class Run:
         self._epoch_started = time.monotonic()
         self._progress = Progress(epochs, progress_seconds, self._epoch_started)
         self.fabric = _fabric(device, precision)
+        self.cuda_graphs = cuda_graphs and self._can_capture(precision)
         torch.manual_seed(self.key())
         self._open(dict(hyperparameters) | {"precision": precision, "seed": seed, "epochs": epochs}, resume)
         self._loggers = Loggers(loggers if self.leads else (), folder, self.history)
@@ -196,7 +201,9 @@ class Run:
         bad = self._bad_step
         if bad is None:
             bad = torch.full((), -1, device=self.fabric.device)
-        self._bad_step = torch.where((bad < 0) & ~loss.detach().isfinite().all(), step, bad)
+        first = (bad < 0) & ~loss.detach().isfinite().all()
+        # Not torch.where with a number: that copies the number to the GPU, and waits for it.
+        self._bad_step = bad + first * (step - bad)
         if step % LOSS_CHECK_STEPS == LOSS_CHECK_STEPS - 1:
             self._require_finite(epoch, {})
 
@@ -281,9 +288,20 @@ class Run:
                 "commit": commit() or None,
                 "threads": torch.get_num_threads(),
                 "world_size": self.fabric.world_size,
+                "device": self.fabric.device.type,
+                "cuda_graphs": self.cuda_graphs,
             }
             write_atomically(config_path, (json.dumps(record, indent=2) + "\n").encode())
         self.fabric.barrier()
+
+    def _can_capture(self, precision: Precision) -> bool:
+        """Whether steps may be captured. DDP and the loss scaling of float16 do work that a graph lacks."""
+        if self.fabric.device.type != "cuda":
+            return False
+        if self.fabric.world_size > 1 or precision == "16-mixed":
+            notice("no CUDA graphs: they need one process, and 32-true or bf16-mixed")
+            return False
+        return True
 
     def _check_shared(self) -> None:
         """Raise RunError unless all processes have read the same checkpoint, or none."""

@@ -34,6 +34,8 @@ def gan_card(history: History) -> Card:
     return make_card(
         "gan",
         config=config,
+        loss=gan.loss_words(config),
+        rate=gan.rate_words(config),
         parameters=size(network),
         epochs=len(history),
         chosen=chosen_epoch(history),

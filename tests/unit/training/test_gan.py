@@ -66,6 +66,7 @@ def test_generator_upsamples_from_7_to_28_pixels() -> None:
 
 
 def test_label_outside_the_classes_gives_an_image() -> None:
+    torch.manual_seed(0)  # with some weights this tiny network draws the same for all classes
     generator = gan.Generator(GAN).eval()
     z = torch.randn(1, GAN.latent).expand(4, -1)
     images = generator(z, torch.tensor([1, 2, -1, 10]))
@@ -143,6 +144,35 @@ def test_the_rate_falls_along_a_line(tmp_path: Path) -> None:
             assert group["lr"] == pytest.approx(share * GAN.learning_rate)
 
 
+def test_the_classes_are_learned_from_real_images_and_teach_the_generator(tmp_path: Path) -> None:
+    two, real, labels, z = adversaries(tmp_path, dataclasses.replace(GAN, class_weight=0.5))
+    generator, discriminator = two.state["generator"], two.state["discriminator"]
+    fake = generator(z, labels)
+    judged = discriminator(real, labels, True)
+    assert judged.shape == (20, 11)
+    torch.testing.assert_close(judged[:, 0], discriminator(real, labels))
+    expected = nn.functional.cross_entropy(judged[:, 1:], labels).item()
+    metrics = two.train_discriminator(real, fake, labels, with_r1=True)
+    assert metrics["class_loss"].item() == pytest.approx(expected, rel=1e-4)
+    assert all(weight.grad is not None for weight in discriminator.parameters())
+    heads = copy.deepcopy(discriminator.classes.state_dict())
+    two.train_generator(real, fake, labels)
+    assert all(torch.equal(heads[name], value) for name, value in discriminator.classes.state_dict().items())
+
+
+def test_a_discriminator_without_class_weight_has_no_classes() -> None:
+    assert not any(name.startswith("classes") for name in gan.Discriminator(GAN).state_dict())
+
+
+def test_samples_are_judged_every_interval_and_at_the_end(tmp_path: Path, workshop: Workshop) -> None:
+    judge = str(workshop.models / "cnn" / "1")
+    config = dataclasses.replace(GAN, epochs=5, judge=judge, judge_interval=2, sample_interval=10_000)
+    gan.train(config, workshop.splits, new_run(tmp_path, config))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if "validation_distance" in line] == [2, 4, 5]
+    assert (tmp_path / CURVES_FILE).is_file()
+
+
 def test_run_keeps_a_sample_grid_every_interval(workshop: Workshop) -> None:
     folder = workshop.runs / "gan"
     grids = sorted(path.name for path in (folder / gan.SAMPLES_FOLDER).iterdir())
@@ -174,6 +204,19 @@ def test_sample_grids_do_not_change_the_training(tmp_path: Path, workshop: Works
     seldom = dataclasses.replace(GAN, sample_interval=10_000)
     gan.train(seldom, workshop.splits, new_run(tmp_path, seldom))
     assert_same_state(tmp_path, workshop.runs / "gan")
+
+
+def test_the_card_names_the_loss_and_the_rate_of_the_run() -> None:
+    assert gan.loss_words(gan.CONFIG) == "Non-saturating loss with R1 (gamma 1, every 16 steps)"
+    assert gan.rate_words(gan.CONFIG) == "0.0002"
+    config = dataclasses.replace(
+        gan.CONFIG, pairing="relativistic", r2_gamma=0.5, class_weight=0.1, learning_rate_end=0.05
+    )
+    assert gan.loss_words(config) == (
+        "Relativistic loss and the classes' cross-entropy (weight 0.1) with R1 and R2 "
+        "(gamma 1 and 0.5, every 16 steps)"
+    )
+    assert gan.rate_words(config) == "0.0002, falling along a line to 0.05 times that"
 
 
 def test_folded_generator_is_the_same_function() -> None:
