@@ -153,8 +153,8 @@ class Settings(BaseSettings):
     device_id: int = Field(0, ge=0, description="index of the GPU, for the providers `cuda` and `tensorrt`")
     cuda_graphs: bool = Field(
         True,
-        description="with provider `cuda`, replay a captured CUDA graph for each batch size; a model "
-        "that has nodes that run on the CPU is not served",
+        description="with provider `cuda`, replay a captured CUDA graph for each batch size; a model with "
+        "nodes that run on the CPU runs without",
     )
     tf32: bool = Field(
         False,

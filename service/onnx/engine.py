@@ -23,7 +23,7 @@ from service.onnx import cuda
 from service.onnx.buffers import Binding, DeviceBinding, DeviceBuffer, HostBinding, OverlappedBinding
 from service.onnx.comparable import open_comparable
 from service.onnx.equal_bits import Arrays, CannotCompare, Compared, compare_sizes, rows_to_compare
-from service.onnx.session import EngineOptions, explained, open_session
+from service.onnx.session import EngineOptions, explained, open_as_far_as_possible
 from service.onnx.streams import streams_of
 
 logger = logging.getLogger(__name__)
@@ -82,10 +82,10 @@ class Engine:
     """
 
     def __init__(self, graph: Path, manifest: Manifest, options: EngineOptions) -> None:
+        self._session, options = open_as_far_as_possible(graph, options)
         self._options = options
         self._graph = graph
         self._manifest = manifest
-        self._session = open_session(graph, options)
         self.slow_buckets: tuple[int, ...] = ()
         self.differing_buckets: tuple[int, ...] = ()
         self.buckets = _buckets(self._session, options)

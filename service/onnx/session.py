@@ -4,9 +4,10 @@ Knows nothing of manifests, batches or buffers.
 """
 
 import io
+import logging
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -14,10 +15,12 @@ import onnxruntime as ort
 
 from service.errors import EngineError, OutOfMemory, ProviderError
 from service.onnx import cuda
-from service.onnx.full_memory import is_full, out_of_memory
+from service.onnx.full_memory import is_full, one_line, out_of_memory
 from service.onnx.streams import streams_of
 from service.onnx.unrounded import with_outputs
 from service.settings import Provider
+
+logger = logging.getLogger(__name__)
 
 PROVIDERS: dict[Provider, str] = {
     "cpu": "CPUExecutionProvider",
@@ -29,11 +32,15 @@ FATAL = 4
 """onnxruntime's lines go to stderr from C++: in no format of ours, and if nobody reads stderr they block the
 device's thread. Its errors are exceptions too, which we log."""
 
-CUDA_OPTIONS = {
-    # A heuristic, not a benchmark, chooses the convolution algorithm: every start, and every replica on the
-    # same kind of GPU, computes the same bits. The benchmark would also run for each bucket at startup.
-    "cudnn_conv_algo_search": "HEURISTIC",
-}
+TRANSPOSED = b"ConvTranspose"
+"""The operator's name, as it stands in a graph's file."""
+
+UNCAPTURABLE = "cannot use the graph capture feature"
+"""In onnxruntime's message if a graph has nodes that only the CPU's provider runs."""
+
+
+class CannotCapture(EngineError):
+    """A CUDA graph cannot be captured, because nodes of the model run on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -117,17 +124,39 @@ def open_session(
         session = ort.InferenceSession(
             source,
             session_options,
-            providers=providers_of(options),
+            providers=providers_of(options, transposed=_has_transposed(graph, options)),
             enable_fallback=0,  # or onnxruntime would run on the CPU, with only a line on stdout
         )
     except Exception as error:  # onnxruntime raises its own types for a broken or unsupported graph
-        raise explained(error, options, f"{graph} cannot be loaded by provider {options.provider}") from error
+        context = f"{graph} cannot be loaded by provider {options.provider}"
+        if UNCAPTURABLE in str(error):
+            raise CannotCapture(f"{graph}: some of its nodes run on the CPU ({one_line(error)})") from error
+        raise explained(error, options, context) from error
     if session.get_providers()[0] != name:
         raise EngineError(
             f"onnxruntime chose {session.get_providers()}, expected {name}: check that device "
             f"{options.device_id} exists, with the CUDA and cuDNN that onnxruntime is built for"
         )
     return session
+
+
+def open_as_far_as_possible(
+    graph: Path, options: EngineOptions
+) -> tuple[ort.InferenceSession, EngineOptions]:
+    """Open a session; without CUDA graphs and overlap, if some of its nodes run only on the CPU.
+
+    Returns the session and the options that it has. Raises as `open_session`.
+    """
+    try:
+        return open_session(graph, options), options
+    except CannotCapture as error:
+        logger.warning("%s; it runs without CUDA graphs and overlap_copies", error)
+    options = replace(options, cuda_graphs=False, overlap_copies=False)
+    return open_session(graph, options), options
+
+
+def _has_transposed(graph: Path, options: EngineOptions) -> bool:
+    return options.provider != "cpu" and TRANSPOSED in graph.read_bytes()
 
 
 def _session_options(options: EngineOptions) -> ort.SessionOptions:
@@ -161,12 +190,23 @@ def _share_arena() -> None:
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg(0, grow_as_requested, -1, -1))
 
 
-def providers_of(options: EngineOptions) -> list[tuple[str, dict[str, str]]]:
-    """Return onnxruntime's providers and their options; it appends the CPU's for the remaining nodes."""
+def providers_of(options: EngineOptions, transposed: bool = False) -> list[tuple[str, dict[str, str]]]:
+    """Return onnxruntime's providers and their options; it appends the CPU's for the remaining nodes.
+
+    transposed: whether the graph has transposed convolutions.
+
+    A heuristic, not a benchmark, chooses the convolutions' algorithms: every start, and every replica on the
+    same kind of GPU, computes the same bits. The benchmark would also run for each bucket at startup. For
+    transposed convolutions the heuristic takes algorithms that add in any order (cuDNN 9 on an H100: gan's
+    first one had other bits in each run); those that DEFAULT takes, cuDNN's fallbacks, do not.
+    """
     if options.provider == "cpu":
         return [(PROVIDERS["cpu"], {})]
     device = {"device_id": str(options.device_id)}
-    with_cuda = device | CUDA_OPTIONS | {"use_tf32": str(int(options.tf32))}
+    with_cuda = device | {
+        "use_tf32": str(int(options.tf32)),
+        "cudnn_conv_algo_search": "DEFAULT" if transposed else "HEURISTIC",
+    }
     if options.provider == "cuda":
         with_cuda["enable_cuda_graph"] = str(int(options.cuda_graphs))
         if options.max_device_memory_bytes is not None:
@@ -190,6 +230,5 @@ def explained(error: Exception, options: EngineOptions, context: str, rows: int 
         full = out_of_memory(error, options.provider, options.device_id, rows, limit)
         return OutOfMemory(f"{context}: {full}")
     if "graph capture" in str(error):
-        advice = "a CUDA graph needs every node on the GPU: set cuda_graphs to false to run without graphs"
-        return EngineError(f"{context}: {error}; {advice}")
-    return EngineError(f"{context}: {error}")
+        return EngineError(f"{context}: {one_line(error)}; set cuda_graphs to false to run without graphs")
+    return EngineError(f"{context}: {one_line(error)}")
