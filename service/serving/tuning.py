@@ -29,12 +29,12 @@ hundreds of places of an image. CPU time per row in batches of 32 and of 256, in
 cnn take 45 MB for 256 rows and 5 MB for 32, which the arena keeps. Threads share a batch: each gets 16
 rows."""
 
-COMPARED_PROVIDERS: frozenset[Provider] = frozenset({"cpu"})
+COMPARED_PROVIDERS: frozenset[Provider] = frozenset({"cpu", "cuda"})
 COMPARED_TASKS: frozenset[Task] = frozenset({"generation"})
 """Models that may run in each batch size that has the bits of the fixed one, because the warm-up compares
-them; the others that `determinism` selects run only in the fixed one. On a GPU the comparison has not run
-yet. Random rows tell less of other tasks: text-image gives one of ten digits other bits if it is alone in its
-batch, but none of 300 images of noise."""
+them; the others that `determinism` selects run only in the fixed one. TensorRT, which builds an engine for a
+range of sizes, has never run. Random rows tell less of other tasks: text-image gives one of ten digits other
+bits if it is alone in its batch, but none of 300 images of noise."""
 
 COMPARED_PER_OCTAVE = 2
 """Sizes per power of two that are compared: four would take twice as long, and with one the 18 rows that a

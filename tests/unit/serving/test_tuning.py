@@ -19,8 +19,9 @@ def options(task: Task, **settings: Any) -> EngineOptions:
     return engine_options(Settings(models_dir=Path(), max_batch_size=32, **settings), manifest)
 
 
-def test_a_generator_may_run_in_two_sizes_per_power_of_two_and_the_fixed_one() -> None:
-    chosen = options("generation", fixed_batch_size=13)
+@pytest.mark.parametrize("provider", ["cpu", "cuda"])
+def test_a_generator_may_run_in_two_sizes_per_power_of_two_and_the_fixed_one(provider: str) -> None:
+    chosen = options("generation", fixed_batch_size=13, provider=provider)
     assert (chosen.buckets, chosen.fixed_size) == ((1, 2, 3, 4, 6, 8, 12, 13, 16, 24, 32), 13)
 
 
@@ -34,7 +35,6 @@ def test_a_fixed_size_may_exceed_the_largest_batch() -> None:
         ("search", {}),
         ("captioning", {}),
         ("classification", {"determinism": "all"}),
-        ("generation", {"provider": "cuda"}),
         ("generation", {"provider": "tensorrt"}),
     ],
 )
