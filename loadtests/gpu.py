@@ -380,7 +380,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return 0, 1 for a wrong answer, 2 if a model could not be checked."""
+    """Run the command; return 0, 1 for a wrong answer, 2 if none is wrong but a model was not checked."""
     chosen = parse(arguments)
     if chosen.split_wheel:
         split_wheel(chosen.split_wheel, chosen.into, chosen.part_mb * 10**6)
@@ -416,6 +416,8 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         reports.append(report)
         say(f"{report.model}: {len(report.timings)} buckets, {len(report.problems)} problems")
+    if not reports:
+        return 2
     result = started | {
         "onnxruntime": ort.__version__,
         "provider": chosen.provider,

@@ -92,6 +92,17 @@ def test_a_missing_provider_is_reported(
     assert not tmp_path.with_suffix(".json").exists()
 
 
+def test_a_model_that_cannot_be_loaded_does_not_keep_the_others_from_being_checked(
+    add_classifier: Add, add_generator: Add, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (add_classifier(name="broken") / "model.onnx").write_bytes(b"no graph")
+    add_generator()
+    assert check(tmp_path, tmp_path.with_suffix(".json")) == 2
+    assert "not checked: broken" in capsys.readouterr().err
+    (checked,) = json.loads(tmp_path.with_suffix(".json").read_text())["models"]
+    assert checked["model"] == "ramp/1"
+
+
 def test_a_missing_models_folder_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(tmp_path / "nothing", tmp_path / "result.json") == 2
     assert "nothing is missing" in capsys.readouterr().err
