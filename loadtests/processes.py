@@ -57,6 +57,10 @@ class Server:
         """User and system time of its processes so far."""
         return float(sum(sum(process.cpu_times()[:2]) for process in self.processes()))
 
+    def page_faults(self) -> int:
+        """Page faults of its processes so far that needed no disk; see proc_pid_stat(5). Linux only."""
+        return sum(_page_faults(process.pid) for process in self.processes())
+
     def memory(self) -> Memory:
         """Memory in use now."""
         infos = [info for process in self.processes() if (info := _memory_of(process))]
@@ -131,6 +135,14 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def _page_faults(pid: int) -> int:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0  # it has exited
+    return int(stat.rpartition(")")[2].split()[7])
 
 
 def _alive(mark: str) -> list[psutil.Process]:

@@ -6,7 +6,7 @@
 wrk posts raw images, one per request or as many as `--images` says. Each round starts a service of one
 process and one in the split form, with a model that costs next to nothing, and loads them in turn. The
 engine's time is what its process used beyond the model's own, which the same graph is timed for here, at the
-mean batch.
+mean batch. Page faults are those of all processes: memory that is not used again costs one per 4 kB.
 """
 
 import argparse
@@ -43,7 +43,7 @@ class Sample:
     """CPU time per request in one slice, in microseconds, by the process that used it.
 
     whole: all processes of the service. engine, workers: those of the split form. model: the model's own.
-    batch_rows: mean rows of a batch.
+    batch_rows: mean rows of a batch. page_faults: of all processes, per request.
     """
 
     whole: float
@@ -53,6 +53,7 @@ class Sample:
     batch_rows: float
     requests_per_second: float
     p99_ms: float
+    page_faults: float = 0.0
 
     @property
     def engine_beyond_model(self) -> float:
@@ -119,6 +120,7 @@ def _round(graph: Path, number: int, parsed: argparse.Namespace, slices: Mapping
     split = ["--workers", str(parsed.workers)]
     forms: dict[str, tuple[list[str], Path]] = {"one process": ([], ROOT), "split": (split, ROOT)}
     if parsed.against is not None:
+        forms["one process, the other checkout"] = ([], parsed.against)
         forms["split, the other checkout"] = (split, parsed.against)
     with ExitStack() as stack:
         targets = {name: _start(graph, *form, stack) for name, form in forms.items()}
@@ -155,9 +157,10 @@ def _load(target: _Target, images: int, connections: int, seconds: float, graph:
     """Load one service. Raises ServerFailed unless every response is 200."""
     url = f"http://127.0.0.1:{target.port}{PATH}"
     headers = {"Content-Type": OCTETS, "Accept": OCTETS}
-    before, counted = _cpu_seconds(target.server), counts(target.port)
+    before, counted, faults = _cpu_seconds(target.server), counts(target.port), target.server.page_faults()
     load = wrk.post(url, images_of(images).tobytes(), headers, connections=connections, seconds=seconds)
     after, seen = _cpu_seconds(target.server), counts(target.port)
+    faults = target.server.page_faults() - faults
     if load.errors or not load.requests:
         raise ServerFailed(f"{load.errors} requests failed, {load.requests} were answered with 200")
     used = {role: 1e6 * (after[role] - before[role]) / load.requests for role in after}
@@ -172,6 +175,7 @@ def _load(target: _Target, images: int, connections: int, seconds: float, graph:
         batch_rows,
         load.requests / load.seconds,
         1e3 * load.p99_seconds,
+        faults / load.requests,
     )
 
 
@@ -224,8 +228,8 @@ def report(slices: Mapping[int, Sequence[Slice]], workers: int, connections: int
         f"request in us, medians of {min(map(len, slices.values()))} slices.",
         "",
         "| images | service | all | workers | engine | the model's own | engine beyond it | rows a batch "
-        "| requests/s | p99 ms |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| requests/s | p99 ms | page faults |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for images, taken in slices.items():
         for name in taken[0]:
@@ -252,6 +256,7 @@ FIELDS = (
     "batch_rows",
     "requests_per_second",
     "p99_ms",
+    "page_faults",
 )
 
 

@@ -64,7 +64,7 @@ def _serve(command: str, fds: list[int], flags: list[str]) -> int:
     import uvloop
 
     from service.errors import InkserveError, SettingsError
-    from service.memory import disable_gc, map_large_blocks
+    from service.memory import disable_gc, keep_end_of_heap, map_large_blocks
     from service.observability.logs import configure_logging
     from service.settings import deprecations, load_settings
 
@@ -84,6 +84,7 @@ def _serve(command: str, fds: list[int], flags: list[str]) -> int:
     before = signal.signal(signal.SIGTERM, _exit_at_once)
     disable_gc()
     map_large_blocks()
+    keep_end_of_heap()
     try:
         return uvloop.run(work)
     except InkserveError as error:

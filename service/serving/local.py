@@ -28,6 +28,7 @@ from service.serving.checks import unmet_default
 from service.serving.loaded_model import RECORDS, LoadedModel, TraceBatch, assemble, open_engine
 from service.serving.outputs import check_outputs
 from service.serving.predictor import Cancel, CancelOne
+from service.serving.recycled_memory import RecycledMemory
 from service.serving.swap import Served, log_changes
 from service.serving.tuning import BRIEF_SECONDS, ON_LOOP_SECONDS
 from service.settings import Settings
@@ -59,6 +60,7 @@ class LocalPredictor:
         self._device = Device(settings.provider, on_loop_seconds, BRIEF_SECONDS)
         self._worked = Worked()
         self._served = Served()
+        self._memory = RecycledMemory()
         self._stamps: dict[Key, Stamp] = {}
         self._second_look_seconds = second_look_seconds
         self._stopping = False
@@ -136,9 +138,8 @@ class LocalPredictor:
         return lambda index: cancels[index]()
 
     def memory(self, size: int) -> memoryview | None:
-        """Return None: the rows do not cross to another process; see `Predictor.memory`."""
-        del size
-        return None
+        """Return memory that earlier bodies were in; see `Predictor.memory`."""
+        return self._memory.empty(size)
 
     def check_admission(
         self, model: str, version: int | None, rows: int, seconds: float, priority: Priority = "normal"
@@ -196,6 +197,7 @@ class LocalPredictor:
         self._ready = False
         await asyncio.gather(*(loaded.batcher.close() for loaded in self._served))
         self._device.close()
+        self._memory.close()
 
     def stop_being_ready(self) -> None:
         """Report unready, so that load balancers stop sending; requests are still answered."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.memory import LARGE_BYTES, give_back_free_memory
+from service.memory import KEPT_BYTES, LARGE_BYTES, give_back_free_memory
 
 
 def resident_bytes() -> int:
@@ -36,3 +36,20 @@ def test_a_large_block_goes_back_although_a_larger_one_was_freed_before() -> Non
     )
     seen = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert int(seen.stdout) > 9 * LARGE_BYTES
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_bodies_that_follow_one_another_fault_no_pages_in_again() -> None:
+    body = LARGE_BYTES // 2
+    assert 8 * body <= KEPT_BYTES
+    code = (
+        "import resource; from service.memory import keep_end_of_heap, map_large_blocks\n"
+        "map_large_blocks(); keep_end_of_heap()\n"
+        f"def serve(): return [b'x' * {body} for _ in range(8)]\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "serve(); before = faults()\n"
+        "for _ in range(20): serve()\n"
+        "print(faults() - before)"
+    )
+    seen = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(seen.stdout) < 500  # without `keep_end_of_heap`, each of the 160 bodies faults 64 pages
