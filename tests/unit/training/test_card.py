@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,17 @@ import torch
 from torch import nn
 
 from service.models.manifest import read_manifest
-from training.cards.card import KEPT, TEMPLATES, WIDTH, Card, fill_page, make_card, section, table
+from training.cards.card import (
+    KEPT,
+    TEMPLATES,
+    WIDTH,
+    Card,
+    command_lines,
+    fill_page,
+    make_card,
+    section,
+    table,
+)
 from training.families import classifier, flow, gan, vae
 from training.families.samples import chosen_epoch
 
@@ -90,6 +101,16 @@ def test_page_keeps_tables_and_code_and_wraps_the_rest(
     assert (heading, rows, code) == ("# n", wide, "```\na\nb\n```")
     assert max(len(line) for line in paragraph.splitlines()) <= WIDTH
     assert paragraph.split() == ["word"] * 100
+
+
+@pytest.mark.parametrize("count", range(12))
+def test_commands_are_wrapped_and_stay_the_same_to_a_shell(count: int) -> None:
+    settings = [f"--set dropout_{number}={number / 10}" for number in range(count)]
+    steps = [" ".join(["python -m training train cnn", *settings]), "python -m training export cnn"]
+    text = command_lines(" && ".join(steps))
+    assert max(len(line) for line in text.splitlines()) <= WIDTH
+    assert [shlex.split(line) for line in text.replace("\\\n", "").splitlines()] == [*map(shlex.split, steps)]
+    assert not any(line.endswith("--set \\") for line in text.splitlines())
 
 
 def test_template_with_an_unknown_field_is_an_error() -> None:
