@@ -13,8 +13,11 @@ from typing import Any
 
 TEMPLATES = Path(__file__).parent
 
-# The width of the lines of a card's paragraphs.
+# The width of the lines of a card's paragraphs and commands.
 WIDTH = 120
+
+# How the further lines of a command begin.
+INDENT = "    "
 
 # How a block of Markdown begins whose lines must stay as they are: headings, tables, code, pictures.
 KEPT = ("#", "|", "```", "!")
@@ -71,8 +74,19 @@ def table(rows: Iterable[Sequence[object]]) -> str:
 
 
 def command_lines(command: str) -> str:
-    """A manifest's command with each of its steps on a line of its own."""
-    return command.replace(" && ", "\n")
+    """A manifest's command with each of its steps on a line of its own, which goes on after a backslash."""
+    return "\n".join(_continued(step) for step in command.split(" && "))
+
+
+def _continued(step: str) -> str:
+    """A step broken before its options, so that its lines stay within WIDTH."""
+    lines: list[str] = []
+    for part in re.split(r" (?=--)", step):
+        if lines and len(lines[-1]) + len(part) < WIDTH - len(INDENT) - len(" \\"):
+            lines[-1] += f" {part}"
+        else:
+            lines.append(part)
+    return f" \\\n{INDENT}".join(lines)
 
 
 def _read(template: str) -> str:

@@ -442,9 +442,14 @@ class Drawing(nn.Module):
 
 
 def folded(generator: Generator) -> Generator:
-    """The same function in eval mode, with batch normalisation merged into the layers before it."""
+    """The same function in eval mode, with batch normalisation merged into the layers before it.
+
+    The first normalisation of the body belongs to the last layer of `dense`. With it in the graph, two of
+    7.8 million pixels differed by three grey levels in float16; without, none does by more than two.
+    """
     generator = copy.deepcopy(generator).eval()
-    generator.dense, generator.body = fold_batch_norm(generator.dense), fold_batch_norm(generator.body)
+    generator.dense = fold_batch_norm(nn.Sequential(*generator.dense, *generator.body))
+    generator.body = nn.Sequential()
     return generator
 
 

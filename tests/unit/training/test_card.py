@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,17 +11,38 @@ import torch
 from torch import nn
 
 from service.models.manifest import read_manifest
-from training.cards.card import KEPT, TEMPLATES, WIDTH, Card, fill_page, make_card, section, table
+from training.cards.card import (
+    KEPT,
+    TEMPLATES,
+    WIDTH,
+    Card,
+    command_lines,
+    fill_page,
+    make_card,
+    section,
+    table,
+)
 from training.families import classifier, flow, gan, vae
 from training.families.samples import chosen_epoch
 
 MODELS = Path(__file__).parents[3] / "models"
 SECTIONS = {"architecture": "Architecture", "intended_use": "Intended use", "limits": "Limits"}
 
-# As its published command sets it.
+# As their published commands set them.
 VIT = dataclasses.replace(classifier.VIT, precision="bf16-mixed")
 FLOW = dataclasses.replace(flow.CONFIG, precision="bf16-mixed")
 VAE = dataclasses.replace(vae.CONFIG, precision="bf16-mixed")
+GAN = dataclasses.replace(
+    gan.CONFIG,
+    epochs=33,
+    batch_size=128,
+    discriminator_channels_28=32,
+    learning_rate=3e-4,
+    learning_rate_end=0.02,
+    ema_decay=0.9995,
+    judge_interval=2,
+    class_weight=0.1,
+)
 
 History = Sequence[Mapping[str, float]]
 
@@ -30,12 +52,12 @@ def size(network: nn.Module) -> int:
 
 
 def gan_card(history: History) -> Card:
-    config, network = gan.CONFIG, gan.Generator(gan.CONFIG)
+    network = gan.Generator(GAN)
     return make_card(
         "gan",
-        config=config,
-        loss=gan.loss_words(config),
-        rate=gan.rate_words(config),
+        config=GAN,
+        loss=gan.loss_words(GAN),
+        rate=gan.rate_words(GAN),
         parameters=size(network),
         epochs=len(history),
         chosen=chosen_epoch(history),
@@ -90,6 +112,16 @@ def test_page_keeps_tables_and_code_and_wraps_the_rest(
     assert (heading, rows, code) == ("# n", wide, "```\na\nb\n```")
     assert max(len(line) for line in paragraph.splitlines()) <= WIDTH
     assert paragraph.split() == ["word"] * 100
+
+
+@pytest.mark.parametrize("count", range(12))
+def test_commands_are_wrapped_and_stay_the_same_to_a_shell(count: int) -> None:
+    settings = [f"--set dropout_{number}={number / 10}" for number in range(count)]
+    steps = [" ".join(["python -m training train cnn", *settings]), "python -m training export cnn"]
+    text = command_lines(" && ".join(steps))
+    assert max(len(line) for line in text.splitlines()) <= WIDTH
+    assert [shlex.split(line) for line in text.replace("\\\n", "").splitlines()] == [*map(shlex.split, steps)]
+    assert not any(line.endswith("--set \\") for line in text.splitlines())
 
 
 def test_template_with_an_unknown_field_is_an_error() -> None:
