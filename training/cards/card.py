@@ -5,6 +5,7 @@ A template is Markdown with the fields of `str.format`. A family's templates hol
 """
 
 import re
+import shlex
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -71,12 +72,22 @@ def table(rows: Iterable[Sequence[object]]) -> str:
 
 
 def command_lines(command: str) -> str:
-    """A manifest's command with each of its steps on a line of its own."""
-    return command.replace(" && ", "\n")
+    """A manifest's command with each of its steps on a line of its own, or on several that fit WIDTH."""
+    return "\n".join(_continued(step) for step in command.split(" && "))
 
 
 def _read(template: str) -> str:
     return (TEMPLATES / f"{template}.md").read_text()
+
+
+def _continued(step: str) -> str:
+    """A shell command, broken between its words; each line but the last ends in a backslash."""
+    lines = [""]
+    for word in map(shlex.quote, shlex.split(step)):
+        if len(lines[-1]) + len(word) > WIDTH - 3:
+            lines.append(" ")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return " \\\n".join(lines)
 
 
 def _wrapped(block: str) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,17 @@ import torch
 from torch import nn
 
 from service.models.manifest import read_manifest
-from training.cards.card import KEPT, TEMPLATES, WIDTH, Card, fill_page, make_card, section, table
+from training.cards.card import (
+    KEPT,
+    TEMPLATES,
+    WIDTH,
+    Card,
+    command_lines,
+    fill_page,
+    make_card,
+    section,
+    table,
+)
 from training.families import classifier, flow, gan, vae
 from training.families.samples import chosen_epoch
 
@@ -90,6 +101,15 @@ def test_page_keeps_tables_and_code_and_wraps_the_rest(
     assert (heading, rows, code) == ("# n", wide, "```\na\nb\n```")
     assert max(len(line) for line in paragraph.splitlines()) <= WIDTH
     assert paragraph.split() == ["word"] * 100
+
+
+def test_long_command_goes_on_in_lines_that_the_shell_joins() -> None:
+    changes = [part for number in range(30) for part in ("--set", f"name_{number}=a b")]
+    steps = [["python", "-m", "training", "train", "mlp", *changes], ["python", "-m", "training", "export"]]
+    lines = command_lines(" && ".join(map(shlex.join, steps))).splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert [line.startswith("python") for line in lines] == [True, *[False] * (len(lines) - 2), True]
+    assert [shlex.split(step) for step in "\n".join(lines).replace("\\\n", "").split("\n")] == steps
 
 
 def test_template_with_an_unknown_field_is_an_error() -> None:
