@@ -431,7 +431,7 @@ def test_every_model_shows_its_versions_and_metrics(visit: Visit) -> None:
     expect(detail.locator("h2")).to_have_text("mlp-int8")
     names = page.locator("#model-list strong").all_inner_texts()
     assert names == ["cnn", "cnn-gradient", "gan", "mlp-int8", "vae"]
-    expect(detail).to_contain_text("test accuracy\n0.9959", use_inner_text=True, ignore_case=True)
+    expect(detail).to_contain_text("test accuracy\n0.9965", use_inner_text=True, ignore_case=True)
     detail.locator(".layers summary").click()
     expect(detail.locator(".layers caption")).to_contain_text("25 layers, 3,7")
     expect(detail.locator(".layers tbody tr")).to_have_count(25)
@@ -440,7 +440,7 @@ def test_every_model_shows_its_versions_and_metrics(visit: Visit) -> None:
     expect(detail.locator("strong")).to_have_text("2")
     detail.get_by_role("link", name="Try it").click()
     expect(page.locator("#draw-model")).to_have_value("mlp-int8")
-    expect(page.locator("#draw-about")).to_contain_text("99.59 % of the test images right")
+    expect(page.locator("#draw-about")).to_contain_text("99.65 % of the test images right")
 
 
 def test_a_phone_has_room_for_everything_and_draws_by_touch(visit: Visit) -> None:

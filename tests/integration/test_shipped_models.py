@@ -27,6 +27,22 @@ MODELS = ROOT / "models"
 FOLDERS = [folder for folders in scan(MODELS).versions.values() for folder in folders.values()]
 MIB = 1024 * 1024
 
+CUDA_OPERATORS = set(
+    re.findall(
+        r"\w+",
+        """
+        Abs Add And ArgMax ArgMin AveragePool BatchNormalization Cast Ceil Clip Concat ConstantOfShape
+        Conv ConvTranspose Cos CumSum DepthToSpace DequantizeLinear Div Einsum Elu Equal Erf Exp Expand
+        Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool Greater GreaterOrEqual
+        Identity InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax MatMul
+        Max MaxPool Min Mod Mul Neg Not OneHot Or Pad Pow QuantizeLinear Reciprocal ReduceL2 ReduceMax
+        ReduceMean ReduceMin ReduceSum ReduceSumSquare Relu Reshape Resize Round Shape Sigmoid Sign Sin
+        Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose Unsqueeze Where
+        """,
+    )
+)
+"""Operators with a kernel in onnxruntime's CUDA provider, by its docs/OperatorKernels.md. Mean has none."""
+
 each_version = pytest.mark.parametrize("folder", FOLDERS, ids=[f"{f.parent.name}/{f.name}" for f in FOLDERS])
 
 
@@ -119,6 +135,13 @@ def test_the_card_and_the_log_lie_beside_it(folder: Path) -> None:
     for name, value in read_manifest(folder).metrics.items():
         assert f"| {name} | {value} |" in card
     assert not re.search(r"\b(None|nan|inf)\b", card)  # a fact that was not known when the card was written
+
+
+@each_version
+def test_the_cuda_provider_has_a_kernel_for_each_operator(folder: Path) -> None:
+    """Without one a node runs on the CPU, and a GPU's graph cannot be captured."""
+    graph = onnx.load(folder / MODEL_FILE)
+    assert {node.op_type for node in graph.graph.node if not node.domain} <= CUDA_OPERATORS
 
 
 def test_the_models_are_small() -> None:

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx
-from onnx import compose, helper
+from onnx import compose, helper, numpy_helper
 
 from training.errors import EnsembleError
 from training.onnx_files import strip
@@ -13,8 +14,10 @@ def mean_of(graphs: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
     """Return one graph over the shared input, whose only output is the mean of the graphs' first outputs.
 
     The mean of probabilities, not of logits: it is the prediction of a mixture of the models
-    (Lakshminarayanan, Pritzel and Blundell 2017). Names inside get a prefix. Raises EnsembleError if the
-    graphs do not fit.
+    (Lakshminarayanan, Pritzel and Blundell 2017). Names inside get a prefix. The mean is a Sum and a Mul,
+    because onnxruntime's CUDA provider has no kernel for Mean and captures no graph that needs one.
+
+    graphs: their first outputs are float32. Raises EnsembleError if the graphs do not fit.
     """
     first = graphs[0]
     source, target = first.graph.input[0], first.graph.output[0]
@@ -30,7 +33,11 @@ def mean_of(graphs: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
         nodes += member.graph.node
         weights += member.graph.initializer
         outputs.append(member.graph.output[0].name)
-    nodes.append(helper.make_node("Mean", outputs, [target.name], name="mean"))
+    nodes += [
+        helper.make_node("Sum", outputs, ["sum"], name="sum"),
+        helper.make_node("Mul", ["sum", "share"], [target.name], name="mean"),
+    ]
+    weights.append(numpy_helper.from_array(np.array(1 / len(graphs), np.float32), "share"))
     combined = helper.make_model(
         helper.make_graph(nodes, "ensemble", [source], [target], weights),
         opset_imports=first.opset_import,

@@ -8,10 +8,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
-from onnx import helper, numpy_helper
 from torch import Tensor
 
 from service.errors import ProviderError
@@ -58,27 +56,6 @@ class CudaSession:
         return made
 
 
-def without_mean(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph with a Sum and a Mul in place of each Mean, whose result differs in its last bit.
-
-    The CUDA provider has no Mean: onnxruntime would compute it on the CPU, and each run would wait.
-    """
-    made = onnx.ModelProto()
-    made.CopyFrom(graph)
-    del made.graph.node[:]
-    for node in graph.graph.node:
-        if node.op_type != "Mean" or node.domain:
-            made.graph.node.append(node)
-            continue
-        total, share = f"{node.output[0]}/sum", f"{node.output[0]}/share"
-        made.graph.initializer.append(
-            numpy_helper.from_array(np.array(1 / len(node.input), np.float32), share)
-        )
-        made.graph.node.append(helper.make_node("Sum", node.input, [total]))
-        made.graph.node.append(helper.make_node("Mul", [total, share], node.output))
-    return made
-
-
 def _open(path: Path, stream: torch.cuda.Stream, tf32: bool) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -94,10 +71,7 @@ def _open(path: Path, stream: torch.cuda.Stream, tf32: bool) -> onnxruntime.Infe
         onnxruntime.preload_dlls(directory="")
     try:
         session = onnxruntime.InferenceSession(
-            without_mean(onnx.load(path)).SerializeToString(),
-            options,
-            providers=[(PROVIDER, on_device)],
-            enable_fallback=0,
+            path, options, providers=[(PROVIDER, on_device)], enable_fallback=0
         )
     except Exception as error:  # onnxruntime raises its own types
         raise ProviderError(f"{path} cannot be loaded by {PROVIDER}: {error}") from error

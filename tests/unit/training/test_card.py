@@ -29,6 +29,15 @@ MODELS = Path(__file__).parents[3] / "models"
 SECTIONS = {"architecture": "Architecture", "intended_use": "Intended use", "limits": "Limits"}
 
 # As their published commands set them.
+MLP = dataclasses.replace(
+    classifier.MLP,
+    precision="bf16-mixed",
+    epochs=176,
+    batch_size=1024,
+    learning_rate=0.004,
+    teacher="models/cnn-ensemble/1",
+    temperature=2.0,
+)
 VIT = dataclasses.replace(classifier.VIT, precision="bf16-mixed")
 FLOW = dataclasses.replace(flow.CONFIG, precision="bf16-mixed")
 VAE = dataclasses.replace(vae.CONFIG, precision="bf16-mixed")
@@ -65,7 +74,7 @@ def gan_card(history: History) -> Card:
 
 
 FAMILIES: dict[str, Callable[[History], Card]] = {
-    "mlp": lambda history: classifier._card(classifier.MLP, size(classifier.build(classifier.MLP)), history),
+    "mlp": lambda history: classifier._card(MLP, size(classifier.build(MLP)), history),
     "cnn": lambda history: classifier._card(classifier.CNN, size(classifier.build(classifier.CNN)), history),
     "vit": lambda history: classifier._card(VIT, size(classifier.build(VIT)), history),
     "gan": gan_card,

@@ -20,7 +20,7 @@ from training.ensembles.combine import mean_of
 from training.errors import SourceError
 from training.evaluation.classification import readings
 from training.families import classifier
-from training.families.cuda_session import PROVIDER, CudaSession, without_mean
+from training.families.cuda_session import PROVIDER, CudaSession
 from training.families.teacher import Teacher
 from training.versions import Target
 
@@ -69,22 +69,6 @@ def test_a_teacher_whose_onnxruntime_has_no_cuda_says_so_and_runs_on_the_cpu(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("the teacher runs on the CPU, because this onnxruntime has ")
     assert torch.equal(fallen_back, on_cpu)
-
-
-def test_an_ensemble_is_the_same_without_the_mean_that_cuda_lacks(workshop: Workshop) -> None:
-    ensemble = trio(workshop.models / "cnn" / "1")
-    changed = without_mean(ensemble)
-    onnx.checker.check_model(changed, full_check=True)
-    before, after = ({node.op_type for node in graph.graph.node} for graph in (ensemble, changed))
-    assert after == before - {"Mean"} | {"Sum", "Mul"}
-    inputs = {"images": workshop.splits.test.images}
-    seen, expected = (
-        onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"]).run(
-            ["probabilities"], inputs
-        )
-        for graph in (changed, ensemble)
-    )
-    np.testing.assert_allclose(seen[0], expected[0], atol=1e-6)  # a few last bits of float32
 
 
 @pytest.mark.gpu

@@ -61,6 +61,7 @@ def test_the_ensemble_gives_the_mean_and_is_served(models: Path, workshop: Works
     )
     assert np.abs(one - two).max() > 0.05
     np.testing.assert_allclose(both, (one + two) / 2, atol=1e-6)
+    assert "Mean" not in {node.op_type for node in onnx.load(folder / "model.onnx").graph.node}
     manifest = read_manifest(folder)
     assert manifest.preprocess == "resize"
     assert main(["evaluate", "both", "--models-dir", str(models), "--data-dir", str(workshop.data_dir)]) == 0
