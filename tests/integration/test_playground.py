@@ -433,7 +433,7 @@ def test_every_model_shows_its_versions_and_metrics(visit: Visit) -> None:
     assert names == ["cnn", "cnn-gradient", "gan", "mlp-int8", "vae"]
     expect(detail).to_contain_text("test accuracy\n0.9965", use_inner_text=True, ignore_case=True)
     detail.locator(".layers summary").click()
-    expect(detail.locator(".layers caption")).to_contain_text("25 layers, 3,7")
+    expect(detail.locator(".layers caption")).to_contain_text("25 layers, 3,8")
     expect(detail.locator(".layers tbody tr")).to_have_count(25)
     expect(detail.locator(".layers tbody tr").nth(7)).to_contain_text("n x 2048")
     detail.get_by_role("link", name="2", exact=True).click()

@@ -56,7 +56,7 @@ def overlapped(
     real = ort.InferenceSession(folder / MODEL_FILE, providers=["CPUExecutionProvider"])
     session = SessionOnAStream(real, runtime)
     streams = Streams(runtime, 0)  # type: ignore[arg-type]
-    monkeypatch.setattr(engine, "open_session", lambda *_: session)
+    monkeypatch.setattr(engine, "open_as_far_as_possible", lambda _, options: (session, options))
     monkeypatch.setattr(engine, "streams_of", lambda *_: streams)
     monkeypatch.setattr(buffers, "GPU_MEMORY", "cpu")
     monkeypatch.setattr(cuda, "runtime", lambda _: runtime)
