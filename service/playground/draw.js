@@ -14,6 +14,7 @@ const LONGEST_LINK = 4000;
 export class DrawView {
   #drawing;
   #picker;
+  #opened = false; // whether the list of models was asked for, and came or failed
   #source = null; // what is classified: "ink", or the Blob of a picture
   #png = ""; // what the model saw of a picture, for the link
   #jobs = new Latest((job) => this.#classify(job));
@@ -43,6 +44,8 @@ export class DrawView {
       await this.#picker.fill("classification", params);
     } catch (error) {
       return this.#fail(error);
+    } finally {
+      this.#opened = true;
     }
     const png = page.fromBase64Url(params.get("png") ?? "");
     const ink = page.fromBase64Url(params.get("ink") ?? "");
@@ -91,6 +94,7 @@ export class DrawView {
     if (isEmpty) return this.#showNothing();
     this.#tries = 0;
     byId("verdict").setAttribute("aria-busy", "true");
+    if (!this.#opened) return; // the models are not known yet: `open` comes back here
     if (!live) this.#setLink();
     this.#jobs.push({ generation: this.#generation, source: this.#source });
   }

@@ -106,6 +106,7 @@ export class Picker {
 
   // undefined for the latest, so that a link keeps leading to the latest
   get version() {
+    if (!this.#models.length) return undefined;
     const latest = this.#models.find((each) => each.name === this.name)?.version;
     const chosen = Number(this.#version.value);
     return chosen === latest ? undefined : chosen;

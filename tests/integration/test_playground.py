@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image, ImageDraw, ImageFont
-from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, Route, expect, sync_playwright
 
 from service.content.latents import draw_latents
 from tests.support.live import ROOT, Service, serving
@@ -299,6 +299,21 @@ def test_a_letter_gets_no_bold_digit(visit: Visit, tmp_path: Path) -> None:
         re.compile("^This does not look like a digit. The nearest is")
     )
     expect(page.locator("#announce")).to_have_text(re.compile(r"^Not sure: .* by cnn version 1$"))
+
+
+def test_a_picture_that_comes_before_the_models_are_known_is_read_once(visit: Visit) -> None:
+    visitor = visit()
+    visitor.expected = re.compile("nothing")
+    held: list[Route] = []
+    visitor.page.route(re.compile(r"/models(\?|$)"), lambda route: held.append(route))
+    visitor.page.reload(wait_until="domcontentloaded")
+    before = visitor.classified
+    visitor.page.locator("#file").set_input_files(PHOTO)
+    visitor.page.wait_for_timeout(300)
+    assert (len(held), visitor.classified) == (1, before)
+    held[0].continue_()
+    visitor.reads("7")
+    assert visitor.classified == before + 1
 
 
 def test_what_is_no_picture_is_refused_in_words(visit: Visit) -> None:
