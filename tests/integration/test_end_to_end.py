@@ -51,7 +51,7 @@ def manifest_of(name: str) -> Manifest:
 
 
 @needs_mnist
-@pytest.mark.parametrize("model", ["mlp", "cnn", "vit"])
+@pytest.mark.parametrize("model", ["mlp", "cnn", pytest.param("vit", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("rows", [1, 256])
 async def test_all_test_images_give_exactly_the_accuracy_in_the_manifest(
     service: Service, mnist: tuple[np.ndarray, np.ndarray], model: str, rows: int

@@ -82,6 +82,7 @@ def test_ctrl_c_ends_a_command_with_one_line(
 
 
 @wrk
+@pytest.mark.nightly
 def test_ctrl_c_ends_every_service_of_the_fast_path_benchmark() -> None:
     code, rest = interrupt("loadtests.fast_path", [], "slice 1 of 4")
     assert (code, rest.strip()) == (130, "loadtests: interrupted")

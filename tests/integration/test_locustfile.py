@@ -295,7 +295,9 @@ def test_a_service_that_is_gone_is_called_no_response(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     not all((MODELS / name).is_dir() for name in ("mlp", "gan")), reason="models/ lacks a kind of model"
 )
-@pytest.mark.parametrize("stages", ["ramp", "spike", "soak"])
+@pytest.mark.parametrize(
+    "stages", ["spike", *(pytest.param(each, marks=pytest.mark.nightly) for each in ("ramp", "soak"))]
+)
 def test_the_shipped_models_answer_correctly(tmp_path: Path, stages: str) -> None:
     run = load(MODELS, tmp_path, "--stages", stages, "--workers", "0")
     assert run.returncode == 0, run.stdout + run.stderr

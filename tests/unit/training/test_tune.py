@@ -66,6 +66,7 @@ def wait_for_a_trial(process: "subprocess.Popen[str]") -> None:
     assert any(line.startswith("trial ") for line in iter(process.stderr.readline, ""))
 
 
+@pytest.mark.nightly
 def test_two_workers_search_prune_continue_and_the_best_can_be_repeated(
     tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
