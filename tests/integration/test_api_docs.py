@@ -141,6 +141,7 @@ def test_trying_out_generate_shows_the_picture(
     assert reader.complaints == []
 
 
+@pytest.mark.nightly
 def test_every_operation_answers_200_to_the_values_filled_in(
     reader: Reader, request: pytest.FixtureRequest
 ) -> None:

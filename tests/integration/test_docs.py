@@ -64,6 +64,9 @@ NAMED = re.compile(
 MADE = ("loadtests/results/gpu.json",)
 """Files that a command writes and git does not hold."""
 
+SLOW_PAGES = ("docs/load-testing.md", "docs/performance.md")
+"""Pages whose commands take half a minute, and that other tests run with other values."""
+
 ISSUED = "git clone <this repository> inkserve && cd inkserve"
 """What `copy_tree` does: each page runs in a fresh copy of the project."""
 
@@ -89,7 +92,14 @@ def copy(project: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.nightly) if name_of(page) in SLOW_PAGES else page
+        for page in PAGES
+    ],
+    ids=name_of,
+)
 def test_a_pages_commands_run_as_pasted(page: Path, copy: Path, tmp_path: Path) -> None:
     blocks = [block for block in read_blocks(page.read_text()) if block.runs]
     skipped = []

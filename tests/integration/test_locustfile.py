@@ -330,7 +330,9 @@ class Overloaded(BaseHTTPRequestHandler):
     "keys",
     [
         None,
-        "# of the load test\n\n first-key-0123456789 \nsecond-key-0123456789\n",
+        pytest.param(
+            "# of the load test\n\n first-key-0123456789 \nsecond-key-0123456789\n", marks=pytest.mark.nightly
+        ),
         "scraper:metrics:a-key-0123456789\nweb:infer:sha256=00\nshop : infer : first-key-0123456789\n",
     ],
 )
