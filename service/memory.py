@@ -42,9 +42,7 @@ def map_large_blocks() -> None:
     that grow side by side can leave holes in the heap. Sixteen JSON bodies, of which 5.5 MB were held, grew
     the service by 17 MB without this and by 13.5 with it. Has no effect with other C libraries.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
+    _mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def keep_end_of_heap() -> None:
@@ -54,9 +52,13 @@ def keep_end_of_heap() -> None:
     again: 9 page faults per raw body of 64 images, 15 per body of 256, and none with this. Has no effect with
     other C libraries.
     """
+    _mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def _mallopt(parameter: int, value: int) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(parameter, value)
 
 
 def give_back_free_memory() -> None:
