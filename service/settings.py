@@ -154,7 +154,7 @@ class Settings(BaseSettings):
     cuda_graphs: bool = Field(
         True,
         description="with provider `cuda`, replay a captured CUDA graph for each batch size; a model with "
-        "nodes that run on the CPU runs without",
+        "nodes that run on the CPU runs without graphs",
     )
     tf32: bool = Field(
         False,

@@ -41,7 +41,7 @@ NORUN = {
     "docs/image.md": (4, "need Docker"),
     "docs/gpu.md": (6, "need a GPU, or take minutes"),
     "docs/load-testing.md": (4, "need several machines or a slow one, or run until stopped"),
-    "docs/models.md": (3, "take minutes, train, or need Fashion-MNIST"),
+    "docs/models.md": (3, "take minutes, or need Fashion-MNIST"),
     "docs/own-models.md": (1, "needs a registry; test_registry.py makes the same calls"),
     "docs/performance.md": (8, "take 2 to 10 minutes, or draw a picture of the documentation"),
     "docs/privacy.md": (2, "train for minutes, one of them with Flower, 1.7 GB of packages"),
@@ -51,7 +51,7 @@ NORUN = {
     "docs/scaling.md": (1, "takes six minutes on a quiet machine"),
     "docs/training.md": (2, "trains for an hour, and on two nodes"),
     "docs/tuning.md": (1, "trains for half an hour"),
-    "models/README.md": (2, "train for 10 minutes to an hour"),
+    "models/README.md": (2, "train for minutes to an hour"),
     "loadtests/README.md": (3, "take up to half an hour"),
 }
 """How many blocks of a page do not run, and why. Every other page has none: a new one is argued for here."""

@@ -41,9 +41,8 @@ def test_batch_normalisation_of_maps_made_from_a_vector_is_folded_into_its_layer
     with torch.no_grad():
         nn.init.uniform_(norm.weight)
         nn.init.normal_(norm.bias)
-        body(
-            torch.randn(20, 5).double() + 1
-        )  # so that the running statistics are not those of a fresh network
+        # The running statistics must not be those of a fresh network.
+        body(torch.randn(20, 5).double() + 1)
     folded = fold_batch_norm(body.eval())
     assert [type(layer) for layer in folded] == [nn.Linear, nn.Unflatten, nn.ReLU]
     vectors = torch.randn(7, 5).double()
