@@ -59,15 +59,17 @@ class RecycledMemory:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for blocks in self._free.values():
-            blocks.clear()
+        self._give_back()
 
     def _watch(self) -> None:
         self._asked = False
         self._timer = asyncio.get_running_loop().call_later(self._idle_seconds, self._look)
 
     def _look(self) -> None:
-        if self._asked:
-            self._watch()
-        else:
-            self.close()
+        if not self._asked:
+            self._give_back()
+        self._watch()  # always: a body may outlive the idle time, and its block is free only then
+
+    def _give_back(self) -> None:
+        for blocks in self._free.values():
+            blocks.clear()

@@ -76,6 +76,18 @@ async def test_free_blocks_go_back_when_no_body_asks_for_one() -> None:
     memory.close()
 
 
+async def test_the_block_of_a_body_that_outlives_the_idle_time_goes_back_too() -> None:
+    memory = RecycledMemory(idle_seconds=0.01)
+    held = [memory.empty(BODY_BYTES)]
+    await asyncio.sleep(0.1)
+    held.clear()
+    assert memory.kept_bytes == BLOCK_BYTES
+    async with asyncio.timeout(10):
+        while memory.kept_bytes:
+            await asyncio.sleep(0.005)
+    memory.close()
+
+
 async def test_a_body_in_a_used_block_faults_no_pages_in() -> None:
     def faults() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
