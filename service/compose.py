@@ -219,7 +219,8 @@ async def run_engine(
     server.send_state()
     with contextlib.suppress(TimeoutError):
         longest = settings.drain_seconds + settings.shutdown_timeout_seconds
-        await asyncio.wait_for(server.wait_until_no_clients(), longest)
+        async with asyncio.timeout(longest):
+            await server.wait_until_no_clients()
     await predictor.close()
     await server.close()
     await parts.close()

@@ -142,7 +142,8 @@ class _Caller(asyncio.Protocol):
     async def _ended(self) -> None:
         while not self._closed.is_set():
             try:
-                await asyncio.wait_for(self._closed.wait(), HUNG_SECONDS / 4)
+                async with asyncio.timeout(HUNG_SECONDS / 4):
+                    await self._closed.wait()
             except TimeoutError:
                 if self._request is not None and self._loop.time() - self._since > HUNG_SECONDS:
                     self._request = None

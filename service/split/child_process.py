@@ -73,7 +73,8 @@ class Child:
                     delay = 0.0
                 logger.error("%s exited with %s; restarting it in %g s", self._name, _cause(code), delay)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), delay)
+                    async with asyncio.timeout(delay):
+                        await self._stopping.wait()
                     return code
                 delay = min(max(2 * delay, SECOND_DELAY_SECONDS), LONGEST_DELAY_SECONDS)
         finally:
@@ -100,7 +101,8 @@ class Child:
         self._stopping.set()
         self.signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(self._over.wait(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                await self._over.wait()
         except TimeoutError:
             logger.error("%s did not exit within %g s; killing it", self._name, timeout_seconds)
             self.kill()

@@ -302,10 +302,9 @@ class EngineClient:
             # Counted, not timed: a pause of the whole container must not count as a hang.
             self._missed_pings += 1
             link.send(Kind.PING, [0])
-            try:
-                await asyncio.wait_for(self._lost.wait(), self._ping_seconds)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._ping_seconds):
+                    await self._lost.wait()
 
     def frame_received(self, link: Link, frame: Frame) -> None:
         """See `service.split.frames.Owner`."""

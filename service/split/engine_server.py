@@ -91,7 +91,8 @@ class EngineServer:
         for link in list(self._links):
             link.close()
         with contextlib.suppress(TimeoutError):  # a client may be stuck and not read its results
-            await asyncio.wait_for(self._no_clients.wait(), FLUSH_SECONDS)
+            async with asyncio.timeout(FLUSH_SECONDS):
+                await self._no_clients.wait()
 
     def _open(self, first: bytes, fds: Sequence[int]) -> Link:
         """Return a client's link. Raises FrameError if it passes on what cannot be used safely."""

@@ -217,7 +217,8 @@ class Supervisor:
         """Update the totals with the engine's metrics and our own."""
         self.totals.update("supervisor", "", self._metrics.registry.collect())
         with contextlib.suppress(Unavailable, TimeoutError):
-            run, families = await asyncio.wait_for(self._predictor.metrics(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                run, families = await self._predictor.metrics()
             self.totals.update("engine", run, families)
 
     async def _tick(self) -> None:

@@ -72,7 +72,8 @@ class SupervisorLink:
         self._waiting[number] = future
         self.push(number)
         try:
-            _, families = messages.read_metrics(await asyncio.wait_for(future, GATHER_SECONDS))
+            async with asyncio.timeout(GATHER_SECONDS):
+                _, families = messages.read_metrics(await future)
         except TimeoutError:
             raise ModelNotReady("the other processes' metrics did not come in time") from None
         finally:
