@@ -64,6 +64,7 @@ class Batcher:
         self._deadlines = Deadlines(queue, device.lock)
         queue.mixed_rows = mixed_rows(runner.seconds_for, queue.max_batch_size)
         queue.low_rows = low_rows(runner.seconds_for, queue.max_batch_size)
+        queue.low_seconds = runner.seconds_for(queue.low_rows)
         self.on_loop = on_loop_rows(
             runner.seconds_for, queue.max_batch_size, device.on_loop_seconds, device.brief_seconds
         )
@@ -191,13 +192,16 @@ class Batcher:
     def take(self, *, on_loop: bool) -> Batch:
         """Hand the device the next batch; see `service.batching.device.Source`.
 
-        Sets no timer for rows that are due later, because timers belong to the event loop: `finish` sets it.
+        Sets no timer for rows that are due later, because timers belong to the event loop: `finish` sets it,
+        or the next iteration of the loop if there is no batch.
         """
-        queue = self._queue
-        batch = queue.take(self._cut[queue.refused_since_batch] if on_loop else None, time.monotonic())
-        self._entered = queue.release_at() == -math.inf
+        queue, now = self._queue, time.monotonic()
+        batch = queue.take(self._cut[queue.refused_since_batch] if on_loop else None, now)
+        self._entered = queue.release_at(now) == -math.inf
         if self._entered:
             self._device.enter(self)
+        elif queue.rows and not batch.parts:
+            self._loop.call_soon_threadsafe(self._enter_later)
         return batch
 
     @property
@@ -256,7 +260,7 @@ class Batcher:
         except Exception:  # the queued requests must not be lost with it
             logger.exception("a batch could not be recorded")
         with self._device.lock:
-            self._queue.pace.note_batch(batch.rows, started, ended, self._queue.rows)
+            self._queue.pace.note_batch(batch.rows, started, ended, self._queue.rows_due(ended))
             if not self._entered:
                 self._enter_when_due()
 
@@ -364,10 +368,11 @@ class Batcher:
 
     def _enter_when_due(self) -> None:
         """Ask the device to take a batch now, or set a timer. The lock must be held."""
-        at = self._queue.release_at()
+        now = time.monotonic()
+        at = self._queue.release_at(now)
         if at == math.inf:
             return
-        wait = at - time.monotonic()
+        wait = at - now
         if wait <= 0:
             self._entered = True
             self._device.enter(self)
@@ -376,6 +381,9 @@ class Batcher:
 
     def _release_now(self) -> None:
         self._release = None
+        self._enter_later()
+
+    def _enter_later(self) -> None:
         with self._device.lock:
             if not self._entered:
                 self._enter_when_due()

@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from typing import NamedTuple, Protocol
 
 from service.batching.batch_sizes import OnLoopRows
+from service.batching.low_share import LowShare
 from service.batching.queue import Batch
 from service.batching.request import Array
 
@@ -119,6 +120,7 @@ class Device:
     brief_seconds: a slower model's batches run on the event loop only if they are expected to take no longer
         than this; None for on_loop_seconds.
     busy_seconds: wall time in which a batch ran, on the thread or on the event loop.
+    low_share: of all queues, guarded by the lock as they are.
     """
 
     def __init__(self, name: str, on_loop_seconds: float = 0.0, brief_seconds: float | None = None) -> None:
@@ -131,6 +133,7 @@ class Device:
         self._batch_ended = 0.0
         self._ended = 0.0
         self.busy_seconds = 0.0
+        self.low_share = LowShare()
         self._jobs: SimpleQueue[_Job | _Errand | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"device-{name}", daemon=True)
         self._thread.start()

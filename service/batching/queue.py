@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from service.batching.items import Group, Item
+from service.batching.low_share import SMALL_RECENTLY_SECONDS, LowShare
 from service.batching.pace import Pace
 from service.batching.request import Array, Priority
 from service.batching.retries import Refusal, Retries
@@ -21,9 +22,6 @@ Reason = Literal["full", "idle", "delay"]
 SMALL_FRACTION = 8
 """A request of at most 1/8 of a batch is small: half of each batch is kept for small ones while any are
 queued."""
-
-SMALL_RECENTLY_SECONDS = 1.0
-"""Small requests are expected to go on for this long after the last one."""
 
 
 class Part(NamedTuple):
@@ -73,12 +71,15 @@ class BatchQueue:
     Small requests have a lane of their own and the first half of every batch, so they never wait for a large
     one to finish. A large request is split over as many batches as it needs, and goes to the end of its lane
     after each one while it still has a full batch to go. Requests of low priority have a third lane, which
-    gets the space that the other two leave. While small requests arrive, batches with rows of other requests
-    are cut to `mixed_rows`: a small one waits for the batch that runs when it comes, and for its own. So are
-    batches of low priority alone, whose company may be at another model of the device.
+    gets the space that the other two leave, but only a share of the device's time while small requests arrive
+    at any queue of the device. While they arrive here, batches with rows of other requests are cut to
+    `mixed_rows`: a small one waits for the batch that runs when it comes, and for its own. So are batches of
+    low priority alone.
 
     pace: how long a row takes; the batcher updates it after each batch.
-    mixed_rows: the rows of such a batch. low_rows: those of low priority in it.
+    mixed_rows: the rows of such a batch. low_rows: those of low priority in it. low_seconds: what a batch of
+        these takes.
+    low_share: the device's; one of its own if None.
     small_rows: a small request has at most these.
     refused_since_batch: whether a request was rejected since the last batch was formed.
     """
@@ -89,6 +90,7 @@ class BatchQueue:
         max_queue_rows: int,
         max_batch_delay_seconds: float = 0.0,
         max_queue_requests: int = sys.maxsize,
+        low_share: LowShare | None = None,
     ) -> None:
         self.max_batch_size = max_batch_size
         self.max_queue_rows = max_queue_rows
@@ -96,6 +98,7 @@ class BatchQueue:
         self.max_queue_requests = max_queue_requests
         self.pace = Pace(max_batch_size)
         self.mixed_rows = self.low_rows = max_batch_size
+        self.low_seconds = 0.0
         self._retries = Retries()
         self._expired: list[Item] = []
         self.rows = 0
@@ -107,6 +110,7 @@ class BatchQueue:
         self._small = _Lane()
         self._large = _Lane()
         self._low = _Lane()
+        self._low_share = low_share or LowShare()
 
     def check_admission(
         self, rows: int, seconds: float = math.inf, priority: Priority = "normal"
@@ -187,6 +191,7 @@ class BatchQueue:
             self.next_deadline = item.deadline
         if lane is self._small:
             self._small_until = item.enqueued + SMALL_RECENTLY_SECONDS
+            self._low_share.note_small(item.enqueued)
         lane.rows += item.rows
         lane.items.append(item)
 
@@ -254,32 +259,43 @@ class BatchQueue:
         return self._small.rows, self._large.rows, self._low.rows
 
     def holds_full_batch(self) -> bool:
-        """Whether the next batch cannot grow."""
-        return self.rows >= self.max_batch_size
+        """Whether the next batch cannot grow. Rows of low priority may have to wait, if there are others."""
+        others = self.rows - self._low.rows
+        return (others or self.rows) >= self.max_batch_size
 
-    def release_at(self) -> float:
+    def rows_due(self, now: float) -> int:
+        """Return the queued rows without those of low priority that have to wait for their turn."""
+        low = self._low.rows
+        return self.rows - low if low and now < self._low_share.due() else self.rows
+
+    def release_at(self, now: float) -> float:
         """Return when the queued rows are due: -inf for now, a time, or inf if none is queued."""
-        if not self.rows:
-            return math.inf
-        if not self.max_batch_delay_seconds or self.rows >= self.max_batch_size:
+        rows = self.rows_due(now)
+        if rows and (not self.max_batch_delay_seconds or rows >= self.max_batch_size):
             return -math.inf
-        heads = [lane.head() for lane in (self._small, self._large, self._low) if lane.rows]
-        return min(item.enqueued for item in heads if item) + self.max_batch_delay_seconds
+        all_due = rows == self.rows
+        low_due = math.inf if all_due else self._low_share.due()
+        if not rows:
+            return low_due
+        lanes = (self._small, self._large, self._low) if all_due else (self._small, self._large)
+        heads = [lane.head() for lane in lanes if lane.rows]
+        return min(low_due, min(item.enqueued for item in heads if item) + self.max_batch_delay_seconds)
 
     def take(self, max_rows: int | None = None, now: float = -math.inf) -> Batch:
         """Hand out the next batch, of at most `max_rows` rows if given; empty if nothing is queued.
 
-        Rows whose deadline has passed at `now` are not handed out; `expire` returns their items.
+        Rows whose deadline has passed at `now` are not handed out; `expire` returns their items. Neither are
+        rows of low priority before it is their turn.
         """
         if now >= self.next_deadline:
             self._expired += self._overdue(now)
         parts: list[Part] = []
         most = self.max_batch_size if max_rows is None else min(max_rows, self.max_batch_size)
         small, large, low = self._small, self._large, self._low
+        low_due = low.rows > 0 and now >= self._low_share.due()
         small_arrive = now < self._small_until
-        if low.rows == self.rows or (small_arrive and (large.rows or low.rows)):
+        if low.rows == self.rows or (small_arrive and (large.rows or low_due)):
             most = min(most, self.mixed_rows)
-        most_low = min(most, self.low_rows) if small_arrive else most
         space = most
         if large.rows:
             first = space - space // 2
@@ -287,9 +303,12 @@ class BatchQueue:
             space = self._fill(large, space, parts)
         if space and small.rows:
             space = self._fill(small, space, parts)
-        if space and low.rows:
-            space_low = min(space, most_low)
-            space -= space_low - self._fill(low, space_low, parts)
+        if space and low_due:
+            recently = self._low_share.small_came_recently(now)
+            space_low = min(space, self.low_rows) if recently else space
+            filled = space_low - self._fill(low, space_low, parts)
+            space -= filled
+            self._low_share.note_low(now, self.low_seconds * filled / self.low_rows)
         rows = most - space
         self.rows -= rows
         if not self.rows and self._retries.until > now:

@@ -126,6 +126,7 @@ def assemble(
         settings.max_queue_rows,
         settings.max_batch_delay_seconds,
         settings.max_queue_requests,
+        device.low_share,
     )
     records: list[BatchRecord] = []
 

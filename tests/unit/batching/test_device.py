@@ -16,7 +16,7 @@ import pytest
 from service.batching.batcher import Batcher
 from service.batching.device import Device
 from service.batching.queue import BatchQueue, BatchRecord
-from service.batching.request import Array, InferenceRequest, InferenceResult, Outcome
+from service.batching.request import Array, InferenceRequest, InferenceResult, Outcome, Priority
 from service.errors import DeadlineExceeded, EngineError, QueueFull, ShuttingDown
 from service.serving.predictor import resolve
 
@@ -74,14 +74,17 @@ def rows(*values: float) -> tuple[Array, ...]:
     return (np.array([[value] for value in values]),)
 
 
-def request(count: int, deadline: float = FAR) -> InferenceRequest:
-    return InferenceRequest("any", None, {}, count, deadline)
+def request(count: int, deadline: float = FAR, priority: Priority = "normal") -> InferenceRequest:
+    return InferenceRequest("any", None, {}, count, deadline, priority)
 
 
-def submit(batcher: Batcher, *values: float, deadline: float = FAR) -> "asyncio.Task[list[float]]":
+def submit(
+    batcher: Batcher, *values: float, deadline: float = FAR, priority: Priority = "normal"
+) -> "asyncio.Task[list[float]]":
     async def run() -> list[float]:
         answered: asyncio.Future[InferenceResult] = asyncio.get_running_loop().create_future()
-        item = batcher.submit(request(len(values), deadline), rows(*values), partial(resolve, answered))
+        sent = request(len(values), deadline, priority)
+        item = batcher.submit(sent, rows(*values), partial(resolve, answered))
         try:
             answer = await answered
         except asyncio.CancelledError:
@@ -125,6 +128,52 @@ async def test_a_queue_fills_while_the_device_is_busy(device: Device) -> None:
     await asyncio.gather(*tasks)
     assert batcher.requests_running == 0
     assert runner.batches == [[0], [1, 2, 3]]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("on_loop", [False, True])
+async def test_rows_of_low_priority_take_their_turns_beside_small_requests(
+    elsewhere: bool, depth: int, on_loop: bool
+) -> None:
+    device = Device("test", 1.0 if on_loop else 0.0)
+    runner = Doubler(depth=depth)
+    runner.seconds_a_row = 0.002
+    batcher = Batcher(device, runner, BatchQueue(8, 100, low_share=device.low_share))
+    other = Batcher(device, Doubler(depth=depth), BatchQueue(8, 100, low_share=device.low_share))
+    small = other if elsewhere else batcher
+    low = [submit(batcher, *range(each, each + 5), priority="low") for each in (0, 5)]
+    values = iter(range(1_000))
+    async with asyncio.timeout(30):
+        while not all(task.done() for task in low):
+            value = next(values)
+            sent = [submit(small, float(value)), submit(small, -1.0)]
+            await asyncio.sleep(0)
+            sent[1].cancel()  # perhaps the last of those that did not wait for their turn
+            assert await sent[0] == [2.0 * value]
+            await asyncio.sleep(0.001)
+    assert [task.result() for task in low] == [
+        [2.0 * value for value in range(start, start + 5)] for start in (0, 5)
+    ]
+    await batcher.close()
+    await other.close()
+    device.close()
+
+
+async def test_rows_that_wait_for_their_turn_need_no_company(device: Device) -> None:
+    runner = Doubler()
+    runner.seconds_a_row = 0.01
+    batcher = Batcher(device, runner, BatchQueue(8, 100, low_share=device.low_share))
+    await submit(batcher, 1.0)
+    await submit(batcher, 2.0, priority="low")  # the next one's turn is later
+    # The device takes a batch in the next iteration of the event loop.
+    small = batcher.submit(request(1), rows(3.0), lambda _: None)
+    low: asyncio.Future[InferenceResult] = asyncio.get_running_loop().create_future()
+    batcher.submit(request(1, priority="low"), rows(4.0), partial(resolve, low))
+    batcher.cancel(small)
+    async with asyncio.timeout(5):
+        assert (await low).outputs[0].tolist() == [[8.0]]
+    assert runner.batches == [[1.0], [2.0], [4.0]]
 
 
 async def test_the_device_is_busy_while_a_batch_runs(device: Device) -> None:

@@ -1,5 +1,6 @@
 """The queue's decisions; time is a number here and nothing runs."""
 
+import itertools
 import math
 import weakref
 
@@ -9,8 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.batching.items import Item
+from service.batching.low_share import (
+    LEAST_LOW_SHARE,
+    QUIET_BATCHES,
+    SMALL_RECENTLY_SECONDS,
+    LowShare,
+    share_for,
+)
 from service.batching.pace import DEADLINE_SHARE
-from service.batching.queue import SMALL_FRACTION, SMALL_RECENTLY_SECONDS, BatchQueue
+from service.batching.queue import SMALL_FRACTION, BatchQueue
 from service.batching.request import Priority
 from service.errors import DeadlineExceeded, QueueFull
 
@@ -351,11 +359,70 @@ def test_expired_requests_leave_and_the_next_deadline_is_known() -> None:
     assert (queue.rows, queue.next_deadline) == (0, math.inf)
 
 
+@given(
+    st.lists(st.floats(0.0001, 0.03), min_size=20, max_size=60),
+    st.integers(1, 8),
+    st.sampled_from([0.0005, 0.002]),
+    st.booleans(),
+)
+def test_rows_of_low_priority_take_a_share_while_small_requests_arrive(
+    gaps: list[float], low_rows: int, low_seconds: float, elsewhere: bool
+) -> None:
+    """elsewhere: the small requests come to another queue of the device."""
+    share = LowShare()
+    queue, other = (BatchQueue(64, 10_000, low_share=share) for _ in range(2))
+    queue.low_rows, queue.low_seconds = low_rows, low_seconds
+    busy = other if elsewhere else queue
+    queue.push(item(5_000, priority="low"))
+    ran: list[tuple[float, int]] = []
+    small: list[float] = []
+    now = 0.0
+    for gap in gaps:
+        now += gap
+        small.append(now)
+        busy.push(item(1, enqueued=now))
+        for source in (busy, queue):
+            while source.release_at(now) <= now:
+                batch = source.take(now=now)
+                low = sum(part.stop - part.start for part in batch.parts if part.item.priority == "low")
+                if low:
+                    ran.append((now, low))
+                assert batch.rows
+                now += 1e-6  # a batch takes time
+    for (began, rows), (then, _) in itertools.pairwise(ran):
+        assert rows <= low_rows
+        seconds = low_seconds * rows / low_rows
+        quiet = then - max(came for came in small if came <= then) >= QUIET_BATCHES * seconds - 1e-9
+        assert quiet or then - began >= seconds / share_for(seconds) - 1e-9
+    now += SMALL_RECENTLY_SECONDS
+    while queue.rows:  # nobody else comes: nothing waits
+        assert queue.release_at(now) == -math.inf
+        assert queue.take(now=now).rows
+        now += 1e-6
+
+
+def test_with_a_delay_normal_rows_wait_for_it_beside_low_ones_that_wait_for_their_turn() -> None:
+    queue = BatchQueue(max_batch_size=4, max_queue_rows=100, max_batch_delay_seconds=0.25)
+    queue.low_rows, queue.low_seconds = 2, 0.03
+    queue.push(item(9, enqueued=1.0, priority="low"))
+    queue.push(item(1, enqueued=1.0))
+    assert queue.release_at(1.0) == -math.inf  # they fill a batch
+    assert queue.take(now=1.0).rows == 3
+    turn = 1.0 + 0.03 / LEAST_LOW_SHARE
+    assert queue.release_at(1.0) == 1.0 + QUIET_BATCHES * 0.03 < turn
+    queue.push(item(1, enqueued=1.15))
+    assert queue.release_at(1.2) == 1.15 + 0.25 < turn
+    assert queue.take(now=1.41).rows == 1
+    assert queue.release_at(1.41) == turn
+    assert queue.take(now=1.42).rows == 0
+    assert queue.take(now=turn).rows == 2
+
+
 def test_without_a_delay_rows_are_due_at_once() -> None:
     queue = BatchQueue(max_batch_size=4, max_queue_rows=100)
-    assert queue.release_at() == math.inf
+    assert queue.release_at(0.0) == math.inf
     queue.push(item(1, enqueued=7.0))
-    assert queue.release_at() == -math.inf
+    assert queue.release_at(0.0) == -math.inf
     assert queue.take().reason == "idle"
 
 
@@ -363,9 +430,9 @@ def test_with_a_delay_rows_wait_for_it_or_for_a_full_batch() -> None:
     queue = BatchQueue(max_batch_size=4, max_queue_rows=100, max_batch_delay_seconds=0.5)
     queue.push(item(1, enqueued=7.0))
     queue.push(item(1, enqueued=7.2))
-    assert queue.release_at() == 7.5
+    assert queue.release_at(0.0) == 7.5
     queue.push(item(2, enqueued=7.3))
-    assert queue.release_at() == -math.inf
+    assert queue.release_at(0.0) == -math.inf
     assert queue.take().reason == "full"
     queue.push(item(1, enqueued=8.0))
     assert queue.take().reason == "delay"
