@@ -5,13 +5,13 @@ import math
 from service.batching.batch_sizes import LOW_SECONDS
 
 LOW_SHARE = 0.2
-LEAST_LOW_SHARE = 0.07
+LEAST_LOW_SHARE = 0.035
 """While small requests arrive, rows of low priority take at most the first share of the time if they take at
 most LOW_SECONDS of a batch; less if they take longer, but never less than the second. A request waits for the
 batch that runs when it comes, and without a limit the device is never free. With two callers of /explain the
 p99 of /classify at half of the capacity was 1.3 times as long by occlusion (0.5 ms a row), and 8 times by
-integrated gradients (1.4 ms). With a share of 0.2 it was 1.0 and 1.5 times, and with 0.07 for the latter 1.1
-times (`python -m loadtests.explanations`, two cores)."""
+integrated gradients (1.4 ms). With a share of 0.2 it was 1.0 and 1.5 times; with 0.07 the latter was 1.1 to
+1.2 times, with 0.035 1.0 to 1.3 times (`python -m loadtests.explanations`, on two shared cores)."""
 
 QUIET_BATCHES = 10
 """Small requests have ceased to arrive when none came for this many times the time of the last rows of low
@@ -22,16 +22,15 @@ SMALL_RECENTLY_SECONDS = 1.0
 
 
 class LowShare:
-    """The share of a device's time that rows of low priority take; common to all of its queues."""
+    """The share of a device's time that rows of low priority take; common to all of its queues.
+
+    last_small: when a small request came to any of them last.
+    """
 
     def __init__(self) -> None:
-        self._last_small = -math.inf
+        self.last_small = -math.inf
         self._last_low = -math.inf
         self._low_seconds = 0.0
-
-    def note_small(self, now: float) -> None:
-        """Note that a small request has come to one of the queues."""
-        self._last_small = now
 
     def note_low(self, now: float, seconds: float) -> None:
         """Note that rows of low priority begin to run, which are expected to take `seconds`."""
@@ -40,13 +39,13 @@ class LowShare:
 
     def small_came_recently(self, now: float) -> bool:
         """Whether a small request is to be expected."""
-        return now < self._last_small + SMALL_RECENTLY_SECONDS
+        return now < self.last_small + SMALL_RECENTLY_SECONDS
 
     def due(self) -> float:
         """Return when rows of low priority may run again."""
         turn = self._last_low + self._low_seconds / share_for(self._low_seconds)
         quiet = min(self._low_seconds * QUIET_BATCHES, SMALL_RECENTLY_SECONDS)
-        return min(turn, self._last_small + quiet)
+        return min(turn, self.last_small + quiet)
 
 
 def share_for(seconds: float) -> float:

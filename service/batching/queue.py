@@ -191,7 +191,7 @@ class BatchQueue:
             self.next_deadline = item.deadline
         if lane is self._small:
             self._small_until = item.enqueued + SMALL_RECENTLY_SECONDS
-            self._low_share.note_small(item.enqueued)
+            self._low_share.last_small = item.enqueued
         lane.rows += item.rows
         lane.items.append(item)
 

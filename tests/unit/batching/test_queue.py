@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from service.batching.items import Item
 from service.batching.low_share import (
-    LEAST_LOW_SHARE,
+    LOW_SHARE,
     QUIET_BATCHES,
     SMALL_RECENTLY_SECONDS,
     LowShare,
@@ -402,19 +402,19 @@ def test_rows_of_low_priority_take_a_share_while_small_requests_arrive(
 
 
 def test_with_a_delay_normal_rows_wait_for_it_beside_low_ones_that_wait_for_their_turn() -> None:
-    queue = BatchQueue(max_batch_size=4, max_queue_rows=100, max_batch_delay_seconds=0.25)
-    queue.low_rows, queue.low_seconds = 2, 0.03
+    queue = BatchQueue(max_batch_size=4, max_queue_rows=100, max_batch_delay_seconds=0.00125)
+    queue.low_rows, queue.low_seconds = 2, 0.0005
     queue.push(item(9, enqueued=1.0, priority="low"))
     queue.push(item(1, enqueued=1.0))
     assert queue.release_at(1.0) == -math.inf  # they fill a batch
     assert queue.take(now=1.0).rows == 3
-    turn = 1.0 + 0.03 / LEAST_LOW_SHARE
-    assert queue.release_at(1.0) == 1.0 + QUIET_BATCHES * 0.03 < turn
-    queue.push(item(1, enqueued=1.15))
-    assert queue.release_at(1.2) == 1.15 + 0.25 < turn
-    assert queue.take(now=1.41).rows == 1
-    assert queue.release_at(1.41) == turn
-    assert queue.take(now=1.42).rows == 0
+    turn = 1.0 + 0.0005 / LOW_SHARE
+    assert queue.release_at(1.0) == turn
+    queue.push(item(1, enqueued=1.001))
+    assert queue.release_at(1.001) == 1.001 + 0.00125 < turn
+    assert queue.take(now=1.0023).rows == 1
+    assert queue.release_at(1.0023) == turn
+    assert queue.take(now=1.0024).rows == 0
     assert queue.take(now=turn).rows == 2
 
 
