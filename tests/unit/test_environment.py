@@ -13,27 +13,45 @@ LOCKER = ROOT / ".cache" / "uv" / "bin"
 """Where the Makefile installs uv."""
 
 
+def without_uv(path: str, folder: Path) -> str:
+    """Return the PATH without uv: of a folder that has it, links to the other programs take its place."""
+    parts = []
+    for number, part in enumerate(path.split(os.pathsep)):
+        if not (Path(part) / "uv").exists():
+            parts.append(part)
+            continue
+        links = folder / str(number)
+        links.mkdir(parents=True)
+        for program in Path(part).iterdir():
+            if program.name != "uv":
+                (links / program.name).symlink_to(program)
+        parts.append(str(links))
+    return os.pathsep.join(parts)
+
+
 @pytest.mark.parametrize("installer", ["pip", "uv"])
 def test_an_environment_has_what_it_was_asked_for_and_pip(tmp_path: Path, installer: str) -> None:
-    uv = shutil.which("uv", path=f"{os.environ['PATH']}{os.pathsep}{LOCKER}")
-    if installer == "uv" and uv is None:
+    path = os.environ["PATH"]
+    uv = shutil.which("uv", path=f"{path}{os.pathsep}{LOCKER}")
+    if installer == "pip":
+        path = without_uv(path, tmp_path / "programs")
+    elif uv is None:
         pytest.skip("there is no uv")
-    path = [part for part in os.environ["PATH"].split(os.pathsep) if not (Path(part) / "uv").exists()]
-    if installer == "uv":
-        assert uv is not None
-        path.insert(0, str(Path(uv).parent))
+    else:
+        path = f"{Path(uv).parent}{os.pathsep}{path}"
+    folder = tmp_path / "environments"
     made = subprocess.run(
-        [ENVIRONMENT, tmp_path / "new", ".develop", "hatchling: 2 MB, 10 s", "hatchling"],
+        [ENVIRONMENT, folder / "new", ".develop", "hatchling: 2 MB, 10 s", "hatchling"],
         cwd=ROOT,
-        env=os.environ | {"PATH": os.pathsep.join(path)},
+        env=os.environ | {"PATH": path},
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert made.returncode == 0, made.stderr
-    python = tmp_path / "new" / "bin" / "python"
+    python = folder / "new" / "bin" / "python"
     subprocess.run([python, "-c", "import hatchling, pip"], check=True, timeout=60)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
+    assert [each.name for each in folder.iterdir()] == ["new"]
 
 
 def test_an_environment_that_is_a_link_to_another_one_is_refused(tmp_path: Path) -> None:
