@@ -201,7 +201,7 @@ class Batcher:
         if self._entered:
             self._device.enter(self)
         elif queue.rows and not batch.parts:
-            self._loop.call_soon_threadsafe(self._enter_later)
+            self._loop.call_soon_threadsafe(self._enter_unless_entered)
         return batch
 
     @property
@@ -381,9 +381,9 @@ class Batcher:
 
     def _release_now(self) -> None:
         self._release = None
-        self._enter_later()
+        self._enter_unless_entered()
 
-    def _enter_later(self) -> None:
+    def _enter_unless_entered(self) -> None:
         with self._device.lock:
             if not self._entered:
                 self._enter_when_due()

@@ -71,10 +71,10 @@ class BatchQueue:
     Small requests have a lane of their own and the first half of every batch, so they never wait for a large
     one to finish. A large request is split over as many batches as it needs, and goes to the end of its lane
     after each one while it still has a full batch to go. Requests of low priority have a third lane, which
-    gets the space that the other two leave, but only a share of the device's time while small requests arrive
-    at any queue of the device. While they arrive here, batches with rows of other requests are cut to
-    `mixed_rows`: a small one waits for the batch that runs when it comes, and for its own. So are batches of
-    low priority alone.
+    gets the space that the other two leave; while small requests arrive at any queue of the device, it gets
+    only a share of the device's time. While they arrive at this queue, batches with rows of other requests
+    are cut to `mixed_rows`: a small one waits for the batch that runs when it comes, and for its own. So are
+    batches of low priority alone.
 
     pace: how long a row takes; the batcher updates it after each batch.
     mixed_rows: the rows of such a batch. low_rows: those of low priority in it. low_seconds: what a batch of

@@ -42,7 +42,9 @@ async def iterations(number: int) -> None:
 
 @pytest.mark.usefixtures("engine")
 async def test_the_supervisors_ticking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def count(parent: Supervisor, _: float, original=Supervisor._count) -> None:  # type: ignore[no-untyped-def]
+    original = Supervisor._count
+
+    async def count(parent: Supervisor, _: float) -> None:
         await original(parent, SECONDS)  # not the length of a tick, which is zero here
 
     monkeypatch.setattr(supervisor, "TICK_SECONDS", 0.0)
