@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "quantize": _quantize,
         "convert": _convert,
         "confidence": _confidence,
+        "calibrate": _calibrate,
         "ensemble": _ensemble,
         "gradient": _gradient,
         "compare": _compare,
@@ -243,6 +244,13 @@ def _confidence(options: argparse.Namespace) -> int:
         options.fitted_images,
         options.force,
     )
+    return 0
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from training.confidence.calibrate import calibrate
+
+    calibrate(options.model, load(options.data_dir), options.models_dir, options.version, options.force)
     return 0
 
 

@@ -22,7 +22,7 @@ def build_parser(
     add |= {"convert": _add_convert}
     add |= {"quantize": _add_quantize, "ensemble": _add_ensemble, "compare": _add_compare}
     add |= {"gradient": _add_gradient, "explain": _add_explain}
-    add |= {"confidence": _add_confidence}
+    add |= {"confidence": _add_confidence, "calibrate": _add_calibrate}
     add |= {"evaluate": _add_evaluate, "robustness": _add_robustness, "pareto": _add_pareto}
     add |= {"outliers": _add_outliers}
     add |= {"default": _add_default}
@@ -277,6 +277,17 @@ def _add_confidence(actions: Any) -> argparse.ArgumentParser:
         default=10_000,
         help="number of training images that the score is fitted to (default: %(default)s)",
     )
+    command.add_argument("--force", action="store_true", help="replace the version, which exists")
+    return command
+
+
+def _add_calibrate(actions: Any) -> argparse.ArgumentParser:
+    about = (
+        "Divide a published classifier's logits by the temperature that suits the validation images best, "
+        "and measure its calibration before and after. The weights and the labels stay."
+    )
+    command = _add(actions, "calibrate", about)
+    _add_published(command, "mlp", "change")
     command.add_argument("--force", action="store_true", help="replace the version, which exists")
     return command
 

@@ -4,7 +4,6 @@ Works on model.onnx alone, without the torch network. The weights and the probab
 """
 
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +12,17 @@ import numpy as np
 import onnx
 
 from service.models.folder import CARD_FILE, read_info
-from service.models.manifest import (
-    MANIFEST_FILE,
-    MODEL_FILE,
-    OOD_SCORE,
-    UNKNOWN_SHA256,
-    Manifest,
-    TensorSpec,
-)
-from service.models.signatures import SIGNATURE_FILE
-from training.cards.card import command_lines, fill_page, section, table, with_section
+from service.models.manifest import MODEL_FILE, OOD_SCORE, UNKNOWN_SHA256, Manifest, TensorSpec
+from training.cards.card import fill_page, table, with_section
 from training.cards.front_matter import front_matter
-from training.confidence.graph import PROBABILITIES, features_of, with_score, without_score
+from training.confidence.again import (
+    check_whole,
+    considerations_again,
+    copy_the_rest,
+    refreshed,
+    with_step,
+)
+from training.confidence.graph import features_of, with_score, without_score
 from training.confidence.outliers import Images, outliers
 from training.confidence.score import Score, fit
 from training.cost import MULTIPLY_ADDS
@@ -33,11 +31,11 @@ from training.errors import ConfidenceError
 from training.evaluation.abstention import ON_DIGITS, ON_FASHION, auroc, on_digits, on_fashion, scores
 from training.evaluation.metrics import Metrics
 from training.onnx_files import open_session, run_in_parts, save_graph
-from training.provenance.bom import BOM_FILE, Considerations, write_bom
+from training.provenance.bom import write_bom
 from training.provenance.commit import commit
 from training.provenance.metadata import describe_graph
 from training.sources import check_source, unscored, version_folder
-from training.terminal import command_line
+from training.temperature_scaling import PROBABILITIES
 from training.versions import Target, completed, read_verified, staging, write_manifest
 
 RANKS = (16, 32, 64)
@@ -52,7 +50,6 @@ TOLERANCE = 1e-6
 """Of a probability: a second reader of the features may keep onnxruntime from fusing two nodes."""
 
 SEED = 0
-WRITTEN_ANEW = (MODEL_FILE, MANIFEST_FILE, CARD_FILE, BOM_FILE, SIGNATURE_FILE)
 STEP = "python -m training confidence"
 
 
@@ -89,17 +86,12 @@ def confidence(
     source = version_folder(models_dir / name, version)
     manifest = read_verified(source)
     check_source(manifest, splits)
-    if manifest.files:
-        raise ConfidenceError(f"{source} keeps weights in other files, expected all of them in {MODEL_FILE}")
-    if not force:
-        raise ConfidenceError(f"{source} exists: --force replaces it with the same weights and a score")
+    check_whole(source, manifest, force=force, what="a score")
     graph = without_score(onnx.load(source / MODEL_FILE))
     chosen = choose(graph, splits, outliers(fashion.validation, splits.validation, SEED), fitted_images)
     made = with_score(graph, chosen.score)
     with staging([name], Target(models_dir, manifest.version, force=True)) as (staged,):
-        for path in source.iterdir():
-            if path.name not in WRITTEN_ANEW:
-                shutil.copy2(path, staged)
+        copy_the_rest(source, staged)
         save_graph(made, staged / MODEL_FILE)
         chosen = _compared(chosen, source, staged, splits.validation)
         threshold = _threshold(staged / MODEL_FILE, splits.validation)
@@ -109,7 +101,7 @@ def confidence(
         finished = _measured(draft, staged, threshold, splits.test, fashion.test)
         write_manifest(staged, finished)
         (staged / CARD_FILE).write_text(_page(read_info(source).card, finished, chosen))
-        write_bom(staged, finished, _considerations(source, finished, models_dir), commit())
+        write_bom(staged, finished, considerations_again(source, finished, models_dir), commit())
     return source
 
 
@@ -175,14 +167,13 @@ def _draft(source: Manifest, threshold: float, models_dir: Path) -> Manifest:
     if "source" in metrics:  # it may have got a score since, which changes only its checksum
         metrics["source_sha256"] = read_verified(models_dir / str(metrics["source"])).sha256
     score = TensorSpec(name=OOD_SCORE, datatype="FP32", shape=(-1,))
-    steps = [step for step in source.command.split(" && ") if not step.startswith(STEP)]
     return source.model_copy(
         update={
             "outputs": (*unscored(source).outputs, score),
             "abstain_above": threshold,
             "sha256": UNKNOWN_SHA256,
             "metrics": metrics,
-            "command": " && ".join([*steps, command_line()]),
+            "command": with_step(source.command, STEP),
         }
     )
 
@@ -196,19 +187,9 @@ def _measured(draft: Manifest, staged: Path, threshold: float, test: Dataset, fa
     return completed(draft.model_copy(update={"metrics": data}), staged, {**kept, **ours})
 
 
-def _considerations(source: Path, manifest: Manifest, models_dir: Path) -> Considerations:
-    """What the model's card says, or, if it has no such section, that of the model that it is made from."""
-    cards = [read_info(source).card]
-    if "source" in manifest.metrics:
-        cards.append(read_info(models_dir / str(manifest.metrics["source"])).card)
-    headings = ("Architecture", "Intended use", "Limits")
-    words = (next(filter(None, (section(card, each) for card in cards)), "") for each in headings)
-    return Considerations(*words)
-
-
 def _page(card: str, made: Manifest, chosen: Chosen) -> str:
     """The model's card with the score's tensor, metrics and section; all other words stay."""
-    page = re.sub(r"\A---\n.*?\n---\n\n", "", card, flags=re.DOTALL)
+    page = refreshed(card, made)
     page = re.sub(rf"^\| output \| `{OOD_SCORE}` .*\n", "", page, flags=re.MULTILINE)
     page = re.sub(
         r"((?:^\| output \|.*\n)+)",
@@ -217,10 +198,6 @@ def _page(card: str, made: Manifest, chosen: Chosen) -> str:
         flags=re.MULTILINE,
     )
     page = page.replace("the tensors are the same.", f"it has one tensor more, `{OOD_SCORE}`.")
-    metrics = f"| metric | value |\n|---|---|\n{table(made.metrics.items())}\n"
-    page = re.sub(r"^\| metric \| value \|\n(?:\|.*\n)+", lambda _: metrics, page, flags=re.MULTILINE)
-    commands = f"```\n{command_lines(made.command)}\n```"
-    page = re.sub(r"```\npython -m training .*?```", lambda _: commands, page, count=1, flags=re.DOTALL)
     words = fill_page(
         "confidence",
         manifest=made,

@@ -11,14 +11,13 @@ from onnx import TensorProto, helper, numpy_helper
 from service.models.manifest import OOD_SCORE
 from training.confidence.score import EPSILON, Score
 from training.errors import ConfidenceError
+from training.temperature_scaling import softmax_of, without_temperature
 
 OPSET = 18
 """Since this version of the operators, reductions take their axes as an input."""
 
 PREFIX = "ood_"
 """How the names of all that is added begin."""
-
-PROBABILITIES = "probabilities"
 
 
 def features_of(graph: onnx.ModelProto) -> str:
@@ -27,10 +26,7 @@ def features_of(graph: onnx.ModelProto) -> str:
     Raises ConfidenceError if `probabilities` is not the softmax of one linear layer.
     """
     made_by = {name: node for node in graph.graph.node for name in node.output}
-    softmax = made_by.get(PROBABILITIES)
-    if softmax is None or softmax.op_type != "Softmax":
-        seen = "nothing" if softmax is None else softmax.op_type
-        raise ConfidenceError(f"{PROBABILITIES} is made by {seen}, expected Softmax after a linear layer")
+    softmax = softmax_of(without_temperature(graph))
     name: str = _linear_layer(softmax.input[0], made_by).input[0]
     return name
 

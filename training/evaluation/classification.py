@@ -17,6 +17,7 @@ from training.evaluation.metrics import (
     worst_recall,
 )
 from training.onnx_files import open_session, run_in_parts
+from training.temperature_scaling import PROBABILITIES, TEMPERATURE, temperature_of, without_temperature
 from training.versions import read_source
 
 
@@ -30,7 +31,7 @@ class Readings:
 
 def readings(source: Path | onnx.ModelProto, data: Dataset) -> Readings:
     """Run a classifier's graph over images."""
-    (probabilities,) = run_in_parts(open_session(source), ["probabilities"], {"images": data.images})
+    (probabilities,) = run_in_parts(open_session(source), [PROBABILITIES], {"images": data.images})
     return Readings(probabilities, probabilities.argmax(1) == data.labels)
 
 
@@ -62,4 +63,15 @@ def quantization(path: Path, source: Path, test: Dataset) -> Metrics:
         "source_sha256": manifest.sha256,
         "source_agreement": round(float((before == after).mean()), 6),
         "accuracy_loss_points": round(loss, 4),
+    }
+
+
+def scaling(path: Path, test: Dataset) -> Metrics:
+    """The temperature that a graph divides its logits by, and its calibration on a test set without that."""
+    graph = onnx.load(path)
+    probabilities = readings(without_temperature(graph), test).probabilities
+    return {
+        TEMPERATURE: round(temperature_of(graph) or 1.0, 6),
+        "untempered_test_nll": round(negative_log_likelihood(probabilities, test.labels), 6),
+        "untempered_test_ece": round(calibration_error(probabilities, test.labels), 6),
     }

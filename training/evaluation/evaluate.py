@@ -14,12 +14,13 @@ from training.datasets.splits import Dataset, Splits
 from training.errors import EvaluationError
 from training.evaluation.abstention import ON_DIGITS, ON_FASHION, on_digits, on_fashion
 from training.evaluation.attribution import gradients
-from training.evaluation.classification import classification, quantization
+from training.evaluation.classification import classification, quantization, scaling
 from training.evaluation.generation import conversion, generation
 from training.evaluation.judge import JUDGE, Judge
 from training.evaluation.likelihood import bound, encoding
 from training.evaluation.metrics import Metrics
 from training.evaluation.retrieval import caption_metrics, generator_of, prompted, search_metrics
+from training.temperature_scaling import TEMPERATURE
 from training.versions import read_verified
 
 # Kernels differ from one CPU to another in the last bits of a float32 sum, which can move an image
@@ -57,6 +58,8 @@ def measure(
         metrics |= on_digits(path, threshold, splits.test)
         if fashion is not None:
             metrics |= on_fashion(path, threshold, splits.test, fashion)
+    if TEMPERATURE in manifest.metrics:
+        metrics |= scaling(path, splits.test)
     if MULTIPLY_ADDS in manifest.metrics:  # manifests older than this metric lack it
         metrics[MULTIPLY_ADDS] = multiply_adds(path)
     return metrics

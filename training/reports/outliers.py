@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from service.models.manifest import MODEL_FILE, OOD_SCORE
 from training.cards.card import titled_table
-from training.confidence.graph import PROBABILITIES
 from training.confidence.outliers import outliers
 from training.datasets.splits import Splits
 from training.errors import EvaluationError
@@ -19,6 +18,7 @@ from training.figures import new_figure, save_figure
 from training.files import write_atomically
 from training.onnx_files import open_session, run_in_parts
 from training.reports.robustness import classifiers
+from training.temperature_scaling import PROBABILITIES
 from training.versions import read_verified
 
 JSON_FILE = "outliers.json"
