@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from service.batching.batch_seconds import BatchSeconds
 from service.batching.batch_sizes import low_rows, mixed_rows, on_loop_rows
 from service.batching.deadlines import Deadlines
 from service.batching.device import Device, Runner
@@ -62,17 +63,22 @@ class Batcher:
         self._entered = False
         self._release: asyncio.TimerHandle | None = None
         self._deadlines = Deadlines(queue, device.lock)
-        queue.mixed_rows = mixed_rows(runner.seconds_for, queue.max_batch_size)
-        queue.low_rows = low_rows(runner.seconds_for, queue.max_batch_size)
-        queue.low_seconds = runner.seconds_for(queue.low_rows)
-        self.on_loop = on_loop_rows(
-            runner.seconds_for, queue.max_batch_size, device.on_loop_seconds, device.brief_seconds
-        )
-        # The rows that a batch on the loop is cut to: without a rejection since the last one, and with one.
-        self._cut = self.on_loop.most(rejecting=False), self.on_loop.most(rejecting=True)
+        self._seconds = BatchSeconds(runner.seconds_for, queue.max_batch_size)
+        self._decide_sizes()
         self._closed = False
         self._unanswered = 0
         self._all_answered = asyncio.Event()
+
+    def _decide_sizes(self) -> None:
+        """Decide how large batches are and which run on the event loop, from how long they take."""
+        queue, seconds_for, most = self._queue, self._seconds.of, self._queue.max_batch_size
+        queue.mixed_rows = mixed_rows(seconds_for, most)
+        queue.low_rows = low_rows(seconds_for, most)
+        queue.low_seconds = seconds_for(queue.low_rows)
+        budgets = self._device.on_loop_seconds, self._device.brief_seconds
+        self.on_loop = on_loop_rows(seconds_for, most, *budgets)
+        # The rows that a batch on the loop is cut to: without a rejection since the last one, and with one.
+        self._cut = self.on_loop.most(rejecting=False), self.on_loop.most(rejecting=True)
 
     @property
     def rows_waiting(self) -> int:
@@ -260,6 +266,9 @@ class Batcher:
         except Exception:  # the queued requests must not be lost with it
             logger.exception("a batch could not be recorded")
         with self._device.lock:
+            if ended - started < self._seconds.below[batch.rows] and not failed and self.runner.depth == 1:
+                self._seconds.learn(batch.rows, ended - started)
+                self._decide_sizes()
             self._queue.pace.note_batch(batch.rows, started, ended, self._queue.rows_due(ended))
             if not self._entered:
                 self._enter_when_due()

@@ -31,15 +31,16 @@ class WorkMeter:
         may have run then, and only ever add time. So the shortest time counts that a batch was ever seen to
         take, and no batch counts as slower than a larger one. What is still wrong after that makes the work
         too much, never more than the time.
-    full: rows of the batches that form under load.
+    full: returns the rows of the batches that form under load, which can change.
     """
 
-    def __init__(self, seconds_for: Callable[[int], float], full: int, most: int, worked: Worked) -> None:
+    def __init__(
+        self, seconds_for: Callable[[int], float], full: Callable[[], int], most: int, worked: Worked
+    ) -> None:
         self._seconds_for = seconds_for
         self._full = full
         self._worked = worked
         self._least = np.full(most + 1, math.inf)  # by rows
-        self._least[full] = seconds_for(full)
 
     def count(self, batches: Iterable[BatchRecord]) -> None:
         """Add batches that have run."""
@@ -53,18 +54,19 @@ class WorkMeter:
                 on_loop[rows] = on_loop.get(rows, 0.0) + took
             if not batch.failed and took < least.get(rows, math.inf):
                 least[rows] = took
-        for rows in seconds:
+        full = self._full()
+        for rows in {full, *seconds}:
             known = min(float(self._least[rows]), self._seconds_for(rows))
             self._least[rows] = min(known, least.get(rows, math.inf))
         fastest = np.minimum.accumulate(self._least[::-1])[::-1]
         for rows, took in seconds.items():
-            share = self._share(rows, float(fastest[rows]))
+            share = _share(float(fastest[rows]), rows * float(self._least[full]) / full)
             self._worked.seconds += took * share
             self._worked.spared_on_loop_seconds += on_loop.get(rows, 0.0) * (1 - share)
 
-    def _share(self, rows: int, fastest: float) -> float:
-        """Return the fraction of a batch's time that is work, above 0 and at most 1."""
-        in_full_batches = rows * float(self._least[self._full]) / self._full
-        if not 0 < fastest < math.inf or not 0 < in_full_batches < math.inf:
-            return 1.0
-        return min(1.0, in_full_batches / fastest)
+
+def _share(fastest: float, in_full_batches: float) -> float:
+    """Return the fraction of a batch's time that is work, above 0 and at most 1."""
+    if not 0 < fastest < math.inf or not 0 < in_full_batches < math.inf:
+        return 1.0
+    return min(1.0, in_full_batches / fastest)

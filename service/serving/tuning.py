@@ -41,11 +41,12 @@ COMPARED_PER_OCTAVE = 2
 batch has if 64 connections ask for single images are padded to 32."""
 
 ON_LOOP_SECONDS = 0.010
-BRIEF_SECONDS = 0.001
+BRIEF_SECONDS = 0.0003
 """On a CPU, batches that take no longer than this run on the event loop itself: with a device thread, the GIL
 would change hands at every callback of the loop. mlp, 64 connections: 20,000 requests/s on the loop, 15,000
 on the thread (2 AVX-512 cores, shared with wrk and other work). A model too slow for 64 rows in 10 ms gains
-less, and gets 1 ms."""
+less: with single rows of cnn (0.55 ms) on the loop, the p99 at a third of the capacity was 9.6 ms, and 6.6 ms
+with all of them on the thread, at the same capacity (medians of four pairs, two cores)."""
 
 
 def default_threads(cores: int) -> int:

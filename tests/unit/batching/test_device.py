@@ -636,6 +636,33 @@ async def test_batches_stay_whole_if_the_loop_runs_only_small_ones() -> None:
     device.close()
 
 
+async def test_a_warm_up_that_was_disturbed_is_mended_by_the_batches_that_run() -> None:
+    """It took a row for 1 s; the event loop has a budget of 2 ms, and a row takes nearly nothing."""
+    device = Device("test", on_loop_seconds=0.002)
+    runner = Doubler()
+    queue = BatchQueue(64, 1000)
+    batcher = Batcher(device, runner, queue)
+    assert (batcher.on_loop.rows, queue.low_rows, queue.mixed_rows) == (0, 1, 16)
+    for _ in range(20):
+        await submit(batcher, *range(64))
+        await submit(batcher, 1)
+    assert batcher.on_loop.rows == queue.low_rows == queue.mixed_rows == 64
+    assert 0 < queue.low_seconds < 0.002
+    assert runner.threads[-1] == threading.main_thread().name
+    device.close()
+
+
+async def test_a_batch_that_overlaps_another_or_fails_tells_nothing_of_its_time() -> None:
+    device = Device("test", on_loop_seconds=0.002)
+    overlapping, failing = Doubler(depth=2), Doubler()
+    failing.error = RuntimeError("broken")
+    for runner in (overlapping, failing):
+        batcher = Batcher(device, runner, BatchQueue(64, 1000))
+        await asyncio.gather(*(submit(batcher, *range(64)) for _ in range(5)), return_exceptions=True)
+        assert batcher.on_loop.rows == 0
+    device.close()
+
+
 async def test_the_loop_turns_between_two_batches_that_run_on_it() -> None:
     device = Device("test", on_loop_seconds=4.0)
     runner = Doubler(lasting=0.02)
