@@ -2,24 +2,20 @@
 
 import math
 
-from service.batching.batch_sizes import LOW_SECONDS
+LOW_SHARE = 0.025
+"""While small requests arrive, rows of low priority take at most this share of the time.
 
-LOW_SHARE = 0.2
-"""While small requests arrive, rows of low priority take at most this share of the time if they take at most
-LOW_SECONDS of a batch. The share of slower rows is smaller, in inverse proportion to their time.
+Without a limit the device is never free, so each small request waits for the batch that runs when it comes:
+with two callers of /explain, the p99 of /classify at half of the capacity was 1.3 times as long by occlusion
+(0.55 ms a row), and 8 times by integrated gradients (1.8 ms). By occlusion a share of 0.1 made it 1.28 times
+as long, and 0.05 1.12 times when rows also ran after 10 batches' time without a small request
+(`python -m loadtests.explanations`, on two shared cores). An explanation must still end before its deadline:
+170 rows of 2 ms take 7 s of the device at this share."""
 
-Without a limit the device is never free, so each small request waits for the batch that runs when it comes.
-With two callers of /explain, the p99 of /classify at half of the capacity was then 1.3 times as long by
-occlusion (0.5 ms a row), and 8 times by integrated gradients (1.4 ms). A share of 0.2 for both made that 1.0
-and 1.5 times (`python -m loadtests.explanations`, on two shared cores)."""
-
-LEAST_LOW_SHARE = 0.035
-"""The share is never smaller, however slow the rows are: an explanation has to end before its deadline. With
-0.07, integrated gradients still made the p99 1.1 to 1.2 times as long, with 0.035 1.0 to 1.3 times."""
-
-QUIET_BATCHES = 10
+QUIET_BATCHES = 20
 """Small requests count as arriving until none has come for this many times as long as the last rows of low
-priority took. At half of the capacity, one comes every two such times in the mean."""
+priority took. At half of the capacity one comes every two or three such times in the mean: with 10 of them,
+pauses that were chance gave occlusion half as much again as its share."""
 
 SMALL_RECENTLY_SECONDS = 1.0
 """Batches are kept short for this long after the last small request, because the next one will wait for one
@@ -39,7 +35,7 @@ class LowShare:
 
     def note_low(self, now: float, seconds: float) -> None:
         """Note that rows of low priority begin to run, which are expected to take `seconds`."""
-        self._turn = now + seconds / share_for(seconds)
+        self._turn = now + seconds / LOW_SHARE
         self._quiet_seconds = min(seconds * QUIET_BATCHES, SMALL_RECENTLY_SECONDS)
 
     def small_came_recently(self, now: float) -> bool:
@@ -49,8 +45,3 @@ class LowShare:
     def due(self) -> float:
         """Return when rows of low priority may run again."""
         return min(self._turn, self.last_small + self._quiet_seconds)
-
-
-def share_for(seconds: float) -> float:
-    """Return the largest share of the time for rows of low priority that take `seconds` of a batch."""
-    return max(LEAST_LOW_SHARE, LOW_SHARE * LOW_SECONDS / max(seconds, LOW_SECONDS))
