@@ -30,6 +30,7 @@ from training.versions import Target
 MODELS = {
     "mlp": ("training.families.classifier", "MLP"),
     "cnn": ("training.families.classifier", "CNN"),
+    "cnn-pruned": ("training.families.classifier", "CNN_PRUNED"),
     "vit": ("training.families.classifier", "VIT"),
     "judge": ("training.families.classifier", "JUDGE"),
     "private": ("training.privacy.family", "CONFIG"),

@@ -52,7 +52,10 @@ def _add_data(actions: Any) -> argparse.ArgumentParser:
 
 
 def _add_train(actions: Any) -> argparse.ArgumentParser:
-    about = "Train a model. Run it under torchrun --nproc-per-node N -m training train ... for N processes."
+    about = (
+        "Train a model. Run it under torchrun --nproc-per-node N -m training train ... for N processes. "
+        "cnn-pruned begins with a published cnn and needs the extra `pruning`."
+    )
     command = _add(actions, "train", about)
     command.add_argument(
         "--run-dir", type=Path, help="folder for checkpoints, metrics and curves (default: runs/MODEL)"

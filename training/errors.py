@@ -10,6 +10,7 @@ TrainingError
 ├── ExportError         the model was not published
 ├── EvaluationError     the model cannot be evaluated on this data
 ├── SourceError         the model that another is to be made from does not fit
+├── PruningError        the network cannot be pruned as asked
 ├── QuantizationError   the version on fewer bits was not published
 ├── ConfidenceError     the model with an out-of-distribution score was not published
 ├── EnsembleError       the ensemble was not published
@@ -58,6 +59,10 @@ class EvaluationError(TrainingError):
 
 class SourceError(TrainingError):
     """The model that another is to be made from does not fit."""
+
+
+class PruningError(TrainingError):
+    """The network cannot be pruned as asked; the message says why and what to do."""
 
 
 class QuantizationError(TrainingError):

@@ -8,7 +8,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from training.errors import ArgumentError
 
 BELOW_ONE = frozenset(
-    ("beta1", "beta2", "dropout", "ema_decay", "label_smoothing", "momentum", "scale", "shear", "warm_up")
+    (
+        *("beta1", "beta2", "dropout", "ema_decay", "label_smoothing", "momentum", "pruned"),
+        *("scale", "shear", "warm_up"),
+    )
 )
 """Hyperparameters in 0..1 without 1: fractions, probabilities, weights of averages."""
 

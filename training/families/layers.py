@@ -1,4 +1,4 @@
-"""What the families build and train with alike: a convolution, and a learning rate of one cycle."""
+"""What the families build and train with alike: a convolution, the widths of layers, a one-cycle schedule."""
 
 from torch import nn
 from torch.optim import Optimizer
@@ -12,6 +12,12 @@ def convolution(inputs: int, outputs: int, size: int, stride: int = 1, padding: 
         nn.BatchNorm2d(outputs),
         nn.ReLU(),
     ]
+
+
+def widths(network: nn.Module, head: nn.Module) -> list[int]:
+    """The number of channels or units of each convolution and linear layer but the head."""
+    layers = [each for each in network.modules() if isinstance(each, nn.Conv2d | nn.Linear)]
+    return [len(layer.weight) for layer in layers if layer is not head]
 
 
 def one_cycle(optimizer: Optimizer, rates: float | list[float], steps: int, warm_up: float) -> OneCycleLR:

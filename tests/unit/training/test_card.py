@@ -74,9 +74,9 @@ def gan_card(history: History) -> Card:
 
 
 FAMILIES: dict[str, Callable[[History], Card]] = {
-    "mlp": lambda history: classifier._card(MLP, size(classifier.build(MLP)), history),
-    "cnn": lambda history: classifier._card(classifier.CNN, size(classifier.build(classifier.CNN)), history),
-    "vit": lambda history: classifier._card(VIT, size(classifier.build(VIT)), history),
+    "mlp": lambda history: classifier._card(MLP, classifier.build(MLP), history),
+    "cnn": lambda history: classifier._card(classifier.CNN, classifier.build(classifier.CNN), history),
+    "vit": lambda history: classifier._card(VIT, classifier.build(VIT), history),
     "gan": gan_card,
     "flow": lambda history: flow._card(FLOW, flow.Velocity(FLOW), history),
     "vae": lambda history: vae._card("vae", "vae", VAE, vae.ConditionalVae(VAE), history),

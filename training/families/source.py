@@ -1,0 +1,55 @@
+"""A published classifier's weights, read back from its graph, as what another network begins with.
+
+Knows nothing of pruning.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from service.models.manifest import MODEL_FILE
+from training.datasets.splits import Splits
+from training.errors import SourceError
+from training.onnx_files import open_session
+from training.sources import check_source
+from training.versions import read_verified
+
+# The number of validation images on which the network that was read is compared with the graph.
+COMPARED_IMAGES = 64
+
+
+def load_graph(network: nn.Module, folder: Path, splits: Splits, tolerance: float) -> None:
+    """Load the weights of a published version's graph into a network, and compare it with the graph.
+
+    network: without batch normalisation, which the graph has folded; takes images (n, 1, 28, 28) float in
+        0..1, gives logits (n, 10). Its tensors have the names that the exported graph gave them.
+    tolerance: the largest difference of any probability.
+    Raises SourceError, EvaluationError or RepositoryError unless the folder holds a classifier of the same
+    data and of this network.
+    """
+    check_source(read_verified(folder), splits)
+    path = folder / MODEL_FILE
+    weights = {each.name: each for each in onnx.load(path).graph.initializer}
+    for name, tensor in network.state_dict().items():
+        seen = tuple(weights[name].dims) if name in weights else "missing"
+        if seen != tuple(tensor.shape):
+            raise SourceError(
+                f"{path} is the graph of another network: {name} is {seen}, expected {tuple(tensor.shape)}"
+            )
+    network.load_state_dict(
+        {name: torch.from_numpy(numpy_helper.to_array(weights[name]).copy()) for name in network.state_dict()}
+    )
+    images = splits.validation.images[:COMPARED_IMAGES]
+    (expected,) = open_session(path).run(["probabilities"], {"images": images})
+    with torch.no_grad():
+        made = network(torch.from_numpy(images.copy()).unsqueeze(1).float() / 255).softmax(dim=1)
+    difference = float(np.abs(made.numpy() - expected).max())
+    if not difference <= tolerance:
+        raise SourceError(
+            f"{path} is the graph of another network: a probability differs by {difference:.3g} from that of "
+            f"the network with its weights, expected at most {tolerance:.3g}"
+        )
