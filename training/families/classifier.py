@@ -161,7 +161,7 @@ JUDGE = replace(CNN, network="judge", epochs=10, dropout=0.1, weight_decay_on="m
 # steps. Half the network has no capacity to spare for dropout.
 CNN_PRUNED = replace(
     CNN,
-    epochs=8,
+    epochs=6,
     learning_rate=1e-3,
     dropout=0.0,
     weight_decay_on="matrices",
