@@ -68,6 +68,7 @@ def test_a_run_without_pruning_begins_with_exactly_the_source(workshop: Workshop
 @pytest.mark.parametrize(
     ("fraction", "left"),
     [
+        (0.1, [24, 24, 24, 56, 56, 56, 112]),  # 9 of the head's 10 classes would be left
         (0.25, [24, 24, 24, 48, 48, 48, 96]),
         (0.3, [16, 16, 16, 40, 40, 40, 88]),  # 22, 44 and 89 are no multiples of 8
         (0.75, [8, 8, 8, 16, 16, 16, 32]),
@@ -152,14 +153,14 @@ def test_fine_tuning_lowers_the_loss_that_pruning_left(
     before = classifier.validate(classifier.initial(config, workshop.splits), *validation)["loss"]
     run = new_run(tmp_path / "run", config)
     classifier.train(config, workshop.splits, run)
-    assert run.history[-1]["validation_loss"] < before
+    assert run.history[-1]["validation_loss"] < before / 2  # weight decay alone takes off 0.02 %
 
 
-@pytest.mark.parametrize("field", ["source", "pruned"])
-def test_runs_older_than_pruning_can_still_be_exported(field: str) -> None:
+def test_runs_older_than_pruning_began_with_fresh_weights() -> None:
     recorded = dataclasses.asdict(classifier.CNN)
-    del recorded[field]
-    assert classifier.config_of(recorded) == classifier.CNN
+    del recorded["source"], recorded["pruned"]
+    config = classifier.config_of(recorded)
+    assert (config.source, config.pruned) == ("none", 0.0)
 
 
 @pytest.mark.parametrize(
