@@ -153,7 +153,7 @@ def test_fine_tuning_lowers_the_loss_that_pruning_left(
     before = classifier.validate(classifier.initial(config, workshop.splits), *validation)["loss"]
     run = new_run(tmp_path / "run", config)
     classifier.train(config, workshop.splits, run)
-    assert run.history[-1]["validation_loss"] < before / 2  # weight decay alone takes off 0.02 %
+    assert run.history[-1]["validation_loss"] < 0.9 * before  # weight decay alone takes off 0.02 %
 
 
 def test_runs_older_than_pruning_began_with_fresh_weights() -> None:
