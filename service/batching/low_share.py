@@ -8,9 +8,8 @@ LOW_SHARE = 0.025
 Without a limit the device is never free, so each small request waits for the batch that runs when it comes:
 with two callers of /explain, the p99 of /classify at half of the capacity was 1.3 times as long by occlusion
 (0.55 ms a row), and 8 times by integrated gradients (1.8 ms). By occlusion a share of 0.1 made it 1.28 times
-as long, and 0.05 1.12 times when rows also ran after 10 batches' time without a small request
-(`python -m loadtests.explanations`, on two shared cores). An explanation must still end before its deadline:
-170 rows of 2 ms take 7 s of the device at this share."""
+as long, and 0.03 1.02 times (`python -m loadtests.explanations`, on two cores). An explanation must still end
+before its deadline: 170 rows of 2 ms take 14 s at this share."""
 
 QUIET_BATCHES = 20
 """Small requests count as arriving until none has come for this many times as long as the last rows of low
