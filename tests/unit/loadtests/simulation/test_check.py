@@ -9,6 +9,7 @@ import pytest
 from loadtests.simulation import check
 from loadtests.simulation.check import LOADS, at_speed
 from loadtests.simulation.costs import PodCosts
+from loadtests.simulation.service_rules import BRIEF_SECONDS
 
 COSTS = PodCosts(0.001, 0.0001, 0.0005, 0.0002, 0.0001, 0.0003, 1.0)
 
@@ -16,7 +17,15 @@ COSTS = PodCosts(0.001, 0.0001, 0.0005, 0.0002, 0.0001, 0.0003, 1.0)
 def test_a_faster_machine_takes_less_time_for_everything_except_the_start() -> None:
     fast = at_speed(COSTS, 2.0)
     assert fast == PodCosts(
-        0.0005, 0.00005, 0.00025, 0.0001, 0.00005, 0.00015, 1.0, on_loop_seconds=0.005, brief_seconds=0.0005
+        0.0005,
+        0.00005,
+        0.00025,
+        0.0001,
+        0.00005,
+        0.00015,
+        1.0,
+        on_loop_seconds=0.005,
+        brief_seconds=BRIEF_SECONDS / 2,
     )
     assert fast.full_batch == COSTS.full_batch
     assert fast.saturation_rate == pytest.approx(2 * COSTS.saturation_rate)
