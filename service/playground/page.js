@@ -40,6 +40,8 @@ export function setLink(view, params) {
 export function writeLink() {
   clearTimeout(writing);
   const shown = document.body.dataset.view;
+  const asked = readLink().view;
+  if (asked !== shown && byId(`view-${asked}`)) return; // a click on its link: the event that opens it is still to come
   if (links.has(shown)) history.replaceState(null, "", links.get(shown));
 }
 

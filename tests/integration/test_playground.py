@@ -5,6 +5,7 @@ another host.
 """
 
 import base64
+import itertools
 import json
 import os
 import re
@@ -476,6 +477,22 @@ def test_a_phone_has_room_for_everything_and_draws_by_touch(visit: Visit) -> Non
     for view in VIEWS:
         visitor.go(view)
         assert page.evaluate("document.scrollingElement.scrollWidth - innerWidth") <= 0, view
+
+
+def test_a_view_does_not_take_the_address_back_from_the_next_one(visit: Visit) -> None:
+    """Its delayed write comes between a click on a link and the event that opens the other view."""
+    page = visit().page
+    click_then_write = """([shown, view]) => import('/playground/page.js').then((m) => {
+        m.setLink(shown, {});
+        location.hash = '#' + view;
+        m.writeLink();
+        return location.hash;
+    })"""
+    for shown, view in itertools.permutations(VIEWS, 2):
+        page.locator(f'nav a[href="#{shown}"]').click()
+        expect(page.locator(f"#view-{shown}")).to_be_visible()
+        assert page.evaluate(click_then_write, [shown, view]) == f"#{view}", shown
+        expect(page.locator(f"#view-{view}")).to_be_visible()
 
 
 def test_a_keyboard_is_enough(visit: Visit) -> None:
