@@ -8,8 +8,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
+from service.batching.batch_seconds import BatchSeconds
 from service.batching.queue import BatchRecord
 
 
@@ -27,40 +26,32 @@ class Worked:
 class WorkMeter:
     """Adds the work of one model version's batches to the sums.
 
-    seconds_for: how long a batch of a given number of rows took at warm-up, up to `most` rows. Other programs
-        may have run then, and only ever add time. So the shortest time counts that a batch was ever seen to
-        take, and no batch counts as slower than a larger one. What is still wrong after that makes the work
-        too much, never more than the time.
+    seconds_for: how long a batch of a given number of rows took at warm-up, up to `most` rows. `BatchSeconds`
+        corrects it; what is still wrong after that makes the work too much, never more than the time.
     full: returns the rows of the batches that form under load, which can change.
     """
 
     def __init__(
         self, seconds_for: Callable[[int], float], full: Callable[[], int], most: int, worked: Worked
     ) -> None:
-        self._seconds_for = seconds_for
+        self._expected = BatchSeconds(seconds_for, most)
         self._full = full
         self._worked = worked
-        self._least = np.full(most + 1, math.inf)  # by rows
 
     def count(self, batches: Iterable[BatchRecord]) -> None:
         """Add batches that have run."""
         seconds: dict[int, float] = {}
         on_loop: dict[int, float] = {}
-        least: dict[int, float] = {}
         for batch in batches:
             rows, took = batch.rows, batch.compute_seconds
             seconds[rows] = seconds.get(rows, 0.0) + took
             if batch.on_loop:
                 on_loop[rows] = on_loop.get(rows, 0.0) + took
-            if not batch.failed and took < least.get(rows, math.inf):
-                least[rows] = took
+            if not batch.failed:
+                self._expected.learn(rows, took)
         full = self._full()
-        for rows in {full, *seconds}:
-            known = min(float(self._least[rows]), self._seconds_for(rows))
-            self._least[rows] = min(known, least.get(rows, math.inf))
-        fastest = np.minimum.accumulate(self._least[::-1])[::-1]
         for rows, took in seconds.items():
-            share = _share(float(fastest[rows]), rows * float(self._least[full]) / full)
+            share = _share(self._expected.of(rows), rows * self._expected.of(full) / full)
             self._worked.seconds += took * share
             self._worked.spared_on_loop_seconds += on_loop.get(rows, 0.0) * (1 - share)
 
