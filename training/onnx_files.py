@@ -26,6 +26,17 @@ def strip(graph: onnx.ModelProto) -> None:
         del part.metadata_props[:]
 
 
+def without(graph: onnx.ModelProto, prefix: str) -> onnx.ModelProto:
+    """Return the graph without the nodes, weights and outputs whose names begin with the prefix."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    for parts in (copy.graph.node, copy.graph.initializer, copy.graph.output):
+        kept = [each for each in parts if not each.name.startswith(prefix)]
+        del parts[:]
+        parts.extend(kept)
+    return copy
+
+
 def save_graph(graph: onnx.ModelProto, path: Path) -> None:
     """Write the graph to a file; the same graph always gives the same bytes."""
     path.write_bytes(graph.SerializeToString(deterministic=True))

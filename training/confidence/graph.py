@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from service.models.manifest import OOD_SCORE
 from training.confidence.score import EPSILON, Score
 from training.errors import ConfidenceError
-from training.temperature_scaling import softmax_of, without_temperature
+from training.onnx_files import without
+from training.temperature_scaling import logits_of
 
 OPSET = 18
 """Since this version of the operators, reductions take their axes as an input."""
@@ -26,8 +27,7 @@ def features_of(graph: onnx.ModelProto) -> str:
     Raises ConfidenceError if `probabilities` is not the softmax of one linear layer.
     """
     made_by = {name: node for node in graph.graph.node for name in node.output}
-    softmax = softmax_of(without_temperature(graph))
-    name: str = _linear_layer(softmax.input[0], made_by).input[0]
+    name: str = _linear_layer(logits_of(graph), made_by).input[0]
     return name
 
 
@@ -65,13 +65,7 @@ def _levels(graph: onnx.ModelProto) -> str | None:
 
 def without_score(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph without the nodes of an earlier score."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(graph)
-    for parts in (copy.graph.node, copy.graph.initializer, copy.graph.output):
-        kept = [each for each in parts if not each.name.startswith(PREFIX)]
-        del parts[:]
-        parts.extend(kept)
-    return copy
+    return without(graph, PREFIX)
 
 
 def with_score(graph: onnx.ModelProto, score: Score) -> onnx.ModelProto:

@@ -163,6 +163,25 @@ def test_version_is_replaced_only_if_asked(
     assert "--force replaces it with the same weights and a temperature" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["temperature", "tempered_logits"])
+def test_a_temperature_of_the_models_own_is_left_alone(name: str, splits: Splits) -> None:
+    """A network may scale its logits itself, by a parameter and a node of any name."""
+    graph = hidden_layer_classifier(splits)
+    softmax = graph.graph.node[-1]
+    graph.graph.node.insert(-1, onnx.helper.make_node("Div", [softmax.input[0], name], ["own"], name))
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(2, np.float32), name))
+    softmax = graph.graph.node[-1]
+    softmax.input[0] = "own"
+    onnx.checker.check_model(graph, full_check=True)
+    before = readings(graph, splits.test).probabilities
+    assert temperature_of(graph) is None
+    made = with_temperature(graph, 3.0)
+    np.testing.assert_allclose(readings(made, splits.test).probabilities, tempered(before, 3.0), atol=1e-5)
+    plain = without_temperature(made)
+    assert (readings(plain, splits.test).probabilities == before).all()
+    assert temperature_of(plain) is None
+
+
 def test_probabilities_that_no_softmax_makes_are_refused(splits: Splits) -> None:
     graph = hidden_layer_classifier(splits)
     graph.graph.node[-1].op_type = "Identity"
