@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from service.models.folder import CARD_FILE, read_info
+from service.models.folder import read_info
 from service.models.manifest import MODEL_FILE, UNKNOWN_SHA256
 from training.cards.card import fill_page, titled_table, with_section
-from training.cards.front_matter import front_matter
 from training.confidence.again import (
-    check_whole,
-    considerations_again,
     copy_the_rest,
+    measured_again,
     refreshed,
+    version_to_replace,
     with_step,
+    write_again,
 )
 from training.datasets.splits import Dataset, Splits
 from training.errors import ConfidenceError
@@ -28,12 +28,10 @@ from training.evaluation.evaluate import measure
 from training.evaluation.metrics import calibration_error, negative_log_likelihood
 from training.evaluation.temperature import best_temperature, tempered
 from training.onnx_files import save_graph
-from training.provenance.bom import write_bom
 from training.provenance.commit import commit
 from training.provenance.metadata import describe_graph
-from training.sources import check_source, version_folder
 from training.temperature_scaling import TEMPERATURE, with_temperature, without_temperature
-from training.versions import Target, completed, read_verified, staging, write_manifest
+from training.versions import Target, staging
 
 STEP = "python -m training calibrate"
 
@@ -59,16 +57,16 @@ def calibrate(
     an earlier time is replaced. Returns the folder.
     Raises SourceError, ConfidenceError, ExportError or EvaluationError, and then publishes nothing.
     """
-    source = version_folder(models_dir / name, version)
-    manifest = read_verified(source)
-    check_source(manifest, splits)
-    check_whole(source, manifest, force=force, what="a temperature")
+    source, manifest = version_to_replace(
+        name, splits, models_dir, version, force=force, what="a temperature"
+    )
+    sets = {"validation": splits.validation, "test": splits.test}
     plain = without_temperature(onnx.load(source / MODEL_FILE))
-    before = {which: readings(plain, data) for which, data in _sets(splits).items()}
+    before = {which: readings(plain, data) for which, data in sets.items()}
     temperature = best_temperature(before["validation"].probabilities, splits.validation.labels)
     temperature = float(f"{temperature:.4g}")
     made = with_temperature(plain, temperature)
-    after = {which: readings(made, data) for which, data in _sets(splits).items()}
+    after = {which: readings(made, data) for which, data in sets.items()}
     for which, seen in before.items():
         _check(seen, after[which], temperature)
     draft = manifest.model_copy(
@@ -80,28 +78,19 @@ def calibrate(
     )
     figures = {
         (which, when): _figures(seen[which], data)
-        for which, data in _sets(splits).items()
+        for which, data in sets.items()
         for when, seen in (("without", before), ("with", after))
     }
     with staging([name], Target(models_dir, manifest.version, force=True)) as (staged,):
         copy_the_rest(source, staged)
         describe_graph(made, draft, commit())
         save_graph(made, staged / MODEL_FILE)
-        data = {key: value for key, value in draft.metrics.items() if key.startswith("data")}
-        kept = {key: value for key, value in draft.metrics.items() if key not in data}
-        measured = measure(draft, staged, splits, models_dir)
-        finished = completed(draft.model_copy(update={"metrics": data}), staged, kept | measured)
-        write_manifest(staged, finished)
+        finished = measured_again(draft, staged, measure(draft, staged, splits, models_dir))
         page = with_section(refreshed(read_info(source).card, finished), _words(temperature, figures))
-        (staged / CARD_FILE).write_text(front_matter(finished) + page)
-        write_bom(staged, finished, considerations_again(source, finished, models_dir), commit())
+        write_again(source, staged, finished, page, models_dir)
     for (which, when), each in figures.items():
         print(f"{which} images, {when} the temperature: ECE {each.ece:.4f}, NLL {each.nll:.4f} nats")
     return source
-
-
-def _sets(splits: Splits) -> dict[str, Dataset]:
-    return {"validation": splits.validation, "test": splits.test}
 
 
 def _check(before: Readings, after: Readings, temperature: float) -> None:

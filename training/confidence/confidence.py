@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from service.models.folder import CARD_FILE, read_info
+from service.models.folder import read_info
 from service.models.manifest import MODEL_FILE, OOD_SCORE, UNKNOWN_SHA256, Manifest, TensorSpec
 from training.cards.card import fill_page, table, with_section
-from training.cards.front_matter import front_matter
 from training.confidence.again import (
-    check_whole,
-    considerations_again,
     copy_the_rest,
+    measured_again,
     refreshed,
+    version_to_replace,
     with_step,
+    write_again,
 )
 from training.confidence.graph import features_of, with_score, without_score
 from training.confidence.outliers import Images, outliers
@@ -29,14 +29,12 @@ from training.cost import MULTIPLY_ADDS
 from training.datasets.splits import Dataset, Splits, spread
 from training.errors import ConfidenceError
 from training.evaluation.abstention import ON_DIGITS, ON_FASHION, auroc, on_digits, on_fashion, scores
-from training.evaluation.metrics import Metrics
 from training.onnx_files import open_session, run_in_parts, save_graph
-from training.provenance.bom import write_bom
 from training.provenance.commit import commit
 from training.provenance.metadata import describe_graph
-from training.sources import check_source, unscored, version_folder
+from training.sources import unscored
 from training.temperature_scaling import PROBABILITIES
-from training.versions import Target, completed, read_verified, staging, write_manifest
+from training.versions import Target, read_verified, staging
 
 RANKS = (16, 32, 64)
 FITTED_IMAGES = 10_000
@@ -83,10 +81,7 @@ def confidence(
     The rank is chosen on validation images; test images are only measured.
     Raises SourceError, ConfidenceError, ExportError or EvaluationError, and then publishes nothing.
     """
-    source = version_folder(models_dir / name, version)
-    manifest = read_verified(source)
-    check_source(manifest, splits)
-    check_whole(source, manifest, force=force, what="a score")
+    source, manifest = version_to_replace(name, splits, models_dir, version, force=force, what="a score")
     graph = without_score(onnx.load(source / MODEL_FILE))
     chosen = choose(graph, splits, outliers(fashion.validation, splits.validation, SEED), fitted_images)
     made = with_score(graph, chosen.score)
@@ -98,10 +93,10 @@ def confidence(
         draft = _draft(manifest, threshold, models_dir)
         describe_graph(made, draft, commit())
         save_graph(made, staged / MODEL_FILE)
-        finished = _measured(draft, staged, threshold, splits.test, fashion.test)
-        write_manifest(staged, finished)
-        (staged / CARD_FILE).write_text(_page(read_info(source).card, finished, chosen))
-        write_bom(staged, finished, considerations_again(source, finished, models_dir), commit())
+        measured = on_digits(staged / MODEL_FILE, threshold, splits.test)
+        measured |= on_fashion(staged / MODEL_FILE, threshold, splits.test, fashion.test)
+        finished = measured_again(draft, staged, measured)
+        write_again(source, staged, finished, _page(read_info(source).card, finished, chosen), models_dir)
     return source
 
 
@@ -178,15 +173,6 @@ def _draft(source: Manifest, threshold: float, models_dir: Path) -> Manifest:
     )
 
 
-def _measured(draft: Manifest, staged: Path, threshold: float, test: Dataset, fashion: Dataset) -> Manifest:
-    """The manifest with the checksum and every metric, those of the data set last."""
-    path = staged / MODEL_FILE
-    data = {key: value for key, value in draft.metrics.items() if key.startswith("data")}
-    kept: Metrics = {key: value for key, value in draft.metrics.items() if key not in data}
-    ours = on_digits(path, threshold, test) | on_fashion(path, threshold, test, fashion)
-    return completed(draft.model_copy(update={"metrics": data}), staged, {**kept, **ours})
-
-
 def _page(card: str, made: Manifest, chosen: Chosen) -> str:
     """The model's card with the score's tensor, metrics and section; all other words stay."""
     page = refreshed(card, made)
@@ -207,4 +193,4 @@ def _page(card: str, made: Manifest, chosen: Chosen) -> str:
         tolerance=TOLERANCE,
         aurocs=table((kind, f"{value:.4f}") for kind, value in chosen.aurocs.items()),
     )
-    return front_matter(made) + with_section(page, words)
+    return with_section(page, words)
