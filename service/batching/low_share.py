@@ -9,9 +9,9 @@ Without a limit the device is never free, so each small request waits for the ba
 with two callers of /explain, the p99 of /classify at half of the capacity was 1.3 times as long by occlusion
 (0.55 ms a row), and 8 times by integrated gradients (1.8 ms). By occlusion a share of 0.1 made it 1.28 times
 as long, 0.03 1.02 times, and this one 1.09 times; by integrated gradients 0.035 1.04 times, 0.03 1.13 times,
-and this one 1.21 times (`python -m loadtests.explanations`, on two cores). Runs differ by more than these
-shares do. An explanation must still end before its deadline: 170 rows of 2 ms take 14 s at this
-share."""
+and this one 1.21 times (`python -m loadtests.explanations`, on two cores). The noise between runs hides the
+difference between the last three. An explanation must still end before its deadline: 170 rows of 2 ms take
+14 s at this share."""
 
 QUIET_BATCHES = 20
 """Small requests count as arriving until none has come for this many times as long as the last rows of low

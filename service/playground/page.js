@@ -41,7 +41,7 @@ export function writeLink() {
   clearTimeout(writing);
   const shown = document.body.dataset.view;
   const asked = readLink().view;
-  if (asked !== shown && byId(`view-${asked}`)) return; // a click on its link: the event that opens it is still to come
+  if (asked !== shown && byId(`view-${asked}`)) return; // its link was clicked, and hashchange has not fired yet
   if (links.has(shown)) history.replaceState(null, "", links.get(shown));
 }
 

@@ -1,4 +1,4 @@
-"""The command `calibrate`: a published classifier with a temperature that makes its probabilities believable.
+"""The command `calibrate`: calibrates a published classifier's probabilities by a temperature.
 
 Works on model.onnx alone, without the torch network. The weights and the labels stay.
 """
@@ -53,8 +53,8 @@ def calibrate(
     """Publish the model again, in its own version, with the temperature that suits the validation images.
 
     version: None means the latest. force: replace the version, which must be asked for.
-    The temperature has the least negative log-likelihood; test images are only measured. A temperature of
-    an earlier time is replaced. Returns the folder.
+    The temperature has the least negative log-likelihood there; test images are only measured. It replaces
+    an earlier one. Returns the folder.
     Raises SourceError, ConfidenceError, ExportError or EvaluationError, and then publishes nothing.
     """
     source, manifest = version_to_replace(
