@@ -63,7 +63,7 @@ class Batcher:
         self._entered = False
         self._release: asyncio.TimerHandle | None = None
         self._deadlines = Deadlines(queue, device.lock)
-        self._seconds = BatchSeconds(runner.seconds_for, queue.max_batch_size)
+        self._seconds = BatchSeconds(runner.seconds_for, runner.buckets)
         self._decide_sizes()
         self._closed = False
         self._unanswered = 0

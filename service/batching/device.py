@@ -28,6 +28,11 @@ class Runner(Protocol):
 
     depth: int
 
+    @property
+    def buckets(self) -> Sequence[int]:
+        """The sizes that batches are padded to, ascending; the last is the most rows that a batch has."""
+        ...
+
     def begin(self, parts: Sequence[tuple[Array, ...]], rows: int) -> Callable[[], tuple[Array, ...]]:
         """Start the parts as one batch; with depth 1 it may block until the batch is done.
 

@@ -5,7 +5,7 @@ it is busy tells little of how much more it could do. What its rows would have t
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from service.batching.batch_seconds import BatchSeconds
@@ -26,15 +26,19 @@ class Worked:
 class WorkMeter:
     """Adds the work of one model version's batches to the sums.
 
-    seconds_for: how long a batch of a given number of rows took at warm-up, up to `most` rows. `BatchSeconds`
-        corrects it; what is still wrong after that makes the work too much, never more than the time.
+    seconds_for, sizes: see `BatchSeconds`, which corrects the times; what is still wrong after that makes the
+        work too much, never more than the time.
     full: returns the rows of the batches that form under load, which can change.
     """
 
     def __init__(
-        self, seconds_for: Callable[[int], float], full: Callable[[], int], most: int, worked: Worked
+        self,
+        seconds_for: Callable[[int], float],
+        sizes: Sequence[int],
+        full: Callable[[], int],
+        worked: Worked,
     ) -> None:
-        self._expected = BatchSeconds(seconds_for, most)
+        self._expected = BatchSeconds(seconds_for, sizes)
         self._full = full
         self._worked = worked
 

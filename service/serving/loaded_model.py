@@ -138,7 +138,7 @@ def assemble(
     record = records.append if trace_batch is None else record_and_trace
     batcher = Batcher(device, engine, queue, record, manifest.version, manifest.ood_output())
     check = InputCheck(manifest, settings.max_request_rows)
-    work = WorkMeter(engine.seconds_for, lambda: batcher.full_batch_rows, engine.buckets[-1], worked)
+    work = WorkMeter(engine.seconds_for, engine.buckets, lambda: batcher.full_batch_rows, worked)
     counted = metrics.of_batches(manifest.name, manifest.version)
     limit = manifest.abstain_above
     scores = None if limit is None else metrics.of_scores(manifest.name, manifest.version, limit)

@@ -21,10 +21,14 @@ from service.errors import DeadlineExceeded, EngineError, QueueFull, ShuttingDow
 from service.serving.predictor import resolve
 
 FAR = 1e12
+NOTHING = 1e-9
+"""Seconds that every row really takes longer than, so that batches correct no expected time."""
 
 
 class Doubler:
     """Doubles its rows; waits for `go` first, and notes the rows of every batch that begins or ends."""
+
+    buckets = range(1, 257)
 
     def __init__(self, *, held: bool = False, lasting: float = 0.0, depth: int = 1) -> None:
         self.lasting = lasting
@@ -306,6 +310,7 @@ async def test_a_batch_that_fails_leaves_the_one_beside_it_alone(device: Device)
 
 class Model:
     depth = 1
+    buckets = range(1, 3)
 
     def fail(self) -> None:
         raise EngineError("no room on the device")
@@ -606,8 +611,9 @@ async def test_records_say_what_each_batch_held(device: Device) -> None:
 
 
 async def test_short_batches_run_on_the_event_loop_and_long_ones_on_the_thread() -> None:
-    device = Device("test", on_loop_seconds=2.0)
+    device = Device("test", on_loop_seconds=2 * NOTHING)
     runner = Doubler()
+    runner.seconds_a_row = NOTHING
     batcher = Batcher(device, runner, BatchQueue(4, 100))
     assert await submit(batcher, 1, 2) == [2, 4]
     assert await submit(batcher, 1, 2, 3) == [2, 4, 6]
@@ -617,8 +623,9 @@ async def test_short_batches_run_on_the_event_loop_and_long_ones_on_the_thread()
 
 
 async def test_large_batches_are_cut_to_fit_the_loop() -> None:
-    device = Device("test", on_loop_seconds=70.5)
+    device = Device("test", on_loop_seconds=70.5 * NOTHING)
     runner = Doubler()
+    runner.seconds_a_row = NOTHING
     batcher = Batcher(device, runner, BatchQueue(256, 1000))
     await asyncio.gather(*(submit(batcher, value) for value in range(200)))
     assert [len(batch) for batch in runner.batches] == [70, 70, 60]
@@ -627,8 +634,9 @@ async def test_large_batches_are_cut_to_fit_the_loop() -> None:
 
 
 async def test_batches_stay_whole_if_the_loop_runs_only_small_ones() -> None:
-    device = Device("test", on_loop_seconds=63.5)
+    device = Device("test", on_loop_seconds=63.5 * NOTHING)
     runner = Doubler()
+    runner.seconds_a_row = NOTHING
     batcher = Batcher(device, runner, BatchQueue(256, 1000))
     await asyncio.gather(*(submit(batcher, value) for value in range(200)))
     assert [len(batch) for batch in runner.batches] == [200]
@@ -636,17 +644,19 @@ async def test_batches_stay_whole_if_the_loop_runs_only_small_ones() -> None:
     device.close()
 
 
-async def test_a_warm_up_that_was_disturbed_is_mended_by_the_batches_that_run() -> None:
-    """It took a row for 1 s; the event loop has a budget of 2 ms, and a row takes nearly nothing."""
+@pytest.mark.parametrize("small_too", [False, True])
+async def test_a_warm_up_that_was_disturbed_is_mended_by_the_batches_that_run(small_too: bool) -> None:
+    """It took a row for 1 s; the event loop has a budget of 2 ms, and a row takes nearly nothing.
+
+    Beside small requests batches are cut to 16 rows at first.
+    """
     device = Device("test", on_loop_seconds=0.002)
     runner = Doubler()
     queue = BatchQueue(64, 1000)
     batcher = Batcher(device, runner, queue)
     assert (batcher.on_loop.rows, queue.low_rows, queue.mixed_rows) == (0, 1, 16)
-    # Only whole batches: beside small requests they are cut to 16 rows, and tell nothing of larger ones.
-    # On a busy machine a batch may take long many times.
-    for _ in range(2000):
-        await submit(batcher, *range(64))
+    for _ in range(2000):  # on a busy machine a batch may take long many times
+        await asyncio.gather(submit(batcher, *range(64)), *([submit(batcher, 1)] if small_too else []))
         if batcher.on_loop.rows == queue.low_rows == queue.mixed_rows == 64:
             break
     assert batcher.on_loop.rows == queue.low_rows == queue.mixed_rows == 64
