@@ -1,6 +1,6 @@
 """ONNX files: written without a trace of the machine, run on the CPU. Knows nothing of torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, MutableSequence, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
+
+from training.errors import ConfidenceError
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -26,15 +28,48 @@ def strip(graph: onnx.ModelProto) -> None:
         del part.metadata_props[:]
 
 
-def without(graph: onnx.ModelProto, prefix: str) -> onnx.ModelProto:
-    """Return the graph without the nodes, weights and outputs whose names begin with the prefix."""
+def without_output(graph: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Return the graph without an output, and without the nodes and weights that no other output needs.
+
+    If there is no such output, the graph loses only the nodes and weights that no output needs.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
-    for parts in (copy.graph.node, copy.graph.initializer, copy.graph.output):
-        kept = [each for each in parts if not each.name.startswith(prefix)]
-        del parts[:]
-        parts.extend(kept)
+    made = copy.graph
+    _keep(made.output, [each for each in made.output if each.name != name])
+    needed = {each.name for each in made.output}
+    nodes = []
+    for node in reversed(made.node):
+        if not needed.isdisjoint(node.output):
+            nodes.append(node)
+            needed |= names_read(node)
+    _keep(made.node, nodes[::-1])
+    _keep(made.initializer, [each for each in made.initializer if each.name in needed])
     return copy
+
+
+def names_read(node: onnx.NodeProto) -> set[str]:
+    """Return the names of the tensors that a node reads, those that only its subgraphs read included."""
+    graphs = [graph for each in node.attribute for graph in (each.g, *each.graphs)]
+    return {*node.input, *(name for graph in graphs for inner in graph.node for name in names_read(inner))}
+
+
+def check_names(graph: onnx.ModelProto, added: Collection[str]) -> None:
+    """Raise ConfidenceError if a node or tensor of the graph has one of these names."""
+    made = graph.graph
+    named = [*made.node, *made.initializer, *made.input, *made.output]
+    names = {each.name for each in named} | {
+        name for node in made.node for name in (*node.input, *node.output)
+    }
+    taken = sorted(names.intersection(added))
+    if taken:
+        raise ConfidenceError(f"the graph has {', '.join(taken)} of its own, expected other names")
+
+
+def _keep(parts: MutableSequence[Any], kept: Sequence[Any]) -> None:
+    kept = list(kept)
+    del parts[:]
+    parts.extend(kept)
 
 
 def save_graph(graph: onnx.ModelProto, path: Path) -> None:

@@ -11,14 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 from service.models.manifest import OOD_SCORE
 from training.confidence.score import EPSILON, Score
 from training.errors import ConfidenceError
-from training.onnx_files import without
+from training.onnx_files import check_names, without_output
 from training.temperature_scaling import logits_of
 
 OPSET = 18
 """Since this version of the operators, reductions take their axes as an input."""
-
-PREFIX = "ood_"
-"""How the names of all that is added begin."""
 
 
 def features_of(graph: onnx.ModelProto) -> str:
@@ -64,8 +61,8 @@ def _levels(graph: onnx.ModelProto) -> str | None:
 
 
 def without_score(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph without the nodes of an earlier score."""
-    return without(graph, PREFIX)
+    """Return the graph without an earlier score."""
+    return without_output(graph, OOD_SCORE)
 
 
 def with_score(graph: onnx.ModelProto, score: Score) -> onnx.ModelProto:
@@ -85,10 +82,11 @@ def with_score(graph: onnx.ModelProto, score: Score) -> onnx.ModelProto:
         "ood_offset": score.offset,
     }
     node, features, levels = helper.make_node, features_of(made), _levels(made)
+    added = []
     if levels is not None:
         features = "ood_features"
-        made.graph.node.append(node("Cast", [levels], [features], features, to=TensorProto.FLOAT))
-    made.graph.node.extend(
+        added.append(node("Cast", [levels], [features], features, to=TensorProto.FLOAT))
+    added.extend(
         [
             node("ReduceL2", [features, "ood_axis"], ["ood_norm"], "ood_norm", keepdims=1),
             node("Add", ["ood_norm", "ood_epsilon"], ["ood_length"], "ood_length"),
@@ -101,6 +99,8 @@ def with_score(graph: onnx.ModelProto, score: Score) -> onnx.ModelProto:
             node("Sub", ["ood_nearest", "ood_square"], [OOD_SCORE], OOD_SCORE),
         ]
     )
+    check_names(made, {*weights, *(name for each in added for name in (each.name, *each.output))})
+    made.graph.node.extend(added)
     made.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
     rows = made.graph.input[0].type.tensor_type.shape.dim[0]
     output = helper.make_tensor_value_info(OOD_SCORE, TensorProto.FLOAT, [rows.dim_param or "rows"])

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from training.confidence.graph import PREFIX
+from training.confidence.graph import without_score
 from training.onnx_files import strip
 
 FLOAT32_OPERATORS = (*DEFAULT_OP_BLOCK_LIST, "Softmax")
@@ -33,9 +33,11 @@ def to_fp16(graph: onnx.ModelProto) -> onnx.ModelProto:
     """The graph with float16 weights and arithmetic; its inputs and outputs stay as they are."""
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
-    scored = [node.name for node in graph.graph.node if node.name.startswith(PREFIX)]
+    scored = {node.name for node in graph.graph.node} - {
+        node.name for node in without_score(graph).graph.node
+    }
     converted = convert_float_to_float16(
-        copy, keep_io_types=True, op_block_list=[*FLOAT32_OPERATORS], node_block_list=scored
+        copy, keep_io_types=True, op_block_list=[*FLOAT32_OPERATORS], node_block_list=[*scored]
     )
     # The converter rounds what one float32 node hands to another, and leaves the nodes unsorted.
     model = OnnxModel(converted)
