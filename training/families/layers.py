@@ -14,10 +14,15 @@ def convolution(inputs: int, outputs: int, size: int, stride: int = 1, padding: 
     ]
 
 
-def widths(network: nn.Module, head: nn.Module) -> list[int]:
-    """The number of channels or units of each convolution and linear layer but the head."""
+def hidden_layers(network: nn.Module, head: nn.Module) -> list[nn.Conv2d | nn.Linear]:
+    """Each convolution and linear layer but the head, in order."""
     layers = [each for each in network.modules() if isinstance(each, nn.Conv2d | nn.Linear)]
-    return [len(layer.weight) for layer in layers if layer is not head]
+    return [layer for layer in layers if layer is not head]
+
+
+def widths(network: nn.Module, head: nn.Module) -> list[int]:
+    """The number of channels or units of each hidden layer."""
+    return [len(layer.weight) for layer in hidden_layers(network, head)]
 
 
 def one_cycle(optimizer: Optimizer, rates: float | list[float], steps: int, warm_up: float) -> OneCycleLR:

@@ -7,14 +7,17 @@ import torch_pruning
 from torch import Tensor, nn
 
 from training.errors import PruningError
-from training.families.layers import widths
+from training.families.layers import hidden_layers
 
 # onnxruntime pads the channels of a convolution to blocks of 8 with AVX2, of 16 with AVX-512.
 MULTIPLE = 8
 
 
 def prune(network: nn.Module, head: nn.Module, example: Tensor, fraction: float) -> None:
-    """Take a fraction of the channels or units out of every layer but the head, in place.
+    """Take a fraction of the channels or units out of every layer but the last two, in place.
+
+    The last hidden layer stays whole: its outputs are the features that the `ood_score` reads, and it costs
+    little. Half of it left the CNN with an AUROC of 0.9825 between validation images and noise.
 
     The ones with the smallest group norm go: the absolute values of a channel's weights, and of those that
     read it in the next layer (DepGraph; Fang et al. 2023, section 3.2). What is left of a layer is rounded
@@ -23,7 +26,8 @@ def prune(network: nn.Module, head: nn.Module, example: Tensor, fraction: float)
     network: in eval mode, on the CPU. head: its last layer. example: an input, of any values.
     fraction: 0 or more, and less than 1. Raises PruningError if fewer than MULTIPLE would be left of a layer.
     """
-    for width in widths(network, head):
+    *pruned, last = hidden_layers(network, head)
+    for width in (len(layer.weight) for layer in pruned):
         if (left := int(width * (1 - fraction))) < MULTIPLE:
             raise PruningError(
                 f"pruned is {fraction:g}, which leaves {left} of a layer's {width} channels, "
@@ -38,6 +42,6 @@ def prune(network: nn.Module, head: nn.Module, example: Tensor, fraction: float)
         importance=torch_pruning.importance.GroupMagnitudeImportance(p=1),
         pruning_ratio=fraction,
         round_to=MULTIPLE,
-        ignored_layers=[head],
+        ignored_layers=[last, head],
     )
     pruner.step()

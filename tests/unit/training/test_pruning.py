@@ -68,10 +68,10 @@ def test_a_run_without_pruning_begins_with_exactly_the_source(workshop: Workshop
 @pytest.mark.parametrize(
     ("fraction", "left"),
     [
-        (0.1, [24, 24, 24, 56, 56, 56, 112]),  # 9 of the head's 10 classes would be left
-        (0.25, [24, 24, 24, 48, 48, 48, 96]),
-        (0.3, [16, 16, 16, 40, 40, 40, 88]),  # 22, 44 and 89 are no multiples of 8
-        (0.75, [8, 8, 8, 16, 16, 16, 32]),
+        (0.1, [24, 24, 24, 56, 56, 56, 128]),
+        (0.25, [24, 24, 24, 48, 48, 48, 128]),
+        (0.3, [16, 16, 16, 40, 40, 40, 128]),  # 22 and 44 are no multiples of 8
+        (0.75, [8, 8, 8, 16, 16, 16, 128]),
     ],
 )
 def test_a_pruned_network_is_narrower_by_the_fraction_rounded_down_to_multiples_of_8(
@@ -104,12 +104,12 @@ def test_channels_that_do_nothing_are_the_ones_that_go() -> None:
     images = torch.rand(5, 1, 28, 28)
     expected = network(images)
     seen = classifier.without_channels(network, 0.5)(images)
-    assert widths(network, network.head) == [width // 2 for width in ORIGINAL]
+    assert widths(network, network.head) == [*(width // 2 for width in ORIGINAL[:-1]), ORIGINAL[-1]]
     torch.testing.assert_close(seen, expected)
 
 
 def test_an_mlp_and_a_judge_are_pruned_too() -> None:
-    for config, left in ((classifier.MLP, [1024, 512]), (classifier.JUDGE, [8, 8, 24, 24, 48, 48])):
+    for config, left in ((classifier.MLP, [1024, 1024]), (classifier.JUDGE, [8, 8, 24, 24, 48, 96])):
         network = classifier.folded(classifier.build(config))
         classifier.without_channels(network, 0.5)
         assert widths(network, network.head) == left
@@ -136,12 +136,12 @@ def test_the_commands_publish_a_pruned_network(tmp_path: Path, workshop: Worksho
     assert main(["export", "cnn-pruned", *data, "--models-dir", str(tmp_path / "models")]) == 0
     folder = tmp_path / "models" / "cnn-pruned" / "1"
     graph = onnx.load(folder / "model.onnx").graph
-    assert next(each.dims for each in graph.initializer if each.name == "head.weight") == [10, 64]
+    assert next(each.dims for each in graph.initializer if each.name == "head.weight") == [10, 128]
     manifest, original = read_manifest(folder), read_manifest(source)
     assert int(manifest.metrics["multiply_adds"]) < int(original.metrics["multiply_adds"]) / 3
     page = " ".join((folder / "README.md").read_text().split())
-    assert "have 16, 16, 16, 32, 32, 32 and 64 channels or units left" in page
-    assert f"It began with the weights of `{source}`, without 50% of each hidden layer's" in page
+    assert "have 16, 16, 16, 32, 32, 32 and 128 channels or units left" in page
+    assert f"It began with the weights of `{source}`, without 50% of the channels of each layer but" in page
     assert "Distilled: " in page
 
 
