@@ -491,8 +491,8 @@ def _beginning(config: Config) -> str:
     if not config.pruned:
         return f"It began with the weights of `{config.source}`."
     return (
-        f"It began with the weights of `{config.source}`, without {config.pruned:.0%} of the channels of each "
-        f"layer but the last two, the ones with the smallest group norm; what is left is a multiple of 8."
+        f"It began with the weights of `{config.source}`, without {config.pruned:.0%} of the channels of "
+        f"each layer but the last two, those with the smallest group norm; what is left is a multiple of 8."
     )
 
 
