@@ -14,7 +14,7 @@ from service.batching.items import Group, Item
 from service.batching.low_share import SMALL_RECENTLY_SECONDS, LowShare
 from service.batching.pace import Pace
 from service.batching.request import Array, Priority
-from service.batching.retries import Refusal, Retries
+from service.batching.retries import MAX_RETRY_SECONDS, Refusal, Retries
 from service.errors import DeadlineExceeded
 
 Reason = Literal["full", "idle", "delay"]
@@ -111,6 +111,8 @@ class BatchQueue:
         self._large = _Lane()
         self._low = _Lane()
         self._low_share = low_share or LowShare()
+        # How long rows of low priority take from one turn to the next, while more of them are queued.
+        self._low_pace = Pace(1)
 
     def check_admission(
         self, rows: int, seconds: float = math.inf, priority: Priority = "normal"
@@ -125,7 +127,17 @@ class BatchQueue:
             return self._no_room(
                 f"{self.requests} requests are queued, expected fewer than {self.max_queue_requests}"
             )
-        return self.pace.check_deadline(self.rows_ahead(rows, priority), rows, seconds)
+        return self._check_deadline(self.rows_ahead(rows, priority), rows, seconds, priority)
+
+    def _check_deadline(self, ahead: int, rows: int, seconds: float, priority: Priority) -> Refusal | None:
+        """Return the reason to reject rows that would be late behind `ahead` others, or None."""
+        refusal = self.pace.check_deadline(ahead, rows, seconds)
+        if refusal is None and priority == "low":
+            refusal = self._low_pace.check_deadline(self._low.rows, rows, seconds)
+            if refusal is not None:
+                backlog = self._low.rows * self._low_pace.row_seconds
+                refusal = refusal._replace(accepted_after=backlog - refusal.allowed_seconds)
+        return refusal
 
     def _no_room(self, why: str) -> Refusal:
         return Refusal(why, allowed_seconds=self._backlog_seconds())
@@ -133,6 +145,8 @@ class BatchQueue:
     def note_rejection(self, refusal: Refusal, rows: int, now: float) -> int:
         """Note that a request of `rows` rows is rejected; returns the seconds until it should return."""
         self.refused_since_batch = True
+        if refusal.accepted_after is not None:
+            return max(1, min(math.ceil(refusal.accepted_after), MAX_RETRY_SECONDS))
         work = rows * self.pace.mean_row_seconds
         return self._retries.promise(now, self._backlog_seconds(), work, refusal.allowed_seconds)
 
@@ -179,7 +193,7 @@ class BatchQueue:
         ):
             return False
         ahead = self.rows if group.priority == "low" else self._small.rows
-        if self.pace.check_deadline(ahead, group.rows, seconds) is not None:
+        if self._check_deadline(ahead, group.rows, seconds, group.priority) is not None:
             return False
         self._append(group, self._lane(group), requests)
         return True
@@ -309,6 +323,8 @@ class BatchQueue:
             filled = space_low - self._fill(low, space_low, parts)
             space -= filled
             self._low_share.note_low(now, self.low_seconds * filled / self.low_rows)
+            self._low_pace.rows_in_flight += filled
+            self._low_pace.note_batch(filled, now, now, low.rows)
         rows = most - space
         self.rows -= rows
         if not self.rows and self._retries.until > now:

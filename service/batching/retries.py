@@ -44,11 +44,14 @@ class Refusal(NamedTuple):
 
     late: its deadline could not be met; otherwise the queue has no room.
     allowed_seconds: it would be accepted with this much work ahead of it.
+    accepted_after: seconds until it is expected to be that little, for rows of low priority; None for others,
+        for which the requests that were promised a time count too.
     """
 
     why: str
     late: bool = False
     allowed_seconds: float = 0.0
+    accepted_after: float | None = None
 
     def error(self, retry_seconds: float) -> QueueFull:
         """Return the error of a request rejected for this reason."""

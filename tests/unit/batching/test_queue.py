@@ -19,7 +19,7 @@ from service.batching.low_share import (
 from service.batching.pace import DEADLINE_SHARE
 from service.batching.queue import SMALL_FRACTION, BatchQueue
 from service.batching.request import Priority
-from service.errors import DeadlineExceeded, QueueFull
+from service.errors import DeadlineExceeded, DeadlineUnreachable, QueueFull
 
 
 def item(rows: int, enqueued: float = 0.0, deadline: float = math.inf, priority: Priority = "normal") -> Item:
@@ -479,3 +479,45 @@ def test_every_row_is_handed_out_once_and_in_order(max_batch_size: int, steps: l
     while queue.rows:
         assert take() > 0
     assert all(seen[id(each)] == each.rows for each in items if id(each) not in removed)
+
+
+@pytest.mark.parametrize(("gap", "accepted"), [(0.005, 5), (1.0, 8), (math.inf, 8)])
+def test_rows_of_low_priority_are_accepted_if_their_turns_come_in_time(gap: float, accepted: int) -> None:
+    """Eight requests of 60 rows, which have 30 s each. gap: seconds between two small requests.
+
+    A row takes 2 ms, and one comes every 80 ms beside steady small requests.
+    """
+    queue = BatchQueue(256, 10_000)
+    queue.low_rows, queue.low_seconds = 1, 0.002
+    now = small_at = 0.0
+    coming = [0.5 * turn for turn in range(8)]
+    errors: list[QueueFull] = []
+    while coming or queue.rows:
+        if small_at <= now:
+            queue.push(item(1, enqueued=now))
+            small_at += gap
+        if coming and coming[0] <= now:
+            coming.pop(0)
+            try:
+                queue.push(item(60, enqueued=now, deadline=now + 30, priority="low"))
+            except DeadlineUnreachable as error:
+                errors.append(error)
+        assert queue.expire(now) == []
+        rows = queue.take(now=now).rows
+        if rows:
+            note(queue, rows, now, now + 0.002)
+        now += 0.002
+    assert len(errors) == 8 - accepted
+    assert all(1 <= error.retry_seconds <= 5 for error in errors)  # 60 rows take 4.8 s
+
+
+def test_whoever_is_next_is_not_refused_because_the_turns_were_slow_before() -> None:
+    queue = BatchQueue(256, 10_000)
+    queue.low_rows, queue.low_seconds = 1, 0.002
+    for turn in range(100):
+        queue.push(item(1, enqueued=0.08 * turn))
+        queue.push(item(2, enqueued=0.08 * turn, priority="low"))
+        queue.take(now=0.08 * turn)
+    while queue.rows:
+        queue.take(now=100.0)
+    assert queue.check_admission(1000, 30.0, "low") is None
