@@ -269,6 +269,8 @@ class Batcher:
             if ended - started < self._seconds.below[batch.rows] and not failed and self.runner.depth == 1:
                 self._seconds.learn(batch.rows, ended - started)
                 self._decide_sizes()
+            if batch.low_rows and self.runner.depth == 1:
+                self._queue.note_low_ended(batch, started, ended - started)
             self._queue.pace.note_batch(batch.rows, started, ended, self._queue.rows_due(ended))
             if not self._entered:
                 self._enter_when_due()

@@ -34,11 +34,12 @@ class Part(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """The rows that run next, in order."""
+    """The rows that run next, in order. low_rows: those of low priority among them."""
 
     parts: list[Part]
     rows: int
     reason: Reason
+    low_rows: int = 0
 
 
 class BatchRecord(NamedTuple):
@@ -317,14 +318,15 @@ class BatchQueue:
             space = self._fill(large, space, parts)
         if space and small.rows:
             space = self._fill(small, space, parts)
+        low_rows = 0
         if space and low_due:
             recently = self._low_share.small_came_recently(now)
             space_low = min(space, self.low_rows) if recently else space
-            filled = space_low - self._fill(low, space_low, parts)
-            space -= filled
-            self._low_share.note_low(now, self.low_seconds * filled / self.low_rows)
-            self._low_pace.rows_in_flight += filled
-            self._low_pace.note_batch(filled, now, now, low.rows)
+            low_rows = space_low - self._fill(low, space_low, parts)
+            space -= low_rows
+            self._low_share.note_low(now, self.low_seconds * low_rows / self.low_rows)
+            self._low_pace.rows_in_flight += low_rows
+            self._low_pace.note_batch(low_rows, now, now, low.rows)
         rows = most - space
         self.rows -= rows
         if not self.rows and self._retries.until > now:
@@ -332,7 +334,11 @@ class BatchQueue:
         self.pace.rows_in_flight += rows
         self.refused_since_batch = False
         reason: Reason = "delay" if self.max_batch_delay_seconds else "idle"
-        return Batch(parts, rows, reason if space else "full")
+        return Batch(parts, rows, reason if space else "full", low_rows)
+
+    def note_low_ended(self, batch: Batch, began: float, seconds: float) -> None:
+        """Note how long a batch with rows of low priority took, which decides when the next ones may run."""
+        self._low_share.note_ended(began, seconds * batch.low_rows / batch.rows)
 
     def _fill(self, lane: "_Lane", space: int, parts: list[Part]) -> int:
         """Move rows from the lane into the parts; returns the remaining space."""

@@ -15,6 +15,7 @@ import pytest
 
 from service.batching.batcher import Batcher
 from service.batching.device import Device
+from service.batching.low_share import LOW_SHARE
 from service.batching.queue import BatchQueue, BatchRecord
 from service.batching.request import Array, InferenceRequest, InferenceResult, Outcome, Priority
 from service.errors import DeadlineExceeded, EngineError, QueueFull, ShuttingDown
@@ -679,6 +680,20 @@ async def test_a_batch_that_overlaps_another_or_fails_tells_nothing_of_its_time(
         await asyncio.gather(*(submit(batcher, *range(64)) for _ in range(5)), return_exceptions=True)
         assert batcher.on_loop.rows == 0
     device.close()
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+async def test_the_share_of_low_priority_is_of_the_time_that_its_rows_took(
+    device: Device, depth: int
+) -> None:
+    """Two batches in flight overlap, so their times tell too much."""
+    runner = Doubler(lasting=0.01, depth=depth)
+    runner.seconds_a_row = 0.001
+    batcher = Batcher(device, runner, BatchQueue(8, 100, low_share=device.low_share))
+    began = time.monotonic()
+    await submit(batcher, 1, priority="low")
+    device.low_share.last_small = FAR
+    assert (device.low_share.due() >= began + 0.01 / LOW_SHARE) == (depth == 1)
 
 
 async def test_the_loop_turns_between_two_batches_that_run_on_it() -> None:

@@ -400,6 +400,19 @@ def test_rows_of_low_priority_take_a_share_while_small_requests_arrive(
         now += 1e-6
 
 
+def test_rows_of_low_priority_that_took_longer_than_expected_wait_for_longer() -> None:
+    queue = BatchQueue(256, 10_000)
+    queue.low_rows, queue.low_seconds = 1, 0.001
+    queue.push(item(5, priority="low"))
+    queue.push(item(1))
+    batch = queue.take(now=0.0)
+    assert (batch.rows, batch.low_rows) == (2, 1)
+    queue.note_low_ended(batch, 0.0, 0.004)  # half of it is of the row of low priority
+    queue.push(item(1, enqueued=0.07))
+    assert queue.take(now=0.07).low_rows == 0
+    assert queue.release_at(0.07) == 0.002 / LOW_SHARE
+
+
 def test_with_a_delay_normal_rows_wait_for_it_beside_low_ones_that_wait_for_their_turn() -> None:
     queue = BatchQueue(max_batch_size=4, max_queue_rows=100, max_batch_delay_seconds=0.00125)
     queue.low_rows, queue.low_seconds = 2, 0.0005
