@@ -198,8 +198,7 @@ def build(config: Config) -> Classifier:
 def initial(config: Config, splits: Splits) -> Classifier:
     """The network that a run begins with: a fresh one, or what pruning leaves of the source.
 
-    Its shape follows from the configuration alone. Raises SourceError, EvaluationError, RepositoryError or
-    PruningError.
+    Raises SourceError, EvaluationError, RepositoryError or PruningError.
     """
     network = build(config)
     if config.source == NO_SOURCE:
@@ -217,6 +216,15 @@ def initial(config: Config, splits: Splits) -> Classifier:
     network = folded(network)
     load_graph(network, Path(config.source), splits, PARITY_TOLERANCE)
     return without_channels(network, config.pruned)
+
+
+def untrained(config: Config) -> Classifier:
+    """The network of a run with weights of no use: its shape follows from the configuration alone.
+
+    Raises PruningError.
+    """
+    network = build(config)
+    return network if config.source == NO_SOURCE else without_channels(folded(network), config.pruned)
 
 
 def folded(network: Classifier) -> Classifier:
@@ -425,7 +433,7 @@ def serving(classifier: Classifier, config: Config) -> Serving:
 def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
     """Publish a run's best weights as models/<name>/<version>."""
     config = config_of(read_hyperparameters(run_dir))
-    classifier = initial(config, splits)
+    classifier = untrained(config)
     load_weights(classifier, run_dir)
     network = serving(classifier, config)
     model = Model(
