@@ -31,6 +31,8 @@ function open() {
   return views[view].open(params);
 }
 
+addEventListener("click", page.flushLink, { capture: true }); // it may be on a link to another view
+
 addEventListener("hashchange", async () => {
   const before = document.body.dataset.view;
   await open();
@@ -44,6 +46,7 @@ addEventListener("hashchange", async () => {
 
 function take(file) {
   if (document.body.dataset.view !== "draw") {
+    page.flushLink();
     location.hash = "#draw"; // its event opens the view once more, which keeps the picture
     open();
   }

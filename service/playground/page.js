@@ -37,8 +37,14 @@ export function setLink(view, params) {
   writing = setTimeout(writeLink, 150);
 }
 
+// Before the address changes: afterwards the entry that Back returns to cannot be written any more.
+export function flushLink() {
+  if (writing !== undefined) writeLink();
+}
+
 export function writeLink() {
   clearTimeout(writing);
+  writing = undefined;
   const shown = document.body.dataset.view;
   const asked = readLink().view;
   if (asked !== shown && byId(`view-${asked}`)) return; // its link was clicked, and hashchange has not fired yet

@@ -495,6 +495,23 @@ def test_a_view_does_not_take_the_address_back_from_the_next_one(visit: Visit) -
         expect(page.locator(f"#view-{view}")).to_be_visible()
 
 
+def test_back_returns_to_what_a_view_showed_when_it_was_left(visit: Visit) -> None:
+    """However soon after its last change: the address is written a moment later."""
+    page = visit().page
+    change = "(view) => import('/playground/page.js').then((m) => m.setLink(view, { last: 1 }))"
+    back = """() => new Promise((resolve) => {
+        addEventListener("hashchange", () => resolve(location.hash), { once: true });
+        history.back();
+    })"""
+    for shown, view in itertools.permutations(VIEWS, 2):
+        page.locator(f'nav a[href="#{shown}"]').click()
+        expect(page.locator(f"#view-{shown}")).to_be_visible()
+        leave = f"document.querySelector('nav a[href=\"#{view}\"]').click()"
+        page.evaluate(f"(view) => ({change})(view).then(() => {leave})", shown)
+        expect(page.locator(f"#view-{view}")).to_be_visible()
+        assert page.evaluate(back) == f"#{shown}?last=1", view
+
+
 def test_a_keyboard_is_enough(visit: Visit) -> None:
     visitor = visit()
     page = visitor.page
