@@ -6,10 +6,10 @@
 One service gets single raw images at half its capacity, whether it answers or not (`loadtests.generator`).
 In alternating slices it also gets /explain from callers that each wait for their answer. The p99 of /classify
 in a slice with them, over that of the slice next to it without: the median of these ratios must not exceed
-the limit. Many short slices tell more than a few long ones: on a shared machine a few pauses decide what the
-p99 of a long one is. The callers begin when the load has run for a while, because a service that was idle
-gives them the whole device. How long an explanation takes beside the load is measured last, in one long
-slice.
+the limit. Its 95 % interval, by bootstrap over the pairs, tells how far the noise of this machine reaches.
+Many short slices tell more than a few long ones: on a shared machine a few pauses decide what the p99 of a
+long one is. The callers begin when the load has run for a while, because a service that was idle gives them
+the whole device. How long an explanation takes beside the load is measured last, in one long slice.
 """
 
 import argparse
@@ -76,10 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if parsed.output is not None:
         write_text(parsed.output, json.dumps(result, indent=2) + "\n")
-    ratio = result["median_ratio"]
+    ratio, (low, high) = result["median_ratio"], result["interval"]
     print(
         f"{result['model']}, {result['method']}, {result['callers']} callers: the p99 of /classify at "
-        f"{result['rate']:,.0f} requests/s is {ratio:.3f} times as long (limit {LIMIT})"
+        f"{result['rate']:,.0f} requests/s is {ratio:.3f} times as long "
+        f"(95 % interval {low:.2f} to {high:.2f}, limit {LIMIT})"
     )
     return 0 if ratio <= LIMIT and not any(each["failed"] for each in result["slices"]) else 1
 
@@ -131,6 +132,7 @@ def _measure(parsed: argparse.Namespace) -> dict[str, Any]:
         seconds = _explanation_seconds(explained)
         median = statistics.median(seconds or [math.nan])
         say(f"{len(seconds)} explanations beside the load, {median:.2f} s each in the median")
+    ratios = [each.ratio for each in slices]
     return {
         "machine": describe(),
         "model": parsed.model,
@@ -139,8 +141,16 @@ def _measure(parsed: argparse.Namespace) -> dict[str, Any]:
         "rate": rate,
         "slices": [asdict(each) | {"ratio": each.ratio} for each in slices],
         "explanation_seconds": seconds,
-        "median_ratio": statistics.median(each.ratio for each in slices),
+        "median_ratio": statistics.median(ratios),
+        "interval": interval(ratios),
     }
+
+
+def interval(ratios: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of the median, from 10,000 bootstrap samples (percentile method)."""
+    drawn = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
+    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _beside(pool: ProcessPoolExecutor, load: Plan, others: Plan | None) -> tuple[Outcome, Outcome | None]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loadtests.explanations import LEAD_SECONDS, _explanation_seconds, _slice
+from loadtests.explanations import LEAD_SECONDS, _explanation_seconds, _slice, interval
 from loadtests.generator import Outcome
 
 
@@ -37,3 +37,10 @@ def test_an_explanation_that_ends_after_the_load_tells_nothing() -> None:
     ok = np.full(3, 200, np.int16)
     explained = Outcome(sent, sent, done, np.zeros(3, np.bool_), ok, LEAD_SECONDS + 1, 2, 0.1)
     assert _explanation_seconds(explained) == pytest.approx([0.7, 0.9])
+
+
+def test_the_interval_holds_the_true_median_in_about_19_of_20_runs() -> None:
+    rng = np.random.default_rng(1)
+    runs = [interval(rng.lognormal(np.log(1.1), 0.4, 40).tolist()) for _ in range(60)]
+    assert sum(low <= 1.1 <= high for low, high in runs) >= 52
+    assert np.mean([high - low for low, high in runs]) < 0.5
