@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from service.batching.items import Group, Item
-from service.batching.low_share import SMALL_RECENTLY_SECONDS, LowShare
+from service.batching.low_share import LowShare
 from service.batching.pace import Pace
 from service.batching.request import Array, Priority
 from service.batching.retries import MAX_RETRY_SECONDS, Refusal, Retries
@@ -72,10 +72,10 @@ class BatchQueue:
     Small requests have a lane of their own and the first half of every batch, so they never wait for a large
     one to finish. A large request is split over as many batches as it needs, and goes to the end of its lane
     after each one while it still has a full batch to go. Requests of low priority have a third lane, which
-    gets the space that the other two leave; while small requests arrive at any queue of the device, it gets
-    only a share of the device's time. While they arrive at this queue, batches with rows of other requests
-    are cut to `mixed_rows`: a small one waits for the batch that runs when it comes, and for its own. So are
-    batches of low priority alone.
+    gets the space that the other two leave. While small requests arrive at any queue of the device, it gets
+    only a share of the device's time, and batches with rows of other requests are cut to `mixed_rows`: a
+    small one waits for the batch that runs when it comes, and for its own. So are batches of low priority
+    alone.
 
     pace: how long a row takes; the batcher updates it after each batch.
     mixed_rows: the rows of such a batch. low_rows: those of low priority in it. low_seconds: what a batch of
@@ -107,7 +107,6 @@ class BatchQueue:
         self.refused_since_batch = False
         self.next_deadline = math.inf
         self.small_rows = max(1, max_batch_size // SMALL_FRACTION)
-        self._small_until = -math.inf
         self._small = _Lane()
         self._large = _Lane()
         self._low = _Lane()
@@ -205,7 +204,6 @@ class BatchQueue:
         if item.deadline < self.next_deadline:
             self.next_deadline = item.deadline
         if lane is self._small:
-            self._small_until = item.enqueued + SMALL_RECENTLY_SECONDS
             self._low_share.last_small = item.enqueued
         lane.rows += item.rows
         lane.items.append(item)
@@ -308,7 +306,7 @@ class BatchQueue:
         most = self.max_batch_size if max_rows is None else min(max_rows, self.max_batch_size)
         small, large, low = self._small, self._large, self._low
         low_due = low.rows > 0 and now >= self._low_share.due()
-        small_arrive = now < self._small_until
+        small_arrive = self._low_share.small_came_recently(now)
         if low.rows == self.rows or (small_arrive and (large.rows or low_due)):
             most = min(most, self.mixed_rows)
         space = most
@@ -320,8 +318,7 @@ class BatchQueue:
             space = self._fill(small, space, parts)
         low_rows = 0
         if space and low_due:
-            recently = self._low_share.small_came_recently(now)
-            space_low = min(space, self.low_rows) if recently else space
+            space_low = min(space, self.low_rows) if small_arrive else space
             low_rows = space_low - self._fill(low, space_low, parts)
             space -= low_rows
             self._low_share.note_low(now, self.low_seconds * low_rows / self.low_rows)

@@ -54,26 +54,31 @@ def test_a_batch_may_be_asked_to_be_smaller() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 64), st.sampled_from(["normal", "low"]), st.booleans()), max_size=30),
+    st.lists(
+        st.tuples(st.integers(1, 64), st.sampled_from(["normal", "low"]), st.booleans(), st.booleans()),
+        max_size=30,
+    ),
     st.integers(1, 16),
     st.integers(1, 16),
 )
 def test_batches_are_short_while_small_requests_arrive(
-    sent: list[tuple[int, Priority, bool]], mixed_rows: int, low_rows: int
+    sent: list[tuple[int, Priority, bool, bool]], mixed_rows: int, low_rows: int
 ) -> None:
-    queue = BatchQueue(max_batch_size=16, max_queue_rows=10_000)
+    """At this queue or at another one of the device."""
+    share = LowShare()
+    queue, other = (BatchQueue(16, 10_000, low_share=share) for _ in range(2))
     queue.mixed_rows, queue.low_rows = mixed_rows, low_rows
     now = last_small = 0.0
-    for rows, priority, take in sent:
+    for rows, priority, take, elsewhere in sent:
         now += 0.3
-        queue.push(item(rows, enqueued=now, priority=priority))
+        (other if elsewhere else queue).push(item(rows, enqueued=now, priority=priority))
         if rows <= 16 // SMALL_FRACTION and priority == "normal":
             last_small = now
         mixed = queue._large.rows or queue._low.rows
         recently = last_small and now < last_small + SMALL_RECENTLY_SECONDS
         alone = queue._low.rows == queue.rows
         most = mixed_rows if alone or (mixed and recently) else 16
-        if take:
+        if take and queue.rows:
             others, low = queue.rows - queue._low.rows, queue._low.rows
             most_low = min(most, low_rows) if recently else most
             batch = queue.take(now=now)
