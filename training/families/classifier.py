@@ -25,7 +25,6 @@ from training.families import transformer
 from training.families.attention import ATTENTION_FILE, save_attention
 from training.families.augment import Deformation, deform
 from training.families.batch_norm import fold_batch_norm
-from training.families.features import FeatureDistance
 from training.families.layers import convolution, one_cycle, widths
 from training.families.source import load_graph
 from training.families.teacher import Teacher
@@ -61,9 +60,7 @@ class Config:
         karpathy/nanoGPT model.py. The default is that of runs older than the field.
     source: the folder of a published version of the same network, whose weights the run begins with, or
         `none`. Its batch normalisation is folded, so the run has none, and no dropout.
-    pruned: the fraction of the channels or units that is taken out of the source's layers but the last two.
-    feature_weight: of the distance between the features and the source's, which is added to the loss; see
-        training/families/features.py.
+    pruned: the fraction of the channels or units that is taken out of every hidden layer of the source.
     """
 
     network: Literal["mlp", "cnn", "vit", "judge"]
@@ -88,7 +85,6 @@ class Config:
     weight_decay_on: Literal["all", "matrices"] = "all"
     source: str = NO_SOURCE
     pruned: float = 0.0
-    feature_weight: float = 0.0
 
     @property
     def deformation(self) -> Deformation:
@@ -173,7 +169,6 @@ CNN_PRUNED = replace(
     temperature=2.0,
     source="models/cnn/1",
     pruned=0.5,
-    feature_weight=1.0,
 )
 
 
@@ -207,26 +202,20 @@ def initial(config: Config, splits: Splits) -> Classifier:
     """
     network = build(config)
     if config.source == NO_SOURCE:
-        for name in ("pruned", "feature_weight"):
-            if value := getattr(config, name):
-                raise PruningError(
-                    f"{name} is {value:g}, but source is {NO_SOURCE}: expected source=FOLDER, a published "
-                    f"{config.network}"
-                )
+        if config.pruned:
+            raise PruningError(
+                f"pruned is {config.pruned:g}, but source is {NO_SOURCE}: expected source=FOLDER, "
+                f"a published {config.network}"
+            )
         return network
     if config.network == "vit" or config.dropout:
         raise SourceError(
             f"source is {config.source}, network {config.network} and dropout {config.dropout:g}: expected "
             "mlp, cnn or judge, and dropout 0, in a run that begins with a source"
         )
-    return without_channels(source_of(config, splits), config.pruned)
-
-
-def source_of(config: Config, splits: Splits) -> Classifier:
-    """The network that a run prunes. Raises SourceError, EvaluationError or RepositoryError."""
-    network = folded(build(config))
+    network = folded(network)
     load_graph(network, Path(config.source), splits, PARITY_TOLERANCE)
-    return network
+    return without_channels(network, config.pruned)
 
 
 def untrained(config: Config) -> Classifier:
@@ -308,10 +297,6 @@ def train(config: Config, splits: Splits, run: Run) -> None:
     layout = torch.contiguous_format if config.network == "mlp" else torch.channels_last
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
     ema = averaged(model, config.ema_decay)
-    distance = None
-    if config.feature_weight:  # after the averaged copy is made, which needs no hook
-        source = source_of(config, splits).to(device, memory_format=layout)  # type: ignore[call-overload]
-        distance = FeatureDistance(model.head, source.body)
     optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=config.learning_rate, fused=True)
     steps = config.epochs * (len(labels) // config.batch_size)
     scheduler = one_cycle(optimizer, config.learning_rate, steps, config.warm_up)
@@ -326,8 +311,6 @@ def train(config: Config, splits: Splits, run: Run) -> None:
             targets = None if teacher is None else teacher.targets(batch, config.temperature)
             logits = wrapped(batch.contiguous(memory_format=layout))
             loss = loss_of(logits.float(), labels[rows], targets, config)
-            if distance is not None:
-                loss = loss + config.feature_weight * distance.of(batch)
             wrapped_optimizer.zero_grad()
             run.fabric.backward(loss)
             run.check_loss(epoch, step, loss)
@@ -518,14 +501,6 @@ def _beginning(config: Config) -> str:
     return (
         f"It began with the weights of `{config.source}`, without {config.pruned:.0%} of the channels of "
         f"each layer but the last two, those with the smallest group norm; what is left is a multiple of 8."
-        + (f" {_hints(config)}" if config.feature_weight else "")
-    )
-
-
-def _hints(config: Config) -> str:
-    return (
-        f"The loss has another part: {config.feature_weight:g} times the mean squared distance between its "
-        "features and those of the source, each scaled to length 1 (Romero et al. 2015)."
     )
 
 

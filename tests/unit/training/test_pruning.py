@@ -12,7 +12,6 @@ import onnx
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from service.errors import RepositoryError
 from service.models.manifest import read_manifest, sha256_of
@@ -23,10 +22,8 @@ from training.datasets.splits import load
 from training.errors import PruningError, SourceError, TrainingError
 from training.evaluation.classification import readings
 from training.families import classifier
-from training.families.features import FeatureDistance
 from training.families.layers import widths
 from training.families.tensors import to_tensors
-from training.runs.finished import load_weights
 from training.runs.run import BEST_FILE
 
 ORIGINAL = [32, 32, 32, 64, 64, 64, 128]
@@ -163,42 +160,11 @@ def test_fine_tuning_lowers_the_loss_that_pruning_left(
     assert run.history[-1]["validation_loss"] < 0.9 * before  # weight decay alone takes off 0.02 %
 
 
-def test_the_distance_of_features_is_that_of_their_directions() -> None:
-    torch.manual_seed(0)
-    head, images = nn.Linear(4, 3), torch.randn(5, 4)
-    distance = FeatureDistance(head, nn.Identity())
-    head(7 * images)
-    assert float(distance.of(images)) == pytest.approx(0, abs=1e-6)
-    head(-images)
-    assert float(distance.of(images)) == pytest.approx(4)
-    others = torch.randn(5, 4)
-    head(others)
-    expected = (2 - 2 * functional.cosine_similarity(others, images)).mean()
-    assert float(distance.of(images)) == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_a_weight_on_the_features_keeps_them_near_the_sources(
-    tmp_path: Path, workshop: Workshop, source: Path
-) -> None:
-    left = {}
-    for weight in (0.0, 5.0):
-        config = begun_with(source, feature_weight=weight, epochs=4, learning_rate=3e-3, ema_decay=0.9)
-        run = new_run(tmp_path / str(weight), config)
-        classifier.train(config, workshop.splits, run)
-        network = classifier.untrained(config)
-        load_weights(network, run.folder)
-        distance = FeatureDistance(network.head, classifier.source_of(config, workshop.splits).body)
-        with torch.no_grad():
-            network(digits(workshop))
-            left[weight] = float(distance.of(digits(workshop)))
-    assert left[5.0] < 0.8 * left[0.0]
-
-
 def test_runs_older_than_pruning_began_with_fresh_weights() -> None:
     recorded = dataclasses.asdict(classifier.CNN)
-    del recorded["source"], recorded["pruned"], recorded["feature_weight"]
+    del recorded["source"], recorded["pruned"]
     config = classifier.config_of(recorded)
-    assert (config.source, config.pruned, config.feature_weight) == ("none", 0.0, 0.0)
+    assert (config.source, config.pruned) == ("none", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +176,6 @@ def test_runs_older_than_pruning_began_with_fresh_weights() -> None:
             "pruned is 0.8, which leaves 6 of a layer's 32 channels, expected at least 8",
         ),
         ({"source": "none"}, PruningError, "pruned is 0.5, but source is none: expected source=FOLDER"),
-        ({"source": "none", "pruned": 0.0}, PruningError, "feature_weight is 1, but source is none"),
         (
             {"dropout": 0.3},
             SourceError,
