@@ -134,5 +134,10 @@ def _draw(points: Sequence[Point], path: Path) -> None:
         ylabel="accuracy on the test set, %",
         title="area: size of the file",
     )
-    axis.margins(0.15)
+    axis.margins(x=0.25, y=0.2)
+    low, high = axis.get_xlim()
+    ticks = [step * 10**power for power in range(7) for step in (1, 2, 5)]
+    axis.set_xticks([tick for tick in ticks if low < tick < high])
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.minorticks_off()
     save_figure(figure, path, dpi=100)
