@@ -76,6 +76,9 @@ def gan_card(history: History) -> Card:
 FAMILIES: dict[str, Callable[[History], Card]] = {
     "mlp": lambda history: classifier._card(MLP, classifier.build(MLP), history),
     "cnn": lambda history: classifier._card(classifier.CNN, classifier.build(classifier.CNN), history),
+    "cnn-pruned": lambda history: classifier._card(
+        classifier.CNN_PRUNED, classifier.untrained(classifier.CNN_PRUNED), history
+    ),
     "vit": lambda history: classifier._card(VIT, classifier.build(VIT), history),
     "gan": gan_card,
     "flow": lambda history: flow._card(FLOW, flow.Velocity(FLOW), history),
