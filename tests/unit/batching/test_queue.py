@@ -413,9 +413,10 @@ def test_rows_of_low_priority_that_took_longer_than_expected_wait_for_longer() -
     batch = queue.take(now=0.0)
     assert (batch.rows, batch.low_rows) == (2, 1)
     queue.note_low_ended(batch, 0.0, 0.004)  # half of it is of the row of low priority
-    queue.push(item(1, enqueued=0.07))
-    assert queue.take(now=0.07).low_rows == 0
-    assert queue.release_at(0.07) == 0.002 / LOW_SHARE
+    turn = 0.002 / LOW_SHARE
+    queue.push(item(1, enqueued=turn - 0.01))
+    assert queue.take(now=turn - 0.01).low_rows == 0
+    assert queue.release_at(turn - 0.01) == turn
 
 
 def test_with_a_delay_normal_rows_wait_for_it_beside_low_ones_that_wait_for_their_turn() -> None:
@@ -501,10 +502,11 @@ def test_every_row_is_handed_out_once_and_in_order(max_batch_size: int, steps: l
 
 @pytest.mark.parametrize(("gap", "accepted"), [(0.005, 5), (1.0, 8), (math.inf, 8)])
 def test_rows_of_low_priority_are_accepted_if_their_turns_come_in_time(gap: float, accepted: int) -> None:
-    """Eight requests of 60 rows, which have 30 s each. gap: seconds between two small requests.
+    """Eight requests, which have 30 s each. gap: seconds between two small requests.
 
-    A row takes 2 ms, and one comes every 80 ms beside steady small requests.
+    A row takes 2 ms. Beside steady small requests, the rows of a request take 4.8 s.
     """
+    rows_each = round(4.8 * LOW_SHARE / 0.002)
     queue = BatchQueue(256, 10_000)
     queue.low_rows, queue.low_seconds = 1, 0.002
     now = small_at = 0.0
@@ -517,7 +519,7 @@ def test_rows_of_low_priority_are_accepted_if_their_turns_come_in_time(gap: floa
         if coming and coming[0] <= now:
             coming.pop(0)
             try:
-                queue.push(item(60, enqueued=now, deadline=now + 30, priority="low"))
+                queue.push(item(rows_each, enqueued=now, deadline=now + 30, priority="low"))
             except DeadlineUnreachable as error:
                 errors.append(error)
         assert queue.expire(now) == []
@@ -526,7 +528,7 @@ def test_rows_of_low_priority_are_accepted_if_their_turns_come_in_time(gap: floa
             note(queue, rows, now, now + 0.002)
         now += 0.002
     assert len(errors) == 8 - accepted
-    assert all(1 <= error.retry_seconds <= 5 for error in errors)  # 60 rows take 4.8 s
+    assert all(1 <= error.retry_seconds <= 5 for error in errors)
 
 
 def test_whoever_is_next_is_not_refused_because_the_turns_were_slow_before() -> None:
