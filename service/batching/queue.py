@@ -306,8 +306,8 @@ class BatchQueue:
         most = self.max_batch_size if max_rows is None else min(max_rows, self.max_batch_size)
         small, large, low = self._small, self._large, self._low
         low_due = low.rows > 0 and now >= self._low_share.due()
-        small_arrive = self._low_share.small_came_recently(now)
-        if low.rows == self.rows or (small_arrive and (large.rows or low_due)):
+        small_arrive = (large.rows > 0 or low_due) and self._low_share.small_came_recently(now)
+        if low.rows == self.rows or small_arrive:
             most = min(most, self.mixed_rows)
         space = most
         if large.rows:

@@ -60,7 +60,7 @@ class Config:
         karpathy/nanoGPT model.py. The default is that of runs older than the field.
     source: the folder of a published version of the same network, whose weights the run begins with, or
         `none`. Its batch normalisation is folded, so the run has none, and no dropout.
-    pruned: the fraction of the channels or units that is taken out of every hidden layer of the source.
+    pruned: the fraction of the channels or units that is taken out of the source's layers but the last two.
     """
 
     network: Literal["mlp", "cnn", "vit", "judge"]
