@@ -150,7 +150,9 @@ def test_the_models_are_small() -> None:
     assert sum(sizes) < 60 * MIB
 
 
-@pytest.mark.parametrize(("name", "accuracy"), [("mlp", 0.993), ("cnn", 0.996), ("cnn-pruned", 0.996), ("vit", 0.995)])
+@pytest.mark.parametrize(
+    ("name", "accuracy"), [("mlp", 0.993), ("cnn", 0.996), ("cnn-pruned", 0.996), ("vit", 0.995)]
+)
 def test_the_classifiers_are_as_good_as_they_must_be(name: str, accuracy: float) -> None:
     metrics = latest(name).metrics
     assert isinstance(metrics["test_accuracy"], float)
