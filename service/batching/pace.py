@@ -63,6 +63,11 @@ class Pace:
         """Seconds per row over the last batches, weighted by their rows; 0 before the first."""
         return self._mean_seconds / self._mean_rows if self._mean_rows else 0.0
 
+    def note_none_waiting(self) -> None:
+        """Note that the last queued rows were removed: the time until the next ones come is no work."""
+        if not self.rows_in_flight:
+            self._ended_with_more = None
+
     def note_batch(self, rows: int, started: float, ended: float, rows_queued: int) -> None:
         """Learn from a finished batch how long a row takes.
 

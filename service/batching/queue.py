@@ -111,7 +111,8 @@ class BatchQueue:
         self._large = _Lane()
         self._low = _Lane()
         self._low_share = low_share or LowShare()
-        # How long rows of low priority take from one turn to the next, while more of them are queued.
+        # How long rows of low priority take from one turn to the next, while more of them are queued. They are
+        # counted when they are handed out, so none is in flight.
         self._low_pace = Pace(1)
 
     def check_admission(
@@ -234,6 +235,10 @@ class BatchQueue:
             lane.rows -= rows
             lane.head()  # an empty lane keeps nothing of those that are removed
             self.requests -= 1
+            if self.rows == self._low.rows:
+                self.pace.note_none_waiting()
+            if not self._low.rows:
+                self._low_pace.note_none_waiting()
 
     def expire(self, now: float) -> list[Item]:
         """Remove and return the items whose deadline has passed."""

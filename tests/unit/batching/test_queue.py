@@ -106,6 +106,38 @@ def test_rows_of_two_batches_in_flight_both_count() -> None:
     assert queue.check_admission(1, seconds=0.001) is None
 
 
+@pytest.mark.parametrize("priority", ["normal", "low"])
+@given(
+    st.lists(st.tuples(st.sampled_from(["runs", "leaves", "leaves later", "expires"]), st.floats(0, 3600)))
+)
+def test_time_in_which_nothing_waits_does_not_count_as_the_pace(
+    priority: Priority, rounds: list[tuple[str, float]]
+) -> None:
+    """Also if the rows that waited were cancelled or expired. A row takes 1 ms."""
+    queue = BatchQueue(max_batch_size=4, max_queue_rows=100)
+    queue.low_rows, queue.low_seconds = 4, 0.004
+    now = 1.0
+    for fate, pause in rounds:
+        first, second = (item(4, now, now + 0.0045, priority) for _ in range(2))
+        queue.push(first, admitted=True)
+        queue.push(second, admitted=True)
+        assert queue.take(now=now).rows == 4
+        if fate == "leaves":
+            queue.remove(second)
+        now += 0.004
+        note(queue, 4, now - 0.004, now)
+        if fate == "leaves later":
+            queue.remove(second)
+        if fate == "expires":
+            assert queue.expire(now + 0.001) == [second]
+        if fate == "runs":
+            assert queue.take(now=now).rows == 4
+            now += 0.004
+            note(queue, 4, now - 0.004, now)
+        now += pause
+        assert max(queue.pace.row_seconds, queue._low_pace.row_seconds) <= 0.001 + 1e-9
+
+
 def test_overlapping_batches_are_timed_from_the_previous_end() -> None:
     queue = BatchQueue(max_batch_size=4, max_queue_rows=10_000)
     for turn in range(100):  # two under way: each takes 2 s from its beginning, one ends each second
