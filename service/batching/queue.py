@@ -111,8 +111,8 @@ class BatchQueue:
         self._large = _Lane()
         self._low = _Lane()
         self._low_share = low_share or LowShare()
-        # How long rows of low priority take from one turn to the next, while more of them are queued. They are
-        # counted when they are handed out, so none is in flight.
+        # How long rows of low priority take from one turn to the next, while more of them are queued. They
+        # are counted when they are handed out, so none is in flight.
         self._low_pace = Pace(1)
 
     def check_admission(
