@@ -37,21 +37,34 @@ def without_output(graph: onnx.ModelProto, name: str) -> onnx.ModelProto:
     copy.CopyFrom(graph)
     made = copy.graph
     _keep(made.output, [each for each in made.output if each.name != name])
-    needed = {each.name for each in made.output}
-    nodes = []
-    for node in reversed(made.node):
-        if not needed.isdisjoint(node.output):
-            nodes.append(node)
-            needed |= names_read(node)
-    _keep(made.node, nodes[::-1])
+    outputs = {each.name for each in made.output}
+    nodes = nodes_for(made, outputs)
+    needed = outputs.union(*map(names_read, nodes))
+    _keep(made.node, nodes)
     _keep(made.initializer, [each for each in made.initializer if each.name in needed])
     return copy
 
 
+def makers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """Return the node that makes each tensor, by the tensor's name."""
+    return {name: node for node in graph.node for name in node.output}
+
+
+def nodes_for(graph: onnx.GraphProto, outputs: Collection[str]) -> list[onnx.NodeProto]:
+    """Return the nodes that these tensors need, in the graph's order."""
+    needed, nodes = set(outputs), []
+    for node in reversed(graph.node):
+        if not needed.isdisjoint(node.output):
+            nodes.append(node)
+            needed |= names_read(node)
+    return nodes[::-1]
+
+
 def names_read(node: onnx.NodeProto) -> set[str]:
-    """Return the names of the tensors that a node reads, those that only its subgraphs read included."""
+    """Return the names of the tensors that a node or its subgraphs read."""
     graphs = [graph for each in node.attribute for graph in (each.g, *each.graphs)]
-    return {*node.input, *(name for graph in graphs for inner in graph.node for name in names_read(inner))}
+    inner = (name for graph in graphs for each in graph.node for name in names_read(each))
+    return {*node.input, *inner} - {""}  # an input that is left out has no name
 
 
 def check_names(graph: onnx.ModelProto, added: Collection[str]) -> None:
@@ -67,7 +80,6 @@ def check_names(graph: onnx.ModelProto, added: Collection[str]) -> None:
 
 
 def _keep(parts: MutableSequence[Any], kept: Sequence[Any]) -> None:
-    kept = list(kept)
     del parts[:]
     parts.extend(kept)
 

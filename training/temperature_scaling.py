@@ -8,7 +8,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from training.errors import ConfidenceError
-from training.onnx_files import check_names
+from training.onnx_files import check_names, makers
 
 PROBABILITIES = "probabilities"
 TEMPERATURE = "temperature"
@@ -21,7 +21,7 @@ DIVISOR = "calibrated_temperature"
 
 def softmax_of(graph: onnx.ModelProto) -> onnx.NodeProto:
     """Return the node that makes `probabilities`. Raises ConfidenceError unless it is a softmax."""
-    node = _makers(graph).get(PROBABILITIES)
+    node = makers(graph.graph).get(PROBABILITIES)
     if node is None or node.op_type != "Softmax":
         seen = "nothing" if node is None else node.op_type
         raise ConfidenceError(f"{PROBABILITIES} is made by {seen}, expected Softmax after a linear layer")
@@ -58,17 +58,12 @@ def without_temperature(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 def _division(graph: onnx.ModelProto) -> onnx.NodeProto | None:
     """Return the node that divides what the softmax reads by the temperature, or None."""
-    made_by = _makers(graph)
+    made_by = makers(graph.graph)
     last = made_by.get(PROBABILITIES)
     found = made_by.get(last.input[0]) if last is not None and last.input else None
     if found is None or found.op_type != "Div" or found.name != CALIBRATED or found.input[1] != DIVISOR:
         return None
     return found
-
-
-def _makers(graph: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    """Return the node that makes each tensor, by the tensor's name."""
-    return {name: node for node in graph.graph.node for name in node.output}
 
 
 def with_temperature(graph: onnx.ModelProto, temperature: float) -> onnx.ModelProto:

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from service.models.manifest import OOD_SCORE
 from training.confidence.score import EPSILON, Score
 from training.errors import ConfidenceError
-from training.onnx_files import check_names, without_output
+from training.onnx_files import check_names, makers, without_output
 from training.temperature_scaling import logits_of
 
 OPSET = 18
@@ -23,7 +23,7 @@ def features_of(graph: onnx.ModelProto) -> str:
 
     Raises ConfidenceError if `probabilities` is not the softmax of one linear layer.
     """
-    made_by = {name: node for node in graph.graph.node for name in node.output}
+    made_by = makers(graph.graph)
     name: str = _linear_layer(logits_of(graph), made_by).input[0]
     return name
 
@@ -45,7 +45,7 @@ def _levels(graph: onnx.ModelProto) -> str | None:
     Their length cancels the multiple. More readers of a DequantizeLinear get a copy of it each, which costs
     the int8 MLP a tenth of its time.
     """
-    made_by = {name: node for node in graph.graph.node for name in node.output}
+    made_by = makers(graph.graph)
     values = {each.name: numpy_helper.to_array(each) for each in graph.graph.initializer}
     node = made_by.get(features_of(graph))
     if node is None or node.op_type != "DequantizeLinear":

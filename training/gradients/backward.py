@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from training.errors import GradientError
+from training.onnx_files import nodes_for
 
 IMAGES, LABEL, GRADIENT = "images", "label", "gradient"
 """The inputs and the output of the graph of a gradient."""
@@ -66,9 +67,7 @@ class _Backward:
 
     def run(self, output: str) -> None:
         """Differentiate the graph from an output of probabilities back to the images."""
-        makers = {name: node for node in self._graph.node for name in node.output}
-        needed = _ancestors(output, makers)
-        self.forward = [node for node in self._graph.node if node.output[0] in needed]
+        self.forward = nodes_for(self._graph, [output])
         classes = self._shapes[output][1]
         depth = self.constant("classes", np.array([classes], np.int64))
         ends = self.constant("ends", np.array([0, 1], np.float32))
@@ -123,16 +122,6 @@ class _Backward:
         for other in others:
             first = self.add("Add", first, other)
         return first
-
-
-def _ancestors(output: str, makers: Mapping[str, onnx.NodeProto]) -> set[str]:
-    found, left = set(), [output]
-    while left:
-        name = left.pop()
-        if name in makers and name not in found:
-            found.add(name)
-            left += makers[name].input
-    return found
 
 
 Rule = Callable[[_Backward, onnx.NodeProto, str], None]
