@@ -39,7 +39,7 @@ class LowShare:
         self._quiet_seconds = min(seconds * QUIET_BATCHES, SMALL_RECENTLY_SECONDS)
 
     def note_ended(self, began: float, seconds: float) -> None:
-        """Note how long rows of low priority took: beside a load generator, 1.5 times as long as expected."""
+        """Note how long rows of low priority took: beside a load generator, 1.5 times the expected time."""
         self._turn = max(self._turn, began + seconds / LOW_SHARE)
 
     def small_came_recently(self, now: float) -> bool:

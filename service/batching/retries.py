@@ -44,8 +44,8 @@ class Refusal(NamedTuple):
 
     late: its deadline could not be met; otherwise the queue has no room.
     allowed_seconds: it would be accepted with this much work ahead of it.
-    accepted_after: seconds until it is expected to be that little, for rows of low priority; None for others,
-        for which the requests that were promised a time count too.
+    accepted_after: for rows of low priority, the seconds until only that much work is expected ahead of them.
+        None for other rows, whose time to return `Retries` promises.
     """
 
     why: str

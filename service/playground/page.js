@@ -37,7 +37,7 @@ export function setLink(view, params) {
   writing = setTimeout(writeLink, 150);
 }
 
-// Before the address changes: afterwards the entry that Back returns to cannot be written any more.
+// Call this before the address changes: afterwards nothing can write the history entry that Back returns to.
 export function flushLink() {
   if (writing !== undefined) writeLink();
 }

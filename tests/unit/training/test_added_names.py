@@ -1,4 +1,4 @@
-"""What `confidence` and `calibrate` add to a graph is told from the network's own parts."""
+"""`confidence` and `calibrate` tell what they added to a graph from the network's own parts."""
 
 from collections.abc import Mapping
 
