@@ -174,7 +174,7 @@ class Batcher:
         """Cancel a request: remove its queued rows from the queue; its `done` is never called."""
         if not item.settled:
             with self._device.lock:
-                self._queue.remove(item)
+                self._queue.remove(item, time.monotonic())
             item.settled = True
             self._count_answered()
 
@@ -369,12 +369,12 @@ class Batcher:
                 failed = item.begun_in(0, stop).stop
                 with self._device.lock:
                     self._queue.split_up(item)
-                    if failed == len(item.ends):
-                        self._queue.remove(item)  # the rest of a request that has rows in this batch
+                    if failed == len(item.ends):  # the rest of a request that has rows in this batch
+                        self._queue.remove(item, time.monotonic())
                 self._settle_some(item, failed, outcome)
                 continue
             with self._device.lock:
-                self._queue.remove(item)
+                self._queue.remove(item, time.monotonic())
             self._settle(item, outcome)
 
     def _enter_when_due(self) -> None:

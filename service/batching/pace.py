@@ -31,6 +31,7 @@ class Pace:
         self._mean_rows = 0.0
         self._mean_seconds = 0.0
         self._ended_with_more: float | None = None
+        self._waited = 0.0
 
     def check_deadline(self, rows_queued: int, rows: int, seconds: float) -> Refusal | None:
         """Return the reason to reject a request that would be late, or None.
@@ -63,9 +64,13 @@ class Pace:
         """Seconds per row over the last batches, weighted by their rows; 0 before the first."""
         return self._mean_seconds / self._mean_rows if self._mean_rows else 0.0
 
-    def note_none_waiting(self) -> None:
-        """Note that the last queued rows were removed: the time until the next ones come is no work."""
-        if not self.rows_in_flight:
+    def note_none_waiting(self, now: float) -> None:
+        """Note that the last queued rows were removed: until the next ones come, the time does not count.
+
+        The time until now does: under overload, requests expire because the event loop has so much to do.
+        """
+        if self._ended_with_more is not None and not self.rows_in_flight:
+            self._waited += max(0.0, now - self._ended_with_more)
             self._ended_with_more = None
 
     def note_batch(self, rows: int, started: float, ended: float, rows_queued: int) -> None:
@@ -76,7 +81,9 @@ class Pace:
         """
         self.rows_in_flight -= rows
         since = started if self._ended_with_more is None else self._ended_with_more
-        self.row_seconds += ROW_SECONDS_GAIN * ((ended - since) / rows - self.row_seconds)
+        seconds = self._waited + ended - since
+        self._waited = 0.0
+        self.row_seconds += ROW_SECONDS_GAIN * (seconds / rows - self.row_seconds)
         self._mean_rows += MEAN_GAIN * (rows - self._mean_rows)
-        self._mean_seconds += MEAN_GAIN * (ended - since - self._mean_seconds)
+        self._mean_seconds += MEAN_GAIN * (seconds - self._mean_seconds)
         self._ended_with_more = ended if rows_queued or self.rows_in_flight else None

@@ -225,7 +225,7 @@ class BatchQueue:
         group.dequeued = group.taken == group.rows
         return items if group.dequeued else [group, *items]
 
-    def remove(self, item: Item) -> None:
+    def remove(self, item: Item, now: float) -> None:
         """Drop the rows of an item that have not been handed out yet; `split_up` a group before."""
         if not item.dequeued:
             item.dequeued = True
@@ -236,9 +236,9 @@ class BatchQueue:
             lane.head()  # an empty lane keeps nothing of those that are removed
             self.requests -= 1
             if self.rows == self._low.rows:
-                self.pace.note_none_waiting()
+                self.pace.note_none_waiting(now)
             if not self._low.rows:
-                self._low_pace.note_none_waiting()
+                self._low_pace.note_none_waiting(now)
 
     def expire(self, now: float) -> list[Item]:
         """Remove and return the items whose deadline has passed."""
@@ -259,7 +259,7 @@ class BatchQueue:
                     queued.append(item)
             for item in queued:
                 if item.deadline <= now:
-                    self.remove(item)
+                    self.remove(item, now)
                     expired.append(item)
                 else:
                     self.next_deadline = min(self.next_deadline, item.deadline)
