@@ -7,10 +7,10 @@ LOW_SHARE = 0.02
 
 Without a limit the device is never free, so each small request waits for the batch that runs when it comes:
 with two callers of /explain, the p99 of /classify at half of the capacity was 1.3 times as long by occlusion
-(0.55 ms a row), and 8 times by integrated gradients (1.8 ms). With a share of 0.025, integrated gradients
-made it 1.11 times as long (80 pairs of slices, 95 % interval 1.00 to 1.17), and with this one 1.04 times
-(80 pairs, 0.95 to 1.19; `python -m loadtests.explanations`, on two cores). An explanation must still end
-before its deadline: 170 rows of 2 ms take 17 s at this share."""
+(0.55 ms a row), and 8 times by integrated gradients (1.8 ms). With this share it was 1.04 to 1.08 times
+as long by the three methods, and with 0.025 1.11 times (`python -m loadtests.explanations`, on two cores;
+docs/explanations.md has the intervals). An explanation must still end before its deadline: 170 rows of 2 ms
+take 17 s at this share."""
 
 QUIET_BATCHES = 20
 """Small requests count as arriving until none has come for this many times as long as the last rows of low
