@@ -26,6 +26,7 @@ from training.families.attention import ATTENTION_FILE, save_attention
 from training.families.augment import Deformation, deform
 from training.families.batch_norm import fold_batch_norm
 from training.families.layers import convolution, one_cycle, widths
+from training.families.noise import noise_images, noisy
 from training.families.source import load_graph
 from training.families.teacher import Teacher
 from training.families.tensors import to_tensors
@@ -61,6 +62,10 @@ class Config:
     source: the folder of a published version of the same network, whose weights the run begins with, or
         `none`. Its batch normalisation is folded, so the run has none, and no dropout.
     pruned: the fraction of the channels or units that is taken out of the source's layers but the last two.
+    noise: the largest standard deviation of the noise that is added to the training images. The teacher sees
+        them without it (Xie et al. 2020).
+    noise_images: how many images of noise alone are added to each batch, of which the network should say that
+        each class is as likely (outlier exposure; Hendrycks, Mazeika and Dietterich 2019).
     """
 
     network: Literal["mlp", "cnn", "vit", "judge"]
@@ -85,6 +90,8 @@ class Config:
     weight_decay_on: Literal["all", "matrices"] = "all"
     source: str = NO_SOURCE
     pruned: float = 0.0
+    noise: float = 0.0
+    noise_images: int = 0
 
     @property
     def deformation(self) -> Deformation:
@@ -307,8 +314,10 @@ def train(config: Config, splits: Splits, run: Run) -> None:
         wrapped.train()
         losses = []
         for step, rows in run.batches(epoch, len(labels), config.batch_size):
-            batch = deform(images[rows].float() / 255, config.deformation, run.generator(epoch, step))
+            generator = run.generator(epoch, step)
+            batch = deform(images[rows].float() / 255, config.deformation, generator)
             targets = None if teacher is None else teacher.targets(batch, config.temperature)
+            batch = with_noise(batch, config, generator)
             logits = wrapped(batch.contiguous(memory_format=layout))
             loss = loss_of(logits.float(), labels[rows], targets, config)
             wrapped_optimizer.zero_grad()
@@ -353,16 +362,37 @@ def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
 def loss_of(logits: Tensor, labels: Tensor, targets: Tensor | None, config: Config) -> Tensor:
     """Return the mean loss of a batch, a scalar.
 
-    logits: (n, 10) float32, because bfloat16 has only three digits. labels: (n,) int64.
-    targets: (n, 10), the teacher's probabilities at `config.temperature`. Their part of the loss is
-    multiplied by the temperature's square, because its gradient shrinks with it (Hinton, Vinyals and Dean
-    2015, section 2).
+    logits: (n + m, 10) float32, because bfloat16 has only three digits: of n images, then of m noise images.
+    labels: (n,) int64. targets: (n, 10), the teacher's probabilities at `config.temperature`.
+    """
+    count = len(labels)
+    loss = _loss_of_digits(logits[:count], labels, targets, config)
+    if len(logits) == count:
+        return loss
+    of_noise = -logits[count:].log_softmax(1).mean(1)
+    return (count * loss + of_noise.sum()) / len(logits)
+
+
+def _loss_of_digits(logits: Tensor, labels: Tensor, targets: Tensor | None, config: Config) -> Tensor:
+    """The labels' part of the loss and the teacher's.
+
+    The teacher's is multiplied by the temperature's square, because its gradient shrinks with it (Hinton,
+    Vinyals and Dean 2015, section 2).
     """
     loss = functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
     if targets is None:
         return loss
     imitation = functional.cross_entropy(logits / config.temperature, targets) * config.temperature**2
     return (1 - config.teacher_weight) * loss + config.teacher_weight * imitation
+
+
+def with_noise(images: Tensor, config: Config, generator: torch.Generator) -> Tensor:
+    """Return the images with noise, and the noise images behind them; see `Config`."""
+    if config.noise:
+        images = noisy(images, config.noise, generator)
+    if not config.noise_images:
+        return images
+    return torch.cat([images, noise_images(config.noise_images, images.shape[-1], generator)])
 
 
 @torch.no_grad()
@@ -489,6 +519,7 @@ def _card(config: Config, classifier: Classifier, history: Sequence[Mapping[str,
         best=best,
         beginning=_beginning(config),
         imitation=_imitation(config),
+        noise=_noise(config),
     )
 
 
@@ -502,6 +533,20 @@ def _beginning(config: Config) -> str:
         f"It began with the weights of `{config.source}`, without {config.pruned:.0%} of the channels of "
         f"each layer but the last two, those with the smallest group norm; what is left is a multiple of 8."
     )
+
+
+def _noise(config: Config) -> str:
+    """Sentences about the noise in training, for the card."""
+    told = []
+    if config.noise:
+        seen = "" if config.teacher == NO_TEACHER else ", which the teacher did not see"
+        told.append(f"It got noise of a standard deviation of up to {config.noise:g} of the range{seen}.")
+    if config.noise_images:
+        told.append(
+            f"{config.noise_images} images of noise alone were added to each batch, with all classes as "
+            "likely: noise is no unseen kind of outlier to this model."
+        )
+    return " ".join(told)
 
 
 def _imitation(config: Config) -> str:
