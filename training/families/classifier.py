@@ -177,7 +177,7 @@ CNN_PRUNED = replace(
     temperature=2.0,
     source="models/cnn/1",
     pruned=0.5,
-    noise=0.3,
+    noise=0.2,
     noise_images=8,
 )
 
