@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -25,6 +26,9 @@ PICTURE_FILE = "pareto.png"
 
 BATCHES = (1, 64)
 ROUNDS = 9
+
+NAME_PLACES = (("left", 6, 4), ("left", 6, -12), ("right", -8, 4), ("right", -8, -12))
+"""Where a point's name may be: its alignment, and the points to the right and upwards."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,8 @@ def front(points: Iterable[Point], batch: int) -> set[str]:
 
 
 def table(points: Sequence[Point]) -> str:
-    """The points in Markdown, the fastest first; those on the front of the largest batch are bold."""
-    best = front(points, BATCHES[-1])
+    """The points in Markdown, the fastest first; those on the front of a batch size are bold."""
+    best = set().union(*(front(points, batch) for batch in BATCHES))
     rows = [
         (
             f"**`{point.name}`**" if point.name in best else f"`{point.name}`",
@@ -114,12 +118,11 @@ def _draw(points: Sequence[Point], path: Path) -> None:
     """Draw accuracy by CPU time, the area of a point by its file's size, and the front as steps."""
     batch = BATCHES[-1]
     best = front(points, batch)
-    figure, axis = new_figure(figsize=(7, 4))
+    figure, axis = new_figure(figsize=(7, 6))
     for point in points:
         where = (point.microseconds[batch], 100 * point.accuracy)
         colour = "tab:blue" if point.name in best else "tab:grey"
         axis.scatter(*where, s=20 + 25 * point.size / 1e6, color=colour, alpha=0.6, linewidth=0)
-        axis.annotate(point.name, where, xytext=(6, 4), textcoords="offset points", fontsize="small")
     steps = [point for point in points if point.name in best]
     axis.step(
         [point.microseconds[batch] for point in steps],
@@ -140,4 +143,23 @@ def _draw(points: Sequence[Point], path: Path) -> None:
     axis.set_xticks([tick for tick in ticks if low < tick < high])
     axis.xaxis.set_major_formatter("{x:g}")
     axis.minorticks_off()
+    figure.tight_layout()
+    _name(axis, {point.name: (point.microseconds[batch], 100 * point.accuracy) for point in points})
     save_figure(figure, path, dpi=100)
+
+
+def _name(axis: Any, places: Mapping[str, tuple[float, float]]) -> None:
+    """Write each point's name beside it, where it covers no other name if there is such a place."""
+    boxes: list[Any] = []
+    for name, place in places.items():
+        for side, right, up in NAME_PLACES:
+            text = axis.annotate(
+                name, place, xytext=(right, up), textcoords="offset points", ha=side, fontsize="small"
+            )
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in boxes):
+                break
+            text.remove()
+        else:
+            axis.add_artist(text)
+        boxes.append(box)
