@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--digits", type=int, default=500, help="digits per situation (default: 500)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the photos (default: 1)")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "mnist", help="MNIST's folder")
-    parser.add_argument("--model", default="cnn", help="a classifier in models/ (default: cnn)")
+    parser.add_argument("--model", default="cnn-pruned", help="a classifier in models/ (default: cnn-pruned)")
     parser.add_argument("--contact-sheet", type=Path, metavar="FILE", help="draw examples into a PNG")
     parsed = parser.parse_args(arguments)
     test = load(parsed.data).test

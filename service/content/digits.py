@@ -14,7 +14,7 @@ from PIL import Image
 from service.content.lines import without_lines
 from service.content.pictures import in_bands
 from service.content.sheet import Gray, Ink, Mask, read_sheet, widened
-from service.content.strokes import chosen_strokes
+from service.content.strokes import check_whole, chosen_strokes
 from service.errors import InvalidInput
 
 SIDE = 28
@@ -28,6 +28,10 @@ of the picture still has enough pixels."""
 
 STRONGEST = 99.8
 """The percentile of a sheet's ink that counts as full: a small digit covers a few pixels in a thousand."""
+
+AS_DARK = 0.15
+"""What differs from the ink by at most this fraction of its contrast is as dark as the ink. The darkest
+shadow is lighter (`sheet.DIMMEST`), and most bars at a side are darker or lighter."""
 
 MIN_CONTRAST = 25.0
 """The least difference between ink and paper, in grey levels; noise of an empty sheet differs by less."""
@@ -102,6 +106,8 @@ def _ink(gray: Gray) -> Ink:
         return _block(gray, contrast)
     faint = sheet.smoothed > max(0.08 * level, floor)
     sign = chosen_strokes(without_lines(faint, dark), sheet.smoothed)
+    as_dark = np.abs(sheet.gray - np.median(sheet.gray[sign])) <= AS_DARK * contrast
+    check_whole(sign, sign | (as_dark & ~faint))
     ink = np.where(_edged(sign) & faint & (sign | ~dark), sheet.ink, np.float32(0))
     level = float(np.median(ink[sign]))
     level = float(np.median(ink[ink > 0.6 * level]))  # without the strokes' soft edges

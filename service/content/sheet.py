@@ -33,12 +33,14 @@ their noise is no ink."""
 class Sheet:
     """What was written on a sheet.
 
+    gray: the picture without most of the camera's noise, with the ink darker than the paper.
     ink: the fraction of the paper's light that each pixel lacks, 0..255; 0 where no stroke can be.
     smoothed: the same without most of the camera's noise, for finding strokes.
     contrast: the same as `smoothed` in grey levels of the picture.
     noise: the standard deviation of `smoothed` on plain paper.
     """
 
+    gray: Gray
     ink: Ink
     smoothed: Ink
     contrast: Gray
@@ -60,7 +62,7 @@ def read_sheet(gray: Gray) -> Sheet:
     low, usual = np.percentile(sample, (25, 50))  # lines and ink make no pixel lighter
     noise = float(usual - low) / 0.6745
     ink = (closed - np.minimum(gray, closed)) * light
-    return Sheet(np.maximum(ink - usual, 0), np.maximum(smoothed - usual, 0), contrast, noise)
+    return Sheet(smooth, np.maximum(ink - usual, 0), np.maximum(smoothed - usual, 0), contrast, noise)
 
 
 def _smoothed(gray: Gray) -> Gray:

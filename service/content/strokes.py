@@ -26,6 +26,8 @@ TALL = 0.6
 SECOND = 0.1
 """A mark with this fraction of the sign's mass or more is a second sign, not dirt."""
 
+CUT_OFF = "image shows ink that touches its border, expected a whole digit with some paper around it"
+
 WIDEST = 1.8
 """MNIST's widest digit in a thousand is 1.67 times as wide as high."""
 
@@ -138,14 +140,27 @@ def chosen_strokes(mask: Mask, ink: NDArray[np.float32]) -> Mask:
     cut = marks.touch_border(mask.shape)
     main = int(np.where(cut, 0, marks.mass).argmax())
     if cut[main] or marks.mass[cut].max(initial=0) > 0.5 * marks.mass[main]:
-        raise InvalidInput(
-            "image shows ink that touches its border, expected a whole digit with some paper around it"
-        )
+        raise InvalidInput(CUT_OFF)
     sign = _joined(runs, labels, marks, main, ~cut)
     _check_single(marks, main, sign)
     chosen = runs.mask(sign[labels])
     _check_shape(chosen)
     return chosen
+
+
+def check_whole(sign: Mask, solid: Mask) -> None:
+    """Raise InvalidInput if the sign runs on to the border in what is as dark as its strokes.
+
+    A stroke that the border cuts lengthways is not narrow, so it is no stroke in the mask of the ink.
+    solid: the sign, and what is as dark as its strokes and too wide to be one.
+    """
+    if not any(side.any() for side in (solid[0], solid[-1], solid[:, 0], solid[:, -1])):
+        return
+    runs = runs_of(solid)
+    labels = labels_of(runs)
+    under = runs.sums(labels, sign)
+    if (marks_of(runs, labels, sign.astype(np.float32)).touch_border(solid.shape) & (under > 0)).any():
+        raise InvalidInput(CUT_OFF)
 
 
 def _joined(runs: Runs, labels: Ints, marks: Marks, main: int, allowed: Mask) -> Mask:
