@@ -107,7 +107,9 @@ def _ink(gray: Gray) -> Ink:
     faint = sheet.smoothed > max(0.08 * level, floor)
     sign = chosen_strokes(without_lines(faint, dark), sheet.smoothed)
     as_dark = np.abs(sheet.gray - np.median(sheet.gray[sign])) <= AS_DARK * contrast
-    check_whole(sign, sign | (as_dark & ~faint))
+    solid = sign | (as_dark & ~faint)
+    if _border(solid).any():
+        check_whole(sign, solid)
     ink = np.where(_edged(sign) & faint & (sign | ~dark), sheet.ink, np.float32(0))
     level = float(np.median(ink[sign]))
     level = float(np.median(ink[ink > 0.6 * level]))  # without the strokes' soft edges

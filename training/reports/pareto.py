@@ -119,18 +119,12 @@ def _draw(points: Sequence[Point], path: Path) -> None:
     batch = BATCHES[-1]
     best = front(points, batch)
     figure, axis = new_figure(figsize=(7, 6))
+    places = {point.name: (point.microseconds[batch], 100 * point.accuracy) for point in points}
     for point in points:
-        where = (point.microseconds[batch], 100 * point.accuracy)
         colour = "tab:blue" if point.name in best else "tab:grey"
-        axis.scatter(*where, s=20 + 25 * point.size / 1e6, color=colour, alpha=0.6, linewidth=0)
-    steps = [point for point in points if point.name in best]
-    axis.step(
-        [point.microseconds[batch] for point in steps],
-        [100 * point.accuracy for point in steps],
-        where="post",
-        linewidth=1,
-        color="tab:blue",
-    )
+        axis.scatter(*places[point.name], s=20 + 25 * point.size / 1e6, color=colour, alpha=0.6, linewidth=0)
+    steps = [place for name, place in places.items() if name in best]
+    axis.step(*zip(*steps, strict=True), where="post", linewidth=1, color="tab:blue")
     axis.set(
         xscale="log",
         xlabel=f"CPU time an image, µs (one thread, batch {batch})",
@@ -143,8 +137,8 @@ def _draw(points: Sequence[Point], path: Path) -> None:
     axis.set_xticks([tick for tick in ticks if low < tick < high])
     axis.xaxis.set_major_formatter("{x:g}")
     axis.minorticks_off()
-    figure.tight_layout()
-    _name(axis, {point.name: (point.microseconds[batch], 100 * point.accuracy) for point in points})
+    figure.tight_layout()  # the names are measured where they stay
+    _name(axis, places)
     save_figure(figure, path, dpi=100)
 
 
@@ -152,14 +146,10 @@ def _name(axis: Any, places: Mapping[str, tuple[float, float]]) -> None:
     """Write each point's name beside it, where it covers no other name if there is such a place."""
     boxes: list[Any] = []
     for name, place in places.items():
+        text = axis.annotate(name, place, xytext=(0, 0), textcoords="offset points", fontsize="small")
         for side, right, up in NAME_PLACES:
-            text = axis.annotate(
-                name, place, xytext=(right, up), textcoords="offset points", ha=side, fontsize="small"
-            )
+            text.set(ha=side, position=(right, up))
             box = text.get_window_extent()
             if not any(box.overlaps(other) for other in boxes):
                 break
-            text.remove()
-        else:
-            axis.add_artist(text)
         boxes.append(box)
