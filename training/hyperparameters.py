@@ -18,7 +18,7 @@ BELOW_ONE = frozenset(
 TO_ONE = frozenset(("learning_rate_end", "teacher_weight"))
 
 FROM_ZERO = frozenset(("blocks_14", "blocks_7", "discriminator_channels_28", "flow_layers", "noise_images"))
-"""Counts of parts that a network may lack."""
+"""Counts that may be 0, of layers and of the noise images in a batch."""
 
 ABOVE_ZERO = frozenset(("clip_norm", "delta", "elastic_sigma", "epsilon", "learning_rate", "temperature"))
 

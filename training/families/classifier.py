@@ -64,8 +64,8 @@ class Config:
     pruned: the fraction of the channels or units that is taken out of the source's layers but the last two.
     noise: the largest standard deviation of the noise that is added to the training images. The teacher sees
         them without it (Xie et al. 2020).
-    noise_images: how many images of noise alone are added to each batch, of which the network should say that
-        each class is as likely (outlier exposure; Hendrycks, Mazeika and Dietterich 2019).
+    noise_images: how many images of noise alone are added to each batch. Their target is the same probability
+        for every class (outlier exposure; Hendrycks, Mazeika and Dietterich 2019).
     """
 
     network: Literal["mlp", "cnn", "vit", "judge"]
@@ -549,8 +549,8 @@ def _noise(config: Config) -> str:
         )
     if config.noise_images:
         told.append(
-            f"{config.noise_images} images of noise alone were added to each batch, with all classes as "
-            "likely, so noise is an outlier of a kind that this model has seen."
+            f"{config.noise_images} images of noise alone were added to each batch. Their target was the "
+            "same probability for every class, so noise is an outlier of a kind that this model has seen."
         )
     return " ".join(told)
 

@@ -7,7 +7,7 @@ GRAINS = (1, 2, 4)
 """The sizes of the squares of equal brightness that noise images consist of, in pixels."""
 
 FAINTEST = 0.25
-"""The lowest of the brightest value that a noise image can reach."""
+"""In the faintest noise images no pixel is brighter than this."""
 
 
 def noisy(images: Tensor, most: float, generator: torch.Generator) -> Tensor:
