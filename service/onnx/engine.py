@@ -35,6 +35,10 @@ cuDNN takes 46 ms for 4,096 rows of a convolution, while four batches of 1,024 t
 TRIES = 3
 """A size is left out only if it was slow this often, because other work can only add time."""
 
+WARM_UP_SECONDS = 0.5
+"""On a CPU, only as many batch sizes are timed as are expected to take no longer than this together: 32 rows of
+`flow` alone take 1 to 1.6 s."""
+
 COMPARING_SECONDS = 1.0
 """No further batch size is compared with the fixed one after this long. One that is left out costs speed, but
 never changes a bit."""
@@ -134,19 +138,29 @@ class Engine:
         run of any other takes as long as its second: over 15 starts their medians differed by 3 to 10 us
         (mlp, mlp-int8, cnn, vae-encoder, one thread). All 28 buckets of five models took 0.5 s.
 
-        None is left out as slow: on an idle machine none is (60 warm-ups of the shipped models), and on a
-        busy one neither the clock nor the thread's CPU time can tell, which both vary by more than twice.
+        A model too slow for all of that runs only its smaller buckets, and the others are taken to need as
+        long a row as the last of these. None is left out as slow: on an idle machine none is (60 warm-ups of
+        the shipped models), and on a busy one neither the clock nor the thread's CPU time can tell, which
+        both vary by more than twice.
         """
-        largest = self.buckets[-1]
-        self._time(largest)
-        timed = [*(size for size in self.buckets[:-1] if size.bit_count() == 1), largest]
-        seconds = np.zeros(len(timed))
-        for index, size in enumerate(timed):
+        smallest, largest = self.buckets[0], self.buckets[-1]
+        self._time(smallest)
+        if self._time(smallest) * largest / smallest <= WARM_UP_SECONDS:
+            self._time(largest)
+        timed: list[int] = []
+        seconds: list[float] = []
+        for size in sorted({smallest, largest, *(size for size in self.buckets if size.bit_count() == 1)}):
             _check(stop)
-            seconds[index] = self._time(size)
+            if timed and sum(seconds) + seconds[-1] * size / timed[-1] > WARM_UP_SECONDS:
+                break
+            timed.append(size)
+            seconds.append(self._time(size))
+        if timed[-1] < largest:
+            seconds.append(seconds[-1] * largest / timed[-1])
+            timed.append(largest)
         # Make the times non-decreasing: interference only ever adds time.
-        seconds = np.minimum.accumulate(seconds[::-1])[::-1]
-        self._seconds = {size: float(np.interp(size, timed, seconds)) for size in self.buckets}
+        rising = np.minimum.accumulate(seconds[::-1])[::-1]
+        self._seconds = {size: float(np.interp(size, timed, rising)) for size in self.buckets}
 
     def _leave_out_differing(self, fixed: int, stop: Callable[[], bool]) -> None:
         """Keep only the buckets in which rows have the bits that they have in the fixed size.

@@ -5,7 +5,7 @@ Knows nothing of sessions, buckets or threads.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,8 @@ COMPARED_VALUES = 25_000
 COMPARED_BATCHES = 2
 """At least this many values of the outputs, and batches, are compared for each size. Floats that are summed
 in another order differ nearly everywhere. But kernels that compute several floats at once may treat a
-tensor's last ones differently, and then few values differ."""
+tensor's last ones differently, and then few values differ. A slow model makes do with one batch and half as
+many values."""
 
 
 class CannotCompare(Exception):
@@ -42,7 +43,8 @@ def compare_sizes(
     inputs: random rows, `rows_to_compare` of the largest size. The rows of a batch have other places and
         other neighbours than in the batches of `fixed` rows that they are compared with.
     values: of the outputs, in each row.
-    seconds: no further comparison begins after this long.
+    seconds: after this long no further comparison begins, but for that of the first size, and each takes half
+        as many rows.
     Raises CannotCompare if a row's bits depend on its place or its neighbours even in the fixed size.
     """
     ends = time.perf_counter() + seconds
@@ -50,12 +52,18 @@ def compare_sizes(
 
     def bits_of(row: int) -> bytes:
         if row not in expected:
-            expected.update(_rows(run, inputs, fixed, fixed, row - row % fixed))
+            expected.update(_batch(run, inputs, fixed, row - row % fixed))
         return expected[row]
 
     def is_equal(size: int) -> bool:
-        rows = _rows(run, inputs, size, rows_to_compare(size, values), 1 + size // 2)
-        return all(bits == bits_of(row) for row, bits in rows)
+        rows = rows_to_compare(size, values)
+        for done in range(0, rows, size):
+            if 2 * done >= rows and time.perf_counter() > ends:
+                break
+            batch = _batch(run, inputs, size, 1 + size // 2 + done)
+            if any(bits != bits_of(row) for row, bits in batch.items()):
+                return False
+        return True
 
     if not is_equal(fixed):
         raise CannotCompare(
@@ -76,14 +84,14 @@ def rows_to_compare(size: int, values: int) -> int:
     return max(COMPARED_BATCHES * size, math.ceil(COMPARED_VALUES / values))
 
 
-def _rows(run: Run, inputs: Arrays, size: int, rows: int, first: int) -> Iterator[tuple[int, bytes]]:
-    """Yield at least this many rows' numbers and output bits, from batches of `size` rows.
+def _batch(run: Run, inputs: Arrays, size: int, first: int) -> dict[int, bytes]:
+    """Run a batch of `size` rows; returns their outputs' bits by their numbers.
 
-    first: the row that the first batch begins with; the rows after the last are the first ones again.
+    first: the row that it begins with; the rows after the last are the first ones again.
     """
-    every = len(inputs[0])
-    for begin in range(first, first + rows, size):
-        chosen = np.arange(begin, begin + size) % every
-        outputs = run(tuple(array[chosen] for array in inputs))
-        for place, row in enumerate(chosen.tolist()):
-            yield row, b"".join(output[place].tobytes() for output in outputs)
+    chosen = np.arange(first, first + size) % len(inputs[0])
+    outputs = run(tuple(array[chosen] for array in inputs))
+    return {
+        row: b"".join(output[place].tobytes() for output in outputs)
+        for place, row in enumerate(chosen.tolist())
+    }

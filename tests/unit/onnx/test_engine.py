@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.errors import EngineError, ManifestError
 from service.models.manifest import MODEL_FILE, TensorSpec, read_manifest
-from service.onnx.engine import TRIES, Engine, bucket_sizes
+from service.onnx.engine import TRIES, WARM_UP_SECONDS, Engine, bucket_sizes
 from service.onnx.session import EngineOptions
 from tests.support.models import (
     IMAGES,
@@ -393,6 +393,30 @@ def test_cpu_times_grow_with_the_rows_and_are_interpolated(
     seconds = [engine.seconds_for(size) for size in engine.buckets]
     assert seconds == sorted(seconds)
     assert engine.seconds_for(3) == pytest.approx((engine.seconds_for(2) + engine.seconds_for(4)) / 2)
+
+
+@pytest.mark.parametrize("row_seconds", [1e-6, 0.01, 0.05, 5.0])
+@pytest.mark.parametrize("buckets", [(1,), (16,), (3, 5), bucket_sizes(32, per_octave=4)], ids=str)
+def test_however_slow_a_model_is_its_warm_up_on_a_cpu_is_short(
+    add_classifier: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    row_seconds: float,
+    buckets: tuple[int, ...],
+) -> None:
+    engine = open_engine(add_classifier(), replace(OPTIONS, buckets=buckets))
+    ran: list[int] = []
+
+    def timing(size: int) -> float:
+        ran.append(size)
+        return row_seconds * size
+
+    monkeypatch.setattr(engine, "_time", timing)
+    engine.warm_up()
+    assert row_seconds * sum(ran) <= 2 * WARM_UP_SECONDS + 3 * row_seconds * buckets[0]
+    for size in buckets:
+        assert engine.seconds_for(size) == pytest.approx(row_seconds * size)
+    if row_seconds == 1e-6:
+        assert {buckets[-1], *(size for size in buckets if size.bit_count() == 1)} <= {*ran}
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])

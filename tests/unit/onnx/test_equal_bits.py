@@ -77,3 +77,33 @@ def test_a_fixed_size_unlike_all_others_is_equal_to_itself() -> None:
 
 def test_the_first_sizes_are_compared_when_the_time_is_over() -> None:
     assert compared(doubled, seconds=-1) == ((8, 32), ())
+
+
+def test_a_slow_model_runs_half_as_many_rows_in_whole_batches() -> None:
+    ran: list[int] = []
+
+    def run(inputs: Arrays) -> Arrays:
+        ran.append(len(inputs[0]))
+        return doubled(inputs)
+
+    assert compared(run, seconds=-1) == ((8, 32), ())
+    slow = ran.copy()
+    ran.clear()
+    assert compared(run) == ((8, *SIZES), ())
+    assert (slow.count(32), ran.count(32)) == (1, 2)
+    assert sum(slow) < sum(ran) / 2
+
+
+@pytest.mark.parametrize("size", [8, 32], ids=["the fixed size", "another"])
+def test_a_slow_model_is_compared_all_the_same(size: int) -> None:
+    def run(inputs: Arrays) -> Arrays:
+        (outputs,) = doubled(inputs)
+        if len(outputs) == size:
+            outputs[0] += 1
+        return (outputs,)
+
+    if size == 8:
+        with pytest.raises(CannotCompare):
+            compared(run, seconds=-1)
+    else:
+        assert compared(run, seconds=-1) == ((8,), (32,))
