@@ -48,7 +48,7 @@ serve: $(VENV)/.serve ## Serve the models in models/ (ready in 6 s, after 30 s o
 	trap '' HUP; exec $(BIN)/python -m service $(ARGS)
 
 .PHONY: check
-check: lint ## Check style, types, imports and the fast unit tests, before a commit (70 s)
+check: lint ## Check style, types, imports and the fast unit tests, before a commit (5 min)
 	$(BIN)/python -m pytest --quiet --numprocesses auto -m "not slow" tests/unit $(ARGS)
 
 .PHONY: test
@@ -114,7 +114,7 @@ gpu-service: $(VENV)/.develop ## Load the service on a GPU in all its forms; nee
 	$(BIN)/python -m loadtests.gpu_service $(ARGS)
 
 .PHONY: peers
-peers: $(VENV)/.develop ## Measure inkserve and other model servers; needs wrk (30 min)
+peers: $(VENV)/.develop ## Measure inkserve and other model servers; needs wrk; ARGS="--rounds 5" (30 min, 45 min)
 	$(BIN)/python -m loadtests.peers $(ARGS)
 
 .PHONY: chaos

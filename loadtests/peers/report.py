@@ -92,7 +92,8 @@ class Target:
             return f"| {self.promise} | {wanted} | not measured | |"
         value = self.combine(seen)
         passed = value >= self.limit if self.at_least else value <= self.limit
-        return f"| {self.promise} | {wanted} | {value:.3g} | {'pass' if passed else 'miss'} |"
+        measured = f"{value:.3g}{_spread(seen, '.3g')}"
+        return f"| {self.promise} | {wanted} | {measured} | {'pass' if passed else 'miss'} |"
 
 
 TARGETS = (
@@ -186,8 +187,9 @@ def _preface(result: Json) -> list[str]:
         f"{packages}.",
         "",
         "Requests per second that wrk counted, one image per request unless said otherwise; medians of "
-        f"{len(result['rounds'])} round(s) of {options['seconds']:g} s per load. All servers have one model "
-        f"file and {options['threads']} onnxruntime thread(s). Ratios are taken within a round.",
+        f"{len(result['rounds'])} round(s) of {options['seconds']:g} s per load, with the lowest and the "
+        "highest if rounds differ. All servers have one model file and "
+        f"{options['threads']} onnxruntime thread(s). Ratios are taken within a round.",
     ]
 
 
@@ -206,8 +208,15 @@ def _server(name: str, configuration: str, rounds: Sequence[Round]) -> str:
         reason = failures[0] if failures else "not run"
         return _row([name, configuration, f"failed: {_cell(reason)}", *[""] * (len(HEAD) - 3)])
 
+    def figures(load: str, key: str) -> list[float]:
+        return [run["points"][load][key] for run in good]
+
     def figure(load: str, key: str) -> float:
-        return float(median(run["points"][load][key] for run in good))
+        return float(median(figures(load, key)))
+
+    def spread(load: str, key: str, unit: float = 1.0) -> str:
+        values = [value / unit for value in figures(load, key)]
+        return f"{median(values):,.0f}{_spread(values, ',.0f')}"
 
     def latency(load: str) -> str:
         return f"{1e3 * figure(load, 'p50_seconds'):.2f} / {1e3 * figure(load, 'p99_seconds'):.1f}"
@@ -218,11 +227,11 @@ def _server(name: str, configuration: str, rounds: Sequence[Round]) -> str:
         [
             name,
             configuration + note,
-            *[f"{figure(load, 'requests_per_second'):,.0f}" for load in ("1", "16", "64", "256")],
+            *[spread(load, "requests_per_second") for load in ("1", "16", "64", "256")],
             latency("64"),
             latency("256"),
-            f"{figure('large', 'images_per_second'):,.0f}" if name != "asgi" else "",
-            f"{1e6 * figure('64', 'cpu_seconds_per_request'):,.0f}",
+            spread("large", "images_per_second") if name != "asgi" else "",
+            spread("64", "cpu_seconds_per_request", 1e-6),
             f"{errors:,}",
             f"{median(run['rss_bytes'] for run in good) / 1e6:,.0f}",
             f"{median(run['cold_start_seconds'] for run in good):.2f}",
@@ -272,6 +281,12 @@ def _measured(figure: Callable[[Round], float], rounds: Sequence[Round]) -> Iter
             yield figure(r)
         except (KeyError, ValueError, ZeroDivisionError):
             continue
+
+
+def _spread(values: Sequence[float], pattern: str) -> str:
+    """The lowest and the highest value, to follow a median; empty if they look alike."""
+    lowest, highest = (format(value, pattern) for value in (min(values), max(values)))
+    return "" if lowest == highest else f" ({lowest} to {highest})"
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -54,7 +54,10 @@ def test_ratios_are_taken_within_a_round() -> None:
     # The machine was ten times as fast in the second round; the ratios are 2, 4 and 8.
     rounds = [a_round(2_000, 1_000), a_round(40_000, 10_000), a_round(8_000, 1_000)]
     text = report.markdown(a_result(*rounds))
-    assert line(text, "| one image, 64 connections: times the hand-written").endswith("| >= 3 | 4 | pass |")
+    assert line(text, "| one image, 64 connections: times the hand-written").endswith(
+        "| >= 3 | 4 (2 to 8) | pass |"
+    )
+    assert " | 8,000 (2,000 to 40,000) | " in line(text, "| inkserve |")
 
 
 def test_the_bound_is_what_the_cores_can_do_at_the_least_cpu_time() -> None:
@@ -76,4 +79,4 @@ def test_one_error_in_any_round_is_a_miss() -> None:
     rounds = [a_round(2_000, 1_000) for _ in range(3)]
     rounds[1]["servers"]["inkserve"]["points"]["256"]["errors"] = 1
     text = report.markdown(a_result(*rounds))
-    assert line(text, "| 256 connections: errors").endswith("| <= 0 | 1 | miss |")
+    assert line(text, "| 256 connections: errors").endswith("| <= 0 | 1 (0 to 1) | miss |")
