@@ -29,6 +29,7 @@ def without_uv(path: str, folder: Path) -> str:
     return os.pathsep.join(parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("installer", ["pip", "uv"])
 def test_an_environment_has_what_it_was_asked_for_and_pip(tmp_path: Path, installer: str) -> None:
     path = os.environ["PATH"]

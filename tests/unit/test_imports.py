@@ -43,6 +43,7 @@ def test_the_fast_path_imports_uvicorns_internals() -> None:
 
 
 # What an import really loads, with the packages' __init__ files, which the contracts do not follow.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("modules", "unwanted"),
     [

@@ -135,6 +135,7 @@ async def test_a_queue_fills_while_the_device_is_busy(device: Device) -> None:
     assert runner.batches == [[0], [1, 2, 3]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elsewhere", [False, True])
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("on_loop", [False, True])

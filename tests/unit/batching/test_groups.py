@@ -166,6 +166,7 @@ steps = st.lists(st.one_of(groups, events, events, events, singles, cancels), mi
 """Rows of groups of low priority are split where a batch is full, whatever their size."""
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(steps, st.sampled_from([2, 3, 5, 7, 32]))
 def test_each_request_gets_its_own_outcome_once(steps: list[Any], max_batch_size: int) -> None:

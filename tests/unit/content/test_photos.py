@@ -86,6 +86,7 @@ def test_seven_is_found(case: str, invert: bool, classify: Callable[[np.ndarray]
     assert classify(digit_from_picture(shown)).argmax() == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_photos_are_read_and_never_surely_wrong(
     situation: str, classify: Callable[[np.ndarray], np.ndarray]

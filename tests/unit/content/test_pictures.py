@@ -309,6 +309,7 @@ def test_the_memory_of_other_formats_is_bounded(name: str) -> None:
         open_picture(content, PixelBudget(PictureLimits(max_picture_bytes=500_000)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["WEBP", "AVIF", "TIFF", "JPEG"])
 def test_photos_of_12_megapixels_are_taken_in_any_format_for_photos(name: str) -> None:
     picture = Image.new("RGB", (400, 300), "white").resize((4000, 3000))

@@ -83,6 +83,7 @@ def test_wide_greys_keep_all_their_bits() -> None:
     assert np.array_equal(np.asarray(seen), pixels[..., 0])
 
 
+@pytest.mark.slow
 def test_a_large_png_takes_the_memory_of_its_reduced_picture() -> None:
     content = encoded(Image.new("RGBA", (4000, 4000), "white"), "PNG")
     tracemalloc.start()

@@ -52,6 +52,7 @@ def test_mixed_up_batches_in_flight_are_found() -> None:
     assert found[0] == "with 2 batches in flight, number 1 has other bits than alone"
 
 
+@pytest.mark.slow
 def test_a_shipped_quantized_model_agrees_on_real_digits(tmp_path: Path) -> None:
     assert (
         check(ROOT / "models", tmp_path / "result.json", "--only", "mlp-int8", "--max-batch-size", "4") == 0

@@ -70,6 +70,7 @@ def test_peer_whose_interpreter_does_not_run_has_a_row(tmp_path: Path, name: str
     assert "missing/python" in row.reason or "exited with code 1" in row.reason
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 def test_every_form_is_loaded_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

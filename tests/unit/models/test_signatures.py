@@ -115,6 +115,7 @@ def changed(content: bytes, at: int, kind: str) -> bytes:
     return content[:place] + bytes([content[place] ^ (1 << at % 8)]) + content[place + 1 :]
 
 
+@pytest.mark.slow
 @SEARCH
 @given(
     file=st.sampled_from([MODEL_FILE, MANIFEST_FILE, "README.md", "weights/0.data"]),
@@ -186,6 +187,7 @@ def test_what_is_no_signature_is_refused(signed: tuple[Path, Path], text: str) -
     refusal(*signed)
 
 
+@pytest.mark.slow
 def test_a_signature_that_leaves_a_file_out_is_refused(version: Path, tmp_path: Path) -> None:
     private, public = key_pair(tmp_path)
     command = [

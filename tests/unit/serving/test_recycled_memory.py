@@ -63,6 +63,7 @@ async def test_a_body_may_become_garbage_in_another_thread() -> None:
     memory.close()
 
 
+@pytest.mark.slow
 async def test_free_blocks_go_back_when_no_body_asks_for_one() -> None:
     memory = RecycledMemory(idle_seconds=0.01)
     memory.empty(BODY_BYTES)

@@ -309,6 +309,7 @@ async def test_the_calls_of_a_client_that_is_gone_leave_the_queue(
     await until(lambda: engine.rows_waiting() == 0)
 
 
+@pytest.mark.slow
 async def test_the_rows_of_a_request_that_has_ended_are_freed_at_once(
     start_engine: Start, connect: Connect
 ) -> None:

@@ -160,6 +160,7 @@ async def test_the_rows_of_a_dead_worker_stay_until_the_batch_has_copied_them(
     await engine.close()
 
 
+@pytest.mark.slow
 async def test_an_engine_that_dies_at_any_step_leaves_nothing(path: Path, fork: Fork) -> None:
     client = EngineClient(path, memory_bytes=MEMORY_BYTES)
     before: tuple[int, int] | None = None

@@ -182,6 +182,7 @@ async def test_small_requests_that_are_large_together_cross_in_memory(start: Sta
     assert halves.placed == [(0, 120 * 784)]
 
 
+@pytest.mark.slow
 async def test_a_body_is_given_back_however_its_request_ends(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,6 +158,7 @@ def test_lime_is_captums(network: Small, image: NDArray[np.uint8]) -> None:
     assert np.ptp(seen) > 1e-3  # a hundred times the tolerance
 
 
+@pytest.mark.slow
 def test_integrated_gradients_are_captums(
     network: Small, graph: onnx.ModelProto, image: NDArray[np.uint8]
 ) -> None:

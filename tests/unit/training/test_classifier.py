@@ -107,6 +107,7 @@ def test_training_the_transformer_lowers_the_loss(vit: Path) -> None:
     assert history[-1]["train_loss"] < history[0]["train_loss"] < 1.2 * np.log(10)
 
 
+@pytest.mark.slow
 def test_transformer_overfits_a_batch() -> None:
     """The gradient reaches every parameter, and 30 steps fit labels that are pure chance."""
     torch.set_num_threads(1)  # two wait for each other more than they compute

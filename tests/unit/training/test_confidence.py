@@ -74,6 +74,7 @@ def _few_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outlier_images, "DRAWN", 20)
 
 
+@pytest.mark.slow
 def test_published_graph_has_a_score_and_the_same_probabilities(published: Path, splits: Splits) -> None:
     folder, before = published / "mlp" / "2", published.parent / f"{published.name}-before" / "mlp" / "2"
     manifest = read_manifest(folder)

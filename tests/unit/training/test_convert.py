@@ -157,6 +157,7 @@ def test_encoder_is_refused(workshop: Workshop, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err.splitlines()[-1] == expected
 
 
+@pytest.mark.slow
 def test_model_on_fewer_bits_is_not_converted_again(
     models: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,7 @@ def test_noise_stays_in_its_class() -> None:
         torch.testing.assert_close(sums[0], sums[1])
 
 
+@pytest.mark.slow
 def test_larger_groups_bring_noise_nearer_and_repeatably() -> None:
     distances = []
     for group in (1, 3, 64):

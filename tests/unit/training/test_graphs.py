@@ -111,6 +111,7 @@ CONFIGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=["plain", "relativistic"])
 def test_steps_on_a_cpu_are_never_captured_and_resume_with_the_same_bits(
     tmp_path: Path, config: gan.Config

@@ -62,6 +62,7 @@ def test_running_trials_count_so_that_no_more_start_than_ordered(tmp_path: Path)
     assert [trial is None for trial in started] == [False, False, False, True]
 
 
+@pytest.mark.slow
 def test_a_continued_study_draws_the_values_of_one_that_was_never_stopped(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()

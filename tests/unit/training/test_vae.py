@@ -78,6 +78,7 @@ def test_gradient_reaches_mean_and_variance() -> None:
     assert (mean.grad.item(), log_variance.grad.item()) == (1.0, 1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [0, 3])
 def test_elbo_falls_short_by_the_divergence_from_the_posterior(layers: int) -> None:
     """With one unit of w both are integrals over a line: log p(x) = ELBO + KL(q || p(w | x))."""

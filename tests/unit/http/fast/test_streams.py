@@ -108,6 +108,7 @@ def pieces_of(stream: bytes, cuts: list[int]) -> list[bytes]:
 EMPTY = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
 
 
+@pytest.mark.slow
 @EXAMPLES
 @example([EMPTY, b"\r\n", EMPTY, b"\r\n\r\n", INNER], [], ())
 @given(

@@ -131,6 +131,7 @@ def test_within_one_age_every_connection_is_opened_again() -> None:
     assert [shares[pod] / 9000 for pod in range(3)] == pytest.approx([1 / 3] * 3, abs=0.06)
 
 
+@pytest.mark.slow
 def test_the_balancers_that_look_spare_a_slow_pod() -> None:
     costs = replace(COSTS, deadline_seconds=5.0)
     shares = {
