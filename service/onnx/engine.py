@@ -36,8 +36,8 @@ TRIES = 3
 """A size is left out only if it was slow this often, because other work can only add time."""
 
 WARM_UP_SECONDS = 0.5
-"""On a CPU, only as many batch sizes are timed as are expected to take no longer than this together: 32 rows of
-`flow` alone take 1 to 1.6 s."""
+"""On a CPU, only as many batch sizes are timed as are expected to take no longer than this together. 32 rows
+of `flow` alone take 1 to 1.6 s."""
 
 COMPARING_SECONDS = 1.0
 """No further batch size is compared with the fixed one after this long. One that is left out costs speed, but
