@@ -88,6 +88,8 @@ def _measure(contestant: Contestant, options: Options) -> Json:
             str(connections): _load(server, contestant, port, 1, connections, options.seconds)
             for connections in CONNECTIONS
         }
+        # inkserve cuts large batches for a second after the last small request.
+        _load(server, contestant, port, LARGE_ROWS, LARGE_CONNECTIONS, WARM_UP_SECONDS)
         points["large"] = _load(server, contestant, port, LARGE_ROWS, LARGE_CONNECTIONS, options.seconds)
         memory = server.memory()
         examples.check()
