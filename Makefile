@@ -49,7 +49,7 @@ serve: $(VENV)/.serve ## Serve the models in models/ (ready in 6 s, after 30 s o
 
 .PHONY: check
 check: lint ## Check style, types, imports and the fast unit tests, before a commit (5 min)
-	$(BIN)/python -m pytest --quiet --numprocesses auto -m "not slow" tests/unit $(ARGS)
+	$(BIN)/python -m pytest --quiet --numprocesses auto -m "not slow and not nightly" tests/unit $(ARGS)
 
 .PHONY: test
 test: $(VENV)/.develop data ## Run every test; ARGS="--numprocesses 2 --dist loadfile" runs them in two processes (19 min)
