@@ -48,7 +48,7 @@ serve: $(VENV)/.serve ## Serve the models in models/ (ready in 6 s, after 30 s o
 	trap '' HUP; exec $(BIN)/python -m service $(ARGS)
 
 .PHONY: check
-check: lint ## Check style, types, imports and the fast unit tests, before a commit (5 min)
+check: lint ## Check style, types, imports and the fast unit tests, before a commit (4 min)
 	$(BIN)/python -m pytest --quiet --numprocesses auto -m "not slow and not nightly" tests/unit $(ARGS)
 
 .PHONY: test
