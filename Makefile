@@ -43,7 +43,7 @@ help: ## Print this list; times are those of 2 cores, after the installation
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 .PHONY: serve
-serve: $(VENV)/.serve ## Serve the models in models/ (ready in 6 s, after 30 s of installation)
+serve: $(VENV)/.serve ## Serve the models in models/ (ready in 9 s, after 30 s of installation)
 	@# Ignored until Python has a handler, SIGHUP cannot kill the process while it starts.
 	trap '' HUP; exec $(BIN)/python -m service $(ARGS)
 
@@ -114,7 +114,7 @@ gpu-service: $(VENV)/.develop ## Load the service on a GPU in all its forms; nee
 	$(BIN)/python -m loadtests.gpu_service $(ARGS)
 
 .PHONY: peers
-peers: $(VENV)/.develop ## Measure inkserve and other model servers; needs wrk; ARGS="--rounds 5" (30 min, 45 min)
+peers: $(VENV)/.develop ## Measure inkserve and other model servers; needs wrk (30 min)
 	$(BIN)/python -m loadtests.peers $(ARGS)
 
 .PHONY: chaos

@@ -92,7 +92,7 @@ class Target:
             return f"| {self.promise} | {wanted} | not measured | |"
         value = self.combine(seen)
         passed = value >= self.limit if self.at_least else value <= self.limit
-        measured = f"{value:.3g}{_spread(seen, '.3g')}"
+        measured = _with_spread(value, seen, ".3g")
         return f"| {self.promise} | {wanted} | {measured} | {'pass' if passed else 'miss'} |"
 
 
@@ -216,7 +216,7 @@ def _server(name: str, configuration: str, rounds: Sequence[Round]) -> str:
 
     def spread(load: str, key: str, unit: float = 1.0) -> str:
         values = [value / unit for value in figures(load, key)]
-        return f"{median(values):,.0f}{_spread(values, ',.0f')}"
+        return _with_spread(median(values), values, ",.0f")
 
     def latency(load: str) -> str:
         return f"{1e3 * figure(load, 'p50_seconds'):.2f} / {1e3 * figure(load, 'p99_seconds'):.1f}"
@@ -283,10 +283,10 @@ def _measured(figure: Callable[[Round], float], rounds: Sequence[Round]) -> Iter
             continue
 
 
-def _spread(values: Sequence[float], pattern: str) -> str:
-    """The lowest and the highest value, to follow a median; empty if they look alike."""
-    lowest, highest = (format(value, pattern) for value in (min(values), max(values)))
-    return "" if lowest == highest else f" ({lowest} to {highest})"
+def _with_spread(combined: float, values: Sequence[float], pattern: str) -> str:
+    """What values are combined to, with the lowest and the highest of them unless these look alike."""
+    told, lowest, highest = (format(value, pattern) for value in (combined, min(values), max(values)))
+    return told if lowest == highest else f"{told} ({lowest} to {highest})"
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -138,10 +138,11 @@ class Engine:
         run of any other takes as long as its second: over 15 starts their medians differed by 3 to 10 us
         (mlp, mlp-int8, cnn, vae-encoder, one thread). All 28 buckets of five models took 0.5 s.
 
-        A model too slow for all of that runs only its smaller buckets, and the others are taken to need as
-        long a row as the last of these. None is left out as slow: on an idle machine none is (60 warm-ups of
-        the shipped models), and on a busy one neither the clock nor the thread's CPU time can tell, which
-        both vary by more than twice.
+        If that would take longer than WARM_UP_SECONDS, only smaller buckets are timed, and a row is taken to
+        need as long in the larger ones as in the last of these.
+
+        None is left out as slow: on an idle machine none is (60 warm-ups of the shipped models), and on a
+        busy one neither the clock nor the thread's CPU time can tell, which both vary by more than twice.
         """
         smallest, largest = self.buckets[0], self.buckets[-1]
         self._time(smallest)

@@ -20,8 +20,8 @@ COMPARED_VALUES = 25_000
 COMPARED_BATCHES = 2
 """At least this many values of the outputs, and batches, are compared for each size. Floats that are summed
 in another order differ nearly everywhere. But kernels that compute several floats at once may treat a
-tensor's last ones differently, and then few values differ. A slow model makes do with one batch and half as
-many values."""
+tensor's last ones differently, and then few values differ. For a slow model one batch and half as many values
+have to do."""
 
 
 class CannotCompare(Exception):
@@ -43,8 +43,8 @@ def compare_sizes(
     inputs: random rows, `rows_to_compare` of the largest size. The rows of a batch have other places and
         other neighbours than in the batches of `fixed` rows that they are compared with.
     values: of the outputs, in each row.
-    seconds: after this long no further comparison begins, but for that of the first size, and each takes half
-        as many rows.
+    seconds: after this long a comparison ends with half of its rows, and only the fixed size and the first of
+        the others are still compared.
     Raises CannotCompare if a row's bits depend on its place or its neighbours even in the fixed size.
     """
     ends = time.perf_counter() + seconds

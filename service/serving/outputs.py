@@ -18,8 +18,8 @@ SUM_TOLERANCE = 0.01
 0.001 for ten classes. Logits and independent sigmoids miss it by far more."""
 
 RANDOM_ROWS = 5
-"""With the rows of zeros, of the largest and of the smallest inputs they make eight. They hold up the start:
-four batches of 16 rows of `flow` took 1 to 3 s."""
+"""With the rows of zeros, of the largest and of the smallest inputs they make eight. The start waits for
+them: 64 rows of `flow` took 1 to 3 s."""
 
 LARGEST_FLOAT = 4.0
 """Floats are latents or normalised pixels; a normal variable exceeds four once in 16,000."""

@@ -82,7 +82,7 @@ def test_every_form_is_loaded_on_the_cpu(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(gpu_service, name, (single,))
     models = tmp_path / "models"
     models.mkdir()
-    for name in ("mlp", "gan"):  # with all of them, each of six services would start for seconds
+    for name in ("mlp", "gan"):  # with all models, each of the services takes seconds to start
         (models / name).symlink_to(ROOT / "models" / name)
     output = tmp_path / "gpu_service.json"
     flags = ["--provider", "cpu", "--workers", "2", "--services", "2", "--seconds", "1"]
