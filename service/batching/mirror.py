@@ -23,6 +23,7 @@ class QueueState(NamedTuple):
     rows_in_flight: int
     row_seconds: float
     mean_row_seconds: float
+    low_row_seconds: float
 
     @classmethod
     def of(cls, queue: BatchQueue) -> "QueueState":
@@ -37,6 +38,7 @@ class QueueState(NamedTuple):
             pace.rows_in_flight,
             pace.row_seconds,
             pace.mean_row_seconds,
+            queue.low_row_seconds,
         )
 
 
@@ -60,12 +62,14 @@ class Mirror:
     def update(self, state: QueueState, now: float) -> None:
         """Take over a new state, of the time `now` on the clock of `time.monotonic`."""
         self._state, self._seen = state, now
-        self._sent_small = self._sent_large = self._sent_requests = 0
+        self._sent_small = self._sent_large = self._sent_low = self._sent_requests = 0
 
-    def note_sent(self, rows: int) -> None:
+    def note_sent(self, rows: int, priority: Priority) -> None:
         """Note that a request was sent to the queue."""
         self._sent_requests += 1
-        if rows <= self._queue.small_rows:
+        if priority == "low":
+            self._sent_low += rows
+        elif rows <= self._queue.small_rows:
             self._sent_small += rows
         else:
             self._sent_large += rows
@@ -83,13 +87,15 @@ class Mirror:
         """Bring the queue to what is expected at this time."""
         state = self._state
         small, large = state.small + self._sent_small, state.large + self._sent_large
-        rows = small + large + state.low + state.rows_in_flight
+        low = state.low + self._sent_low
+        rows = small + large + low + state.rows_in_flight
         done = (now - self._seen) / state.row_seconds if state.row_seconds else 0.0
         share = max(0.0, 1.0 - done / rows) if rows else 0.0
         self._queue.assume(
             int(small * share),
             int(large * share),
-            int(state.low * share),
+            int(low * share),
             int((state.requests + self._sent_requests) * share),
+            state.low_row_seconds,
         )
         self._queue.pace.assume(int(state.rows_in_flight * share), state.row_seconds, state.mean_row_seconds)

@@ -267,10 +267,16 @@ class BatchQueue:
             lane.items.extend(item for item in queued if not item.dequeued)
         return expired
 
-    def assume(self, small: int, large: int, low: int, requests: int) -> None:
+    @property
+    def low_row_seconds(self) -> float:
+        """Seconds from one row of low priority to the next, while more of them are queued."""
+        return self._low_pace.row_seconds
+
+    def assume(self, small: int, large: int, low: int, requests: int, low_row_seconds: float) -> None:
         """Count these rows and requests as queued, though no item is: for `Mirror`, which takes none."""
         self._small.rows, self._large.rows, self._low.rows = small, large, low
         self.rows, self.requests = small + large + low, requests
+        self._low_pace.assume(0, low_row_seconds, low_row_seconds)
 
     def lane_rows(self) -> tuple[int, int, int]:
         """Return the queued rows of the small, the large and the low lane."""

@@ -105,7 +105,7 @@ class EngineClient:
             raise _not_connected()
         mirror = self._mirrors.get((request.model, request.version))
         if mirror is not None:
-            mirror.note_sent(request.rows)
+            mirror.note_sent(request.rows, request.priority)
         number = next(self._numbers)
         self._waiting[number] = done
         if sum([array.nbytes for array in arrays]) > SMALL_BYTES:
