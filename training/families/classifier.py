@@ -243,6 +243,16 @@ def folded(network: Classifier) -> Classifier:
     return network
 
 
+def published_mlp(folder: Path, splits: Splits) -> Classifier:
+    """The MLP of a published version, as another network's critic: without a gradient for its own weights.
+
+    Raises SourceError, EvaluationError or RepositoryError unless the folder holds an MLP of the same data.
+    """
+    network = folded(build(MLP))
+    load_graph(network, folder, splits, PARITY_TOLERANCE)
+    return network.requires_grad_(False)
+
+
 def without_channels(network: Classifier, fraction: float) -> Classifier:
     """Take a fraction of the network's channels out, in place; see training/families/pruning.py."""
     if fraction > 0:
