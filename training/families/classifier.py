@@ -27,7 +27,7 @@ from training.families.augment import Deformation, deform
 from training.families.batch_norm import fold_batch_norm
 from training.families.layers import convolution, one_cycle, widths
 from training.families.noise import noise_images, noisy
-from training.families.source import load_graph
+from training.families.source import load_graph, take_shapes
 from training.families.teacher import Teacher
 from training.families.tensors import to_tensors
 from training.runs.averaging import averaged
@@ -243,14 +243,23 @@ def folded(network: Classifier) -> Classifier:
     return network
 
 
-def published_mlp(folder: Path, splits: Splits) -> Classifier:
-    """The MLP of a published version, as another network's critic: without a gradient for its own weights.
+def published(folder: Path, splits: Splits) -> Classifier:
+    """The network of a published MLP, CNN or judge, in eval mode and without gradients for its weights.
 
-    Raises SourceError, EvaluationError or RepositoryError unless the folder holds an MLP of the same data.
+    It may be pruned. Raises SourceError, EvaluationError or RepositoryError unless the folder holds one of
+    the same data.
     """
-    network = folded(build(MLP))
-    load_graph(network, folder, splits, PARITY_TOLERANCE)
-    return network.requires_grad_(False)
+    refused = []
+    for config in (MLP, CNN, JUDGE):
+        network = folded(build(config))
+        try:
+            take_shapes(network, folder)
+            load_graph(network, folder, splits, PARITY_TOLERANCE)
+        except SourceError as error:
+            refused.append(str(error))
+        else:
+            return network.requires_grad_(False)
+    raise SourceError("; ".join(dict.fromkeys(refused)))
 
 
 def without_channels(network: Classifier, fraction: float) -> Classifier:

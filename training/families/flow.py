@@ -21,11 +21,12 @@ from service.content.latents import draw_latents
 from service.models.manifest import TensorSpec
 from training.cards.card import Card, make_card
 from training.datasets.splits import CLASSES, SIDE, Splits
+from training.errors import SourceError
 from training.evaluation.epochs import JUDGE, epoch_quality
 from training.evaluation.generation import draw, generation
 from training.evaluation.judge import latest_judge
 from training.export.publish import Model, publish
-from training.families.classifier import published_mlp
+from training.families.classifier import Classifier, published
 from training.families.coupling import coupled
 from training.families.grids import grid_labels, save_grid
 from training.families.layers import one_cycle
@@ -76,7 +77,8 @@ class Config:
     judge: the folder of the published classifier that judges the samples of each epoch, or `none`. It only
         chooses the epoch.
     source: the folder of an earlier run, whose best weights this one begins with, or `none`.
-    reader: the folder of a published MLP that reads images which the run draws, see `misread`, or `none`.
+    reader: the folder of a published classifier that reads what the run draws, see `misread`, or `none`. It
+        is not the judge.
     reader_weight: the weight of its loss, next to that of the flow.
     drawn: how many images are drawn for it at each step.
     """
@@ -290,6 +292,9 @@ class Guided(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """As `Velocity`."""
+        if not self.guidance:
+            unguided: Tensor = self.velocity(x, t, labels)
+            return unguided
         every = torch.full_like(labels, CLASSES)
         push = self.velocity.normal(x, t, labels) - self.velocity.normal(x, t, every)
         guided: Tensor = self.velocity(x, t, labels) + self.guidance * push
@@ -357,7 +362,7 @@ def train(config: Config, splits: Splits, run: Run) -> None:
         check_data(Path(config.source), splits)
         load_weights(model, Path(config.source))
         model.train()
-    reader = None if config.reader == NO_READER else published_mlp(Path(config.reader), splits).to(device)
+    reader = None if config.reader == NO_READER else reader_of(config, splits).to(device)
     ema = averaged(model, config.ema_decay)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -404,6 +409,19 @@ def train(config: Config, splits: Splits, run: Run) -> None:
                 save_samples(drawing, device, run.folder / SAMPLES_FILE)
         run.end_epoch(epoch, state, metrics, score=score, best=ema.module)
     run.finish()
+
+
+def reader_of(config: Config, splits: Splits) -> Classifier:
+    """The classifier that reads what a run draws.
+
+    Raises SourceError if it is the judge, and what `published` raises.
+    """
+    if config.reader == config.judge:
+        raise SourceError(
+            f"reader and judge are both {config.reader}, expected two classifiers: what a network has "
+            "learned to please cannot judge it"
+        )
+    return published(Path(config.reader), splits)
 
 
 def draw_start(config: Config, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
@@ -481,11 +499,28 @@ def _card(config: Config, velocity: nn.Module, history: Sequence[Mapping[str, fl
             f"up to {config.coupling} images of a class exchange their noise before each epoch, which "
             "shortens the paths (Tong et al. 2024)"
         )
+    beginning = guided = reading = ""
+    if config.source != NO_SOURCE:
+        beginning = f"The run begins with the best weights of an earlier one, `{config.source}`. "
+    if config.guidance:
+        guided = (
+            f"Each step is pushed towards the class by {config.guidance:g} times the difference of two "
+            "fields in closed form, those of normal distributions of the class and of all images. "
+        )
+    if config.reader != NO_READER:
+        reading = (
+            f" Next to it, with weight {config.reader_weight:g}, stands the cross-entropy of a published "
+            f"classifier, `{config.reader}`. It reads what the network expects of {config.drawn} images at "
+            "each step, which the network has drawn itself up to one of the graph's steps."
+        )
     return make_card(
         "flow",
         config=config,
         parameters=sum(weights.numel() for weights in velocity.parameters()),
         pairing=pairing,
+        beginning=beginning,
+        guided=guided,
+        reading=reading,
         epochs=len(history),
         chosen=chosen_epoch(history),
     )

@@ -22,6 +22,19 @@ from training.versions import read_verified
 COMPARED_IMAGES = 64
 
 
+def take_shapes(network: nn.Module, folder: Path) -> None:
+    """Give a network's convolutions and linear layers the shapes that they have in a published graph.
+
+    Their weights then are of no use. A layer that the graph lacks is left as it is.
+    """
+    shapes = {each.name: tuple(each.dims) for each in onnx.load(folder / MODEL_FILE).graph.initializer}
+    for prefix, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            for name, weights in layer.named_parameters():
+                if (shape := shapes.get(f"{prefix}.{name}")) is not None:
+                    setattr(layer, name, nn.Parameter(weights.new_zeros(shape)))
+
+
 def load_graph(network: nn.Module, folder: Path, splits: Splits, tolerance: float) -> None:
     """Load the weights of a published version's graph into a network, and compare it with the graph.
 

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from service.models.manifest import read_manifest
 from tests.support.tiny_runs import FLOW, Interrupted, StoppingRun, Workshop, assert_same_state, new_run
 from training.datasets.splits import SIDE
+from training.errors import EvaluationError, ExportError, SourceError
 from training.families import flow
 from training.onnx_files import open_session
+from training.runs.finished import read_weights
 
 
 class Constant(nn.Module):
@@ -127,6 +129,82 @@ def test_guidance_pushes_towards_what_only_the_class_has() -> None:
     torch.testing.assert_close(flow.Guided(network, 0.5)(x, t, outside), network(x, t, outside))
 
 
+class Growing(nn.Module):
+    """The field weight * x, whose Euler steps can be told without it."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight))
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return self.weight * x + 0 * (t * labels).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_images_are_read_that_the_field_has_drawn_itself(step: int) -> None:
+    torch.manual_seed(0)
+    z, labels = torch.randn(5, 1, SIDE, SIDE), torch.tensor([0, 3, 3, 9, 5])
+    reader, times, weight = (
+        nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 10)),
+        flow.step_times(4, 1.5),
+        0.7,
+    )
+    network = Growing(weight)
+    loss = flow.misread(network, reader, z, labels, times, step)
+    x = z * math.prod(1 + weight * (times[each + 1] - times[each]) for each in range(step))
+    learned = torch.tensor(weight, requires_grad=True)  # the steps before are held fixed
+    logits = reader((x + (1 - times[step]) * learned * x + 1) / 2)
+    expected = nn.functional.cross_entropy(logits, labels)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, network.weight), torch.autograd.grad(expected, learned)
+    )
+
+
+def test_every_step_and_label_is_drawn_for_the_reader() -> None:
+    config = dataclasses.replace(FLOW, steps=3, drawn=50)
+    starts = [flow.draw_start(config, torch.Generator().manual_seed(seed)) for seed in range(40)]
+    assert {taken for _, _, taken in starts} == {0, 1, 2}
+    assert {label for _, labels, _ in starts for label in labels.tolist()} == set(range(10))
+    z = torch.cat([each for each, _, _ in starts])
+    assert z.shape == (2000, 1, SIDE, SIDE)
+    assert (z.mean().item(), z.std().item()) == pytest.approx((0, 1), abs=0.01)
+
+
+def test_a_run_begins_with_the_source_and_learns_to_be_read(tmp_path: Path, workshop: Workshop) -> None:
+    source, reader = str(workshop.runs / "flow"), str(workshop.models / "cnn" / "1")
+    config = dataclasses.replace(FLOW, epochs=1, source=source, learning_rate=0.0, drawn=8)
+    flow.train(config, workshop.splits, new_run(tmp_path / "still", config))
+    begun, still = (read_weights(Path(each)) for each in (source, tmp_path / "still"))
+    assert [name for name in begun if not torch.allclose(begun[name], still[name])] == []
+    losses = {}
+    for weight in (0.0, 5.0):
+        taught = dataclasses.replace(
+            config, epochs=4, learning_rate=2e-3, reader=reader, reader_weight=weight
+        )
+        run = new_run(tmp_path / f"{weight}", taught)
+        flow.train(taught, workshop.splits, run)
+        losses[weight] = run.history[-1]["train_reading"]
+    assert losses[5.0] < 0.8 * losses[0.0]
+
+
+def test_a_source_of_other_data_is_refused(tmp_path: Path, workshop: Workshop) -> None:
+    config = dataclasses.replace(FLOW, source=str(tmp_path / "earlier"))
+    new_run(tmp_path / "earlier", FLOW, origin={"model": "flow", "data_digest": "0" * 64})
+    with pytest.raises(ExportError, match=r"was trained on data with digest 0000"):
+        flow.train(config, workshop.splits, new_run(tmp_path / "later", config))
+
+
+def test_a_run_is_not_taught_by_its_judge_or_by_another_network(tmp_path: Path, workshop: Workshop) -> None:
+    judge = str(workshop.models / "cnn" / "1")
+    both = dataclasses.replace(FLOW, judge=judge, reader=judge)
+    with pytest.raises(SourceError, match="reader and judge are both"):
+        flow.train(both, workshop.splits, new_run(tmp_path / "both", both))
+    other = dataclasses.replace(FLOW, reader=str(workshop.models / "gan" / "1"))
+    with pytest.raises((SourceError, EvaluationError)):
+        flow.train(other, workshop.splits, new_run(tmp_path / "other", other))
+
+
 def test_fresh_network_follows_the_field_of_normal_pixels() -> None:
     torch.manual_seed(0)
     images, labels = torch.randn(200, 1, SIDE, SIDE) * 0.5 + 0.3, torch.arange(200) % 9
@@ -182,6 +260,16 @@ def test_any_number_of_channels_is_normalised(channels: int) -> None:
     torch.testing.assert_close(normalised.square().mean((1, 2, 3)), torch.ones(2), atol=1e-3, rtol=0)
 
 
+def test_resumed_run_with_a_reader_ends_with_the_same_bits(tmp_path: Path, workshop: Workshop) -> None:
+    config = dataclasses.replace(FLOW, reader=str(workshop.models / "cnn" / "1"), drawn=4)
+    flow.train(config, workshop.splits, new_run(tmp_path / "whole", config))
+    cut = new_run(tmp_path / "cut", config, kind=StoppingRun)
+    with pytest.raises(Interrupted):
+        flow.train(config, workshop.splits, cut)
+    flow.train(config, workshop.splits, new_run(tmp_path / "cut", config, resume=True))
+    assert_same_state(tmp_path / "cut", tmp_path / "whole")
+
+
 def test_resumed_run_ends_with_the_same_bits(tmp_path: Path, workshop: Workshop) -> None:
     cut = new_run(tmp_path, FLOW, kind=StoppingRun)
     with pytest.raises(Interrupted):
@@ -231,3 +319,15 @@ def test_published_flow_accepts_any_rows_and_labels(workshop: Workshop) -> None:
 def test_card_says_how_noise_was_paired(coupling: int, words: str) -> None:
     config = dataclasses.replace(FLOW, coupling=coupling)
     assert words in flow._card(config, flow.Velocity(config), []).training
+
+
+def test_card_says_what_a_run_began_with_and_who_read() -> None:
+    plain = flow._card(FLOW, flow.Velocity(FLOW), [])
+    assert "begins with" not in plain.training
+    assert "cross-entropy" not in plain.training
+    assert "pushed towards the class by 0.25 times" in plain.architecture
+    config = dataclasses.replace(FLOW, source="runs/flow-1", reader="models/mlp/1", guidance=0.0)
+    card = flow._card(config, flow.Velocity(config), [])
+    assert "best weights of an earlier one, `runs/flow-1`." in card.training
+    assert "weight 2, stands the cross-entropy of a published classifier, `models/mlp/1`" in card.training
+    assert "pushed" not in card.architecture
