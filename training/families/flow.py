@@ -425,11 +425,16 @@ def reader_of(config: Config, splits: Splits) -> Classifier:
 
 
 def draw_start(config: Config, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
-    """Draw what `misread` begins with: z (n, 1, 28, 28), labels (n,) and the number of steps before."""
+    """Draw what `misread` begins with: z (n, 1, 28, 28), labels (n,) and the number of steps before.
+
+    These are at least half of all. Earlier the network expects the mean of many images, and has to make it
+    one that is read: the samples came to differ less from others of their class.
+    """
     count, device = config.drawn, generator.device
     z = torch.randn(count, 1, SIDE, SIDE, generator=generator, device=device)
     labels = torch.randint(CLASSES, (count,), generator=generator, device=device)
-    return z, labels, int(torch.randint(config.steps, (), generator=generator, device=device))
+    taken = torch.randint(config.steps // 2, config.steps, (), generator=generator, device=device)
+    return z, labels, int(taken)
 
 
 def draw_times(count: int, steps: int, generator: torch.Generator) -> Tensor:

@@ -147,6 +147,9 @@ def test_the_commands_publish_a_pruned_network(tmp_path: Path, workshop: Worksho
     assert "have 16, 16, 16, 32, 32, 32 and 128 channels or units left" in page
     assert f"It began with the weights of `{source}`, without 50% of the channels of each layer but" in page
     assert "Distilled: " in page
+    published = classifier.published(folder, workshop.splits)  # compares it with the graph
+    assert widths(published, published.head) == [16, 16, 16, 32, 32, 32, 128]
+    assert not any(weights.requires_grad for weights in published.parameters())
 
 
 def test_fine_tuning_lowers_the_loss_that_pruning_left(
