@@ -180,7 +180,7 @@ def test_a_run_begins_with_the_source_and_learns_to_be_read(tmp_path: Path, work
     losses = {}
     for weight in (0.0, 5.0):
         taught = dataclasses.replace(
-            config, epochs=4, learning_rate=2e-3, reader=reader, reader_weight=weight
+            config, epochs=2, learning_rate=5e-3, reader=reader, reader_weight=weight
         )
         run = new_run(tmp_path / f"{weight}", taught)
         flow.train(taught, workshop.splits, run)
