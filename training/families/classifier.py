@@ -33,7 +33,8 @@ from training.families.tensors import to_tensors
 from training.runs.averaging import averaged
 from training.runs.finished import load_weights, read_history, read_hyperparameters, recorded
 from training.runs.run import Precision, Run
-from training.versions import Target
+from training.sources import check_source
+from training.versions import Target, read_verified
 
 PIXELS = SIDE * SIDE
 
@@ -249,6 +250,7 @@ def published(folder: Path, splits: Splits) -> Classifier:
     It may be pruned. Raises SourceError, EvaluationError or RepositoryError unless the folder holds one of
     the same data.
     """
+    check_source(read_verified(folder), splits)
     refused = []
     for config in (MLP, CNN, JUDGE):
         network = folded(build(config))

@@ -33,7 +33,14 @@ from training.families.layers import one_cycle
 from training.families.samples import chosen_epoch, draw_samples
 from training.families.tensors import to_tensors
 from training.runs.averaging import averaged
-from training.runs.finished import check_data, load_weights, read_history, read_hyperparameters, recorded
+from training.runs.finished import (
+    check_data,
+    check_model,
+    load_weights,
+    read_history,
+    read_hyperparameters,
+    recorded,
+)
 from training.runs.run import Precision, Run
 from training.versions import Target
 
@@ -359,9 +366,7 @@ def train(config: Config, splits: Splits, run: Run) -> None:
     model = Velocity(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.fit(levels, labels)
     if config.source != NO_SOURCE:
-        check_data(Path(config.source), splits)
-        load_weights(model, Path(config.source))
-        model.train()
+        begin_with(model, Path(config.source), splits)
     reader = None if config.reader == NO_READER else reader_of(config, splits).to(device)
     ema = averaged(model, config.ema_decay)
     optimizer = torch.optim.AdamW(
@@ -380,6 +385,7 @@ def train(config: Config, splits: Splits, run: Run) -> None:
         for step, rows in run.batches(epoch, len(labels), config.batch_size):
             t = draw_times(len(rows), config.steps, run.generator(epoch, step))
             loss = flow_loss(wrapped, levels[rows], noise[rows], t, labels[rows])
+            losses.append(loss.detach())
             if reader is not None:
                 z, wanted, taken = draw_start(config, run.generator(epoch, step, 1))
                 reading = misread(guided, reader, z, wanted, times, taken)
@@ -391,7 +397,6 @@ def train(config: Config, splits: Splits, run: Run) -> None:
             wrapped_optimizer.step()
             scheduler.step()
             ema.update_parameters(model)
-            losses.append(loss.detach())
         del noise
         metrics = {
             "train_loss": run.mean(torch.stack(losses).mean()),
@@ -409,6 +414,24 @@ def train(config: Config, splits: Splits, run: Run) -> None:
                 save_samples(drawing, device, run.folder / SAMPLES_FILE)
         run.end_epoch(epoch, state, metrics, score=score, best=ema.module)
     run.finish()
+
+
+def begin_with(velocity: Velocity, run_dir: Path, splits: Splits) -> None:
+    """Load the best weights of an earlier run of `flow`.
+
+    Raises ExportError unless the folder holds such a run of the same data, and SourceError if its network has
+    other layers.
+    """
+    check_model(run_dir, "flow")
+    check_data(run_dir, splits)
+    try:
+        load_weights(velocity, run_dir)
+    except RuntimeError:
+        raise SourceError(
+            f"{run_dir} is a run of a network with other layers, expected the channels, blocks and embedding "
+            "of this run"
+        ) from None
+    velocity.train()
 
 
 def reader_of(config: Config, splits: Splits) -> Classifier:

@@ -1,6 +1,8 @@
 import dataclasses
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -9,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from service.errors import RepositoryError
 from service.models.manifest import read_manifest
 from tests.support.tiny_runs import FLOW, Interrupted, StoppingRun, Workshop, assert_same_state, new_run
 from training.datasets.splits import SIDE
@@ -16,6 +19,7 @@ from training.errors import EvaluationError, ExportError, SourceError
 from training.families import flow
 from training.onnx_files import open_session
 from training.runs.finished import read_weights
+from training.runs.run import BEST_FILE
 
 
 class Constant(nn.Module):
@@ -188,10 +192,22 @@ def test_a_run_begins_with_the_source_and_learns_to_be_read(tmp_path: Path, work
     assert losses[5.0] < 0.8 * losses[0.0]
 
 
-def test_a_source_of_other_data_is_refused(tmp_path: Path, workshop: Workshop) -> None:
-    config = dataclasses.replace(FLOW, source=str(tmp_path / "earlier"))
-    new_run(tmp_path / "earlier", FLOW, origin={"model": "flow", "data_digest": "0" * 64})
-    with pytest.raises(ExportError, match=r"was trained on data with digest 0000"):
+@pytest.mark.parametrize(
+    ("origin", "change", "message"),
+    [
+        ({"model": "gan"}, {}, "is a run of gan, expected one of flow"),
+        ({"data_digest": "0" * 64}, {}, "was trained on data with digest 0000"),
+        ({}, {"channels_14": 16}, "is a run of a network with other layers"),
+    ],
+)
+def test_a_source_of_another_kind_is_one_line(
+    origin: dict[str, str], change: dict[str, Any], message: str, tmp_path: Path, workshop: Workshop
+) -> None:
+    made = {"model": "flow", "data_digest": workshop.splits.digest} | origin
+    new_run(tmp_path / "earlier", FLOW, origin=made)
+    shutil.copy(workshop.runs / "flow" / BEST_FILE, tmp_path / "earlier")
+    config = dataclasses.replace(FLOW, source=str(tmp_path / "earlier"), **change)
+    with pytest.raises((ExportError, SourceError), match=message):
         flow.train(config, workshop.splits, new_run(tmp_path / "later", config))
 
 
@@ -200,9 +216,10 @@ def test_a_run_is_not_taught_by_its_judge_or_by_another_network(tmp_path: Path, 
     both = dataclasses.replace(FLOW, judge=judge, reader=judge)
     with pytest.raises(SourceError, match="reader and judge are both"):
         flow.train(both, workshop.splits, new_run(tmp_path / "both", both))
-    other = dataclasses.replace(FLOW, reader=str(workshop.models / "gan" / "1"))
-    with pytest.raises((SourceError, EvaluationError)):
-        flow.train(other, workshop.splits, new_run(tmp_path / "other", other))
+    for name in ("gan", "nothing"):
+        other = dataclasses.replace(FLOW, reader=str(workshop.models / name / "1"))
+        with pytest.raises((SourceError, EvaluationError, RepositoryError)):
+            flow.train(other, workshop.splits, new_run(tmp_path / name, other))
 
 
 def test_fresh_network_follows_the_field_of_normal_pixels() -> None:
