@@ -1,43 +1,16 @@
 """The open-loop generator against real sockets."""
 
-import socket
 import socketserver
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from loadtests.generator import Outcome, Plan, arrivals, generate
 from loadtests.open_loop import summarise
+from tests.support.answering import ANSWER, answering
 
 REQUEST = b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody"
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
-
-Answer = Callable[[socketserver.BaseRequestHandler], bool]
-
-
-@contextmanager
-def answering(answer: Answer) -> Iterator[int]:
-    """A server that calls `answer` for each request, on a thread per connection, until it returns False."""
-
-    class Handler(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            while self.request.recv(len(REQUEST), socket.MSG_WAITALL) and answer(self):
-                pass
-
-    class Server(socketserver.ThreadingTCPServer):
-        daemon_threads = True
-        request_queue_size = 256
-
-    with Server(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_address[1]
-        server.shutdown()
-        thread.join()
 
 
 def answer_in_two_parts(handler: socketserver.BaseRequestHandler) -> bool:
@@ -60,7 +33,7 @@ def test_requests_are_sent_while_earlier_ones_are_unanswered() -> None:
         enough.wait(20)
         return answer_in_two_parts(handler)
 
-    with answering(hold) as port:
+    with answering(hold, len(REQUEST)) as port:
         outcome = generate(Plan(port, REQUEST, rate=300, seconds=0.5, connections=512, patience_seconds=20))
     assert (outcome.status == 200).all()
     assert outcome.connections >= 40
@@ -69,7 +42,7 @@ def test_requests_are_sent_while_earlier_ones_are_unanswered() -> None:
 
 
 def test_without_a_rate_it_is_a_closed_loop() -> None:
-    with answering(answer_in_two_parts) as port:
+    with answering(answer_in_two_parts, len(REQUEST)) as port:
         outcome = generate(Plan(port, REQUEST, rate=None, seconds=0.3, connections=4))
     assert outcome.connections == 4
     assert len(outcome.status) > 4
@@ -77,7 +50,7 @@ def test_without_a_rate_it_is_a_closed_loop() -> None:
 
 
 def test_requests_wait_for_a_connection_when_all_are_busy() -> None:
-    with answering(answer_in_two_parts) as port:
+    with answering(answer_in_two_parts, len(REQUEST)) as port:
         outcome = generate(Plan(port, REQUEST, rate=5_000, seconds=0.2, connections=1, patience_seconds=20))
     assert outcome.connections == 1
     assert outcome.waited.any()
@@ -94,7 +67,7 @@ def test_a_broken_connection_fails_only_its_own_request() -> None:
         broken.set()
         return False
 
-    with answering(break_once) as port:
+    with answering(break_once, len(REQUEST)) as port:
         outcome = generate(Plan(port, REQUEST, rate=200, seconds=0.3, connections=8))
     assert (outcome.status == 0).sum() == 1
     assert (outcome.status == 200).sum() == len(outcome.status) - 1
