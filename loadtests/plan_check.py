@@ -78,8 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = ["--models-dir", str(parsed.models_dir.resolve()), "--default-classifier", parsed.model]
     with on_cores(placement.generator_cores), serving(flags, placement.service_cores) as service:
         pod = MeasuredPod(service, parsed.model, parsed.seconds)
-        with doing(f"{CALLERS} callers"):
-            saturation = pod.closed(1, CALLERS).answered_rate
+        try:
+            with doing(f"{CALLERS} callers"):
+                saturation = pod.closed(1, CALLERS).answered_rate
+        except ValueError as error:
+            print(f"plan-check: {error}", file=sys.stderr)
+            return 1
         say(f"{CALLERS} callers: {saturation:,.0f} requests/s answered")
         rounds = [_round(pod, saturation, number) for number in range(parsed.rounds)]
     found = predictions(rounds)

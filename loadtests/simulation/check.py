@@ -91,8 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = parsed.model = measured["model"] if measured else parsed.model
     flags = ["--models-dir", str(parsed.models_dir.resolve()), "--default-classifier", model]
     output = chosen_output(parsed, PUBLISHED, full=is_full_run(parsed))
-    with on_cores(placement.generator_cores):
-        done = check(parsed, flags, model, placement.service_cores, measured)
+    try:
+        with on_cores(placement.generator_cores):
+            done = check(parsed, flags, model, placement.service_cores, measured)
+    except ValueError as error:
+        print(f"check: {error}", file=sys.stderr)
+        return 1
     result = {
         "machine": machine.describe(),
         "placement": asdict(placement),
@@ -205,7 +209,7 @@ def simulate_pod(costs: PodCosts, rate: float, seconds: float, seed: int) -> Ste
 
 def _apart(real: Step, simulated: Step) -> list[str]:
     apart = []
-    if abs(real.answered_rate / simulated.answered_rate - 1) > RATE_TOLERANCE:
+    if abs(real.answered_rate - simulated.answered_rate) > RATE_TOLERANCE * simulated.answered_rate:
         apart.append("answered_rate")
     for name, factor in LATENCY_FACTOR.items():
         low, high = sorted((getattr(real, name), getattr(simulated, name)))
