@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from service.errors import RepositoryError
 from service.models.manifest import read_manifest
@@ -165,10 +166,10 @@ def test_images_are_read_that_the_field_has_drawn_itself(step: int) -> None:
     )
 
 
-def test_every_later_step_and_label_is_drawn_for_the_reader() -> None:
+def test_every_step_and_label_is_drawn_for_the_reader() -> None:
     config = dataclasses.replace(FLOW, steps=5, drawn=50)
     starts = [flow.draw_start(config, torch.Generator().manual_seed(seed)) for seed in range(40)]
-    assert {taken for _, _, taken in starts} == {2, 3, 4}
+    assert {taken for _, _, taken in starts} == set(range(5))
     assert {label for _, labels, _ in starts for label in labels.tolist()} == set(range(10))
     z = torch.cat([each for each, _, _ in starts])
     assert z.shape == (2000, 1, SIDE, SIDE)
@@ -190,6 +191,27 @@ def test_a_run_begins_with_the_source_and_learns_to_be_read(tmp_path: Path, work
         flow.train(taught, workshop.splits, run)
         losses[weight] = run.history[-1]["train_reading"]
     assert losses[5.0] < 0.8 * losses[0.0]
+
+
+@pytest.mark.parametrize(("reader", "clipped"), [(True, True), (False, False)])
+def test_the_gradients_of_a_run_with_a_reader_are_clipped(
+    reader: bool, clipped: bool, tmp_path: Path, workshop: Workshop
+) -> None:
+    folder = str(workshop.models / "cnn" / "1") if reader else flow.NO_READER
+    config = dataclasses.replace(FLOW, epochs=1, reader=folder, drawn=4, clip_norm=0.01)
+    norms: list[float] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        gradients = [weights.grad for group in optimizer.param_groups for weights in group["params"]]
+        norms.append(float(nn.utils.get_total_norm(gradients)))
+
+    hook = register_optimizer_step_pre_hook(note)
+    try:
+        flow.train(config, workshop.splits, new_run(tmp_path, config))
+    finally:
+        hook.remove()
+    assert norms
+    assert {norm <= 1.001 * config.clip_norm for norm in norms} == {clipped}
 
 
 @pytest.mark.parametrize(
