@@ -539,9 +539,10 @@ def _card(config: Config, velocity: nn.Module, history: Sequence[Mapping[str, fl
         )
     if config.reader != NO_READER:
         reading = (
-            f" Next to it, with weight {config.reader_weight:g}, stands the cross-entropy of a published "
+            f" A second loss, with weight {config.reader_weight:g}, is the cross-entropy of a published "
             f"classifier, `{config.reader}`. It reads what the network expects of {config.drawn} images at "
-            "each step, which the network has drawn itself up to one of the graph's steps."
+            "each step, which the network has drawn itself up to one of the graph's steps. Gradients are "
+            f"clipped to a norm of {config.clip_norm:g}."
         )
     return make_card(
         "flow",

@@ -364,9 +364,11 @@ def test_card_says_what_a_run_began_with_and_who_read() -> None:
     plain = flow._card(FLOW, flow.Velocity(FLOW), [])
     assert "begins with" not in plain.training
     assert "cross-entropy" not in plain.training
+    assert "clipped" not in plain.training
     assert "pushed towards the class by 0.25 times" in plain.architecture
     config = dataclasses.replace(FLOW, source="runs/flow-1", reader="models/mlp/1", guidance=0.0)
     card = flow._card(config, flow.Velocity(config), [])
     assert "best weights of an earlier one, `runs/flow-1`." in card.training
-    assert "weight 2, stands the cross-entropy of a published classifier, `models/mlp/1`" in card.training
+    assert "weight 2, is the cross-entropy of a published classifier, `models/mlp/1`" in card.training
+    assert "clipped to a norm of 0.3." in card.training
     assert "pushed" not in card.architecture
