@@ -39,7 +39,16 @@ MLP = dataclasses.replace(
     temperature=2.0,
 )
 VIT = dataclasses.replace(classifier.VIT, precision="bf16-mixed")
-FLOW = dataclasses.replace(flow.CONFIG, precision="bf16-mixed")
+FLOW = dataclasses.replace(
+    flow.CONFIG,
+    epochs=3,
+    batch_size=64,
+    learning_rate=2e-4,
+    ema_decay=0.998,
+    guidance=0.1,
+    source="runs/flow-1",
+    reader="models/mlp/1",
+)
 VAE = dataclasses.replace(vae.CONFIG, precision="bf16-mixed")
 GAN = dataclasses.replace(
     gan.CONFIG,
