@@ -9,7 +9,6 @@ holds all Euler steps, so it is used like any other generator: z and label in, i
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +27,7 @@ from training.evaluation.judge import latest_judge
 from training.export.publish import Model, publish
 from training.families.classifier import Classifier, published
 from training.families.coupling import coupled
+from training.families.euler import integrate, step_times
 from training.families.grids import grid_labels, save_grid
 from training.families.layers import one_cycle
 from training.families.samples import chosen_epoch, draw_samples
@@ -308,29 +308,6 @@ class Guided(nn.Module):
         push = self.velocity.normal(x, t, labels) - self.velocity.normal(x, t, every)
         guided: Tensor = self.velocity(x, t, labels) + self.guidance * push
         return guided
-
-
-def step_times(steps: int, warp: float) -> list[float]:
-    """Return where the Euler steps begin, and then 1.
-
-    The last one begins at 1 - 1/steps, whatever the warp is: it only adds what the network expects of an
-    image that is nearly done. The others lie at powers of evenly spread ones, so that with a warp above 1 the
-    steps grow.
-    """
-    last = steps - 1
-    return [last / steps * (step / max(1, last)) ** warp for step in range(steps)] + [1.0]
-
-
-def integrate(velocity: nn.Module, z: Tensor, labels: Tensor, times: Sequence[float]) -> Tensor:
-    """Follow the field from z (n, 1, 28, 28) in Euler steps between these times; of the shape of z.
-
-    times: from 0 to 1, ascending.
-    """
-    x = z
-    for time, following in pairwise(times):
-        t = torch.full_like(labels, time, dtype=torch.float32)
-        x = x + (following - time) * velocity(x, t, labels)
-    return x
 
 
 def misread(

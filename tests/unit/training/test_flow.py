@@ -18,6 +18,7 @@ from tests.support.tiny_runs import FLOW, Interrupted, StoppingRun, Workshop, as
 from training.datasets.splits import SIDE
 from training.errors import EvaluationError, ExportError, SourceError
 from training.families import flow
+from training.families.euler import integrate, step_times
 from training.onnx_files import open_session
 from training.runs.finished import read_weights
 from training.runs.run import BEST_FILE
@@ -79,7 +80,7 @@ def test_euler_steps_follow_the_field_of_a_normal_target() -> None:
     mean, deviation = 0.3, 0.5
     # The field's flow is linear: z becomes mean + deviation * z. Euler's error falls with the step's size.
     errors = [
-        (flow.integrate(Gaussian(mean, deviation), z, labels, even(steps)) - (mean + deviation * z))
+        (integrate(Gaussian(mean, deviation), z, labels, even(steps)) - (mean + deviation * z))
         .abs()
         .max()
         .item()
@@ -93,7 +94,7 @@ def test_one_step_of_straight_paths_is_exact() -> None:
     z, labels = torch.randn(3, 1, SIDE, SIDE), torch.arange(3)
     network = Constant(0.5)
     for steps in (1, 8):
-        torch.testing.assert_close(flow.integrate(network, z, labels, even(steps)), z + 0.5)
+        torch.testing.assert_close(integrate(network, z, labels, even(steps)), z + 0.5)
     assert [t.unique().item() for _, t in network.asked] == [0, *(step / 8 for step in range(8))]
 
 
@@ -106,7 +107,7 @@ def even(steps: int) -> list[float]:
 def test_steps_grow_and_the_network_is_asked_of_no_later_time_than_in_training(
     steps: int, warp: float
 ) -> None:
-    times = flow.step_times(steps, warp)
+    times = step_times(steps, warp)
     assert (len(times), times[0], times[-1]) == (steps + 1, 0.0, 1.0)
     assert times[-2] == pytest.approx(1 - 1 / steps)
     widths = np.diff(times[:-1])
@@ -151,7 +152,7 @@ def test_images_are_read_that_the_field_has_drawn_itself(step: int) -> None:
     z, labels = torch.randn(5, 1, SIDE, SIDE), torch.tensor([0, 3, 3, 9, 5])
     reader, times, weight = (
         nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 10)),
-        flow.step_times(4, 1.5),
+        step_times(4, 1.5),
         0.7,
     )
     network = Growing(weight)
