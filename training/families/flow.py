@@ -7,7 +7,7 @@ holds all Euler steps, so it is used like any other generator: z and label in, i
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +27,7 @@ from training.evaluation.judge import latest_judge
 from training.export.publish import Model, publish
 from training.families.classifier import Classifier, published
 from training.families.coupling import coupled
-from training.families.euler import integrate, step_times
+from training.families.euler import integrate, merged_steps_loss, step_times
 from training.families.grids import grid_labels, save_grid
 from training.families.layers import one_cycle
 from training.families.samples import chosen_epoch, draw_samples
@@ -46,7 +46,7 @@ from training.versions import Target
 
 SAMPLES_FILE = "samples.png"
 
-NO_SOURCE = NO_READER = "none"
+NO_SOURCE = NO_READER = NO_TEACHER = "none"
 
 # The size of z: a value for each pixel.
 LATENT = SIDE * SIDE
@@ -88,7 +88,10 @@ class Config:
         is not the judge.
     reader_weight: the weight of its loss, next to that of the flow.
     drawn: how many images are drawn for it at each step.
-    clip_norm: the largest norm of the gradients of a step, in a run with a reader.
+    clip_norm: the largest norm of the gradients of a step, in a run with a reader or a teacher.
+    teacher: the folder of an earlier run, whose steps this one learns to merge, or `none`. Without a source
+        the run begins with its weights.
+    stride: how many of the Euler steps one pass of the network takes.
     """
 
     epochs: int
@@ -112,6 +115,8 @@ class Config:
     reader_weight: float = 2.0
     drawn: int = 64
     clip_norm: float = 0.3
+    teacher: str = NO_TEACHER
+    stride: int = 1
 
 
 # Samples of 5,000 validation labels, epoch 20, Frechet distance / read as their label / recall: equal steps
@@ -310,6 +315,44 @@ class Guided(nn.Module):
         return guided
 
 
+def times_of(config: Config) -> list[float]:
+    """Return where the passes of a configuration's network begin, and then 1."""
+    return [*step_times(config.steps, config.warp)[: -1 : config.stride], 1.0]
+
+
+Objective = Callable[[Guided, Tensor, torch.Generator], Tensor]
+"""The loss of a field for some rows of the training images; the generator is the step's."""
+
+
+def matching(config: Config, levels: Tensor, labels: Tensor, generator: torch.Generator) -> Objective:
+    """The flow's own loss in one epoch: on the paths from noise to the training images (n, 1, 28, 28)."""
+    noise = coupled(levels, labels, generator, config.coupling)
+
+    def loss(guided: Guided, rows: Tensor, generator: torch.Generator) -> Tensor:
+        t = draw_times(len(rows), config.steps, generator)
+        return flow_loss(guided.velocity, levels[rows], noise[rows], t, labels[rows])
+
+    return loss
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The field of an earlier run, and where its steps begin, and then 1."""
+
+    field: Guided
+    times: Sequence[float]
+
+    def merging(self, config: Config, labels: Tensor) -> Objective:
+        """The loss of a run whose steps replace several of the teacher's. labels: of the training images."""
+        times = times_of(config)
+
+        def loss(guided: Guided, rows: Tensor, generator: torch.Generator) -> Tensor:
+            z = torch.randn(len(rows), 1, SIDE, SIDE, generator=generator, device=labels.device)
+            return merged_steps_loss(guided, self.field, z, labels[rows], times, self.times)
+
+        return loss
+
+
 def misread(
     velocity: nn.Module, reader: nn.Module, z: Tensor, labels: Tensor, times: Sequence[float], step: int
 ) -> Tensor:
@@ -344,8 +387,9 @@ def train(config: Config, splits: Splits, run: Run) -> None:
     # channels_last: oneDNN's bfloat16 convolutions want it; a training step took 229 ms instead of 301.
     model = Velocity(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.fit(levels, labels)
-    if config.source != NO_SOURCE:
-        begin_with(model, Path(config.source), splits)
+    teacher = None if config.teacher == NO_TEACHER else teacher_of(config, splits, device)
+    if (source := source_of(config)) != NO_SOURCE:
+        begin_with(model, Path(source), splits)
     reader = None if config.reader == NO_READER else reader_of(config, splits).to(device)
     ema = averaged(model, config.ema_decay)
     optimizer = torch.optim.AdamW(
@@ -354,16 +398,18 @@ def train(config: Config, splits: Splits, run: Run) -> None:
     steps = config.epochs * (len(labels) // config.batch_size)
     scheduler = one_cycle(optimizer, config.learning_rate, steps, config.warm_up)
     wrapped, wrapped_optimizer = run.fabric.setup(model, optimizer)
-    guided, times = Guided(cast("Velocity", wrapped), config.guidance), step_times(config.steps, config.warp)
+    guided, times = Guided(cast("Velocity", wrapped), config.guidance), times_of(config)
     state = {"model": wrapped, "optimizer": wrapped_optimizer, "scheduler": scheduler, "ema": ema}
     run.restore(state)
     drawing = Drawing(cast("Velocity", ema.module), config)
     for epoch in run.epochs():
-        noise = coupled(levels, labels, run.generator(epoch), config.coupling)
+        if teacher is None:
+            objective = matching(config, levels, labels, run.generator(epoch))
+        else:
+            objective = teacher.merging(config, labels)
         losses, readings = [], []
         for step, rows in run.batches(epoch, len(labels), config.batch_size):
-            t = draw_times(len(rows), config.steps, run.generator(epoch, step))
-            loss = flow_loss(wrapped, levels[rows], noise[rows], t, labels[rows])
+            loss = objective(guided, rows, run.generator(epoch, step))
             losses.append(loss.detach())
             if reader is not None:
                 z, wanted, taken = draw_start(config, run.generator(epoch, step, 1))
@@ -373,14 +419,14 @@ def train(config: Config, splits: Splits, run: Run) -> None:
             wrapped_optimizer.zero_grad()
             run.fabric.backward(loss)
             run.check_loss(epoch, step, loss)
-            if reader is not None:
+            if reader is not None or teacher is not None:
                 # The norm is 0.3 in most steps, and up to 26 where some drawn images are misread. Unclipped,
                 # such steps cost recall on validation images: 0.84, and 0.88 with a norm of at most 0.3.
                 run.fabric.clip_gradients(wrapped, wrapped_optimizer, max_norm=config.clip_norm)
             wrapped_optimizer.step()
             scheduler.step()
             ema.update_parameters(model)
-        del noise
+        del objective  # and the noise with it
         metrics = {
             "train_loss": run.mean(torch.stack(losses).mean()),
             "learning_rate": float(scheduler.get_last_lr()[0]),
@@ -397,6 +443,11 @@ def train(config: Config, splits: Splits, run: Run) -> None:
                 save_samples(drawing, device, run.folder / SAMPLES_FILE)
         run.end_epoch(epoch, state, metrics, score=score, best=ema.module)
     run.finish()
+
+
+def source_of(config: Config) -> str:
+    """The folder of the run whose weights a run begins with, or `none`."""
+    return config.teacher if config.source == NO_SOURCE else config.source
 
 
 def begin_with(velocity: Velocity, run_dir: Path, splits: Splits) -> None:
@@ -417,6 +468,31 @@ def begin_with(velocity: Velocity, run_dir: Path, splits: Splits) -> None:
     velocity.train()
 
 
+def teacher_of(config: Config, splits: Splits, device: torch.device) -> Teacher:
+    """The earlier run whose steps a run learns to merge.
+
+    Raises ExportError unless the folder holds a run of `flow` of the same data, and SourceError if the steps
+    of this run do not each begin where one of the teacher's does, and are fewer.
+    """
+    run_dir = Path(config.teacher)
+    check_model(run_dir, "flow")
+    check_data(run_dir, splits)
+    taught = config_of(read_hyperparameters(run_dir))
+    times, finer = times_of(config), times_of(taught)
+    if not set(times) < set(finer):
+        raise SourceError(
+            f"the steps of {run_dir} begin at {_listed(finer)}, and those of this run at {_listed(times)}: "
+            "expected some of the former, with the same steps and warp and a larger stride"
+        )
+    velocity = Velocity(taught)
+    load_weights(velocity, run_dir)
+    return Teacher(Guided(velocity, taught.guidance).eval().to(device), finer)
+
+
+def _listed(times: Sequence[float]) -> str:
+    return ", ".join(f"{time:.3g}" for time in times[:-1])
+
+
 def reader_of(config: Config, splits: Splits) -> Classifier:
     """The classifier that reads what a run draws.
 
@@ -435,7 +511,7 @@ def draw_start(config: Config, generator: torch.Generator) -> tuple[Tensor, Tens
     count, device = config.drawn, generator.device
     z = torch.randn(count, 1, SIDE, SIDE, generator=generator, device=device)
     labels = torch.randint(CLASSES, (count,), generator=generator, device=device)
-    taken = torch.randint(config.steps, (), generator=generator, device=device)
+    taken = torch.randint(len(times_of(config)) - 1, (), generator=generator, device=device)
     return z, labels, int(taken)
 
 
@@ -453,7 +529,7 @@ class Drawing(nn.Module):
     def __init__(self, velocity: Velocity, config: Config) -> None:
         super().__init__()
         self.velocity = Guided(velocity, config.guidance).eval()
-        self.times = step_times(config.steps, config.warp)
+        self.times = times_of(config)
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
         """From z (n, 784) float32 and label (n,) int64 to images (n, 28, 28) uint8; ink is 255."""
@@ -500,15 +576,14 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
 
 
 def _card(config: Config, velocity: nn.Module, history: Sequence[Mapping[str, float]]) -> Card:
-    pairing = "each image meets its own noise"
-    if config.coupling > 1:
-        pairing = (
-            f"up to {config.coupling} images of a class exchange their noise before each epoch, which "
-            "shortens the paths (Tong et al. 2024)"
-        )
-    beginning = guided = reading = ""
-    if config.source != NO_SOURCE:
-        beginning = f"The run begins with the best weights of an earlier one, `{config.source}`. "
+    count = len(times_of(config)) - 1
+    steps, passes = "one Euler step", "one pass"
+    if count > 1:
+        steps = f"{count} Euler steps, which the graph holds; they grow with the power {config.warp:g}"
+        passes = f"{count} passes"
+    beginning = guided = reading = clipping = ""
+    if (source := source_of(config)) != NO_SOURCE:
+        beginning = f"The run begins with the best weights of an earlier one, `{source}`. "
     if config.guidance:
         guided = (
             f"Each step is pushed towards the class by {config.guidance:g} times the difference of two "
@@ -518,19 +593,41 @@ def _card(config: Config, velocity: nn.Module, history: Sequence[Mapping[str, fl
         reading = (
             f" A second loss, with weight {config.reader_weight:g}, is the cross-entropy of a published "
             f"classifier, `{config.reader}`. It reads what the network expects of {config.drawn} images at "
-            "each step, which the network has drawn itself up to one of the graph's steps. Gradients are "
-            f"clipped to a norm of {config.clip_norm:g}."
+            "each step, which the network has drawn itself up to one of the graph's steps."
         )
+    if config.reader != NO_READER or config.teacher != NO_TEACHER:
+        clipping = f" Gradients are clipped to a norm of {config.clip_norm:g}."
     return make_card(
         "flow",
         config=config,
         parameters=sum(weights.numel() for weights in velocity.parameters()),
-        pairing=pairing,
+        steps=steps,
+        passes=passes,
+        objective=_objective(config),
         beginning=beginning,
         guided=guided,
         reading=reading,
+        clipping=clipping,
         epochs=len(history),
         chosen=chosen_epoch(history),
+    )
+
+
+def _objective(config: Config) -> str:
+    if config.teacher != NO_TEACHER:
+        return (
+            "Progressive distillation (Salimans and Ho 2022): each step learns to arrive where several steps "
+            f"of `{config.teacher}` do"
+        )
+    pairing = "each image meets its own noise"
+    if config.coupling > 1:
+        pairing = (
+            f"up to {config.coupling} images of a class exchange their noise before each epoch, which "
+            "shortens the paths (Tong et al. 2024)"
+        )
+    return (
+        "Conditional flow matching (Lipman et al. 2023) on straight paths (Liu et al. 2023), with t drawn "
+        f"evenly from the times that the steps ask for; {pairing}"
     )
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import math
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests.support.tiny_runs import FLOW, Interrupted, StoppingRun, Workshop, as
 from training.datasets.splits import SIDE
 from training.errors import EvaluationError, ExportError, SourceError
 from training.families import flow
-from training.families.euler import integrate, step_times
+from training.families.euler import integrate, merged_steps_loss, step_times
 from training.onnx_files import open_session
 from training.runs.finished import read_weights
 from training.runs.run import BEST_FILE
@@ -175,6 +176,49 @@ def test_every_step_and_label_is_drawn_for_the_reader() -> None:
     z = torch.cat([each for each, _, _ in starts])
     assert z.shape == (2000, 1, SIDE, SIDE)
     assert (z.mean().item(), z.std().item()) == pytest.approx((0, 1), abs=0.01)
+
+
+@pytest.mark.parametrize("stride", [2, 3, 6])
+def test_a_merged_step_arrives_where_the_teachers_steps_do(stride: int) -> None:
+    torch.manual_seed(0)
+    z, labels = torch.randn(5, 1, SIDE, SIDE), torch.tensor([0, 3, 3, 9, 5])
+    finer = step_times(6, 1.5)
+    times = [*finer[:-1:stride], 1.0]
+    network, teacher = Growing(0.7), Growing(0.4)
+    loss = merged_steps_loss(network, teacher, z, labels, times, finer)
+    x, expected, learned = z, torch.tensor(0.0), torch.tensor(0.7, requires_grad=True)
+    for start, end in pairwise(times):
+        arrived = integrate(teacher, x, labels, [each for each in finer if start <= each <= end]).detach()
+        straight = (arrived - x) / (end - start)
+        expected = expected + (end - start) * (learned * x - straight).square().mean()
+        x = arrived
+    torch.testing.assert_close(x, integrate(teacher, z, labels, finer))
+    torch.testing.assert_close(loss, expected.detach())
+    gradients = torch.autograd.grad(loss, network.weight), torch.autograd.grad(expected, learned)
+    torch.testing.assert_close(*gradients)
+    assert merged_steps_loss(teacher, teacher, z, labels, finer, finer).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_a_run_learns_to_merge_the_steps_of_its_teacher(tmp_path: Path, workshop: Workshop) -> None:
+    teacher = str(workshop.runs / "flow")
+    losses = {}
+    for rate in (0.0, 5e-3):
+        config = dataclasses.replace(FLOW, teacher=teacher, stride=2, learning_rate=rate)
+        run = new_run(tmp_path / f"{rate}", config)
+        flow.train(config, workshop.splits, run)
+        losses[rate] = run.history[-1]["train_loss"]
+    begun, still = (read_weights(Path(each)) for each in (teacher, tmp_path / "0.0"))
+    assert [name for name in begun if not torch.allclose(begun[name], still[name])] == []
+    assert losses[5e-3] < 0.9 * losses[0.0]
+
+
+@pytest.mark.parametrize("change", [{"stride": 1}, {"stride": 2, "steps": 3}, {"stride": 2, "steps": 5}])
+def test_a_teacher_with_other_steps_is_one_line(
+    change: dict[str, Any], tmp_path: Path, workshop: Workshop
+) -> None:
+    config = dataclasses.replace(FLOW, teacher=str(workshop.runs / "flow"), **change)
+    with pytest.raises(SourceError, match="expected some of the former"):
+        flow.train(config, workshop.splits, new_run(tmp_path, config))
 
 
 def test_a_run_begins_with_the_source_and_learns_to_be_read(tmp_path: Path, workshop: Workshop) -> None:
@@ -342,6 +386,19 @@ def test_published_flow_holds_each_weight_once_and_each_step(workshop: Workshop)
     assert held < 1.1 * sum(weights.numel() for weights in flow.Velocity(FLOW).state_dict().values())
 
 
+@pytest.mark.parametrize("stride", [2, 3, 8])
+def test_the_drawing_takes_as_many_passes_as_the_strides_leave(stride: int) -> None:
+    config = dataclasses.replace(FLOW, steps=8, stride=stride, guidance=0.0)
+    network = Constant(0.5)
+    drawing = flow.Drawing(flow.Velocity(config), config)
+    drawing.velocity.velocity = network  # type: ignore[assignment]
+    z = torch.randn(3, SIDE * SIDE)
+    images = drawing(z, torch.tensor([1, 2, 3]))
+    assert len(network.asked) == math.ceil(8 / stride)
+    levels = (z.view(3, SIDE, SIDE) + 0.5 + 1) * 127.5  # a constant field, over a time of 1
+    assert (images.float() - levels.clamp(0, 255)).abs().max() < 0.51
+
+
 def test_published_flow_accepts_any_rows_and_labels(workshop: Workshop) -> None:
     session = open_session(workshop.models / "flow" / "1" / "model.onnx")
     z = np.random.default_rng(0).normal(size=(33, flow.LATENT)).astype(np.float32)
@@ -373,3 +430,18 @@ def test_card_says_what_a_run_began_with_and_who_read() -> None:
     assert "weight 2, is the cross-entropy of a published classifier, `models/mlp/1`" in card.training
     assert "clipped to a norm of 0.3." in card.training
     assert "pushed" not in card.architecture
+
+
+@pytest.mark.parametrize(
+    ("stride", "steps", "passes"),
+    [(4, "in 2 Euler steps", "2 passes"), (8, "in one Euler step.", "one pass")],
+)
+def test_card_says_whose_steps_were_merged(stride: int, steps: str, passes: str) -> None:
+    config = dataclasses.replace(FLOW, steps=8, teacher="runs/flow", stride=stride)
+    card = flow._card(config, flow.Velocity(config), [])
+    assert steps in card.architecture
+    assert f"costs {passes} through" in card.limits
+    assert "begins with the best weights of an earlier one, `runs/flow`." in card.training
+    assert "several steps of `runs/flow` do; AdamW" in card.training
+    assert "flow matching" not in card.training
+    assert "clipped to a norm of 0.3." in card.training
