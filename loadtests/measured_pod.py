@@ -21,7 +21,7 @@ OPENING_SECONDS = 1.0
 saturation the p99 of this second was 67, 8 and 22 ms in three trials, and the median of the seconds after it
 8, 6 and 8."""
 ATTEMPTS = 3
-"""How often a closed loop is offered, while none of its requests is answered in its time."""
+"""How often a closed loop is offered at most, until one of its requests is answered in its time."""
 
 
 @dataclass(frozen=True)
