@@ -1,0 +1,28 @@
+"""The listener that tests of HTTP share."""
+
+import asyncio
+import gc
+import socket
+import warnings
+from pathlib import Path
+
+import pytest
+
+from service.serving.local import LocalPredictor
+from tests.support.listener import listening
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_connection_that_nobody_used_is_closed_with_the_listener(
+    predictor: LocalPredictor, tmp_path: Path, turns: int
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        async with listening(predictor, tmp_path) as listener:
+            with socket.create_connection(("127.0.0.1", listener.port)):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        gc.collect()
+    assert [str(each.message) for each in caught] == []
