@@ -22,6 +22,8 @@ FROM_ZERO = frozenset(("blocks_14", "blocks_7", "discriminator_channels_28", "fl
 
 ABOVE_ZERO = frozenset(("clip_norm", "delta", "elastic_sigma", "epsilon", "learning_rate", "temperature"))
 
+FROM_MINUS_ONE = frozenset(("guidance",))
+
 
 def changed(model: str, config: Any, change: str) -> Any:
     """Return a configuration with one change. change: NAME=VALUE. Raises ArgumentError."""
@@ -61,4 +63,6 @@ def _range(name: str, kind: type) -> tuple[str, Callable[[float], bool]]:
         return "0 to 1", lambda value: 0 <= value <= 1
     if name in ABOVE_ZERO:
         return "more than 0", lambda value: value > 0
+    if name in FROM_MINUS_ONE:
+        return "-1 or more", lambda value: value >= -1
     return "0 or more", lambda value: value >= 0

@@ -80,7 +80,7 @@ class Config:
     coupling: how many images of a class exchange their noise before an epoch, to shorten the paths; 1: none.
     warp: how much smaller the first Euler steps are than the last ones, see `step_times`; 1: all are equal.
     guidance: how far each step is pushed from what all classes have towards what its own has, see `Guided`;
-        0: not at all.
+        0: not at all; below 0: the other way, for samples that vary more and are less surely of their class.
     judge: the folder of the published classifier that judges the samples of each epoch, or `none`. It only
         chooses the epoch.
     source: the folder of an earlier run, whose best weights this one begins with, or `none`.
@@ -585,8 +585,9 @@ def _card(config: Config, velocity: nn.Module, history: Sequence[Mapping[str, fl
     if (source := source_of(config)) != NO_SOURCE:
         beginning = f"The run begins with the best weights of an earlier one, `{source}`. "
     if config.guidance:
+        way = "towards" if config.guidance > 0 else "away from"
         guided = (
-            f"Each step is pushed towards the class by {config.guidance:g} times the difference of two "
+            f"Each step is pushed {way} the class by {abs(config.guidance):g} times the difference of two "
             "fields in closed form, those of normal distributions of the class and of all images. "
         )
     if config.reader != NO_READER:
