@@ -75,9 +75,9 @@ async def listening(
     try:
         yield Listener(server.sockets[0].getsockname()[1], dispatch, state, metrics, seen, connections)
     finally:
-        # A connection that waits is accepted in the first turn of the loop and gets its transport in the second.
-        # If the server were closed between them, asyncio would leave its socket open, and another test would
-        # report it.
+        # A connection that waits is accepted in the first turn of the loop, and gets its transport in the
+        # second. If the server were closed between them, asyncio would leave its socket open, and the warning
+        # would fail another test.
         for _ in range(3):
             await asyncio.sleep(0)
         server.close()
