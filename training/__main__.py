@@ -37,6 +37,7 @@ MODELS = {
     "gan": ("training.families.gan", "CONFIG"),
     "vae": ("training.families.vae", "CONFIG"),
     "flow": ("training.families.flow", "CONFIG"),
+    "flow-distilled": ("training.families.flow", "DISTILLED"),
     "text": ("training.families.text", "CONFIG"),
 }
 

@@ -54,7 +54,8 @@ def _add_data(actions: Any) -> argparse.ArgumentParser:
 def _add_train(actions: Any) -> argparse.ArgumentParser:
     about = (
         "Train a model. Run it under torchrun --nproc-per-node N -m training train ... for N processes. "
-        "cnn-pruned begins with a published cnn and needs the extra `pruning`."
+        "cnn-pruned begins with a published cnn and needs the extra `pruning`. flow-distilled is taught by a "
+        "run of flow."
     )
     command = _add(actions, "train", about)
     command.add_argument(

@@ -8,7 +8,7 @@ holds all Euler steps, so it is used like any other generator: z and label in, i
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -142,6 +142,20 @@ CONFIG = Config(
     coupling=512,
     precision="32-true",
 )
+
+# Merges the steps of a run that merged those of `flow` to two.
+DISTILLED = replace(
+    CONFIG,
+    epochs=10,
+    batch_size=64,
+    learning_rate=1e-3,
+    guidance=0.0,
+    teacher="runs/flow-2-passes",
+    stride=8,
+)
+
+FAMILY = "flow", "flow-distilled"
+"""The models whose runs can be the source or the teacher of another."""
 
 
 class Modulation(nn.Module):
@@ -456,7 +470,7 @@ def begin_with(velocity: Velocity, run_dir: Path, splits: Splits) -> None:
     Raises ExportError unless the folder holds such a run of the same data, and SourceError if its network has
     other layers.
     """
-    check_model(run_dir, "flow")
+    check_model(run_dir, *FAMILY)
     check_data(run_dir, splits)
     try:
         load_weights(velocity, run_dir)
@@ -475,7 +489,7 @@ def teacher_of(config: Config, splits: Splits, device: torch.device) -> Teacher:
     of this run do not each begin where one of the teacher's does, and are fewer.
     """
     run_dir = Path(config.teacher)
-    check_model(run_dir, "flow")
+    check_model(run_dir, *FAMILY)
     check_data(run_dir, splits)
     taught = config_of(read_hyperparameters(run_dir))
     times, finer = times_of(config), times_of(taught)
@@ -577,10 +591,10 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
 
 def _card(config: Config, velocity: nn.Module, history: Sequence[Mapping[str, float]]) -> Card:
     count = len(times_of(config)) - 1
-    steps, passes = "one Euler step", "one pass"
+    steps, shared, passes = "one Euler step", "", "one pass"
     if count > 1:
         steps = f"{count} Euler steps, which the graph holds; they grow with the power {config.warp:g}"
-        passes = f"{count} passes"
+        shared, passes = ", which all steps share", f"{count} passes"
     beginning = guided = reading = clipping = ""
     if (source := source_of(config)) != NO_SOURCE:
         beginning = f"The run begins with the best weights of an earlier one, `{source}`. "
@@ -603,6 +617,7 @@ def _card(config: Config, velocity: nn.Module, history: Sequence[Mapping[str, fl
         config=config,
         parameters=sum(weights.numel() for weights in velocity.parameters()),
         steps=steps,
+        shared=shared,
         passes=passes,
         objective=_objective(config),
         beginning=beginning,

@@ -83,11 +83,13 @@ def read_command(run_dir: Path) -> str:
     return command
 
 
-def check_model(run_dir: Path, model: str) -> None:
-    """Raise ExportError unless the run trained this model."""
+def check_model(run_dir: Path, *models: str) -> None:
+    """Raise ExportError unless the run trained one of these models."""
     trained = read_hyperparameters(run_dir).get("model", "unknown")
-    if trained != model:
-        raise ExportError(f"{run_dir} is a run of {trained}, expected one of {model}: give another --run-dir")
+    if trained not in models:
+        raise ExportError(
+            f"{run_dir} is a run of {trained}, expected one of {' or '.join(models)}: give another --run-dir"
+        )
 
 
 def check_data(run_dir: Path, splits: Splits) -> None:
