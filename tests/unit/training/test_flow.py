@@ -17,9 +17,10 @@ from service.errors import RepositoryError
 from service.models.manifest import read_manifest
 from tests.support.tiny_runs import FLOW, Interrupted, StoppingRun, Workshop, assert_same_state, new_run
 from training.datasets.splits import SIDE
-from training.errors import EvaluationError, ExportError, SourceError
+from training.errors import ArgumentError, EvaluationError, ExportError, SourceError
 from training.families import flow
 from training.families.euler import integrate, merged_steps_loss, step_times
+from training.hyperparameters import changed
 from training.onnx_files import open_session
 from training.runs.finished import read_weights
 from training.runs.run import BEST_FILE
@@ -132,8 +133,18 @@ def test_guidance_pushes_towards_what_only_the_class_has() -> None:
         change = flow.Guided(network, 0.5)(x, t, asked) - plain
         assert (change[:, :, :9].mean() > 0.5) == pushed
         assert change[:, :, 9:].abs().mean() < change[:, :, :9].abs().mean()
+        torch.testing.assert_close(flow.Guided(network, -0.5)(x, t, asked) - plain, -change)
     outside = torch.tensor([-1, 10, 11, 99])
     torch.testing.assert_close(flow.Guided(network, 0.5)(x, t, outside), network(x, t, outside))
+
+
+def test_guidance_may_push_the_other_way() -> None:
+    assert changed("flow", flow.CONFIG, "guidance=-0.05").guidance == -0.05
+    with pytest.raises(ArgumentError, match="expected -1 or more"):
+        changed("flow", flow.CONFIG, "guidance=-1.5")
+    config = dataclasses.replace(FLOW, guidance=-0.05)
+    card = flow._card(config, flow.Velocity(config), [])
+    assert "pushed away from the class by 0.05 times" in card.architecture
 
 
 class Growing(nn.Module):
@@ -262,7 +273,7 @@ def test_the_gradients_of_a_run_with_a_reader_are_clipped(
 @pytest.mark.parametrize(
     ("origin", "change", "message"),
     [
-        ({"model": "gan"}, {}, "is a run of gan, expected one of flow"),
+        ({"model": "gan"}, {}, "is a run of gan, expected one of flow or flow-distilled"),
         ({"data_digest": "0" * 64}, {}, "was trained on data with digest 0000"),
         ({}, {"channels_14": 16}, "is a run of a network with other layers"),
     ],
@@ -276,6 +287,16 @@ def test_a_source_of_another_kind_is_one_line(
     config = dataclasses.replace(FLOW, source=str(tmp_path / "earlier"), **change)
     with pytest.raises((ExportError, SourceError), match=message):
         flow.train(config, workshop.splits, new_run(tmp_path / "later", config))
+
+
+def test_a_run_of_either_model_can_be_the_source(tmp_path: Path, workshop: Workshop) -> None:
+    made = {"model": "flow-distilled", "data_digest": workshop.splits.digest}
+    new_run(tmp_path, FLOW, origin=made)
+    shutil.copy(workshop.runs / "flow" / BEST_FILE, tmp_path)
+    velocity = flow.Velocity(FLOW)
+    flow.begin_with(velocity, tmp_path, workshop.splits)
+    begun = read_weights(workshop.runs / "flow")
+    assert [name for name, weights in velocity.state_dict().items() if not weights.equal(begun[name])] == []
 
 
 def test_a_run_is_not_taught_by_its_judge_or_by_another_network(tmp_path: Path, workshop: Workshop) -> None:
@@ -434,12 +455,16 @@ def test_card_says_what_a_run_began_with_and_who_read() -> None:
 
 @pytest.mark.parametrize(
     ("stride", "steps", "passes"),
-    [(4, "in 2 Euler steps", "2 passes"), (8, "in one Euler step.", "one pass")],
+    [
+        (4, "in 2 Euler steps, which the graph holds; they grow with the power 1.5.", "2 passes"),
+        (8, "in one Euler step.", "one pass"),
+    ],
 )
 def test_card_says_whose_steps_were_merged(stride: int, steps: str, passes: str) -> None:
     config = dataclasses.replace(FLOW, steps=8, teacher="runs/flow", stride=stride)
     card = flow._card(config, flow.Velocity(config), [])
     assert steps in card.architecture
+    assert ("which all steps share" in card.architecture) == (stride < 8)
     assert f"costs {passes} through" in card.limits
     assert "begins with the best weights of an earlier one, `runs/flow`." in card.training
     assert "several steps of `runs/flow` do; AdamW" in card.training
