@@ -325,6 +325,7 @@ class Model:
         return float(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_loop_seconds", [0.0, 999.0])
 async def test_what_failed_is_freed_at_once(on_loop_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when garbage is looked for, which may be while a CUDA graph is captured."""
@@ -711,6 +712,7 @@ async def test_the_loop_turns_between_two_batches_that_run_on_it() -> None:
     device.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("on_loop_seconds", "several"), [(5.0, True), (0.001, False)])
 async def test_batches_on_the_loop_make_up_for_its_other_work(on_loop_seconds: float, several: bool) -> None:
     device = Device("test", on_loop_seconds)

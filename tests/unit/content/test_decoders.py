@@ -68,6 +68,7 @@ async def test_a_decoder_returns_what_the_job_returns() -> None:
             await decoders.run(PICTURE, bytes(100), soon())
 
 
+@pytest.mark.slow
 async def test_a_body_that_takes_too_much_cpu_time_costs_its_decoder_and_no_other_body() -> None:
     async with pool(cpu_seconds=0.05) as decoders:
         slow = slow_jpeg()
@@ -76,6 +77,7 @@ async def test_a_body_that_takes_too_much_cpu_time_costs_its_decoder_and_no_othe
         assert isinstance(await decoders.run(PICTURE, SEVEN, soon()), np.ndarray)
 
 
+@pytest.mark.slow
 async def test_a_body_that_takes_too_much_memory_is_rejected() -> None:
     async with pool(memory_bytes=20_000_000) as decoders:
         large = encoded(Image.new("RGB", (3000, 3000)), "TIFF", compression="tiff_lzw")
@@ -94,6 +96,7 @@ async def test_a_broken_picture_prints_nothing(capfd: pytest.CaptureFixture[str]
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 async def test_a_killed_decoder_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
     async with pool() as decoders:
         before = set(children())
@@ -125,6 +128,7 @@ async def test_hangups_never_kill_a_decoder() -> None:
         assert (len(pids), sent > 0) == (1, True)
 
 
+@pytest.mark.slow
 async def test_bodies_beyond_the_queue_and_the_deadline_are_rejected() -> None:
     async with pool(max_queue=1, cpu_seconds=0.3) as decoders:
         slow = slow_jpeg()

@@ -85,6 +85,7 @@ def test_ink_that_fills_a_corner_is_found(side: int) -> None:
     assert (seen[4:24, 4:24].min(), seen[:3].max()) == (255, 0)
 
 
+@pytest.mark.slow
 def test_picture_of_noise_is_rejected_or_read_but_never_fails() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):

@@ -130,6 +130,7 @@ def test_what_is_not_one_whole_digit_is_rejected(picture: Image.Image, message: 
         digit_from_picture(picture)
 
 
+@pytest.mark.slow
 def test_digit_that_is_cut_off_is_never_answered_with_certainty_and_wrongly() -> None:
     """A stroke that a border cuts lengthways is wide, as paper is: a 2 without its foot is nearly a 7."""
     limit = read_manifest(ROOT / "models" / DEFAULT / "1").abstain_above
@@ -174,6 +175,7 @@ SIDES = st.one_of(st.integers(1, 12), st.integers(13, 90), st.integers(300, 900)
 MODES = st.sampled_from(["L", "RGB", "RGBA", "LA", "1", "P", "CMYK", "I", "F"])
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=100, deadline=None)
 def test_any_picture_gives_a_digit_or_a_rejection(data: st.DataObject) -> None:

@@ -36,12 +36,22 @@ OCTETS = {"content-type": "application/octet-stream"}
 JSON_BODY = {"content-type": "application/json"}
 
 
+@pytest.fixture(scope="module")
+def documents() -> list[Documented]:
+    """The application's document, once a test has got it: to make it takes longer than most tests."""
+    return []
+
+
 @pytest.fixture
-async def client(predictor: LocalPredictor, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+async def client(
+    predictor: LocalPredictor, tmp_path: Path, documents: list[Documented]
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application; every response that it gets must be a documented one."""
     app = create_app(predictor, settings(tmp_path), Metrics())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-        documented = Documented((await client.get("/openapi.json")).json())
+        if not documents:
+            documents.append(Documented((await client.get("/openapi.json")).json()))
+        (documented,) = documents
 
         async def check(response: httpx.Response) -> None:
             body = await response.aread()
@@ -94,6 +104,7 @@ async def test_a_form_of_files_is_classified_in_its_order(client: httpx.AsyncCli
     assert labels(await client.post("/classify", files=files)) == ["2", "6", "4"]
 
 
+@pytest.mark.slow
 async def test_a_large_form_needs_no_disk(
     predictor: LocalPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

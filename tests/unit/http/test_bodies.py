@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import http.client
 import json
+import shutil
 import threading
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,8 +25,11 @@ SEVEN = encoded(seven(), "PNG")
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
-    with serving() as service:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    models = tmp_path_factory.mktemp("models")
+    for name in ("cnn-pruned", "gan"):
+        shutil.copytree(ROOT / "models" / name, models / name)
+    with serving("--models-dir", str(models)) as service:
         drain = threading.Thread(
             target=lambda: service.lines.extend(service.process.stderr or ()), daemon=True
         )

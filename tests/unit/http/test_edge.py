@@ -184,6 +184,7 @@ async def test_no_response_repeats_the_host_that_was_sent(
             assert urlsplit(line.partition(":")[2].strip())[:2] == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("root", ["", "/digits", "/a/b"])
 async def test_a_path_is_found_with_a_prefix_and_with_a_slash(
     predictor: LocalPredictor, tmp_path: Path, root: str
@@ -259,6 +260,7 @@ def test_a_prefix_that_could_be_a_path_of_our_own_is_refused(path: str) -> None:
     assert {each.split("/")[1] for each in PATHS} == {"", *RESERVED}
 
 
+@pytest.mark.slow
 @given(
     st.from_regex(r"(/[a-z0-9]{1,4}){1,3}", fullmatch=True),
     st.from_regex(r"(/[a-z]{1,4}){0,3}/?", fullmatch=True),

@@ -323,6 +323,7 @@ async def documented(predictor: LocalPredictor, tmp_path: Path) -> Documented:
         return Documented((await client.get("/openapi.json")).json())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "chunked"])
 @pytest.mark.parametrize(("method", "path"), ASKED)
 async def test_every_documented_status_is_answered_as_documented(
@@ -344,6 +345,7 @@ async def test_every_documented_status_is_answered_as_documented(
             assert kinds - {""} == operation["responses"][str(status)].get("content", {}).keys()
 
 
+@pytest.mark.slow
 async def test_the_fast_path_is_among_what_is_asked(predictor: LocalPredictor, tmp_path: Path) -> None:
     async with running(predictor, tmp_path) as service:
         for chunked, expected in ((False, []), (True, ["/classify"])):
@@ -352,6 +354,7 @@ async def test_the_fast_path_is_among_what_is_asked(predictor: LocalPredictor, t
             assert service.spy.paths == expected
 
 
+@pytest.mark.slow
 async def test_the_document_is_served_before_the_engine_is_connected(
     predictor: LocalPredictor, tmp_path: Path
 ) -> None:
@@ -368,6 +371,7 @@ def test_every_operation_is_asked(documented: Documented) -> None:
     assert {(method, path) for method, path, _ in documented.operations()} == ASKED.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exporter", ["off", "console"])
 @pytest.mark.parametrize("with_keys", [False, True])
 async def test_the_document_is_valid_openapi(
@@ -432,6 +436,7 @@ def filled_in(operation: dict[str, Any], kind: str | None) -> dict[str, Any]:
     return request
 
 
+@pytest.mark.slow
 async def test_what_the_page_fills_in_gets_200(
     predictor: LocalPredictor, tmp_path: Path, documented: Documented
 ) -> None:

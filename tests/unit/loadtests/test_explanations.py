@@ -39,6 +39,7 @@ def test_an_explanation_that_ends_after_the_load_tells_nothing() -> None:
     assert _explanation_seconds(explained) == pytest.approx([0.7, 0.9])
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_true_median_in_about_19_of_20_runs() -> None:
     rng = np.random.default_rng(1)
     runs = [interval(rng.lognormal(np.log(1.1), 0.4, 40).tolist()) for _ in range(60)]

@@ -19,6 +19,7 @@ def answer_in_two_parts(handler: socketserver.BaseRequestHandler) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_requests_are_sent_while_earlier_ones_are_unanswered() -> None:
     enough = threading.Event()
     count = 0
@@ -41,6 +42,7 @@ def test_requests_are_sent_while_earlier_ones_are_unanswered() -> None:
     assert outcome.done[0] - outcome.due[0] >= outcome.due[39] - outcome.due[0]
 
 
+@pytest.mark.slow
 def test_without_a_rate_it_is_a_closed_loop() -> None:
     with answering(answer_in_two_parts, len(REQUEST)) as port:
         outcome = generate(Plan(port, REQUEST, rate=None, seconds=0.3, connections=4))
@@ -49,6 +51,7 @@ def test_without_a_rate_it_is_a_closed_loop() -> None:
     assert (outcome.status == 200).all()
 
 
+@pytest.mark.slow
 def test_requests_wait_for_a_connection_when_all_are_busy() -> None:
     with answering(answer_in_two_parts, len(REQUEST)) as port:
         outcome = generate(Plan(port, REQUEST, rate=5_000, seconds=0.2, connections=1, patience_seconds=20))
@@ -58,6 +61,7 @@ def test_requests_wait_for_a_connection_when_all_are_busy() -> None:
     assert (outcome.sent >= outcome.due).all()
 
 
+@pytest.mark.slow
 def test_a_broken_connection_fails_only_its_own_request() -> None:
     broken = threading.Event()
 

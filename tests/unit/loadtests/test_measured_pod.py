@@ -19,6 +19,7 @@ def pod(port: int) -> MeasuredPod:
     return MeasuredPod(Service(f"http://127.0.0.1:{port}", port, os.getpid(), 0.0), "mlp", SECONDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("still", range(1, ATTEMPTS + 1))
 def test_a_closed_loop_is_offered_again_while_it_gets_no_answer_in_its_time(still: int) -> None:
     """still: for how many loads the pod stands still; the first is the warm-up."""
@@ -33,6 +34,7 @@ def test_a_closed_loop_is_offered_again_while_it_gets_no_answer_in_its_time(stil
         assert pod(port).closed(rows=1, connections=1).answered_rate > 0
 
 
+@pytest.mark.slow
 def test_a_pod_that_never_answers_in_time_is_an_error() -> None:
     def answer(handler: socketserver.BaseRequestHandler) -> bool:
         time.sleep(2 * SECONDS)

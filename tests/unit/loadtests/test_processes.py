@@ -20,6 +20,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.BaseHTTPRequ
 """
 
 
+@pytest.mark.slow
 def test_every_process_of_a_server_is_measured_and_stopped(tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-c", DETACHED_CHILD, str(port)]

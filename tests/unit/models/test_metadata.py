@@ -179,6 +179,7 @@ VALUES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(entries=st.dictionaries(NAMES, VALUES), others=st.dictionaries(st.text(min_size=1), st.text()))
 def test_arbitrary_metadata_make_a_manifest_or_a_reason(
     tmp_path_factory: pytest.TempPathFactory, entries: dict[str, str], others: dict[str, str]

@@ -15,6 +15,7 @@ def spin(seconds: float) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_thread_that_computes_is_busy_and_one_that_sleeps_is_not() -> None:
     clock = ThreadClock()
     began = time.perf_counter()

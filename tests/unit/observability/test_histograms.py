@@ -15,6 +15,7 @@ from service.observability.metrics import SECONDS
 durations = st.lists(st.one_of(st.floats(0, 40), st.sampled_from(SECONDS)), max_size=50)
 
 
+@pytest.mark.slow
 @given(durations)
 def test_a_histogram_has_the_samples_of_the_librarys(seconds: list[float]) -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()

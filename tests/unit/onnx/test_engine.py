@@ -286,6 +286,7 @@ def spacious(tmp_path: Path) -> Path:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is enforced by Linux")
 def test_a_batch_that_memory_is_too_small_for_runs_in_halves(spacious: Path) -> None:
     run = run_with_full_memory(spacious, 150)
@@ -296,6 +297,7 @@ def test_a_batch_that_memory_is_too_small_for_runs_in_halves(spacious: Path) -> 
     assert "its 512 rows are run in two halves" in run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is enforced by Linux")
 def test_memory_too_small_even_for_halves_raises_an_error_and_the_next_batch_runs(spacious: Path) -> None:
     lines = run_with_full_memory(spacious, 20).stdout.splitlines()

@@ -74,6 +74,7 @@ def test_what_tensorrt_leaves_to_cuda_uses_no_tf32() -> None:
     assert cuda["use_tf32"] == "0"
 
 
+@pytest.mark.slow
 def test_a_full_arena_is_explained_by_the_setting_that_bounds_it() -> None:
     run = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, check=True)
     error = RuntimeError(run.stdout.strip())

@@ -73,6 +73,7 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
+@pytest.mark.slow
 def test_two_batches_in_flight_return_their_own_outputs(
     overlapped: tuple[Engine, SessionOnAStream],
 ) -> None:
@@ -97,6 +98,7 @@ def test_two_batches_in_flight_return_their_own_outputs(
     assert "0" not in session.graph_ids
 
 
+@pytest.mark.slow
 async def test_overlapping_batches_return_each_request_its_own_rows(
     overlapped: tuple[Engine, SessionOnAStream], runtime: RuntimeOfThreads
 ) -> None:
@@ -119,6 +121,7 @@ async def test_overlapping_batches_return_each_request_its_own_rows(
     device.close()
 
 
+@pytest.mark.slow
 def test_warm_up_runs_each_batch_size_twice_in_each_slot(
     overlapped: tuple[Engine, SessionOnAStream],
 ) -> None:

@@ -322,6 +322,7 @@ async def test_no_request_is_lost_while_versions_are_swapped(
     assert predictor.models().find("first-pixel").manifest.version == 4
 
 
+@pytest.mark.slow
 async def test_a_reload_waits_until_the_last_one_has_freed_what_it_replaced(
     add_classifier: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -34,6 +34,7 @@ class Spawner:
         self.ends += 1
 
 
+@pytest.mark.slow
 async def test_a_process_that_dies_is_started_again_until_it_is_stopped() -> None:
     spawner = Spawner(WAITS)
     child = Child("child", spawner.spawn, spawner.ended)
@@ -63,6 +64,7 @@ async def delays(child: Child, spawner: Spawner, kills: int, caplog: pytest.LogC
     return [line.rpartition("in ")[2] for line in caplog.messages if "restarting it" in line]
 
 
+@pytest.mark.slow
 async def test_the_first_restart_is_immediate_and_each_later_one_waits_longer(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

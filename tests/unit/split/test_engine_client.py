@@ -500,6 +500,7 @@ async def test_the_socket_is_for_its_owner_and_for_one_engine(start_engine: Star
     await start_engine()
 
 
+@pytest.mark.slow
 async def test_a_full_queue_is_known_before_a_body_is_read(start_engine: Start, connect: Connect) -> None:
     engine = await start_engine(max_batch_delay_seconds=1, max_batch_size=8, max_queue_requests=4)
     predictor = await connect()
@@ -539,6 +540,7 @@ async def test_requests_of_one_turn_share_a_frame_and_keep_their_own_fate(
     assert engine.rows_waiting() == 0
 
 
+@pytest.mark.slow
 async def test_one_request_of_a_frame_is_cancelled_alone(start_engine: Start, connect: Connect) -> None:
     engine = await start_engine(max_batch_delay_seconds=0.5, max_batch_size=8)
     predictor = await connect()

@@ -24,6 +24,7 @@ HEADERS = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(
     frames=st.lists(st.tuples(st.integers(0, 2**32 - 1), HEADERS, st.binary(max_size=300)), max_size=6),
     cuts=st.lists(st.integers(0, 2000), max_size=8),

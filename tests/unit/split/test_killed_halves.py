@@ -119,6 +119,7 @@ async def engine(path: Path, models_dir: Path) -> AsyncIterator[EngineHalf]:
     await half.close()
 
 
+@pytest.mark.slow
 async def test_a_worker_that_dies_at_any_step_leaves_nothing(engine: EngineHalf, fork: Fork) -> None:
     assert await classify(engine.client, 3) == [3] * ROWS
     before = shared()
@@ -130,6 +131,7 @@ async def test_a_worker_that_dies_at_any_step_leaves_nothing(engine: EngineHalf,
         await until(lambda: memory_is_free(engine.client))
 
 
+@pytest.mark.slow
 async def test_the_rows_of_a_dead_worker_stay_until_the_batch_has_copied_them(
     path: Path, models_dir: Path, fork: Fork, monkeypatch: pytest.MonkeyPatch
 ) -> None:

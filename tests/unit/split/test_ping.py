@@ -34,6 +34,7 @@ def run_ping(path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.slow
 def test_an_engine_answers_until_it_hangs_or_ends(
     add_classifier: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -222,6 +222,7 @@ async def test_bodies_are_given_back_in_whatever_thread_they_end(start: Start) -
     await until(lambda: not halves.memory.regions)
 
 
+@pytest.mark.slow
 async def test_nothing_of_a_body_is_left_whatever_its_client_does(start: Start, tmp_path: Path) -> None:
     halves = await start(max_queue_rows=2 * ROWS, max_request_rows=2 * ROWS, max_batch_delay_seconds=0.1)
     body = np.zeros((ROWS, 28, 28), np.uint8)

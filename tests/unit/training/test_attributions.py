@@ -175,6 +175,7 @@ def test_integrated_gradients_are_captums(
     assert seen.sum() == pytest.approx(whole - empty, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_gradient_graph_gives_torchs_gradients(network: Small, graph: onnx.ModelProto) -> None:
     rng = np.random.default_rng(1)
     images = torch.from_numpy(rng.uniform(0, 255, (10, 28, 28)).astype(np.float32)).requires_grad_()

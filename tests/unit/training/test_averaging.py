@@ -26,6 +26,7 @@ def test_averaging_copies_integer_buffers() -> None:
     assert torch.equal(ema.module.get_buffer("labels"), torch.arange(10))
 
 
+@pytest.mark.slow
 def test_the_average_on_a_device_is_the_same() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))

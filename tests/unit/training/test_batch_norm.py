@@ -10,6 +10,7 @@ from training.families.batch_norm import fold_batch_norm
 MLP = dataclasses.replace(classifier.MLP, epochs=1, batch_size=20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [classifier.MLP, classifier.CNN, classifier.VIT], ids=lambda each: str(each.network)
 )

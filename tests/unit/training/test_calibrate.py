@@ -132,6 +132,7 @@ def test_the_other_outputs_stay(splits: Splits) -> None:
     assert temperature_of(again) == 3.0
 
 
+@pytest.mark.slow
 def test_what_is_made_from_a_tempered_graph_has_its_temperature(
     models: Path, data_dir: Path, splits: Splits
 ) -> None:

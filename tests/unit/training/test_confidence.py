@@ -91,6 +91,7 @@ def test_published_graph_has_a_score_and_the_same_probabilities(published: Path,
     assert manifest.command.startswith("python -m training export mlp && python -m training")
 
 
+@pytest.mark.slow
 def test_threshold_lets_a_hundredth_of_the_validation_images_abstain(published: Path, splits: Splits) -> None:
     folder = published / "mlp" / "2"
     limit = read_manifest(folder).abstain_above
@@ -130,6 +131,7 @@ def test_graph_computes_the_fitted_score_and_zero_features_too(splits: Splits) -
     assert np.isfinite(black).all()
 
 
+@pytest.mark.slow
 def test_int8_version_gets_a_score_from_its_levels(
     published: Path, tmp_path: Path, data_dir: Path, splits: Splits
 ) -> None:

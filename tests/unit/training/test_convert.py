@@ -51,6 +51,7 @@ def check_published(models: Path, data_dir: Path, name: str, version: int) -> No
     Engine(folder / MODEL_FILE, manifest, EngineOptions("cpu", 0, 1, (1, 8))).warm_up()
 
 
+@pytest.mark.slow
 def test_float16_classifier_is_published_evaluated_and_served(models: Path, data_dir: Path) -> None:
     check_published(models, data_dir, "mlp", 2)
 
@@ -115,6 +116,7 @@ def test_generator_that_changes_too_much_is_not_published(
     assert "grey levels in a CPU's arithmetic, expected at most -1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_score_that_differs_too_much_is_not_published(
     models: Path,
     data_dir: Path,

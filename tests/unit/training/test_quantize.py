@@ -26,6 +26,7 @@ def quantize(models: Path, data_dir: Path, *more: str, model: str = "mlp") -> in
     return main(command("quantize", models, data_dir, model, "--calibration-images", "40", *more))
 
 
+@pytest.mark.slow
 def test_int8_version_is_published_evaluated_and_served(models: Path, data_dir: Path, splits: Splits) -> None:
     assert quantize(models, data_dir) == 0
     folder = models / "mlp-int8" / "2"
@@ -58,6 +59,7 @@ def test_version_that_loses_too_much_is_not_published(
     assert not list(models.glob("mlp-int8/*"))
 
 
+@pytest.mark.slow
 def test_int8_version_is_replaced_only_by_force(
     models: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,6 +92,7 @@ def test_unsuitable_model_is_refused_in_one_line(
     assert message in error
 
 
+@pytest.mark.slow
 def test_quantised_model_is_not_quantised_again(
     models: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,6 +45,7 @@ def test_log_determinant_is_that_of_autograds_jacobian(size: int) -> None:
     torch.testing.assert_close(flow.inverse(w, LABELS)[1], expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_density_of_the_flow_integrates_to_one() -> None:
     flow = random_flow(1, layers=3)
     w = torch.linspace(-100, 100, 400_001).double().unsqueeze(1)

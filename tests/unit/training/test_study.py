@@ -45,6 +45,7 @@ def search(folder: Path, orders: Iterable[int], seed: int = 0) -> list[dict[str,
     return found
 
 
+@pytest.mark.slow
 def test_the_first_trial_is_the_default_configuration(tmp_path: Path) -> None:
     plan = new_plan(tmp_path)
     with open_study(plan) as study:
@@ -55,6 +56,7 @@ def test_the_first_trial_is_the_default_configuration(tmp_path: Path) -> None:
     assert (is_default(plan, first), is_default(plan, second)) == (True, False)
 
 
+@pytest.mark.slow
 def test_running_trials_count_so_that_no_more_start_than_ordered(tmp_path: Path) -> None:
     plan = new_plan(tmp_path, trials=3)
     with open_study(plan) as study, open_study(plan) as other:
@@ -71,6 +73,7 @@ def test_a_continued_study_draws_the_values_of_one_that_was_never_stopped(tmp_pa
     assert len({trial["learning_rate"] for trial in whole}) == 12
 
 
+@pytest.mark.slow
 def test_another_seed_draws_other_values(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     assert search(tmp_path, [3])[1:] != search(tmp_path / "other", [3], seed=1)[1:]

@@ -44,6 +44,7 @@ async def lifetime(port: int, whole: bytes) -> float:
             await asyncio.sleep(0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", TAKEN)
 async def test_connections_that_begin_together_close_at_different_ages(
     listener: Listener, whole: bytes
@@ -54,6 +55,7 @@ async def test_connections_that_begin_together_close_at_different_ages(
     assert not listener.connections.open
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", TAKEN)
 async def test_requests_that_are_there_already_are_answered_before_the_close(
     listener: Listener, whole: bytes
@@ -70,6 +72,7 @@ async def test_requests_that_are_there_already_are_answered_before_the_close(
         assert last.headers["connection"] == "close"
 
 
+@pytest.mark.slow
 async def test_an_idle_connection_outlives_its_age(listener: Listener) -> None:
     """Closing it could cross a request on its way."""
     async with connected(listener.port) as connection:

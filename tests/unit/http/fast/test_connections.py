@@ -52,6 +52,7 @@ async def until(condition: object) -> None:
             await asyncio.sleep(0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", TAKEN)
 async def test_a_body_that_does_not_come_is_given_up(listener: Listener, whole: bytes) -> None:
     async with connected(listener.port) as connection:
@@ -65,6 +66,7 @@ async def test_a_body_that_does_not_come_is_given_up(listener: Listener, whole: 
     assert listener.connections.buffered == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", TAKEN)
 async def test_a_deadline_counts_from_the_first_byte(listener: Listener, whole: bytes) -> None:
     whole = whole.replace(b"Host: test", b"Host: test\r\ninkserve-timeout: 0.1", 1)
@@ -78,6 +80,7 @@ async def test_a_deadline_counts_from_the_first_byte(listener: Listener, whole: 
     assert listener.counted(504) == 2
 
 
+@pytest.mark.slow
 async def test_a_head_that_does_not_end_is_given_up(listener: Listener) -> None:
     async with connected(listener.port) as connection:
         for byte in b"GET / HTTP/1.1":
@@ -171,6 +174,7 @@ async def test_a_disconnect_is_seen_behind_unread_bytes(
     assert listener.counted(499) == 1
 
 
+@pytest.mark.slow
 async def test_pipelined_requests_are_read_as_they_are_answered(listener: Listener) -> None:
     async with connected(listener.port) as connection:
         connection.writer.write(LIVE * 3000)

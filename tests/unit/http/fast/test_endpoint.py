@@ -164,6 +164,7 @@ async def test_an_access_line_has_no_key_name_without_keys(predictor: LocalPredi
     assert "api_key_name" not in stream.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["always_off", "always_on"])
 async def test_the_fast_path_stays_on_under_tracing(
     predictor: LocalPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
@@ -212,6 +213,7 @@ async def test_a_request_may_come_in_any_two_pieces(listener: Listener, wish: di
             assert (response.status, response.body) == (200, expected), cut
 
 
+@pytest.mark.slow
 @given(
     digits=st.lists(st.integers(0, 9), min_size=1, max_size=6),
     kinds=st.lists(st.sampled_from(["raw", "png", "chunked", "get"]), min_size=6, max_size=6),
@@ -254,6 +256,7 @@ async def test_a_disconnect_cancels_the_request(listener: Listener, predictor: L
     assert listener.metrics.registry.get_sample_value("inkserve_rejected_requests_total", labels) == 1
 
 
+@pytest.mark.slow
 async def test_an_answered_request_is_freed_at_once(listener: Listener) -> None:
     def requests() -> list[object]:
         # By type: isinstance asks each object, and some of torch's warn when they are asked.
@@ -280,6 +283,7 @@ async def test_a_disconnect_amid_the_body_is_counted(listener: Listener) -> None
     assert listener.counted(499) == 1
 
 
+@pytest.mark.slow
 async def test_a_server_that_ends_answers_what_is_in_flight_and_closes(
     listener: Listener, predictor: LocalPredictor
 ) -> None:
@@ -305,6 +309,7 @@ async def test_a_server_that_ends_answers_what_is_in_flight_and_closes(
             assert await connection.reader.read() == b""
 
 
+@pytest.mark.slow
 async def test_a_connection_is_closed_when_it_has_been_idle_and_not_before(listener: Listener) -> None:
     async with connected(listener.port) as connection:
         for _ in range(4):
@@ -315,6 +320,7 @@ async def test_a_connection_is_closed_when_it_has_been_idle_and_not_before(liste
         assert asyncio.get_running_loop().time() - started < KEEP_ALIVE_SECONDS
 
 
+@pytest.mark.slow
 async def test_a_request_that_takes_long_is_not_idle(listener: Listener, predictor: LocalPredictor) -> None:
     async with connected(listener.port) as connection:
         await exchange(connection, request())

@@ -58,6 +58,7 @@ async def test_a_request_counts_until_it_is_answered(
         assert len(listener.connections.open) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", TAKEN)
 async def test_a_request_counts_while_its_body_comes(listener: Listener, whole: bytes) -> None:
     async with connected(listener.port) as connection:
@@ -100,6 +101,7 @@ async def test_a_probe_and_a_scrape_are_no_load(listener: Listener) -> None:
         assert (await exchange(connection, PROBE)).status == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", TAKEN)
 async def test_a_queued_request_counts_until_it_expires_and_a_shed_one_never(
     add_classifier: Callable[..., Path], tmp_path: Path, whole: bytes

@@ -142,6 +142,7 @@ def _path_of(target: bytes) -> bytes:
     return target.removeprefix(b"http://x").partition(b"?")[0]
 
 
+@pytest.mark.slow
 @EXAMPLES
 @given(st.lists(st.integers(1, 400), max_size=8), st.integers(1, 9))
 def test_chunks_in_any_pieces_give_their_content(cuts: list[int], size: int) -> None:

@@ -148,6 +148,7 @@ def test_the_same_seed_gives_the_same_figures() -> None:
     assert sum(first.shares) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_the_tables_and_the_picture_have_every_balancer(tmp_path: Path) -> None:
     balanced = [
         Balanced(scenario, name, 0.01, 0.02, 0.1 if name == "round robin" else 0.0, [0.4, 0.4, 0.2])
