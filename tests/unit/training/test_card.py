@@ -91,6 +91,7 @@ FAMILIES: dict[str, Callable[[History], Card]] = {
     "vit": lambda history: classifier._card(VIT, classifier.build(VIT), history),
     "gan": gan_card,
     "flow": lambda history: flow._card(FLOW, flow.Velocity(FLOW), history),
+    "flow-distilled": lambda history: flow._card(flow.DISTILLED, flow.Velocity(flow.DISTILLED), history),
     "vae": lambda history: vae._card("vae", "vae", VAE, vae.ConditionalVae(VAE), history),
     "vae-encoder": lambda history: vae._card("vae-encoder", "vae", VAE, vae.ConditionalVae(VAE), history),
 }
