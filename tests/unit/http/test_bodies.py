@@ -6,7 +6,6 @@ import contextlib
 import gzip
 import http.client
 import json
-import shutil
 import threading
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -28,7 +27,7 @@ SEVEN = encoded(seven(), "PNG")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     models = tmp_path_factory.mktemp("models")
     for name in ("cnn-pruned", "gan"):
-        shutil.copytree(ROOT / "models" / name, models / name)
+        (models / name).symlink_to(ROOT / "models" / name)
     with serving("--models-dir", str(models)) as service:
         drain = threading.Thread(
             target=lambda: service.lines.extend(service.process.stderr or ()), daemon=True
