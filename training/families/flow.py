@@ -62,7 +62,7 @@ SLOWEST, FASTEST = 1.0, 64.0
 # As of the GAN: the largest accepted difference of a pixel between torch and onnxruntime, in grey levels.
 PARITY_TOLERANCE = 1.0
 PARITY_SEED = 0
-# A sample costs eight passes through the network: parity is checked on fewer rows than there are test images.
+# A sample costs up to eight passes of the network: parity is checked on fewer rows than there are images.
 PARITY_ROWS = 2000
 
 
@@ -143,7 +143,7 @@ CONFIG = Config(
     precision="32-true",
 )
 
-# Merges the steps of a run that merged those of `flow` to two.
+# One step, taught by a run of two, which in turn was taught by a run of `flow` with its eight.
 DISTILLED = replace(
     CONFIG,
     epochs=10,
