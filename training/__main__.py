@@ -102,11 +102,12 @@ def _train(options: argparse.Namespace) -> int:
         config = dataclasses.replace(config, precision=options.precision)
     splits = load(options.data_dir)
     _limit_threads(options.threads)
+    from training.runs.inputs import record_of
     from training.runs.run import Run
 
     run = Run(
         options.run_dir or Path("runs") / options.model,
-        {"model": options.model, "data_digest": splits.digest} | dataclasses.asdict(config),
+        record_of(options.model, splits.digest, config),
         epochs=config.epochs,
         seed=options.seed,
         device=options.device,

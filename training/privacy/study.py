@@ -1,6 +1,5 @@
 """The command `private`: trains at each epsilon, attacks models of each, and reports."""
 
-import dataclasses
 import json
 
 import torch
@@ -17,6 +16,7 @@ from training.privacy.guarantee import check_delta, read_guarantee
 from training.privacy.plan import Level, Plan
 from training.privacy.report import Attacked, Outcome, Trained, report
 from training.runs.finished import load_weights
+from training.runs.inputs import record_of
 from training.runs.run import Run
 from training.terminal import notice
 
@@ -59,7 +59,7 @@ def _train(plan: Plan, level: Level, seed: int, splits: Splits) -> Trained:
     notice(f"{level}, seed {seed}: {folder}")
     run = Run(
         folder,
-        {"model": "private", "data_digest": splits.digest} | dataclasses.asdict(config),
+        record_of("private", splits.digest, config),
         epochs=config.epochs,
         seed=seed,
         device=plan.device,

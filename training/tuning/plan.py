@@ -1,6 +1,5 @@
 """What a study is asked to do: shared by the command, its workers and its report. Knows nothing of Optuna."""
 
-import dataclasses
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from training.hyperparameters import changed
+from training.runs.inputs import record_of
 from training.tuning.space import Space, written
 
 TRIALS_FOLDER = "trials"
@@ -57,8 +57,7 @@ class Plan:
 
     def record(self) -> dict[str, Any]:
         """What must stay the same when a study is continued, as plain values."""
-        record = {"model": self.model, "seed": self.seed, "data_digest": self.data_digest}
-        record |= dataclasses.asdict(self.config)
+        record = {"seed": self.seed} | record_of(self.model, self.data_digest, self.config)
         record |= {f"range of {name}": str(field) for name, field in self.space.fields.items()}
         plain: dict[str, Any] = json.loads(json.dumps(record | {"metric": self.space.metric}))
         return plain

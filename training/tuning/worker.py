@@ -1,7 +1,6 @@
 """One worker: a process that trains trials, one after the other, until the study has enough."""
 
 import contextlib
-import dataclasses
 import importlib
 import io
 import multiprocessing
@@ -20,6 +19,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from service.errors import RepositoryError
 from training.datasets.splits import Splits, load
 from training.errors import DivergenceError, TrainingError
+from training.runs.inputs import record_of
 from training.runs.run import BEST_FILE, CHECKPOINT_FILE, Run
 from training.tuning.plan import Plan
 from training.tuning.study import ask, is_default, open_study
@@ -103,7 +103,7 @@ def _train(plan: Plan, trial: Trial, splits: Splits, values: _Values) -> None:
 def _run(plan: Plan, config: Any, number: int, values: _Values) -> Run:
     return Run(
         plan.run_folder(number),
-        {"model": plan.model, "data_digest": plan.data_digest} | dataclasses.asdict(config),
+        record_of(plan.model, plan.data_digest, config),
         epochs=config.epochs,
         seed=plan.seed,
         device=plan.device,
