@@ -595,7 +595,9 @@ def _card(config: Config, velocity: nn.Module, history: Sequence[Mapping[str, fl
     if count > 1:
         steps = f"{count} Euler steps, which the graph holds; they grow with the power {config.warp:g}"
         shared, passes = ", which all steps share", f"{count} passes"
-    beginning = guided = reading = clipping = ""
+    merged = beginning = guided = reading = clipping = ""
+    if config.teacher != NO_TEACHER:
+        merged = ", in one step" if count == 1 else f", in {count} steps"
     if (source := source_of(config)) != NO_SOURCE:
         beginning = f"The run begins with the best weights of an earlier one, `{source}`. "
     if config.guidance:
@@ -619,6 +621,7 @@ def _card(config: Config, velocity: nn.Module, history: Sequence[Mapping[str, fl
         steps=steps,
         shared=shared,
         passes=passes,
+        merged=merged,
         objective=_objective(config),
         beginning=beginning,
         guided=guided,
