@@ -28,10 +28,16 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    """Register the profile of .ci/nightly: more examples, and different ones each night.
+    """Give torch one thread, and register hypothesis's profiles.
 
-    No profile has hypothesis's deadline of 0.2 s for an example, which other work on the machine can use up.
+    The threads of OpenMP, of which torch has one per core, wait for each other more than they compute in a
+    tiny network, and for every other process: test_flow.py took 12 s with two of them beside a training, and
+    1.7 s with one. torch reads the variable when it is imported, in the tests' subprocesses too.
+
+    The profile of .ci/nightly has more examples, and different ones each night. No profile has the deadline
+    of 0.2 s for an example, which other work on the machine can use up.
     """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     hypothesis_settings.register_profile("timeless", hypothesis_settings(), deadline=None)
     hypothesis_settings.load_profile("timeless")
     default = hypothesis_settings.get_profile("default")

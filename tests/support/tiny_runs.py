@@ -126,8 +126,6 @@ def new_run(
     kind: type[Run] = Run,
     origin: Mapping[str, str] = MappingProxyType({}),
 ) -> Run:
-    # Tiny networks on two threads wait for each other more than they compute.
-    torch.set_num_threads(1)
     hyperparameters = {**origin, **dataclasses.asdict(config)}
     return kind(folder, hyperparameters, epochs=config.epochs, seed=3, device="cpu", resume=resume)
 

@@ -110,7 +110,6 @@ def test_training_the_transformer_lowers_the_loss(vit: Path) -> None:
 @pytest.mark.slow
 def test_transformer_overfits_a_batch() -> None:
     """The gradient reaches every parameter, and 30 steps fit labels that are pure chance."""
-    torch.set_num_threads(1)  # two wait for each other more than they compute
     network = fresh("vit")
     images, labels = torch.rand(10, 1, 28, 28), torch.arange(10)
     optimizer = torch.optim.AdamW(classifier.parameter_groups(network, classifier.VIT), lr=2e-3)

@@ -35,11 +35,6 @@ SETTING = Setting(
 )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # two wait for each other more than they compute
-
-
 def bars(count: int, seed: int = 0) -> Dataset:
     images, labels = patterns(count, seed)
     return Dataset(images, labels.astype(np.int64))

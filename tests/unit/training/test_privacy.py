@@ -31,11 +31,6 @@ TINY = dataclasses.replace(
 )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # two wait for each other more than they compute
-
-
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory, splits: Splits) -> Path:
     """A finished private run, which no test may change."""
