@@ -1,1 +1,1 @@
-"""Tables and pictures of published classifiers, from their ONNX files alone."""
+"""Tables and pictures of published models, from their ONNX files alone."""

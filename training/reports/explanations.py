@@ -29,7 +29,7 @@ from training.figures import new_figure, save_figure
 from training.files import write_atomically
 from training.gradients.backward import GRADIENT, IMAGES, LABEL, gradient_graph
 from training.onnx_files import open_graph, run_in_parts
-from training.reports.robustness import classifiers
+from training.reports.latest import latest_versions
 from training.versions import read_verified
 
 JSON_FILE, PICTURE_FILE = "explanations.json", "explanations.png"
@@ -98,7 +98,7 @@ def explain(
     the sanity check. folder: for JSON_FILE and PICTURE_FILE.
     Raises EvaluationError, SourceError or GradientError.
     """
-    (version,) = classifiers([name], models_dir, splits).values()
+    (version,) = latest_versions([name], models_dir, splits, "classification").values()
     manifest = read_verified(version)
     data = splits.validation if on == "validation" else splits.test
     images = data.images[spread(len(data), digits)]

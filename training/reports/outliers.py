@@ -17,7 +17,7 @@ from training.evaluation.abstention import abstained, auroc
 from training.figures import new_figure, save_figure
 from training.files import write_atomically
 from training.onnx_files import open_session, run_in_parts
-from training.reports.robustness import classifiers
+from training.reports.latest import latest_versions
 from training.temperature_scaling import PROBABILITIES
 from training.versions import read_verified
 
@@ -66,7 +66,7 @@ def report(names: Sequence[str], models_dir: Path, splits: Splits, fashion: Spli
     strange = outliers(fashion.test, splits.test, SEED)
     measured = {
         name: _measure(version, splits, strange)
-        for name, version in classifiers(names, models_dir, splits).items()
+        for name, version in latest_versions(names, models_dir, splits, "classification").items()
         if names or read_verified(version).abstain_above is not None
     }
     if not measured:

@@ -18,7 +18,7 @@ from training.figures import new_figure, save_figure
 from training.files import write_atomically
 from training.quantization.int8 import single_threaded_session
 from training.quantization.speed import cpu_name, seconds_per_run
-from training.reports.robustness import classifiers
+from training.reports.latest import latest_versions
 from training.versions import read_verified
 
 JSON_FILE = "pareto.json"
@@ -50,7 +50,7 @@ def pareto(names: Sequence[str], models_dir: Path, splits: Splits, folder: Path)
     The accuracies are those of the manifests. folder: for pareto.json and pareto.png.
     Raises EvaluationError or SourceError.
     """
-    found = classifiers(names, models_dir, splits)
+    found = latest_versions(names, models_dir, splits, "classification")
     sessions = {name: single_threaded_session(version / MODEL_FILE) for name, version in found.items()}
     images = splits.validation.images
     times = {batch: _microseconds(sessions, images[np.arange(batch) % len(images)]) for batch in BATCHES}

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from service.models.folder import CARD_FILE, model_folders, version_folders
-from service.models.manifest import FP16_SUFFIX, MANIFEST_FILE, MODEL_FILE
+from service.models.folder import CARD_FILE
+from service.models.manifest import MODEL_FILE
 from service.models.signatures import SIGNATURE_FILE
 from training.cards.card import fill_page, table, titled_table, with_section
 from training.datasets.splits import Dataset, Splits
@@ -20,8 +20,7 @@ from training.evaluation.metrics import calibration_error, negative_log_likeliho
 from training.evaluation.temperature import best_temperature, tempered
 from training.files import write_atomically
 from training.provenance.bom import update_bom
-from training.sources import check_source
-from training.versions import read_verified
+from training.reports.latest import latest_versions
 
 CLEAN = "clean"
 
@@ -42,7 +41,7 @@ def robustness(
     output: where to write the figures as JSON too. cards: write them into the models' cards too.
     Raises EvaluationError or SourceError.
     """
-    folders = classifiers(names, models_dir, splits)
+    folders = latest_versions(names, models_dir, splits, "classification")
     signed = sorted(
         str(folder) for folder in folders.values() if cards and (folder / SIGNATURE_FILE).exists()
     )
@@ -126,25 +125,3 @@ def _measure(
         "nll": round(negative_log_likelihood(cooled, labels), 6),
     }
     return measured
-
-
-def classifiers(names: Sequence[str], models_dir: Path, splits: Splits) -> dict[str, Path]:
-    """The folder of each named classifier's latest version, or of all, by name.
-
-    All are without those in float16, which are for GPUs. Raises EvaluationError or SourceError.
-    """
-    found: dict[str, Path] = {}
-    for model in model_folders(models_dir):
-        versions = version_folders(model, holding=MANIFEST_FILE)
-        if not versions or (names and model.name not in names):
-            continue
-        folder = versions[max(versions)]
-        manifest = read_verified(folder)
-        for_gpus = model.name.endswith(FP16_SUFFIX)
-        if names or (manifest.task == "classification" and not for_gpus):
-            check_source(manifest, splits)
-            found[model.name] = folder
-    missing = sorted({*names} - {*found})
-    if missing or not found:
-        raise EvaluationError(f"{models_dir} holds no classifier {', '.join(missing)}".rstrip())
-    return found

@@ -102,7 +102,8 @@ def test_robustness_measures_every_classifier_on_every_corruption(
 
 
 @pytest.mark.parametrize(
-    ("name", "problem"), [("gan", "gan/1 is a model for generation"), ("ghost", "holds no classifier ghost")]
+    ("name", "problem"),
+    [("gan", "gan/1 is a model for generation"), ("ghost", "holds no model for classification ghost")],
 )
 def test_only_classifiers_are_measured(
     workshop: Workshop, capsys: pytest.CaptureFixture[str], name: str, problem: str
