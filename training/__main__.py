@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "default": _default,
         "robustness": _robustness,
         "outliers": _outliers,
+        "draws": _draws,
         "pareto": _pareto,
         "explain": _explain,
         "sign": _sign,
@@ -299,6 +300,14 @@ def _robustness(options: argparse.Namespace) -> int:
 
     splits = load(options.data_dir)
     robustness(options.models, options.models_dir, splits, options.on, options.output, options.cards)
+    return 0
+
+
+def _draws(options: argparse.Namespace) -> int:
+    from training.reports.draws import draws
+
+    splits = load(options.data_dir)
+    draws(options.models, options.models_dir, splits, options.on, options.draws, options.output)
     return 0
 
 

@@ -24,7 +24,7 @@ def build_parser(
     add |= {"gradient": _add_gradient, "explain": _add_explain}
     add |= {"confidence": _add_confidence, "calibrate": _add_calibrate}
     add |= {"evaluate": _add_evaluate, "robustness": _add_robustness, "pareto": _add_pareto}
-    add |= {"outliers": _add_outliers}
+    add |= {"outliers": _add_outliers, "draws": _add_draws}
     add |= {"default": _add_default}
     add |= {"sign": _add_sign, "tune": _add_tune, "private": _add_private}
     for name, run in commands.items():
@@ -353,6 +353,28 @@ def _add_evaluate(actions: Any) -> argparse.ArgumentParser:
     return command
 
 
+def _add_draws(actions: Any) -> argparse.ArgumentParser:
+    about = (
+        "Measure generators on several draws of their samples: the mean and the standard deviation of each "
+        "metric, which tell what a difference between two generators is worth."
+    )
+    command = _add(actions, "draws", about)
+    command.add_argument("models", nargs="*", help="names of generators (default: all but float16's)")
+    _add_models_dir(command)
+    command.add_argument(
+        "--on",
+        choices=["validation", "test"],
+        default="validation",
+        help="images to compare the samples with (default: %(default)s); the test images are for final "
+        "figures only",
+    )
+    command.add_argument(
+        "--draws", type=_several, default=5, help="draws of each generator, 2 or more (default: %(default)s)"
+    )
+    command.add_argument("--output", type=Path, help="JSON file for the figures of each draw")
+    return command
+
+
 def _add_robustness(actions: Any) -> argparse.ArgumentParser:
     about = (
         "Measure classifiers on images with fifteen kinds of corruption, and their calibration before and "
@@ -487,6 +509,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def _several(text: str) -> int:
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"{value} is less than 2")
     return value
 
 

@@ -32,9 +32,9 @@ def generation(path: Path, splits: Splits, judge: Judge) -> Metrics:
     """
     reference, _ = judge(splits.test.images)
     labels = splits.test.labels
-    metrics = _quality(draw(path, labels), labels, reference, judge, "")
+    metrics = quality(draw(path, labels), labels, reference, judge)
     rows = spread(len(splits.train), len(labels))
-    real = _quality(splits.train.images[rows], splits.train.labels[rows], reference, judge, "real_")
+    real = quality(splits.train.images[rows], splits.train.labels[rows], reference, judge, "real_")
     return {"samples": len(labels)} | metrics | real | judge.identity
 
 
@@ -57,13 +57,14 @@ def largest_change(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> int:
     return int(np.abs(before.astype(int) - after).max())
 
 
-def _quality(
+def quality(
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
     reference: NDArray[np.float32],
     judge: Judge,
-    prefix: str,
+    prefix: str = "",
 ) -> Metrics:
+    """The metrics of images (n, 28, 28) with labels (n,), against the features of real images, (m, d)."""
     features, seen = judge(images)
     precision, recall = precision_recall(
         reference[spread(len(reference), NEIGHBOUR_ROWS)], features[spread(len(features), NEIGHBOUR_ROWS)]
@@ -81,11 +82,13 @@ def _quality(
     }
 
 
-def draw(source: Path | onnx.ModelProto, labels: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Samples of a generator's graph, one per label, always from the same z: (n, 28, 28) uint8."""
+def draw(
+    source: Path | onnx.ModelProto, labels: NDArray[np.int64], seed: int = SAMPLES_SEED
+) -> NDArray[np.uint8]:
+    """Samples of a generator's graph, one per label, from the z of a seed: (n, 28, 28) uint8."""
     session = open_session(source)
     size = next(each.shape[1] for each in session.get_inputs() if each.name == "z")
-    z = draw_latents(SAMPLES_SEED, len(labels), size)
+    z = draw_latents(seed, len(labels), size)
     images: NDArray[np.uint8]
     (images,) = run_in_parts(session, ["images"], {"z": z, "label": labels})
     return images
