@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from service.models.manifest import FP16_SUFFIX
 from training.evaluation.corruptions import CORRUPTIONS
-from training.reports import pareto, robustness
+from training.reports import draws, pareto, robustness
 
 DOCS = Path(__file__).parents[3] / "docs"
 MODELS = DOCS.parent / "models"
@@ -59,6 +61,17 @@ def test_the_page_has_the_figures_of_the_shipped_generators() -> None:
             row = generator_row(f"`{manifest['name']}`", manifest["metrics"])
             assert f"| {row} | {manifest['metrics']['multiply_adds']:,} |" in PAGE
             assert generator_row("real images", manifest["metrics"], "real_") in PAGE
+
+
+def test_the_page_has_the_table_of_draws_of_the_shipped_generators() -> None:
+    report = json.loads((DOCS / "models" / draws.JSON_FILE).read_text())
+    for path in MODELS.glob("*/*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        name, for_gpus = manifest["name"], manifest["name"].endswith(FP16_SUFFIX)
+        assert (name in report) == (manifest["task"] == "generation" and not for_gpus)
+        for metric, values in report.get(name, {}).items():
+            assert values[0] == pytest.approx(manifest["metrics"][metric], abs=1e-4)
+    assert draws.draws_table(report) in PAGE
 
 
 def generator_row(label: str, metrics: dict[str, float], prefix: str = "") -> str:
