@@ -8,11 +8,9 @@ from numpy.typing import NDArray
 from service.errors import RepositoryError
 from training.datasets.splits import Splits, spread
 from training.errors import EvaluationError, SourceError
-from training.evaluation.judge import Judge
+from training.evaluation.judge import judge_of
 from training.evaluation.metrics import class_distance, frechet_distance, precision_recall
-from training.sources import check_source
 from training.terminal import notice
-from training.versions import read_verified
 
 # Precision and recall compare all pairs; 2,000 images give them to about 0.01.
 NEIGHBOUR_ROWS = 2000
@@ -49,8 +47,7 @@ class EpochQuality:
     """
 
     def __init__(self, folder: Path, splits: Splits) -> None:
-        check_source(read_verified(folder), splits)
-        self._judge = Judge(folder)
+        self._judge = judge_of(folder, splits)
         self.labels = splits.validation.labels
         self._real, _ = self._judge(splits.validation.images)
 

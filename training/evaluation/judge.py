@@ -15,6 +15,7 @@ from training.datasets.splits import Splits
 from training.errors import EvaluationError
 from training.evaluation.metrics import Metrics
 from training.onnx_files import open_session, run_in_parts
+from training.sources import check_source
 from training.versions import read_verified
 
 # The model whose judgement is published.
@@ -40,6 +41,15 @@ class Judge:
         names = ["features", "probabilities"]
         features, probabilities = run_in_parts(self._session, names, {"images": images})
         return features, probabilities.argmax(1)
+
+
+def judge_of(folder: Path, splits: Splits) -> Judge:
+    """The judge in a folder.
+
+    Raises SourceError, EvaluationError or RepositoryError unless it holds a classifier of the same data.
+    """
+    check_source(read_verified(folder), splits)
+    return Judge(folder)
 
 
 def latest_judge(models_dir: Path, splits: Splits) -> Judge:

@@ -15,12 +15,10 @@ from training.cards.card import titled_table
 from training.datasets.splits import Splits
 from training.evaluation.epochs import JUDGE
 from training.evaluation.generation import SAMPLES_SEED, draw, quality
-from training.evaluation.judge import Judge, latest_judge
+from training.evaluation.judge import judge_of, latest_judge
 from training.files import write_atomically
 from training.reports.latest import latest_versions
-from training.sources import check_source
 from training.terminal import notice
-from training.versions import read_verified
 
 JSON_FILE = "draws.json"
 
@@ -56,8 +54,7 @@ def draws(
     if on == "test":
         data, judge = splits.test, latest_judge(models_dir, splits)
     else:
-        check_source(read_verified(Path(JUDGE)), splits)
-        data, judge = splits.validation, Judge(Path(JUDGE))
+        data, judge = splits.validation, judge_of(Path(JUDGE), splits)
     reference, _ = judge(data.images)
     report: dict[str, dict[str, list[float]]] = {}
     for name, folder in folders.items():
