@@ -328,12 +328,7 @@ def _add_compare(actions: Any) -> argparse.ArgumentParser:
     command = _add(actions, "compare", about)
     for name in ("first", "second"):
         command.add_argument(name, type=Path, help="folder of a version, such as models/cnn/1")
-    command.add_argument(
-        "--on",
-        choices=["validation", "test"],
-        default="validation",
-        help="images to compare on (default: %(default)s); the test images are for final figures only",
-    )
+    _add_on(command, "compare on")
     return command
 
 
@@ -361,13 +356,7 @@ def _add_draws(actions: Any) -> argparse.ArgumentParser:
     command = _add(actions, "draws", about)
     command.add_argument("models", nargs="*", help="names of generators (default: all but float16's)")
     _add_models_dir(command)
-    command.add_argument(
-        "--on",
-        choices=["validation", "test"],
-        default="validation",
-        help="images to compare the samples with (default: %(default)s); the test images are for final "
-        "figures only",
-    )
+    _add_on(command, "compare the samples with")
     command.add_argument(
         "--draws", type=_several, default=5, help="draws of each generator, 2 or more (default: %(default)s)"
     )
@@ -383,12 +372,7 @@ def _add_robustness(actions: Any) -> argparse.ArgumentParser:
     command = _add(actions, "robustness", about)
     command.add_argument("models", nargs="*", help="names of classifiers (default: all but float16's)")
     _add_models_dir(command)
-    command.add_argument(
-        "--on",
-        choices=["validation", "test"],
-        default="validation",
-        help="images to corrupt (default: %(default)s); the test images are for final figures only",
-    )
+    _add_on(command, "corrupt")
     command.add_argument("--output", type=Path, help="JSON file for the figures")
     command.add_argument("--cards", action="store_true", help="write each model's table into its card")
     return command
@@ -441,12 +425,7 @@ def _add_explain(actions: Any) -> argparse.ArgumentParser:
     command = _add(actions, "explain", about)
     command.add_argument("model", help="a published classifier, such as cnn")
     _add_models_dir(command)
-    command.add_argument(
-        "--on",
-        choices=["validation", "test"],
-        default="validation",
-        help="images to explain (default: %(default)s); the test images are for final figures only",
-    )
+    _add_on(command, "explain")
     command.add_argument(
         "--digits", type=_positive, default=500, help="number of images (default: %(default)s)"
     )
@@ -481,6 +460,15 @@ def _add_sign(actions: Any) -> argparse.ArgumentParser:
 def _add_models_dir(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--models-dir", type=Path, default=Path("models"), help="the models folder (default: %(default)s)"
+    )
+
+
+def _add_on(command: argparse.ArgumentParser, purpose: str) -> None:
+    command.add_argument(
+        "--on",
+        choices=["validation", "test"],
+        default="validation",
+        help=f"images to {purpose} (default: %(default)s); the test images are for final figures only",
     )
 
 
