@@ -43,10 +43,9 @@ def read_weights(run_dir: Path) -> dict[str, Tensor]:
 
     Raises ExportError if they are missing or cannot be read.
     """
-    old = run_dir / OLD_BEST_FILE
-    path = old if old.is_file() else _file(run_dir, BEST_FILE)
+    path = _file(run_dir, best_file(run_dir))
     try:
-        if path == old:
+        if path.name == OLD_BEST_FILE:
             weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
             return weights
         return safetensors.torch.load(path.read_bytes())
@@ -55,6 +54,11 @@ def read_weights(run_dir: Path) -> dict[str, Tensor]:
         raise ExportError(
             f"{path} cannot be read ({first}), expected the weights of the best epoch"
         ) from None
+
+
+def best_file(run_dir: Path) -> str:
+    """The name of the file that holds, or would hold, the weights of a run's best epoch."""
+    return OLD_BEST_FILE if (run_dir / OLD_BEST_FILE).is_file() else BEST_FILE
 
 
 def read_hyperparameters(run_dir: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from service.models.manifest import MANIFEST_FILE, sha256_of
-from training.runs.run import BEST_FILE, OLD_BEST_FILE
+from training.runs.finished import best_file
 from training.versions import read_verified
 
 FOLDERS = ("judge", "reader", "source", "teacher")
@@ -32,7 +32,5 @@ def record_of(model: str, data_digest: str, config: Any) -> dict[str, Any]:
 def _digest(folder: Path) -> str | None:
     if (folder / MANIFEST_FILE).is_file():
         return read_verified(folder).sha256
-    for name in (OLD_BEST_FILE, BEST_FILE):
-        if (folder / name).is_file():
-            return sha256_of(folder / name)
-    return None
+    weights = folder / best_file(folder)
+    return sha256_of(weights) if weights.is_file() else None
