@@ -44,17 +44,6 @@ def test_on_validation_images_the_judge_of_the_epochs_compares(
     assert "| `gan` | " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("name", "problem"),
-    [("cnn", "cnn/1 is a model for classification"), ("ghost", "holds no model for generation ghost")],
-)
-def test_only_generators_are_measured(
-    workshop: Workshop, capsys: pytest.CaptureFixture[str], name: str, problem: str
-) -> None:
-    assert main(command(workshop, name)) == 2
-    assert problem in capsys.readouterr().err
-
-
 def test_one_draw_has_no_deviation(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(command(workshop, "--draws", "1"))

@@ -99,15 +99,3 @@ def test_robustness_measures_every_classifier_on_every_corruption(
     (models / "cnn" / "1" / SIGNATURE_FILE).write_text("{}")
     assert main(["robustness", *options, "--cards"]) == 2
     assert "cnn/1: signed, so the card cannot change" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("name", "problem"),
-    [("gan", "gan/1 is a model for generation"), ("ghost", "holds no model for classification ghost")],
-)
-def test_only_classifiers_are_measured(
-    workshop: Workshop, capsys: pytest.CaptureFixture[str], name: str, problem: str
-) -> None:
-    options = ["--models-dir", str(workshop.models), "--data-dir", str(workshop.data_dir)]
-    assert main(["robustness", name, *options]) == 2
-    assert problem in capsys.readouterr().err
