@@ -45,8 +45,8 @@ def draws(
 ) -> Report:
     """Measure several draws of each named generator's latest version, or of all; print a table in Markdown.
 
-    A draw has one sample per image, with its label. It is judged on the test images as by an export, whose
-    metrics are those of the first draw, and on the validation images as after the epochs of a training.
+    A draw has one sample per image, with its label. On the test images the judge is that of an export, and
+    the first draw has the export's metrics. On the validation images it is the judge of a training's epochs.
     count: how many draws, 2 or more. output: where to write each draw's metrics as JSON too.
     Raises EvaluationError or SourceError.
     """

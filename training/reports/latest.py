@@ -12,9 +12,10 @@ from training.versions import read_verified
 
 
 def latest_versions(names: Sequence[str], models_dir: Path, splits: Splits, task: Task) -> dict[str, Path]:
-    """The folder of each named model's latest version, or of all for a task, by name.
+    """The folder of each named model's latest version, or of every model's for a task, by name.
 
-    All are without those in float16, which are for GPUs. Raises EvaluationError or SourceError.
+    Models in float16, which are for GPUs, are left out unless they are named. Raises EvaluationError, or
+    SourceError for a named model of another task or of other data.
     """
     found: dict[str, Path] = {}
     for model in model_folders(models_dir):
