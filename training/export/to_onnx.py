@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from service.models.manifest import TensorSpec
@@ -27,6 +28,7 @@ def to_onnx(
     graph = _export(network, inputs, [*(spec.name for spec in outputs), *keep])
     del graph.graph.output[len(outputs) :]
     strip(graph)
+    _name_weights(graph.graph, network)
     onnx.checker.check_model(graph, full_check=True)
     _check_signature(graph, inputs, outputs)
     return graph
@@ -84,3 +86,23 @@ def _check_signature(
         seen, expected = (value.name, dtype, shape), (spec.name, dtype_of(spec), [*spec.shape])
         if seen != expected:
             raise ExportError(f"the graph has {seen}, expected {expected}")
+
+
+def _name_weights(graph: onnx.GraphProto, network: nn.Module) -> None:
+    """Give each weight that the exporter has stored in another shape the name that it has in the network.
+
+    It reshapes the weights of a group normalisation, and calls them val_1. By their names they can be read
+    back. Of several weights with the same values one gets its name.
+    """
+    stored = {each.name for each in graph.initializer}
+    nameless = {
+        weights.detach().cpu().numpy().tobytes(): name
+        for name, weights in network.named_parameters()
+        if name not in stored
+    }
+    names: dict[str, str] = {}
+    for each in graph.initializer:
+        if (name := nameless.pop(numpy_helper.to_array(each).tobytes(), None)) is not None:
+            names[each.name] = each.name = name
+    for node in graph.node:
+        node.input[:] = [names.get(read, read) for read in node.input]

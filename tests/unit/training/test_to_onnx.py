@@ -3,6 +3,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
+from torch import Tensor, nn
 
 from service.models.manifest import MODEL_FILE, TensorSpec
 from tests.support.idx_files import write_folder
@@ -39,6 +41,28 @@ def test_graph_is_reproducible_and_free_of_machine_paths() -> None:
     assert first == second
     for trace in (str(Path.cwd()), "site-packages", "/home", "/tmp", ".py", "File "):
         assert trace.encode() not in first
+
+
+def test_every_weight_keeps_its_name() -> None:
+    """That of a group normalisation too, which the exporter reshapes."""
+
+    class Normalised(LinearClassifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.GroupNorm(2, 4)
+            nn.init.normal_(self.norm.weight)
+            nn.init.normal_(self.norm.bias)
+
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            normal = self.norm(images.float().view(-1, 4, 14, 14))
+            return super().forward(normal.view(-1, 28, 28))
+
+    network = Normalised()
+    graph = to_onnx(network, [IMAGES], [PROBABILITIES], ["logits"]).graph
+    stored = {each.name: numpy_helper.to_array(each).reshape(-1) for each in graph.initializer}
+    assert {name for name, _ in network.named_parameters()} <= stored.keys()
+    for name, weights in network.named_parameters():
+        np.testing.assert_array_equal(stored[name], weights.detach().numpy().reshape(-1))
 
 
 def test_batch_axis_is_free(tmp_path: Path, splits: Splits) -> None:
