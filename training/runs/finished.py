@@ -107,8 +107,9 @@ def check_data(run_dir: Path, splits: Splits) -> None:
 
 
 def copy_log(run_dir: Path, folder: Path) -> None:
-    """Copy a run's metrics and curves next to the model."""
-    for source, copy in ((METRICS_FILE, TRAINING_FILE), (CURVES_FILE, CURVES_FILE)):
+    """Copy a run's record, metrics and curves next to the model."""
+    names = {CONFIG_FILE: CONFIG_FILE, METRICS_FILE: TRAINING_FILE, CURVES_FILE: CURVES_FILE}
+    for source, copy in names.items():
         if (run_dir / source).is_file():
             shutil.copyfile(run_dir / source, folder / copy)
 

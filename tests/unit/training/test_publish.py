@@ -26,7 +26,7 @@ from training.export.publish import Model, publish
 from training.provenance.bom import BOM_FILE
 from training.provenance.commit import commit
 from training.runs.finished import TRAINING_FILE, WEIGHTS_FILE
-from training.runs.run import to_safetensors
+from training.runs.run import CONFIG_FILE, to_safetensors
 from training.versions import Target
 
 pytestmark = pytest.mark.slow
@@ -48,7 +48,7 @@ def run_dir(tmp_path: Path, splits: Splits) -> Path:
     folder.mkdir()
     hyperparameters = {"model": "tiny", "data_digest": splits.digest}
     record = {"command": "python -m training train tiny", "hyperparameters": hyperparameters}
-    (folder / "config.json").write_text(json.dumps(record))
+    (folder / CONFIG_FILE).write_text(json.dumps(record))
     (folder / "metrics.jsonl").write_text('{"epoch": 1}\n')
     return folder
 
@@ -91,7 +91,7 @@ def test_published_version_is_whole_and_true(tmp_path: Path, splits: Splits, run
     assert manifest.metrics == METRICS | known
     assert manifest.command.startswith("python -m training train tiny && python -m training")
     assert manifest.labels == splits.labels
-    expected = {MODEL_FILE, MANIFEST_FILE, CARD_FILE, TRAINING_FILE, BOM_FILE}
+    expected = {MODEL_FILE, MANIFEST_FILE, CARD_FILE, CONFIG_FILE, TRAINING_FILE, BOM_FILE}
     assert {path.name for path in folder.iterdir()} == expected
     bom = json.loads((folder / BOM_FILE).read_text())
     hashes = {
