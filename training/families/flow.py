@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from service.content.latents import draw_latents
-from service.models.manifest import TensorSpec
+from service.models.manifest import MANIFEST_FILE, TensorSpec
 from training.cards.card import Card, make_card
 from training.datasets.splits import CLASSES, SIDE, Splits
 from training.errors import SourceError
@@ -31,6 +31,7 @@ from training.families.euler import integrate, merged_steps_loss, step_times
 from training.families.grids import grid_labels, save_grid
 from training.families.layers import one_cycle
 from training.families.samples import chosen_epoch, draw_samples
+from training.families.source import take_weights
 from training.families.tensors import to_tensors
 from training.runs.averaging import averaged
 from training.runs.finished import (
@@ -41,8 +42,8 @@ from training.runs.finished import (
     read_hyperparameters,
     recorded,
 )
-from training.runs.run import Precision, Run
-from training.versions import Target
+from training.runs.run import CONFIG_FILE, Precision, Run
+from training.versions import Target, read_verified
 
 SAMPLES_FILE = "samples.png"
 
@@ -83,14 +84,15 @@ class Config:
         0: not at all; below 0: the other way, for samples that vary more and are less surely of their class.
     judge: the folder of the published classifier that judges the samples of each epoch, or `none`. It only
         chooses the epoch.
-    source: the folder of an earlier run, whose best weights this one begins with, or `none`.
+    source: the folder of an earlier run or of a published version, whose weights this run begins with, or
+        `none`.
     reader: the folder of a published classifier that reads what the run draws, see `misread`, or `none`. It
         is not the judge.
     reader_weight: the weight of its loss, next to that of the flow.
     drawn: how many images are drawn for it at each step.
     clip_norm: the largest norm of the gradients of a step, in a run with a reader or a teacher.
-    teacher: the folder of an earlier run, whose steps this one learns to merge, or `none`. Without a source
-        the run begins with its weights.
+    teacher: the folder of an earlier run or of a published version, whose steps this run learns to merge, or
+        `none`. Without a source the run begins with its weights.
     stride: how many of the Euler steps one pass of the network takes.
     """
 
@@ -155,7 +157,7 @@ DISTILLED = replace(
 )
 
 FAMILY = "flow", "flow-distilled"
-"""The models whose runs can be the source or the teacher of another."""
+"""The models that can be the source or the teacher of a run."""
 
 
 class Modulation(nn.Module):
@@ -351,7 +353,7 @@ def matching(config: Config, levels: Tensor, labels: Tensor, generator: torch.Ge
 
 @dataclass(frozen=True)
 class Teacher:
-    """The field of an earlier run, and where its steps begin, and then 1."""
+    """The field of an earlier `flow`, and where its steps begin, and then 1."""
 
     field: Guided
     times: Sequence[float]
@@ -464,42 +466,58 @@ def source_of(config: Config) -> str:
     return config.teacher if config.source == NO_SOURCE else config.source
 
 
-def begin_with(velocity: Velocity, run_dir: Path, splits: Splits) -> None:
-    """Load the best weights of an earlier run of `flow`.
+def begin_with(velocity: Velocity, folder: Path, splits: Splits) -> None:
+    """Load the weights of an earlier `flow`.
 
-    Raises ExportError unless the folder holds such a run of the same data, and SourceError if its network has
-    other layers.
+    Raises what `earlier` raises, and SourceError if its network has other layers.
     """
-    check_model(run_dir, *FAMILY)
-    check_data(run_dir, splits)
+    weights = earlier(folder, splits)[0].state_dict()
     try:
-        load_weights(velocity, run_dir)
+        velocity.load_state_dict(weights)
     except RuntimeError:
         raise SourceError(
-            f"{run_dir} is a run of a network with other layers, expected the channels, blocks and embedding "
-            "of this run"
+            f"{folder} holds a network with other layers, expected the channels, blocks and embedding of "
+            "this run"
         ) from None
-    velocity.train()
+
+
+def earlier(folder: Path, splits: Splits) -> tuple[Velocity, Config]:
+    """The network of a finished run or of a published version, and its configuration.
+
+    Raises ExportError, EvaluationError, RepositoryError or SourceError unless the folder holds one of a
+    `flow` of the same data.
+    """
+    published = (folder / MANIFEST_FILE).is_file()
+    if published and not (folder / CONFIG_FILE).is_file():
+        raise SourceError(
+            f"{folder} has no {CONFIG_FILE}, because it was published before export wrote one: expected a "
+            "later version, or the folder of a run"
+        )
+    check_model(folder, *FAMILY)
+    check_data(folder, splits)
+    config = config_of(read_hyperparameters(folder))
+    velocity = Velocity(config)
+    if published:
+        read_verified(folder)
+        take_weights(Drawing(velocity, config), folder)
+    else:
+        load_weights(velocity, folder)
+    return velocity, config
 
 
 def teacher_of(config: Config, splits: Splits, device: torch.device) -> Teacher:
-    """The earlier run whose steps a run learns to merge.
+    """The earlier `flow` whose steps a run learns to merge.
 
-    Raises ExportError unless the folder holds a run of `flow` of the same data, and SourceError if the steps
-    of this run do not each begin where one of the teacher's does, and are fewer.
+    Raises what `earlier` raises, and SourceError if the steps of this run do not each begin where one of the
+    teacher's does, and are fewer.
     """
-    run_dir = Path(config.teacher)
-    check_model(run_dir, *FAMILY)
-    check_data(run_dir, splits)
-    taught = config_of(read_hyperparameters(run_dir))
+    velocity, taught = earlier(Path(config.teacher), splits)
     times, finer = times_of(config), times_of(taught)
     if not set(times) < set(finer):
         raise SourceError(
-            f"the steps of {run_dir} begin at {_listed(finer)}, and those of this run at {_listed(times)}: "
-            "expected some of the former, with the same steps and warp and a larger stride"
+            f"the steps of {config.teacher} begin at {_listed(finer)}, and those of this run at "
+            f"{_listed(times)}: expected some of the former, with the same steps and warp and a larger stride"
         )
-    velocity = Velocity(taught)
-    load_weights(velocity, run_dir)
     return Teacher(Guided(velocity, taught.guidance).eval().to(device), finer)
 
 

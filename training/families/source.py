@@ -1,8 +1,9 @@
-"""A published classifier's weights, read back from its graph, as what another network begins with.
+"""A published model's weights, read back from its graph, as what another network begins with.
 
 Knows nothing of pruning.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -45,17 +46,8 @@ def load_graph(network: nn.Module, folder: Path, splits: Splits, tolerance: floa
     data and of this network.
     """
     check_source(read_verified(folder), splits)
+    take_weights(network, folder)
     path = folder / MODEL_FILE
-    weights = {each.name: each for each in onnx.load(path).graph.initializer}
-    for name, tensor in network.state_dict().items():
-        seen = tuple(weights[name].dims) if name in weights else "missing"
-        if seen != tuple(tensor.shape):
-            raise SourceError(
-                f"{path} is the graph of another network: {name} is {seen}, expected {tuple(tensor.shape)}"
-            )
-    network.load_state_dict(
-        {name: torch.from_numpy(numpy_helper.to_array(weights[name]).copy()) for name in network.state_dict()}
-    )
     images = splits.validation.images[:COMPARED_IMAGES]
     (expected,) = open_session(path).run(["probabilities"], {"images": images})
     with torch.no_grad():
@@ -66,3 +58,27 @@ def load_graph(network: nn.Module, folder: Path, splits: Splits, tolerance: floa
             f"{path} is the graph of another network: a probability differs by {difference:.3g} from that of "
             f"the network with its weights, expected at most {tolerance:.3g}"
         )
+
+
+def take_weights(network: nn.Module, folder: Path) -> None:
+    """Load the weights of a published version's graph into a network of the kind that was exported.
+
+    The graph may hold a weight with further axes of one element. Raises SourceError if it lacks a weight or
+    has it in another shape.
+    """
+    path = folder / MODEL_FILE
+    held = {each.name: each for each in onnx.load(path).graph.initializer}
+    weights = {}
+    for name, tensor in network.state_dict().items():
+        seen = tuple(held[name].dims) if name in held else None
+        if seen is None or _longer_than_one(seen) != _longer_than_one(tensor.shape):
+            raise SourceError(
+                f"{path} is the graph of another network: {name} is "
+                f"{'missing' if seen is None else seen}, expected {tuple(tensor.shape)}"
+            )
+        weights[name] = torch.from_numpy(numpy_helper.to_array(held[name]).copy()).reshape(tensor.shape)
+    network.load_state_dict(weights)
+
+
+def _longer_than_one(shape: Iterable[int]) -> list[int]:
+    return [size for size in shape if size != 1]

@@ -23,7 +23,7 @@ from training.families.euler import integrate, merged_steps_loss, step_times
 from training.hyperparameters import changed
 from training.onnx_files import open_session
 from training.runs.finished import read_weights
-from training.runs.run import BEST_FILE
+from training.runs.run import BEST_FILE, CONFIG_FILE
 
 
 class Constant(nn.Module):
@@ -275,7 +275,7 @@ def test_the_gradients_of_a_run_with_a_reader_are_clipped(
     [
         ({"model": "gan"}, {}, "is a run of gan, expected one of flow or flow-distilled"),
         ({"data_digest": "0" * 64}, {}, "was trained on data with digest 0000"),
-        ({}, {"channels_14": 16}, "is a run of a network with other layers"),
+        ({}, {"channels_14": 16}, "holds a network with other layers"),
     ],
 )
 def test_a_source_of_another_kind_is_one_line(
@@ -297,6 +297,21 @@ def test_a_run_of_either_model_can_be_the_source(tmp_path: Path, workshop: Works
     flow.begin_with(velocity, tmp_path, workshop.splits)
     begun = read_weights(workshop.runs / "flow")
     assert [name for name, weights in velocity.state_dict().items() if not weights.equal(begun[name])] == []
+
+
+def test_a_published_version_is_as_good_as_its_run(workshop: Workshop) -> None:
+    """Every weight is read back from the graph, those that the exporter reshapes too."""
+    velocity, config = flow.earlier(workshop.models / "flow" / "1", workshop.splits)
+    best = read_weights(workshop.runs / "flow")
+    assert [name for name, weights in velocity.state_dict().items() if not weights.equal(best[name])] == []
+    assert flow.times_of(config) == flow.times_of(FLOW)
+
+
+def test_a_version_without_a_record_of_its_run_is_no_source(tmp_path: Path, workshop: Workshop) -> None:
+    shutil.copytree(workshop.models / "flow" / "1", tmp_path / "1")
+    (tmp_path / "1" / CONFIG_FILE).unlink()
+    with pytest.raises(SourceError, match="was published before export wrote one"):
+        flow.earlier(tmp_path / "1", workshop.splits)
 
 
 def test_a_run_is_not_taught_by_its_judge_or_by_another_network(tmp_path: Path, workshop: Workshop) -> None:
