@@ -16,7 +16,7 @@ from training.evaluation.abstention import ON_DIGITS, ON_FASHION, on_digits, on_
 from training.evaluation.attribution import gradients
 from training.evaluation.classification import classification, quantization, scaling
 from training.evaluation.generation import conversion, generation
-from training.evaluation.judge import JUDGE, Judge
+from training.evaluation.judge import recorded_judge
 from training.evaluation.likelihood import bound, encoding
 from training.evaluation.metrics import Metrics
 from training.evaluation.retrieval import caption_metrics, generator_of, prompted, search_metrics
@@ -77,13 +77,11 @@ def _quality(manifest: Manifest, folder: Path, splits: Splits, models_dir: Path)
         return encoding(path, splits.test)
     if manifest.task == "captioning":
         return caption_metrics(path, splits)
-    judge = models_dir / str(manifest.metrics.get("classifier", JUDGE))
-    if not (judge / MANIFEST_FILE).is_file():
-        raise EvaluationError(f"{judge}, which judged {folder}, is missing")
+    judge = recorded_judge(folder, models_dir)
     if manifest.task == "search":
         generator = generator_of(models_dir, str(manifest.metrics["generator"]))
-        return search_metrics(path, splits) | prompted(path, generator, Judge(judge), splits)
-    metrics = generation(path, splits, Judge(judge))
+        return search_metrics(path, splits) | prompted(path, generator, judge, splits)
+    metrics = generation(path, splits, judge)
     if source is not None:
         metrics |= conversion(path, source, splits.test.labels)
     return metrics | bound(path, splits.test) if "test_elbo" in manifest.metrics else metrics

@@ -52,6 +52,14 @@ def judge_of(folder: Path, splits: Splits) -> Judge:
     return Judge(folder)
 
 
+def recorded_judge(folder: Path, models_dir: Path) -> Judge:
+    """The judge that measured a published version's metrics. Raises EvaluationError or RepositoryError."""
+    judge = models_dir / str(read_manifest(folder).metrics.get("classifier", JUDGE))
+    if not (judge / MANIFEST_FILE).is_file():
+        raise EvaluationError(f"{judge}, which judged {folder}, is missing")
+    return Judge(judge)
+
+
 def latest_judge(models_dir: Path, splits: Splits) -> Judge:
     """The highest version of the second judge that belongs to this data. Raises EvaluationError."""
     folders = version_folders(models_dir / JUDGE, holding=MANIFEST_FILE).values()

@@ -15,7 +15,7 @@ from training.cards.card import titled_table
 from training.datasets.splits import Splits
 from training.evaluation.epochs import JUDGE
 from training.evaluation.generation import SAMPLES_SEED, draw, quality
-from training.evaluation.judge import judge_of, latest_judge
+from training.evaluation.judge import judge_of, recorded_judge
 from training.files import write_atomically
 from training.reports.latest import latest_versions
 from training.terminal import notice
@@ -45,19 +45,18 @@ def draws(
 ) -> Report:
     """Measure several draws of each named generator's latest version, or of all; print a table in Markdown.
 
-    A draw has one sample per image, with its label. On the test images the judge is that of an export, and
-    the first draw has the export's metrics. On the validation images it is the judge of a training's epochs.
+    A draw has one sample per image, with its label. On the test images the judge is the one that a manifest
+    names, and the first draw has the manifest's metrics. On the validation images it is the judge of a
+    training's epochs.
     count: how many draws, 2 or more. output: where to write each draw's metrics as JSON too.
     Raises EvaluationError or SourceError.
     """
     folders = latest_versions(names, models_dir, splits, "generation")
-    if on == "test":
-        data, judge = splits.test, latest_judge(models_dir, splits)
-    else:
-        data, judge = splits.validation, judge_of(Path(JUDGE), splits)
-    reference, _ = judge(data.images)
+    data = splits.test if on == "test" else splits.validation
     report: dict[str, dict[str, list[float]]] = {}
     for name, folder in folders.items():
+        judge = recorded_judge(folder, models_dir) if on == "test" else judge_of(Path(JUDGE), splits)
+        reference, _ = judge(data.images)
         measured = []
         for seed in range(SAMPLES_SEED, SAMPLES_SEED + count):
             samples = draw(folder / MODEL_FILE, data.labels, seed)

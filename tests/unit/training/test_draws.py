@@ -1,6 +1,7 @@
 """The command that measures generators on several draws of their samples."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from service.models.manifest import read_manifest
 from tests.support.tiny_runs import Workshop
 from training.__main__ import main
+from training.errors import EvaluationError
 from training.reports import draws
+from training.versions import write_manifest
 
 
 def command(workshop: Workshop, *more: str) -> list[str]:
@@ -32,6 +35,17 @@ def test_the_first_draw_is_the_manifests_and_the_others_differ(
     distances = report["gan"]["frechet_distance"]
     mean, deviation = np.mean(distances), np.std(distances, ddof=1)
     assert f"| `gan` | {mean:.3f} ± {deviation:.3f} |" in capsys.readouterr().out
+
+
+def test_on_test_images_no_other_judge_compares_than_the_manifest_names(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    models = Path(shutil.copytree(workshop.models, tmp_path / "models"))
+    first = read_manifest(models / "judge" / "1")
+    later = (models / "judge" / "1").rename(models / "judge" / "2")
+    write_manifest(later, first.model_copy(update={"version": 2}))
+    with pytest.raises(EvaluationError, match=r"judge/1, which judged .*gan/1, is missing"):
+        draws.draws(["gan"], models, workshop.splits, "test", count=2, output=None)
 
 
 def test_on_validation_images_the_judge_of_the_epochs_compares(
