@@ -27,10 +27,10 @@ from training.evaluation.judge import latest_judge
 from training.export.publish import Model, publish
 from training.families.classifier import Classifier, published
 from training.families.coupling import coupled
-from training.families.euler import integrate, merged_steps_loss, step_times
 from training.families.grids import grid_labels, save_grid
 from training.families.layers import one_cycle
 from training.families.samples import chosen_epoch, draw_samples
+from training.families.solver import integrate, merged_steps_loss, step_times
 from training.families.source import take_weights
 from training.families.tensors import to_tensors
 from training.runs.averaging import averaged

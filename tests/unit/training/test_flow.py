@@ -19,7 +19,7 @@ from tests.support.tiny_runs import FLOW, Interrupted, StoppingRun, Workshop, as
 from training.datasets.splits import SIDE
 from training.errors import ArgumentError, EvaluationError, ExportError, SourceError
 from training.families import flow
-from training.families.euler import integrate, merged_steps_loss, step_times
+from training.families.solver import integrate, merged_steps_loss, step_times
 from training.hyperparameters import changed
 from training.onnx_files import open_session
 from training.runs.finished import read_weights
