@@ -55,7 +55,7 @@ FLOW = dataclasses.replace(
     flow.CONFIG,
     epochs=2,
     batch_size=20,
-    steps=2,
+    steps=3,
     channels_14=8,
     channels_7=12,
     blocks=1,

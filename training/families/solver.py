@@ -1,15 +1,21 @@
-"""Euler steps along a velocity field. Knows nothing of the network that gives it."""
+"""Steps along a velocity field. Knows nothing of the network that gives it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+Solver = Literal["euler", "adams-bashforth"]
+"""How a step follows from the velocities: Euler's takes that at its beginning, and the two-step method of
+Adams and Bashforth draws a line through this and the one before (Hairer, Norsett and Wanner 1993, III.1, with
+III.5 for steps of different widths). Both ask the network once for each step."""
+
 
 def step_times(steps: int, warp: float) -> list[float]:
-    """Return where the Euler steps begin, and then 1.
+    """Return where the steps begin, and then 1.
 
     The last one begins at 1 - 1/steps, whatever the warp is: it only adds what the network expects of an
     image that is nearly done. The others lie at powers of evenly spread ones, so that with a warp above 1 the
@@ -19,16 +25,36 @@ def step_times(steps: int, warp: float) -> list[float]:
     return [last / steps * (step / max(1, last)) ** warp for step in range(steps)] + [1.0]
 
 
-def integrate(velocity: nn.Module, z: Tensor, labels: Tensor, times: Sequence[float]) -> Tensor:
-    """Follow the field from z (n, 1, 28, 28) in Euler steps between these times; of the shape of z.
+def integrate(
+    velocity: nn.Module, z: Tensor, labels: Tensor, times: Sequence[float], solver: Solver = "euler"
+) -> Tensor:
+    """Follow the field from z (n, 1, 28, 28) in steps between these times; of the shape of z.
 
-    times: from 0 to 1, ascending.
+    times: ascending, from 0.
     """
-    x = z
+    *_, arrived = path(velocity, z, labels, times, solver)
+    return arrived
+
+
+def path(
+    velocity: nn.Module, z: Tensor, labels: Tensor, times: Sequence[float], solver: Solver
+) -> Iterator[Tensor]:
+    """Yield what the field makes of z at each of these times; arguments are those of `integrate`.
+
+    The step to 1 is always Euler's: it ends at what the network expects of an image that is nearly done,
+    and the line through the velocities before would lead past that.
+    """
+    x, before, width_before = z, None, 1.0
+    yield x
     for time, following in pairwise(times):
         t = torch.full_like(labels, time, dtype=torch.float32)
-        x = x + (following - time) * velocity(x, t, labels)
-    return x
+        seen = change = velocity(x, t, labels)
+        width = following - time
+        if solver == "adams-bashforth" and before is not None and following < 1:
+            change = seen + width / (2 * width_before) * (seen - before)
+        x = x + width * change
+        before, width_before = seen, width
+        yield x
 
 
 def merged_steps_loss(
@@ -38,28 +64,25 @@ def merged_steps_loss(
     labels: Tensor,
     times: Sequence[float],
     finer: Sequence[float],
+    solver: Solver = "euler",
 ) -> Tensor:
     """How far a field is from reaching in one step where a teacher arrives in several.
 
-    From each of the times the teacher follows its own steps to the next one; the field's velocity there
-    should be that of the straight way (Salimans and Ho 2022, progressive distillation). Returns the squared
-    error per pixel, integrated over the time of the way. No gradient goes through the teacher.
+    The teacher follows its own steps. Between two of the times the field's velocity should be that of the
+    straight way (Salimans and Ho 2022, progressive distillation). Returns the squared error per pixel,
+    integrated over the time of the way. No gradient goes through the teacher.
 
     z: (n, 1, 28, 28) float32. labels: (n,) int64. times, finer: where the steps of the field and of the
-    teacher begin, and then 1; the latter hold the former.
+    teacher begin, and then 1; the latter hold the former. solver: the teacher's.
     """
-    ways: list[tuple[float, float, Tensor, Tensor]] = []
-    x = z
     with torch.no_grad():
-        for time, following in pairwise(times):
-            arrived = integrate(teacher, x, labels, [each for each in finer if time <= each <= following])
-            ways.append((time, following, x, arrived))
-            x = arrived
-    starts = torch.cat([start for _, _, start, _ in ways])
-    t = torch.cat([torch.full_like(labels, time, dtype=torch.float32) for time, _, _, _ in ways])
-    velocities = velocity(starts, t, labels.repeat(len(ways))).chunk(len(ways))
+        arrivals = zip(finer, path(teacher, z, labels, finer, solver), strict=True)
+        states = [x for time, x in arrivals if time in times]
+    widths = [following - time for time, following in pairwise(times)]
+    t = torch.cat([torch.full_like(labels, time, dtype=torch.float32) for time in times[:-1]])
+    velocities = velocity(torch.cat(states[:-1]), t, labels.repeat(len(widths))).chunk(len(widths))
     errors = [
-        (following - time) * functional.mse_loss(seen, (arrived - start) / (following - time))
-        for seen, (time, following, start, arrived) in zip(velocities, ways, strict=True)
+        width * functional.mse_loss(seen, (arrived - start) / width)
+        for width, seen, (start, arrived) in zip(widths, velocities, pairwise(states), strict=True)
     ]
     return torch.stack(errors).sum()

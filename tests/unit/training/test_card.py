@@ -43,6 +43,8 @@ FLOW = dataclasses.replace(
     flow.CONFIG,
     epochs=3,
     batch_size=64,
+    steps=8,
+    solver="euler",
     learning_rate=2e-4,
     ema_decay=0.998,
     guidance=0.1,

@@ -3,7 +3,7 @@ import math
 import shutil
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -19,7 +19,7 @@ from tests.support.tiny_runs import FLOW, Interrupted, StoppingRun, Workshop, as
 from training.datasets.splits import SIDE
 from training.errors import ArgumentError, EvaluationError, ExportError, SourceError
 from training.families import flow
-from training.families.solver import integrate, merged_steps_loss, step_times
+from training.families.solver import Solver, integrate, merged_steps_loss, path, step_times
 from training.hyperparameters import changed
 from training.onnx_files import open_session
 from training.runs.finished import read_weights
@@ -77,19 +77,38 @@ def test_exact_field_has_the_smallest_loss() -> None:
     assert exact < min(others)
 
 
-def test_euler_steps_follow_the_field_of_a_normal_target() -> None:
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("adams-bashforth", 2)])
+@pytest.mark.parametrize("warp", [1.0, 1.5])
+def test_steps_follow_the_field_of_a_normal_target(solver: Solver, order: int, warp: float) -> None:
+    """The error falls with the steps' size as the order of the solver says."""
     z, labels = torch.randn(20, 1, SIDE, SIDE, dtype=torch.float64), torch.zeros(20, dtype=torch.int64)
     mean, deviation = 0.3, 0.5
-    # The field's flow is linear: z becomes mean + deviation * z. Euler's error falls with the step's size.
-    errors = [
-        (integrate(Gaussian(mean, deviation), z, labels, even(steps)) - (mean + deviation * z))
-        .abs()
-        .max()
-        .item()
-        for steps in (8, 16, 256)
-    ]
-    assert errors[1] == pytest.approx(errors[0] / 2, rel=0.2)
+    errors = []
+    for steps in (32, 64, 256):
+        times = step_times(steps, warp)[:-1]  # the last step is always Euler's
+        drawn = integrate(Gaussian(mean, deviation), z, labels, times, solver)
+        # The field's flow is linear: z becomes t mean + the deviation at t times z.
+        t = times[-1]
+        exact = t * mean + math.sqrt(t**2 * deviation**2 + (1 - t) ** 2) * z
+        errors.append((drawn - exact).abs().max().item())
+    assert errors[1] == pytest.approx(errors[0] / 2**order, rel=0.25)
     assert errors[2] < 0.02
+
+
+def test_a_line_through_two_velocities_makes_a_step_of_adams_and_bashforth() -> None:
+    """A velocity that grows evenly with the time is followed exactly, whatever the steps' widths are."""
+
+    class Falling(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+            return (3 * t + 0 * labels).view(-1, 1, 1, 1).expand_as(x)
+
+    z, labels, times = torch.randn(4, 1, SIDE, SIDE), torch.arange(4), [0.0, 0.1, 0.35, 0.75, 1.0]
+    arrivals = list(path(Falling(), z, labels, times, "adams-bashforth"))
+    assert arrivals[0] is z
+    for before, arrived, (time, following) in zip(arrivals, arrivals[1:], pairwise(times), strict=False):
+        by_euler = time == 0 or following == 1  # there is no velocity before the first
+        way = 3 * time * (following - time) if by_euler else 1.5 * (following**2 - time**2)
+        torch.testing.assert_close(arrived, before + way)
 
 
 def test_one_step_of_straight_paths_is_exact() -> None:
@@ -158,8 +177,9 @@ class Growing(nn.Module):
         return self.weight * x + 0 * (t * labels).view(-1, 1, 1, 1)
 
 
+@pytest.mark.parametrize("solver", get_args(Solver))
 @pytest.mark.parametrize("step", range(4))
-def test_images_are_read_that_the_field_has_drawn_itself(step: int) -> None:
+def test_images_are_read_that_the_field_has_drawn_itself(step: int, solver: Solver) -> None:
     torch.manual_seed(0)
     z, labels = torch.randn(5, 1, SIDE, SIDE), torch.tensor([0, 3, 3, 9, 5])
     reader, times, weight = (
@@ -168,8 +188,8 @@ def test_images_are_read_that_the_field_has_drawn_itself(step: int) -> None:
         0.7,
     )
     network = Growing(weight)
-    loss = flow.misread(network, reader, z, labels, times, step)
-    x = z * math.prod(1 + weight * (times[each + 1] - times[each]) for each in range(step))
+    loss = flow.misread(network, reader, z, labels, times, step, solver)
+    *_, x = (each.detach() for each in path(network, z, labels, times[: step + 1], solver))
     learned = torch.tensor(weight, requires_grad=True)  # the steps before are held fixed
     logits = reader((x + (1 - times[step]) * learned * x + 1) / 2)
     expected = nn.functional.cross_entropy(logits, labels)
@@ -189,21 +209,20 @@ def test_every_step_and_label_is_drawn_for_the_reader() -> None:
     assert (z.mean().item(), z.std().item()) == pytest.approx((0, 1), abs=0.01)
 
 
+@pytest.mark.parametrize("solver", get_args(Solver))
 @pytest.mark.parametrize("stride", [2, 3, 6])
-def test_a_merged_step_arrives_where_the_teachers_steps_do(stride: int) -> None:
+def test_a_merged_step_arrives_where_the_teachers_steps_do(stride: int, solver: Solver) -> None:
     torch.manual_seed(0)
     z, labels = torch.randn(5, 1, SIDE, SIDE), torch.tensor([0, 3, 3, 9, 5])
     finer = step_times(6, 1.5)
     times = [*finer[:-1:stride], 1.0]
     network, teacher = Growing(0.7), Growing(0.4)
-    loss = merged_steps_loss(network, teacher, z, labels, times, finer)
-    x, expected, learned = z, torch.tensor(0.0), torch.tensor(0.7, requires_grad=True)
+    loss = merged_steps_loss(network, teacher, z, labels, times, finer, solver)
+    arrivals = dict(zip(finer, path(teacher, z, labels, finer, solver), strict=True))
+    expected, learned = torch.tensor(0.0), torch.tensor(0.7, requires_grad=True)
     for start, end in pairwise(times):
-        arrived = integrate(teacher, x, labels, [each for each in finer if start <= each <= end]).detach()
-        straight = (arrived - x) / (end - start)
-        expected = expected + (end - start) * (learned * x - straight).square().mean()
-        x = arrived
-    torch.testing.assert_close(x, integrate(teacher, z, labels, finer))
+        straight = (arrivals[end] - arrivals[start]).detach() / (end - start)
+        expected = expected + (end - start) * (learned * arrivals[start].detach() - straight).square().mean()
     torch.testing.assert_close(loss, expected.detach())
     gradients = torch.autograd.grad(loss, network.weight), torch.autograd.grad(expected, learned)
     torch.testing.assert_close(*gradients)
@@ -214,7 +233,7 @@ def test_a_run_learns_to_merge_the_steps_of_its_teacher(tmp_path: Path, workshop
     teacher = str(workshop.runs / "flow")
     losses = {}
     for rate in (0.0, 5e-3):
-        config = dataclasses.replace(FLOW, teacher=teacher, stride=2, learning_rate=rate)
+        config = dataclasses.replace(FLOW, teacher=teacher, solver="euler", stride=3, learning_rate=rate)
         run = new_run(tmp_path / f"{rate}", config)
         flow.train(config, workshop.splits, run)
         losses[rate] = run.history[-1]["train_loss"]
@@ -223,12 +242,18 @@ def test_a_run_learns_to_merge_the_steps_of_its_teacher(tmp_path: Path, workshop
     assert losses[5e-3] < 0.9 * losses[0.0]
 
 
-@pytest.mark.parametrize("change", [{"stride": 1}, {"stride": 2, "steps": 3}, {"stride": 2, "steps": 5}])
+@pytest.mark.parametrize("change", [{"stride": 1}, {"stride": 2, "steps": 4}, {"stride": 2, "steps": 5}])
 def test_a_teacher_with_other_steps_is_one_line(
     change: dict[str, Any], tmp_path: Path, workshop: Workshop
 ) -> None:
-    config = dataclasses.replace(FLOW, teacher=str(workshop.runs / "flow"), **change)
+    config = dataclasses.replace(FLOW, teacher=str(workshop.runs / "flow"), solver="euler", **change)
     with pytest.raises(SourceError, match="expected some of the former"):
+        flow.train(config, workshop.splits, new_run(tmp_path, config))
+
+
+def test_a_step_that_replaces_others_is_straight(tmp_path: Path, workshop: Workshop) -> None:
+    config = dataclasses.replace(FLOW, teacher=str(workshop.runs / "flow"), stride=2)
+    with pytest.raises(SourceError, match="solver is adams-bashforth, expected euler"):
         flow.train(config, workshop.splits, new_run(tmp_path, config))
 
 
@@ -460,6 +485,7 @@ def test_card_says_what_a_run_began_with_and_who_read() -> None:
     assert "cross-entropy" not in plain.training
     assert "clipped" not in plain.training
     assert "pushed towards the class by 0.25 times" in plain.architecture
+    assert "in 3 steps of the two-step Adams-Bashforth method, which the graph holds" in plain.architecture
     config = dataclasses.replace(FLOW, source="runs/flow-1", reader="models/mlp/1", guidance=0.0)
     card = flow._card(config, flow.Velocity(config), [])
     assert "best weights of an earlier one, `runs/flow-1`." in card.training
@@ -476,7 +502,7 @@ def test_card_says_what_a_run_began_with_and_who_read() -> None:
     ],
 )
 def test_card_says_whose_steps_were_merged(stride: int, steps: str, passes: str) -> None:
-    config = dataclasses.replace(FLOW, steps=8, teacher="runs/flow", stride=stride)
+    config = dataclasses.replace(FLOW, steps=8, solver="euler", teacher="runs/flow", stride=stride)
     card = flow._card(config, flow.Velocity(config), [])
     assert steps in card.architecture
     assert ("which all steps share" in card.architecture) == (stride < 8)
