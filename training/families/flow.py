@@ -63,7 +63,7 @@ SLOWEST, FASTEST = 1.0, 64.0
 # As of the GAN: the largest accepted difference of a pixel between torch and onnxruntime, in grey levels.
 PARITY_TOLERANCE = 1.0
 PARITY_SEED = 0
-# A sample costs up to eight passes of the network: parity is checked on fewer rows than there are images.
+# A sample costs several passes of the network: parity is checked on fewer rows than there are images.
 PARITY_ROWS = 2000
 
 

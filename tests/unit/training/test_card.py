@@ -43,12 +43,11 @@ FLOW = dataclasses.replace(
     flow.CONFIG,
     epochs=3,
     batch_size=64,
-    steps=8,
-    solver="euler",
     learning_rate=2e-4,
     ema_decay=0.998,
+    precision="bf16-mixed",
     guidance=0.1,
-    source="runs/flow-1",
+    source="runs/flow-3",
     reader="models/mlp/1",
 )
 VAE = dataclasses.replace(vae.CONFIG, precision="bf16-mixed")
