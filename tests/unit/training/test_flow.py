@@ -98,14 +98,14 @@ def test_steps_follow_the_field_of_a_normal_target(solver: Solver, order: int, w
 def test_a_line_through_two_velocities_makes_a_step_of_adams_and_bashforth() -> None:
     """A velocity that grows evenly with the time is followed exactly, whatever the steps' widths are."""
 
-    class Falling(nn.Module):
+    class Rising(nn.Module):
         def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
             return (3 * t + 0 * labels).view(-1, 1, 1, 1).expand_as(x)
 
     z, labels, times = torch.randn(4, 1, SIDE, SIDE), torch.arange(4), [0.0, 0.1, 0.35, 0.75, 1.0]
-    arrivals = list(path(Falling(), z, labels, times, "adams-bashforth"))
+    arrivals = list(path(Rising(), z, labels, times, "adams-bashforth"))
     assert arrivals[0] is z
-    for before, arrived, (time, following) in zip(arrivals, arrivals[1:], pairwise(times), strict=False):
+    for (before, arrived), (time, following) in zip(pairwise(arrivals), pairwise(times), strict=True):
         by_euler = time == 0 or following == 1  # there is no velocity before the first
         way = 3 * time * (following - time) if by_euler else 1.5 * (following**2 - time**2)
         torch.testing.assert_close(arrived, before + way)
