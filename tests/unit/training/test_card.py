@@ -50,6 +50,14 @@ FLOW = dataclasses.replace(
     source="runs/flow-3",
     reader="models/mlp/1",
 )
+DISTILLED = dataclasses.replace(
+    flow.DISTILLED,
+    epochs=4,
+    learning_rate=5e-4,
+    precision="bf16-mixed",
+    source="runs/flow-distilled-1",
+    teacher="runs/flow",
+)
 VAE = dataclasses.replace(vae.CONFIG, precision="bf16-mixed")
 GAN = dataclasses.replace(
     gan.CONFIG,
@@ -92,7 +100,7 @@ FAMILIES: dict[str, Callable[[History], Card]] = {
     "vit": lambda history: classifier._card(VIT, classifier.build(VIT), history),
     "gan": gan_card,
     "flow": lambda history: flow._card(FLOW, flow.Velocity(FLOW), history),
-    "flow-distilled": lambda history: flow._card(flow.DISTILLED, flow.Velocity(flow.DISTILLED), history),
+    "flow-distilled": lambda history: flow._card(DISTILLED, flow.Velocity(DISTILLED), history),
     "vae": lambda history: vae._card("vae", "vae", VAE, vae.ConditionalVae(VAE), history),
     "vae-encoder": lambda history: vae._card("vae-encoder", "vae", VAE, vae.ConditionalVae(VAE), history),
 }
