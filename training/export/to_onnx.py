@@ -89,16 +89,16 @@ def _check_signature(
 
 
 def _name_weights(graph: onnx.GraphProto, network: nn.Module) -> None:
-    """Give each weight that the exporter has stored in another shape the name that it has in the network.
+    """Give each weight whose name the exporter has lost the name that it has in the network.
 
-    It reshapes the weights of a group normalisation, and calls them val_1. By their names they can be read
-    back. Of several weights with the same values one gets its name.
+    It calls the weights of a group normalisation val_1, because it reshapes them, and some tables too. By
+    their names they can be read back. Of several weights with the same values one gets its name.
     """
     stored = {each.name for each in graph.initializer}
     nameless = {
-        weights.detach().cpu().numpy().tobytes(): name
-        for name, weights in network.named_parameters()
-        if name not in stored
+        weights.cpu().numpy().tobytes(): name
+        for name, weights in network.state_dict().items()
+        if name not in stored and weights.is_floating_point()
     }
     names: dict[str, str] = {}
     for each in graph.initializer:

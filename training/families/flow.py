@@ -60,6 +60,12 @@ GROUP_CHANNELS = 8
 FREQUENCIES = 16
 SLOWEST, FASTEST = 1.0, 64.0
 
+INPUTS = (
+    TensorSpec(name="z", datatype="FP32", shape=(-1, LATENT)),
+    TensorSpec(name="label", datatype="INT64", shape=(-1,)),
+)
+OUTPUTS = (TensorSpec(name="images", datatype="UINT8", shape=(-1, SIDE, SIDE)),)
+
 # As of the GAN: the largest accepted difference of a pixel between torch and onnxruntime, in grey levels.
 PARITY_TOLERANCE = 1.0
 PARITY_SEED = 0
@@ -608,11 +614,8 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
         name=name,
         task="generation",
         network=Drawing(velocity, config).eval(),
-        inputs=[
-            TensorSpec(name="z", datatype="FP32", shape=(-1, LATENT)),
-            TensorSpec(name="label", datatype="INT64", shape=(-1,)),
-        ],
-        outputs=[TensorSpec(name="images", datatype="UINT8", shape=(-1, SIDE, SIDE))],
+        inputs=INPUTS,
+        outputs=OUTPUTS,
         parity_inputs={"z": draw_latents(PARITY_SEED, len(labels), LATENT), "label": labels},
         tolerance=PARITY_TOLERANCE,
         measure=lambda path: generation(path, splits, judge),

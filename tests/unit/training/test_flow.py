@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from service.errors import RepositoryError
-from service.models.manifest import read_manifest
+from service.models.manifest import MODEL_FILE, read_manifest
 from tests.support.tiny_runs import FLOW, Interrupted, StoppingRun, Workshop, assert_same_state, new_run
 from training.datasets.splits import SIDE
 from training.errors import ArgumentError, EvaluationError, ExportError, SourceError
+from training.export.to_onnx import to_onnx
 from training.families import flow
 from training.families.solver import Solver, integrate, merged_steps_loss, path, step_times
+from training.families.source import take_weights
 from training.hyperparameters import changed
 from training.onnx_files import open_session
 from training.runs.finished import read_weights
@@ -324,8 +326,20 @@ def test_a_run_of_either_model_can_be_the_source(tmp_path: Path, workshop: Works
     assert [name for name, weights in velocity.state_dict().items() if not weights.equal(begun[name])] == []
 
 
+@pytest.mark.parametrize("change", [{"guidance": 0.1}, {"guidance": 0.0}, {"guidance": 0.0, "steps": 1}])
+def test_every_weight_is_read_back_from_a_graph(change: dict[str, Any], tmp_path: Path) -> None:
+    """The exporter has its own names for some, and which they are depends on the graph."""
+    config = dataclasses.replace(FLOW, **change)
+    drawing, again = (
+        flow.Drawing(network, config) for network in (trained_like(config), flow.Velocity(config))
+    )
+    onnx.save(to_onnx(drawing, flow.INPUTS, flow.OUTPUTS), tmp_path / MODEL_FILE)
+    take_weights(again, tmp_path)
+    read, made = again.state_dict(), drawing.state_dict()
+    assert [name for name in made if not made[name].equal(read[name])] == []
+
+
 def test_a_published_version_is_as_good_as_its_run(workshop: Workshop) -> None:
-    """Every weight is read back from the graph, those that the exporter reshapes too."""
     velocity, config = flow.earlier(workshop.models / "flow" / "1", workshop.splits)
     best = read_weights(workshop.runs / "flow")
     assert [name for name, weights in velocity.state_dict().items() if not weights.equal(best[name])] == []
