@@ -326,6 +326,7 @@ def test_a_run_of_either_model_can_be_the_source(tmp_path: Path, workshop: Works
     assert [name for name, weights in velocity.state_dict().items() if not weights.equal(begun[name])] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"guidance": 0.1}, {"guidance": 0.0}, {"guidance": 0.0, "steps": 1}])
 def test_every_weight_is_read_back_from_a_graph(change: dict[str, Any], tmp_path: Path) -> None:
     """The exporter has its own names for some, and which they are depends on the graph."""
