@@ -77,7 +77,7 @@ def _quality(manifest: Manifest, folder: Path, splits: Splits, models_dir: Path)
         return encoding(path, splits.test)
     if manifest.task == "captioning":
         return caption_metrics(path, splits)
-    judge = recorded_judge(folder, models_dir)
+    judge = recorded_judge(manifest, models_dir)
     if manifest.task == "search":
         generator = generator_of(models_dir, str(manifest.metrics["generator"]))
         return search_metrics(path, splits) | prompted(path, generator, judge, splits)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.models.folder import version_folders
-from service.models.manifest import MANIFEST_FILE, MODEL_FILE, read_manifest
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, read_manifest
 from training.datasets.splits import Splits
 from training.errors import EvaluationError
 from training.evaluation.metrics import Metrics
@@ -52,11 +52,11 @@ def judge_of(folder: Path, splits: Splits) -> Judge:
     return Judge(folder)
 
 
-def recorded_judge(folder: Path, models_dir: Path) -> Judge:
-    """The judge that measured a published version's metrics. Raises EvaluationError or RepositoryError."""
-    judge = models_dir / str(read_manifest(folder).metrics.get("classifier", JUDGE))
+def recorded_judge(manifest: Manifest, models_dir: Path) -> Judge:
+    """The judge that measured a version's metrics. Raises EvaluationError or RepositoryError."""
+    judge = models_dir / str(manifest.metrics.get("classifier", JUDGE))
     if not (judge / MANIFEST_FILE).is_file():
-        raise EvaluationError(f"{judge}, which judged {folder}, is missing")
+        raise EvaluationError(f"{judge}, which judged {manifest.name}/{manifest.version}, is missing")
     return Judge(judge)
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from service.models.manifest import MODEL_FILE
+from service.models.manifest import MODEL_FILE, read_manifest
 from training.cards.card import titled_table
 from training.datasets.splits import Splits
 from training.evaluation.epochs import JUDGE
@@ -55,7 +55,10 @@ def draws(
     data = splits.test if on == "test" else splits.validation
     report: dict[str, dict[str, list[float]]] = {}
     for name, folder in folders.items():
-        judge = recorded_judge(folder, models_dir) if on == "test" else judge_of(Path(JUDGE), splits)
+        if on == "test":
+            judge = recorded_judge(read_manifest(folder), models_dir)
+        else:
+            judge = judge_of(Path(JUDGE), splits)
         reference, _ = judge(data.images)
         measured = []
         for seed in range(SAMPLES_SEED, SAMPLES_SEED + count):
