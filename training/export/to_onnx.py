@@ -89,10 +89,10 @@ def _check_signature(
 
 
 def _name_weights(graph: onnx.GraphProto, network: nn.Module) -> None:
-    """Give each weight whose name the exporter has lost the name that it has in the network.
+    """Give back to each weight the name that it has in the network, by which it can be read from the graph.
 
-    It calls the weights of a group normalisation val_1, because it reshapes them, and some tables too. By
-    their names they can be read back. Of several weights with the same values one gets its name.
+    The exporter renames weights that it reshapes, such as those of a group normalisation, to val_1 and so
+    on. Of several weights with the same values one gets its name.
     """
     stored = {each.name for each in graph.initializer}
     nameless = {

@@ -388,7 +388,7 @@ def misread(
     labels: Tensor,
     times: Sequence[float],
     step: int,
-    solver: Solver = "euler",
+    solver: Solver,
 ) -> Tensor:
     """How badly the images that the field expects after some of its own steps are read as their labels.
 
