@@ -5,16 +5,14 @@ so an image depends only on its own z and label, not on the rest of its batch.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from service.content.latents import draw_latents
 from service.models.manifest import TensorSpec
@@ -24,6 +22,7 @@ from training.evaluation.epochs import JUDGE, epoch_quality
 from training.evaluation.generation import draw, generation
 from training.evaluation.judge import latest_judge
 from training.export.publish import Model, publish
+from training.families.adversary import Adversary, Discriminator, Pairing, Rules, initialise
 from training.families.batch_norm import fold_batch_norm
 from training.families.grids import grid_labels, save_grid
 from training.families.samples import chosen_epoch, draw_samples
@@ -92,7 +91,7 @@ class Config:
     judge: str = JUDGE
     discriminator_channels_28: int = 0
     learning_rate_end: float = 1.0
-    pairing: Literal["none", "relativistic"] = "none"
+    pairing: Pairing = "none"
     r2_gamma: float = 0.0
     judge_interval: int = 1
     class_weight: float = 0.0
@@ -160,7 +159,7 @@ class Generator(nn.Module):
             nn.Conv2d(third, 1, 3, padding=1),
             nn.Tanh(),
         )
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         """Images, (n, 1, 28, 28), -1..1."""
@@ -169,197 +168,67 @@ class Generator(nn.Module):
         return images
 
 
-class Discriminator(nn.Module):
-    """From images (n, 1, 28, 28) in -1..1 and labels (n,) int64 to logits (n,): positive means real.
-
-    The label enters by projection (Miyato and Koyama 2018): its embedding's product with the
-    features is added. There is no batch normalisation, because R1 needs the gradient of each image by itself.
-    """
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        wide, first, second = (
-            config.discriminator_channels_28,
-            config.discriminator_channels,
-            2 * config.discriminator_channels,
-        )
-        before = _convolution(1, wide, 3) if wide else []
-        between = _convolution(first, first, 3) if wide else []
-        self.body = nn.Sequential(
-            *before,
-            *_convolution(wide or 1, first, 4, stride=2),
-            *between,
-            *_convolution(first, second, 4, stride=2),
-            nn.Flatten(),
-            nn.Linear(second * (SIDE // 4) ** 2, config.features),
-            nn.LeakyReLU(0.2),
-        )
-        self.head = nn.Linear(config.features, 1)
-        self.embedding = nn.Embedding(CLASSES, config.features)
-        self.classes = nn.Linear(config.features, CLASSES) if config.class_weight else None
-        self.apply(_initialise)
-
-    def forward(self, images: Tensor, labels: Tensor, with_classes: bool = False) -> Tensor:
-        """Logits, (n,). with_classes: (n, 1 + CLASSES), with the logits of the classes after it."""
-        features = self.body(images)
-        logits: Tensor = self.head(features).squeeze(1) + (features * self.embedding(labels)).sum(1)
-        if not with_classes or self.classes is None:
-            return logits
-        return torch.cat([logits.unsqueeze(1), self.classes(features)], 1)
-
-
-def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, size, stride=stride, padding=1), nn.LeakyReLU(0.2)]
-
-
-@contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """Let no gradient reach the network's weights."""
-    network.requires_grad_(False)
-    try:
-        yield
-    finally:
-        network.requires_grad_(True)
-
-
-def _initialise(module: nn.Module) -> None:
-    """Convolutions from N(0, 0.02), as in DCGAN."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-
-
-def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """-log D(x) - log(1 - D(G(z))), from logits (Goodfellow et al. 2014)."""
-    return functional.softplus(-real).mean() + functional.softplus(fake).mean()
-
-
-def relativistic_loss(better: Tensor, worse: Tensor) -> Tensor:
-    """-log sigmoid(better - worse), from logits in pairs (Jolicoeur-Martineau 2019, eq. 5).
-
-    The discriminator's loss with (real, fake), the generator's with (fake, real).
-    """
-    return functional.softplus(worse - better).mean()
-
-
-def generator_loss(fake: Tensor) -> Tensor:
-    """-log D(G(z)), from logits: the non-saturating loss (Goodfellow et al. 2014, section 3)."""
-    return functional.softplus(-fake).mean()
-
-
-def gradient_penalty(discriminator: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """The mean squared norm of the logit's gradient at images (Mescheder et al. 2018, eq. 9).
-
-    R1 at real images, R2 at generated ones. Each logit must depend on its own image only. Differentiable
-    with respect to the weights.
-    """
-    images = images.detach().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(discriminator(images, labels).sum(), images, create_graph=True)
-    return gradient.square().sum((1, 2, 3)).mean()
-
-
 class Adversaries:
     """The two networks with their optimisers, set up on the run's devices, and one step of each."""
 
     def __init__(self, config: Config, run: Run) -> None:
         self._config = config
         self._fabric = run.fabric
-        self._plain_generator, self._plain_discriminator = Generator(config), Discriminator(config)
+        self._plain_generator = Generator(config)
+        discriminator = Discriminator(
+            config.discriminator_channels,
+            config.discriminator_channels_28,
+            config.features,
+            with_classes=config.class_weight > 0,
+        )
         self.ema = averaged(self._plain_generator.to(run.fabric.device), config.ema_decay)
-        self._generator, self._generator_optimizer = self._set_up(self._plain_generator)
-        self._discriminator, self._discriminator_optimizer = self._set_up(self._plain_discriminator)
+        self._generator, self._generator_optimizer = run.fabric.setup(
+            self._plain_generator, self._optimizer(self._plain_generator)
+        )
+        rules = Rules(
+            config.pairing, config.class_weight, config.r1_gamma, config.r2_gamma, config.r1_interval
+        )
+        self.adversary = Adversary(discriminator, self._optimizer(discriminator), rules, run.fabric)
         self.state = {
             "generator": self._generator,
-            "discriminator": self._discriminator,
             "generator_optimizer": self._generator_optimizer,
-            "discriminator_optimizer": self._discriminator_optimizer,
             "ema": self.ema,
-        }
+        } | self.adversary.state
 
     def make_capturable(self) -> None:
         """Prepare `step` for a CUDA graph, once a checkpoint is loaded."""
-        for optimizer in (self._generator_optimizer, self._discriminator_optimizer):
+        for optimizer in (self._generator_optimizer, self.adversary.optimizer):
             make_capturable(optimizer, self._fabric.device)
 
     def set_rate(self, progress: float) -> float:
         """Set both learning rates for a step at this fraction of the run, and return them."""
         rate = self._config.learning_rate * (1 + progress * (self._config.learning_rate_end - 1))
-        for optimizer in (self._generator_optimizer, self._discriminator_optimizer):
+        for optimizer in (self._generator_optimizer, self.adversary.optimizer):
             set_rate(optimizer, rate)
         return rate
 
-    def train_discriminator(
-        self, real: Tensor, fake: Tensor, labels: Tensor, with_r1: bool
-    ) -> dict[str, Tensor]:
-        """A step on real and generated images (n, 1, 28, 28) of the same labels (n,).
-
-        Both go through the network together, in one forward pass of 2n: DDP requires it, and it is faster.
-        """
-        images, both = torch.cat([real, fake.detach()]), torch.cat([labels, labels])
-        logits, classes = self._split(self._discriminator(images, both, self._classifies))
-        on_real, on_fake = logits.chunk(2)
-        relativistic = self._config.pairing == "relativistic"
-        loss = total = (relativistic_loss if relativistic else discriminator_loss)(on_real, on_fake)
-        metrics = {
-            "discriminator_loss": loss,
-            "real_probability": on_real.sigmoid().mean(),
-            "fake_probability": on_fake.sigmoid().mean(),
-        }
-        if classes is not None:
-            metrics["class_loss"] = functional.cross_entropy(classes[: len(real)], labels)
-            total = loss + self._config.class_weight * metrics["class_loss"]
-        if with_r1:
-            # In full precision, and past Fabric's wrapper, which forbids autograd.grad under autocast.
-            metrics["r1"] = gradient_penalty(self._plain_discriminator, real, labels)
-            penalty = self._config.r1_gamma * metrics["r1"]
-            if self._config.r2_gamma:
-                metrics["r2"] = gradient_penalty(self._plain_discriminator, fake, labels)
-                penalty = penalty + self._config.r2_gamma * metrics["r2"]
-            total = total + self._config.r1_interval / 2 * penalty
-        self._discriminator_optimizer.zero_grad()
-        self._fabric.backward(total)
-        self._discriminator_optimizer.step()
-        return {name: value.detach() for name, value in metrics.items()}
-
     def train_generator(self, real: Tensor, fake: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """A step through the discriminator, which is frozen for it: no gradient reaches its weights."""
-        with frozen(self._plain_discriminator):
-            with self._fabric.autocast():
-                judged = self._plain_discriminator(fake, labels, self._classifies).float()
-                on_fake, classes = self._split(judged)
-                if self._config.pairing == "relativistic":
-                    loss = total = relativistic_loss(on_fake, self._plain_discriminator(real, labels).float())
-                else:
-                    loss = total = generator_loss(on_fake)
-                if classes is not None:
-                    total = loss + self._config.class_weight * functional.cross_entropy(classes, labels)
-            self._generator_optimizer.zero_grad()
-            self._fabric.backward(total)
-            self._generator_optimizer.step()
+        """A step on images (n, 1, 28, 28) that the generator drew, and real ones of the same labels (n,)."""
+        loss, total = self.adversary.judge(real, fake, labels)
+        self._generator_optimizer.zero_grad()
+        self._fabric.backward(total)
+        self._generator_optimizer.step()
         self.ema.update_parameters(self._plain_generator)
         return {"generator_loss": loss.detach()}
 
     def step(self, real: Tensor, labels: Tensor, z: Tensor, with_r1: bool) -> dict[str, Tensor]:
         """One step of each network on the same generated images, which have the labels of the real ones."""
         fake = self._generator(z, labels)
-        metrics = self.train_discriminator(real, fake, labels, with_r1)
+        metrics = self.adversary.train(real, fake, labels, with_r1)
         return metrics | self.train_generator(real, fake, labels)
 
-    @property
-    def _classifies(self) -> bool:
-        return self._config.class_weight > 0
-
-    def _split(self, judged: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The discriminator's logits (n,), and those of the classes (n, CLASSES) if it has them."""
-        return (judged[:, 0], judged[:, 1:]) if self._classifies else (judged, None)
-
-    def _set_up(self, network: nn.Module):  # type: ignore[no-untyped-def]
-        optimizer = torch.optim.Adam(
+    def _optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.Adam(
             network.parameters(),
             lr=self._config.learning_rate,
             betas=(self._config.beta1, self._config.beta2),
             fused=True,
         )
-        return self._fabric.setup(network, optimizer)
 
 
 def train(config: Config, splits: Splits, run: Run) -> None:

@@ -15,41 +15,10 @@ from tests.support.tiny_runs import GAN, Interrupted, StoppingRun, Workshop, ass
 from training.datasets.splits import SIDE
 from training.errors import EvaluationError
 from training.families import gan
+from training.families.adversary import gradient_penalty, relativistic_loss
 from training.onnx_files import open_session
 from training.runs.run import CURVES_FILE
 from training.versions import Target
-
-
-class Quadratic(nn.Module):
-    """A logit of a |x|^2 / 2 + b[label] . x, whose gradient is a x + b[label]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Parameter(torch.tensor(3.0))
-        self.b = nn.Parameter(torch.arange(10.0).reshape(10, 1, 1, 1) / 10)
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        return (self.a * images.square() / 2 + self.b[labels] * images).sum((1, 2, 3))
-
-
-def test_r1_is_the_mean_squared_norm_of_the_gradient() -> None:
-    images, labels = torch.randn(4, 1, SIDE, SIDE, dtype=torch.float64), torch.tensor([0, 3, 3, 9])
-    network = Quadratic().double()
-    penalty = gan.gradient_penalty(network, images, labels)
-    gradient = 3 * images + labels.view(-1, 1, 1, 1) / 10
-    assert penalty.item() == pytest.approx(gradient.square().sum((1, 2, 3)).mean().item(), rel=1e-12)
-    penalty.backward()
-    slope = (2 * gradient * images).sum((1, 2, 3)).mean().item()
-    assert network.a.grad is not None
-    assert network.a.grad.item() == pytest.approx(slope, rel=1e-12)
-
-
-def test_losses_are_those_of_the_probabilities() -> None:
-    real, fake = torch.tensor([0.3, -2.0]), torch.tensor([1.5, -0.2])
-    bce = nn.functional.binary_cross_entropy_with_logits
-    expected = bce(real, torch.ones(2)) + bce(fake, torch.zeros(2))
-    assert gan.discriminator_loss(real, fake).item() == pytest.approx(expected.item(), rel=1e-6)  # float32
-    assert gan.generator_loss(fake).item() == pytest.approx(-fake.sigmoid().log().mean().item(), rel=1e-6)
 
 
 def test_generator_upsamples_from_7_to_28_pixels() -> None:
@@ -98,17 +67,8 @@ def test_generator_step_leaves_the_discriminator_unchanged(tmp_path: Path) -> No
 def test_discriminator_step_leaves_the_generator_unchanged(tmp_path: Path) -> None:
     two, real, labels, z = adversaries(tmp_path)
     generator = two.state["generator"]
-    two.train_discriminator(real, generator(z, labels), labels, with_r1=True)
+    two.adversary.train(real, generator(z, labels), labels, with_r1=True)
     assert all(weight.grad is None for weight in generator.parameters())
-
-
-@pytest.mark.parametrize("shift", [0.0, 7.5])
-def test_the_relativistic_loss_sees_only_differences(shift: float) -> None:
-    real, fake = torch.tensor([0.3, -2.0]), torch.tensor([1.5, -0.2])
-    expected = -((real - fake).sigmoid().log()).mean()
-    assert gan.relativistic_loss(real + shift, fake + shift).item() == pytest.approx(
-        expected.item(), rel=1e-5
-    )
 
 
 def test_relativistic_steps_punish_both_gradients(tmp_path: Path) -> None:
@@ -117,21 +77,14 @@ def test_relativistic_steps_punish_both_gradients(tmp_path: Path) -> None:
     generator = two.state["generator"]
     fake = generator(z, labels)
     discriminator = two.state["discriminator"]
-    expected = gan.gradient_penalty(discriminator, fake, labels).item()
-    metrics = two.train_discriminator(real, fake, labels, with_r1=True)
+    expected = gradient_penalty(discriminator, fake, labels).item()
+    metrics = two.adversary.train(real, fake, labels, with_r1=True)
     assert metrics["r2"].item() == pytest.approx(expected, rel=1e-4)
     assert all(weight.grad is None for weight in generator.parameters())
     loss = two.train_generator(real, fake, labels)["generator_loss"]
     assert loss.item() == pytest.approx(
-        gan.relativistic_loss(discriminator(fake, labels), discriminator(real, labels)).item(), rel=1e-4
+        relativistic_loss(discriminator(fake, labels), discriminator(real, labels)).item(), rel=1e-4
     )
-
-
-def test_a_discriminator_may_look_at_every_pixel_first() -> None:
-    deep = gan.Discriminator(dataclasses.replace(GAN, discriminator_channels_28=3))
-    strides = [layer.stride[0] for layer in deep.body if isinstance(layer, nn.Conv2d)]
-    assert strides == [1, 2, 1, 2]
-    assert deep(torch.randn(2, 1, SIDE, SIDE), torch.tensor([1, 9])).shape == (2,)
 
 
 def test_the_rate_falls_along_a_line(tmp_path: Path) -> None:
@@ -152,16 +105,12 @@ def test_the_classes_are_learned_from_real_images_and_teach_the_generator(tmp_pa
     assert judged.shape == (20, 11)
     torch.testing.assert_close(judged[:, 0], discriminator(real, labels))
     expected = nn.functional.cross_entropy(judged[:, 1:], labels).item()
-    metrics = two.train_discriminator(real, fake, labels, with_r1=True)
+    metrics = two.adversary.train(real, fake, labels, with_r1=True)
     assert metrics["class_loss"].item() == pytest.approx(expected, rel=1e-4)
     assert all(weight.grad is not None for weight in discriminator.parameters())
     heads = copy.deepcopy(discriminator.classes.state_dict())
     two.train_generator(real, fake, labels)
     assert all(torch.equal(heads[name], value) for name, value in discriminator.classes.state_dict().items())
-
-
-def test_a_discriminator_without_class_weight_has_no_classes() -> None:
-    assert not any(name.startswith("classes") for name in gan.Discriminator(GAN).state_dict())
 
 
 def test_samples_are_judged_every_interval_and_at_the_end(tmp_path: Path, workshop: Workshop) -> None:
