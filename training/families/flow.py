@@ -25,6 +25,7 @@ from training.evaluation.epochs import JUDGE, epoch_quality
 from training.evaluation.generation import draw, generation
 from training.evaluation.judge import latest_judge
 from training.export.publish import Model, publish
+from training.families.adversary import Adversary, Discriminator, Rules
 from training.families.classifier import Classifier, published
 from training.families.coupling import coupled
 from training.families.grids import grid_labels, save_grid
@@ -101,6 +102,9 @@ class Config:
     teacher: the folder of an earlier run or of a published version, whose steps this run learns to merge, or
         `none`. Without a source the run begins with its weights.
     stride: how many of the steps one pass of the network takes.
+    adversary_weight: the weight of a discriminator's loss, next to that of the teacher. The discriminator
+        learns along, to tell the training images from those that the run draws. With 0 there is none.
+    adversary_rate: its learning rate.
     """
 
     epochs: int
@@ -127,6 +131,8 @@ class Config:
     teacher: str = NO_TEACHER
     stride: int = 1
     solver: Solver = "euler"
+    adversary_weight: float = 0.0
+    adversary_rate: float = 3e-4
 
 
 # Samples of 5,000 validation labels, epoch 20, Frechet distance / read as their label / recall: equal steps
@@ -166,6 +172,11 @@ DISTILLED = replace(
     teacher="runs/flow-2-passes",
     stride=8,
 )
+
+# The networks of the adversary are those of the published GAN, and so are Adam's betas.
+ADVERSARY = Rules(pairing="none", class_weight=0.2, r1_gamma=0.05, r2_gamma=0.0, r1_interval=16)
+ADVERSARY_CHANNELS_28, ADVERSARY_CHANNELS, ADVERSARY_FEATURES = 32, 64, 256
+ADVERSARY_BETAS = (0.5, 0.999)
 
 FAMILY = "flow", "flow-distilled"
 """The models that can be the source or the teacher of a run."""
@@ -347,17 +358,18 @@ def times_of(config: Config) -> list[float]:
     return [*step_times(config.steps, config.warp)[: -1 : config.stride], 1.0]
 
 
-Objective = Callable[[Guided, Tensor, torch.Generator], Tensor]
-"""The loss of a field for some rows of the training images; the generator is the step's."""
+Objective = Callable[[Guided, Tensor, torch.Generator], tuple[Tensor, Tensor | None]]
+"""The loss of a field for some rows of the training images, and the images with the labels of these rows that
+were drawn for it, if any; the generator is the step's."""
 
 
 def matching(config: Config, levels: Tensor, labels: Tensor, generator: torch.Generator) -> Objective:
     """The flow's own loss in one epoch: on the paths from noise to the training images (n, 1, 28, 28)."""
     noise = coupled(levels, labels, generator, config.coupling)
 
-    def loss(guided: Guided, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(guided: Guided, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, None]:
         t = draw_times(len(rows), config.steps, generator)
-        return flow_loss(guided.velocity, levels[rows], noise[rows], t, labels[rows])
+        return flow_loss(guided.velocity, levels[rows], noise[rows], t, labels[rows]), None
 
     return loss
 
@@ -374,7 +386,7 @@ class Teacher:
         """The loss of a run whose steps replace several of the teacher's. labels: of the training images."""
         times = times_of(config)
 
-        def loss(guided: Guided, rows: Tensor, generator: torch.Generator) -> Tensor:
+        def loss(guided: Guided, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
             z = torch.randn(len(rows), 1, SIDE, SIDE, generator=generator, device=labels.device)
             return merged_steps_loss(guided, self.field, z, labels[rows], times, self.times, self.solver)
 
@@ -434,6 +446,9 @@ def train(config: Config, splits: Splits, run: Run) -> None:
     wrapped, wrapped_optimizer = run.fabric.setup(model, optimizer)
     guided, times = Guided(cast("Velocity", wrapped), config.guidance), times_of(config)
     state = {"model": wrapped, "optimizer": wrapped_optimizer, "scheduler": scheduler, "ema": ema}
+    adversary = adversary_of(config, run) if config.adversary_weight else None
+    if adversary is not None:
+        state |= adversary.state
     run.restore(state)
     drawing = Drawing(cast("Velocity", ema.module), config)
     for epoch in run.epochs():
@@ -441,10 +456,16 @@ def train(config: Config, splits: Splits, run: Run) -> None:
             objective = matching(config, levels, labels, run.generator(epoch))
         else:
             objective = teacher.merging(config, labels)
-        losses, readings = [], []
+        losses, readings, judgements = [], [], []
         for step, rows in run.batches(epoch, len(labels), config.batch_size):
-            loss = objective(guided, rows, run.generator(epoch, step))
+            with run.fabric.autocast():
+                loss, drawn = objective(guided, rows, run.generator(epoch, step))
             losses.append(loss.detach())
+            if adversary is not None and drawn is not None:
+                with_r1 = step % ADVERSARY.r1_interval == 0
+                judgements.append(adversary.train(levels[rows], drawn, labels[rows], with_r1))
+                judgement, _ = adversary.judge(levels[rows], drawn, labels[rows])
+                loss = loss + config.adversary_weight * judgement
             if reader is not None:
                 z, wanted, taken = draw_start(config, run.generator(epoch, step, 1))
                 reading = misread(guided, reader, z, wanted, times, taken, config.solver)
@@ -467,11 +488,13 @@ def train(config: Config, splits: Splits, run: Run) -> None:
         }
         if readings:
             metrics["train_reading"] = run.mean(torch.stack(readings).mean())
+        for name in ("real_probability", "fake_probability") if judgements else ():
+            metrics[name] = run.mean(torch.stack([each[name] for each in judgements]).mean())
         score = float(epoch)
         with run.fabric.autocast():
             if quality is not None:
-                drawn = draw_samples(drawing, quality.labels, LATENT, device)
-                metrics |= {name: run.mean(value) for name, value in quality(drawn).items()}
+                samples = draw_samples(drawing, quality.labels, LATENT, device)
+                metrics |= {name: run.mean(value) for name, value in quality(samples).items()}
                 score = -metrics["validation_distance"]
             if run.leads:
                 save_samples(drawing, device, run.folder / SAMPLES_FILE)
@@ -541,6 +564,23 @@ def teacher_of(config: Config, splits: Splits, device: torch.device) -> Teacher:
             f"{_listed(times)}: expected some of the former, with the same steps and warp and a larger stride"
         )
     return Teacher(Guided(velocity, taught.guidance).eval().to(device), finer, taught.solver)
+
+
+def adversary_of(config: Config, run: Run) -> Adversary:
+    """A fresh discriminator of the images that a run draws.
+
+    Raises SourceError if the run has no teacher, and so draws none.
+    """
+    if config.teacher == NO_TEACHER:
+        raise SourceError(
+            f"adversary_weight is {config.adversary_weight:g}, expected 0 without a teacher: only a run with "
+            "a teacher draws whole images as it learns"
+        )
+    network = Discriminator(ADVERSARY_CHANNELS, ADVERSARY_CHANNELS_28, ADVERSARY_FEATURES, with_classes=True)
+    optimizer = torch.optim.Adam(
+        network.parameters(), lr=config.adversary_rate, betas=ADVERSARY_BETAS, fused=True
+    )
+    return Adversary(network, optimizer, ADVERSARY, run.fabric)
 
 
 def _listed(times: Sequence[float]) -> str:
@@ -633,7 +673,7 @@ def _card(config: Config, velocity: nn.Module, history: Sequence[Mapping[str, fl
         kind = "Euler steps" if config.solver == "euler" else "steps of the two-step Adams-Bashforth method"
         steps = f"{count} {kind}, which the graph holds; they grow with the power {config.warp:g}"
         shared, passes = ", which all steps share", f"{count} passes"
-    merged = beginning = guided = reading = clipping = ""
+    merged = beginning = guided = reading = opposing = clipping = ""
     if config.teacher != NO_TEACHER:
         merged = ", in one step" if count == 1 else f", in {count} steps"
     if (source := source_of(config)) != NO_SOURCE:
@@ -650,6 +690,13 @@ def _card(config: Config, velocity: nn.Module, history: Sequence[Mapping[str, fl
             f"classifier, `{config.reader}`. It reads what the network expects of {config.drawn} images at "
             "each step, which the network has drawn itself up to one of the graph's steps."
         )
+    if config.adversary_weight:
+        opposing = (
+            f" A second loss, with weight {config.adversary_weight:g}, is the non-saturating one against a "
+            "projection discriminator, which learns along to tell the training images from those that the "
+            f"network draws (learning rate {config.adversary_rate:g}, R1 with gamma {ADVERSARY.r1_gamma:g} "
+            f"every {ADVERSARY.r1_interval} steps)."
+        )
     if config.reader != NO_READER or config.teacher != NO_TEACHER:
         clipping = f" Gradients are clipped to a norm of {config.clip_norm:g}."
     return make_card(
@@ -664,6 +711,7 @@ def _card(config: Config, velocity: nn.Module, history: Sequence[Mapping[str, fl
         beginning=beginning,
         guided=guided,
         reading=reading,
+        opposing=opposing,
         clipping=clipping,
         epochs=len(history),
         chosen=chosen_epoch(history),

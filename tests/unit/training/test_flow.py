@@ -219,16 +219,19 @@ def test_a_merged_step_arrives_where_the_teachers_steps_do(stride: int, solver: 
     finer = step_times(6, 1.5)
     times = [*finer[:-1:stride], 1.0]
     network, teacher = Growing(0.7), Growing(0.4)
-    loss = merged_steps_loss(network, teacher, z, labels, times, finer, solver)
+    loss, images = merged_steps_loss(network, teacher, z, labels, times, finer, solver)
     arrivals = dict(zip(finer, path(teacher, z, labels, finer, solver), strict=True))
     expected, learned = torch.tensor(0.0), torch.tensor(0.7, requires_grad=True)
     for start, end in pairwise(times):
         straight = (arrivals[end] - arrivals[start]).detach() / (end - start)
         expected = expected + (end - start) * (learned * arrivals[start].detach() - straight).square().mean()
     torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(images, integrate(network, arrivals[times[-2]], labels, times[-2:]))
     gradients = torch.autograd.grad(loss, network.weight), torch.autograd.grad(expected, learned)
     torch.testing.assert_close(*gradients)
-    assert merged_steps_loss(teacher, teacher, z, labels, finer, finer).item() == pytest.approx(0, abs=1e-9)
+    loss, images = merged_steps_loss(teacher, teacher, z, labels, finer, finer)
+    assert loss.item() == pytest.approx(0, abs=1e-9)
+    torch.testing.assert_close(images, integrate(teacher, z, labels, finer))
 
 
 def test_a_run_learns_to_merge_the_steps_of_its_teacher(tmp_path: Path, workshop: Workshop) -> None:
@@ -242,6 +245,28 @@ def test_a_run_learns_to_merge_the_steps_of_its_teacher(tmp_path: Path, workshop
     begun, still = (read_weights(Path(each)) for each in (teacher, tmp_path / "0.0"))
     assert [name for name in begun if not torch.allclose(begun[name], still[name])] == []
     assert losses[5e-3] < 0.9 * losses[0.0]
+
+
+def test_a_merging_run_learns_to_pass_for_training_images(tmp_path: Path, workshop: Workshop) -> None:
+    plain = dataclasses.replace(FLOW, teacher=str(workshop.runs / "flow"), solver="euler", stride=3)
+    histories, weights = {}, {}
+    for weight in (0.0, 0.05):
+        config = dataclasses.replace(plain, adversary_weight=weight)
+        run = new_run(tmp_path / f"{weight}", config)
+        flow.train(config, workshop.splits, run)
+        histories[weight] = run.history
+        weights[weight] = read_weights(tmp_path / f"{weight}")
+    seen = [(each["real_probability"], each["fake_probability"]) for each in histories[0.05]]
+    assert seen[-1][0] > seen[-1][1]  # the discriminator learns, too
+    assert histories[0.0][-1].keys() == histories[0.05][-1].keys() - {"real_probability", "fake_probability"}
+    assert [name for name in weights[0.0] if not torch.equal(weights[0.0][name], weights[0.05][name])]
+    assert weights[0.0].keys() == weights[0.05].keys()
+
+
+def test_an_adversary_without_a_teacher_is_one_line(tmp_path: Path, workshop: Workshop) -> None:
+    config = dataclasses.replace(FLOW, adversary_weight=0.1)
+    with pytest.raises(SourceError, match="expected 0 without a teacher"):
+        flow.train(config, workshop.splits, new_run(tmp_path, config))
 
 
 @pytest.mark.parametrize("change", [{"stride": 1}, {"stride": 2, "steps": 4}, {"stride": 2, "steps": 5}])
@@ -420,8 +445,14 @@ def test_any_number_of_channels_is_normalised(channels: int) -> None:
     torch.testing.assert_close(normalised.square().mean((1, 2, 3)), torch.ones(2), atol=1e-3, rtol=0)
 
 
-def test_resumed_run_with_a_reader_ends_with_the_same_bits(tmp_path: Path, workshop: Workshop) -> None:
+@pytest.mark.parametrize("helper", ["reader", "adversary"])
+def test_resumed_run_with_a_helper_ends_with_the_same_bits(
+    helper: str, tmp_path: Path, workshop: Workshop
+) -> None:
     config = dataclasses.replace(FLOW, reader=str(workshop.models / "cnn" / "1"), drawn=4)
+    if helper == "adversary":
+        config = dataclasses.replace(FLOW, solver="euler", teacher=str(workshop.runs / "flow"), stride=3)
+        config = dataclasses.replace(config, adversary_weight=0.05)
     flow.train(config, workshop.splits, new_run(tmp_path / "whole", config))
     cut = new_run(tmp_path / "cut", config, kind=StoppingRun)
     with pytest.raises(Interrupted):
@@ -525,4 +556,14 @@ def test_card_says_whose_steps_were_merged(stride: int, steps: str, passes: str)
     assert "begins with the best weights of an earlier one, `runs/flow`." in card.training
     assert "several steps of `runs/flow` do; AdamW" in card.training
     assert "flow matching" not in card.training
+    assert "discriminator" not in card.training
     assert "clipped to a norm of 0.3." in card.training
+
+
+def test_card_says_what_a_run_learned_to_pass_for() -> None:
+    config = dataclasses.replace(
+        FLOW, steps=8, solver="euler", teacher="runs/flow", stride=8, adversary_weight=0.02
+    )
+    card = flow._card(config, flow.Velocity(config), [])
+    assert "A second loss, with weight 0.02, is the non-saturating one against a projection" in card.training
+    assert "(learning rate 0.0003, R1 with gamma 0.05 every 16 steps)." in card.training
