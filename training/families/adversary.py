@@ -69,9 +69,8 @@ def initialise(module: nn.Module) -> None:
 class Rules:
     """What a discriminator learns by.
 
-    class_weight: the weight of the classes' cross-entropy in both losses (Odena et al. 2017, AC-GAN). The
-        discriminator learns the classes from real images only, so it cannot agree with a generator on wrong
-        ones.
+    class_weight: the weight of the classes' cross-entropy (Odena et al. 2017, AC-GAN). The discriminator
+        learns the classes from real images only, so it cannot agree with a generator on wrong ones.
     r1_gamma: the weight of R1, as gamma / 2 * penalty. r2_gamma: of the same penalty at generated images.
     r1_interval: the number of steps between two with R1 and R2, and the factor by which they are multiplied
         then.
@@ -128,21 +127,22 @@ class Adversary:
         self.optimizer.step()
         return {name: value.detach() for name, value in metrics.items()}
 
-    def judge(self, real: Tensor, fake: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of the generator that drew fake: its adversarial part, and that with the classes' added.
+    def losses(self, real: Tensor, fake: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The losses of the generator that drew fake: the adversarial one, and the classes' cross-entropy.
 
-        Its gradient reaches the generated images, but not the discriminator's weights.
+        The latter is 0 if the discriminator does not learn the classes. The gradients reach the generated
+        images, but not the discriminator's weights.
         """
         with frozen(self._network), self._fabric.autocast():
             judged = self._network(fake, labels, self._classifies).float()
             on_fake, classes = self._split(judged)
             if self._rules.pairing == "relativistic":
-                loss = total = relativistic_loss(on_fake, self._network(real, labels).float())
+                loss = relativistic_loss(on_fake, self._network(real, labels).float())
             else:
-                loss = total = generator_loss(on_fake)
-            if classes is not None:
-                total = loss + self._rules.class_weight * functional.cross_entropy(classes, labels)
-        return loss, total
+                loss = generator_loss(on_fake)
+            if classes is None:
+                return loss, torch.zeros_like(loss)
+            return loss, functional.cross_entropy(classes, labels)
 
     @property
     def _classifies(self) -> bool:

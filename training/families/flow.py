@@ -104,6 +104,7 @@ class Config:
     stride: how many of the steps one pass of the network takes.
     adversary_weight: the weight of a discriminator's loss, next to that of the teacher. The discriminator
         learns along, to tell the training images from those that the run draws. With 0 there is none.
+    adversary_class_weight: the weight of its cross-entropy for the classes, within its loss.
     adversary_rate: its learning rate.
     """
 
@@ -132,6 +133,7 @@ class Config:
     stride: int = 1
     solver: Solver = "euler"
     adversary_weight: float = 0.0
+    adversary_class_weight: float = 0.0
     adversary_rate: float = 3e-4
 
 
@@ -173,10 +175,12 @@ DISTILLED = replace(
     stride=8,
 )
 
-# The networks of the adversary are those of the published GAN, and so are Adam's betas.
-ADVERSARY = Rules(pairing="none", class_weight=0.2, r1_gamma=0.05, r2_gamma=0.0, r1_interval=16)
+# The adversary's network has the channels of the published GAN's, and Adam the same betas.
+ADVERSARY = Rules(pairing="none", class_weight=0.5, r1_gamma=0.1, r2_gamma=0.0, r1_interval=16)
 ADVERSARY_CHANNELS_28, ADVERSARY_CHANNELS, ADVERSARY_FEATURES = 32, 64, 256
 ADVERSARY_BETAS = (0.5, 0.999)
+# The deviation of the noise on all images that it sees. Grey goes from -1 to 1.
+ADVERSARY_NOISE = 0.1
 
 FAMILY = "flow", "flow-distilled"
 """The models that can be the source or the teacher of a run."""
@@ -462,10 +466,12 @@ def train(config: Config, splits: Splits, run: Run) -> None:
                 loss, drawn = objective(guided, rows, run.generator(epoch, step))
             losses.append(loss.detach())
             if adversary is not None and drawn is not None:
+                random = run.generator(epoch, step, 2)
+                real, fake = (veiled(each, random) for each in (levels[rows], drawn))
                 with_r1 = step % ADVERSARY.r1_interval == 0
-                judgements.append(adversary.train(levels[rows], drawn, labels[rows], with_r1))
-                judgement, _ = adversary.judge(levels[rows], drawn, labels[rows])
-                loss = loss + config.adversary_weight * judgement
+                judgements.append(adversary.train(real, fake, labels[rows], with_r1))
+                opposing, classes = adversary.losses(real, fake, labels[rows])
+                loss = loss + config.adversary_weight * (opposing + config.adversary_class_weight * classes)
             if reader is not None:
                 z, wanted, taken = draw_start(config, run.generator(epoch, step, 1))
                 reading = misread(guided, reader, z, wanted, times, taken, config.solver)
@@ -583,6 +589,16 @@ def adversary_of(config: Config, run: Run) -> Adversary:
     return Adversary(network, optimizer, ADVERSARY, run.fabric)
 
 
+def veiled(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images (n, 1, 28, 28) as the discriminator sees them: no darker or brighter than pixels, under noise.
+
+    Training images hold whole grey levels, and most of their pixels are exactly black. Without noise the
+    discriminator could tell them by that (Sonderby et al. 2017, instance noise).
+    """
+    noise = torch.randn(images.shape, generator=generator, device=images.device)
+    return images.clamp(-1, 1) + ADVERSARY_NOISE * noise
+
+
 def _listed(times: Sequence[float]) -> str:
     return ", ".join(f"{time:.3g}" for time in times[:-1])
 
@@ -691,11 +707,14 @@ def _card(config: Config, velocity: nn.Module, history: Sequence[Mapping[str, fl
             "each step, which the network has drawn itself up to one of the graph's steps."
         )
     if config.adversary_weight:
+        weight = config.adversary_class_weight
+        classes = f" and the classes' cross-entropy (weight {weight:g})" if weight else ""
         opposing = (
-            f" A second loss, with weight {config.adversary_weight:g}, is the non-saturating one against a "
-            "projection discriminator, which learns along to tell the training images from those that the "
-            f"network draws (learning rate {config.adversary_rate:g}, R1 with gamma {ADVERSARY.r1_gamma:g} "
-            f"every {ADVERSARY.r1_interval} steps)."
+            f" A second loss, with weight {config.adversary_weight:g}, is the non-saturating one{classes} "
+            "against a projection discriminator. This learns along to tell the training images from those "
+            f"that the network draws, both under noise of {ADVERSARY_NOISE:g} (learning rate "
+            f"{config.adversary_rate:g}, R1 with gamma {ADVERSARY.r1_gamma:g} every {ADVERSARY.r1_interval} "
+            "steps)."
         )
     if config.reader != NO_READER or config.teacher != NO_TEACHER:
         clipping = f" Gradients are clipped to a norm of {config.clip_norm:g}."

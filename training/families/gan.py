@@ -209,9 +209,9 @@ class Adversaries:
 
     def train_generator(self, real: Tensor, fake: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """A step on images (n, 1, 28, 28) that the generator drew, and real ones of the same labels (n,)."""
-        loss, total = self.adversary.judge(real, fake, labels)
+        loss, classes = self.adversary.losses(real, fake, labels)
         self._generator_optimizer.zero_grad()
-        self._fabric.backward(total)
+        self._fabric.backward(loss + self._config.class_weight * classes)
         self._generator_optimizer.step()
         self.ema.update_parameters(self._plain_generator)
         return {"generator_loss": loss.detach()}

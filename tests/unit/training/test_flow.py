@@ -263,6 +263,14 @@ def test_a_merging_run_learns_to_pass_for_training_images(tmp_path: Path, worksh
     assert weights[0.0].keys() == weights[0.05].keys()
 
 
+def test_a_discriminator_cannot_tell_images_by_their_exact_levels() -> None:
+    images = torch.tensor([-1.3, -1.0, 0.2, 1.0, 4.0]).view(5, 1, 1, 1).expand(-1, 1, SIDE, SIDE)
+    seen = flow.veiled(images, torch.Generator().manual_seed(0))
+    expected = torch.tensor([-1.0, -1.0, 0.2, 1.0, 1.0])
+    torch.testing.assert_close(seen.mean((1, 2, 3)), expected, atol=0.02, rtol=0)
+    torch.testing.assert_close(seen.std((1, 2, 3)), torch.full((5,), 0.1), atol=0.01, rtol=0)
+
+
 def test_an_adversary_without_a_teacher_is_one_line(tmp_path: Path, workshop: Workshop) -> None:
     config = dataclasses.replace(FLOW, adversary_weight=0.1)
     with pytest.raises(SourceError, match="expected 0 without a teacher"):
@@ -566,4 +574,7 @@ def test_card_says_what_a_run_learned_to_pass_for() -> None:
     )
     card = flow._card(config, flow.Velocity(config), [])
     assert "A second loss, with weight 0.02, is the non-saturating one against a projection" in card.training
-    assert "(learning rate 0.0003, R1 with gamma 0.05 every 16 steps)." in card.training
+    assert "noise of 0.1 (learning rate 0.0003, R1 with gamma 0.1 every 16 steps)." in card.training
+    config = dataclasses.replace(config, adversary_class_weight=0.5)
+    card = flow._card(config, flow.Velocity(config), [])
+    assert "the non-saturating one and the classes' cross-entropy (weight 0.5) against a" in card.training
