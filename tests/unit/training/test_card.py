@@ -52,11 +52,14 @@ FLOW = dataclasses.replace(
 )
 DISTILLED = dataclasses.replace(
     flow.DISTILLED,
-    epochs=4,
-    learning_rate=5e-4,
+    epochs=2,
+    learning_rate=3e-4,
     precision="bf16-mixed",
-    source="runs/flow-distilled-1",
+    ema_decay=0.998,
+    source="runs/flow-distilled-3",
     teacher="runs/flow",
+    adversary_weight=0.02,
+    adversary_class_weight=0.5,
 )
 VAE = dataclasses.replace(vae.CONFIG, precision="bf16-mixed")
 GAN = dataclasses.replace(
