@@ -1,7 +1,7 @@
 import dataclasses
 import math
 import shutil
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -247,20 +247,22 @@ def test_a_run_learns_to_merge_the_steps_of_its_teacher(tmp_path: Path, workshop
     assert losses[5e-3] < 0.9 * losses[0.0]
 
 
-def test_a_merging_run_learns_to_pass_for_training_images(tmp_path: Path, workshop: Workshop) -> None:
+def test_a_discriminator_learns_along_and_changes_what_is_learned(tmp_path: Path, workshop: Workshop) -> None:
     plain = dataclasses.replace(FLOW, teacher=str(workshop.runs / "flow"), solver="euler", stride=3)
+    changes: dict[str, dict[str, Any]] = {"none": {}, "own": {"adversary_weight": 0.05}}
+    changes["classes"] = changes["own"] | {"adversary_class_weight": 5.0}
     histories, weights = {}, {}
-    for weight in (0.0, 0.05):
-        config = dataclasses.replace(plain, adversary_weight=weight)
-        run = new_run(tmp_path / f"{weight}", config)
+    for name, change in changes.items():
+        config = dataclasses.replace(plain, **change)
+        run = new_run(tmp_path / name, config)
         flow.train(config, workshop.splits, run)
-        histories[weight] = run.history
-        weights[weight] = read_weights(tmp_path / f"{weight}")
-    seen = [(each["real_probability"], each["fake_probability"]) for each in histories[0.05]]
-    assert seen[-1][0] > seen[-1][1]  # the discriminator learns, too
-    assert histories[0.0][-1].keys() == histories[0.05][-1].keys() - {"real_probability", "fake_probability"}
-    assert [name for name in weights[0.0] if not torch.equal(weights[0.0][name], weights[0.05][name])]
-    assert weights[0.0].keys() == weights[0.05].keys()
+        histories[name], weights[name] = run.history[-1], read_weights(tmp_path / name)
+    for name in ("own", "classes"):
+        assert histories[name]["real_probability"] > histories[name]["fake_probability"]
+        assert histories[name].keys() - histories["none"].keys() == {"real_probability", "fake_probability"}
+        assert weights[name].keys() == weights["none"].keys()
+    for one, other in combinations(weights.values(), 2):
+        assert not torch.equal(one["head.weight"], other["head.weight"])
 
 
 def test_a_discriminator_cannot_tell_images_by_their_exact_levels() -> None:
