@@ -20,7 +20,12 @@ TO_ONE = frozenset(("learning_rate_end", "teacher_weight"))
 FROM_ZERO = frozenset(("blocks_14", "blocks_7", "discriminator_channels_28", "flow_layers", "noise_images"))
 """Counts that may be 0, of layers and of the noise images in a batch."""
 
-ABOVE_ZERO = frozenset(("clip_norm", "delta", "elastic_sigma", "epsilon", "learning_rate", "temperature"))
+ABOVE_ZERO = frozenset(
+    (
+        *("adversary_rate", "clip_norm", "delta", "elastic_sigma", "epsilon"),
+        *("learning_rate", "temperature"),
+    )
+)
 
 FROM_MINUS_ONE = frozenset(("guidance",))
 

@@ -1,3 +1,5 @@
+import dataclasses
+import importlib
 import json
 import shutil
 import signal
@@ -9,7 +11,7 @@ import pytest
 
 from tests.support.idx_files import write_folder
 from tests.support.tiny_runs import Workshop
-from training.__main__ import main
+from training.__main__ import MODELS, main
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +54,19 @@ def test_wrong_hyperparameter_is_named(
     assert main(["train", "vae", "--run-dir", str(tmp_path / "run"), "--set", change]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_no_rate_of_a_model_can_be_zero(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, name = MODELS[model]
+    config = getattr(importlib.import_module(module), name)
+    rates = [each.name for each in dataclasses.fields(config) if each.name.endswith("_rate")]
+    assert rates
+    for rate in rates:
+        assert main(["train", model, "--run-dir", str(tmp_path / "run"), "--set", f"{rate}=0"]) == 2
+        assert f"--set {rate}=0: expected more than 0" in capsys.readouterr().err
 
 
 def test_missing_data_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
