@@ -175,11 +175,11 @@ DISTILLED = replace(
     stride=8,
 )
 
-# The adversary's network has the channels of the published GAN's, and Adam the same betas.
+# The discriminator has the channels of the published GAN's, and its Adam has the same betas.
 ADVERSARY = Rules(pairing="none", class_weight=0.5, r1_gamma=0.1, r2_gamma=0.0, r1_interval=16)
 ADVERSARY_CHANNELS_28, ADVERSARY_CHANNELS, ADVERSARY_FEATURES = 32, 64, 256
 ADVERSARY_BETAS = (0.5, 0.999)
-# The deviation of the noise on all images that it sees. Grey goes from -1 to 1.
+# The standard deviation of the noise that is added to all images that it sees. Pixels are in -1..1.
 ADVERSARY_NOISE = 0.1
 
 FAMILY = "flow", "flow-distilled"
@@ -590,7 +590,7 @@ def adversary_of(config: Config, run: Run) -> Adversary:
 
 
 def veiled(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images (n, 1, 28, 28) as the discriminator sees them: no darker or brighter than pixels, under noise.
+    """Images (n, 1, 28, 28) as the discriminator sees them: clipped to the range of pixels, with noise added.
 
     Training images hold whole grey levels, and most of their pixels are exactly black. Without noise the
     discriminator could tell them by that (Sonderby et al. 2017, instance noise).

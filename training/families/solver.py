@@ -66,7 +66,7 @@ def merged_steps_loss(
     finer: Sequence[float],
     solver: Solver = "euler",
 ) -> tuple[Tensor, Tensor]:
-    """How far a field is from reaching in one step where a teacher arrives in several, and its images.
+    """How far a field is from reaching in one step where a teacher arrives in several, and what it reaches.
 
     The teacher follows its own steps. Between two of the times the field's velocity should be that of the
     straight way (Salimans and Ho 2022, progressive distillation). Returns the squared error per pixel,
