@@ -23,7 +23,7 @@ from training.arguments import build_parser
 from training.datasets.fetch import fetch
 from training.datasets.splits import load
 from training.errors import ArgumentError, PrivacyError, TrainingError, TuningError
-from training.hyperparameters import changed
+from training.hyperparameters import configured
 from training.versions import Target
 
 # Each model's module, and the name of its configuration there.
@@ -96,7 +96,7 @@ def _data(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    module, config = _family(options.model, options.set or [])
+    module, config = family_of(options.model, options.set or [])
     if options.epochs is not None:
         config = dataclasses.replace(config, epochs=options.epochs)
     if options.precision is not None:
@@ -133,7 +133,7 @@ def _tune(options: argparse.Namespace) -> int:
         from training.tuning.tune import cores, tune
     except ImportError as error:
         raise TuningError(f"tuning needs the extra `tuning`: {error}") from error
-    _, config = _family(options.model, fixed)
+    _, config = family_of(options.model, fixed)
     splits = load(options.data_dir)
     if space.metric == "validation_distance":
         from training.evaluation.epochs import epoch_quality
@@ -160,7 +160,7 @@ def _tune(options: argparse.Namespace) -> int:
 
 
 def _private(options: argparse.Namespace) -> int:
-    _, config = _family("private", options.set or [])
+    _, config = family_of("private", options.set or [])
     if options.epochs is not None:
         config = dataclasses.replace(config, epochs=options.epochs)
     splits = load(options.data_dir)
@@ -195,7 +195,7 @@ def _sign(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    module, _ = _family(options.model, [])
+    module, _ = family_of(options.model, [])
     target = Target(options.models_dir, options.version, options.force, options.weights)
     from training.runs.finished import check_data, check_model
 
@@ -341,14 +341,11 @@ def _explain(options: argparse.Namespace) -> int:
     return 0
 
 
-def _family(model: str, changes: Sequence[str]) -> tuple[ModuleType, Any]:
+def family_of(model: str, changes: Sequence[str]) -> tuple[ModuleType, Any]:
     """The model's module, and its configuration with the `NAME=VALUE` changes made to it."""
     module_name, config_name = MODELS[model]
     module = importlib.import_module(module_name)
-    config = getattr(module, config_name)
-    for change in changes:
-        config = changed(model, config, change)
-    return module, config
+    return module, configured(model, getattr(module, config_name), changes)
 
 
 def _limit_threads(threads: int | None) -> None:

@@ -1,8 +1,8 @@
-"""Changes hyperparameters from the command line, within the values that make sense. Knows no model."""
+"""Changes hyperparameters from the command line, within the values that make sense. Knows no network."""
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from training.errors import ArgumentError
@@ -29,9 +29,41 @@ ABOVE_ZERO = frozenset(
 
 FROM_MINUS_ONE = frozenset(("guidance",))
 
+NEEDS = {
+    "adversary_class_weight": ("adversary_weight",),
+    "adversary_rate": ("adversary_weight",),
+    "clip_norm": ("reader", "teacher"),
+    "drawn": ("reader",),
+    "elastic_sigma": ("elastic_alpha",),
+    "flow_hidden": ("flow_layers",),
+    "judge_interval": ("judge",),
+    "reader_weight": ("reader",),
+    "teacher_weight": ("teacher",),
+    "temperature": ("teacher",),
+}
+"""Hyperparameters without an effect while all these others are 0 or `none`.
 
-def changed(model: str, config: Any, change: str) -> Any:
-    """Return a configuration with one change. change: NAME=VALUE. Raises ArgumentError."""
+A model that has none of the others gives the name another meaning.
+"""
+
+
+def configured(model: str, config: Any, changes: Sequence[str]) -> Any:
+    """Return a configuration with changes. changes: NAME=VALUE each.
+
+    Raises ArgumentError, for a change that has no effect too.
+    """
+    for change in changes:
+        config = _changed(model, config, change)
+    for change in changes:
+        needed = NEEDS.get(change.partition("=")[0], ())
+        values = {name: getattr(config, name) for name in needed if hasattr(config, name)}
+        if values and all(value in (0, "none") for value in values.values()):
+            unset = " and ".join(f"{name} is {value}" for name, value in values.items())
+            raise ArgumentError(f"--set {change} has no effect: {unset}")
+    return config
+
+
+def _changed(model: str, config: Any, change: str) -> Any:
     name, _, text = change.partition("=")
     kinds = get_type_hints(type(config))
     if name not in kinds:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from training.hyperparameters import changed
+from training.hyperparameters import configured
 from training.runs.inputs import record_of
 from training.tuning.space import Space, written
 
@@ -46,10 +46,7 @@ class Plan:
 
     def configure(self, changes: Sequence[str]) -> Any:
         """The configuration with these changes, through the same checks as `train --set`."""
-        config = self.config
-        for change in changes:
-            config = changed(self.model, config, change)
-        return config
+        return configured(self.model, self.config, changes)
 
     def run_folder(self, number: int) -> Path:
         """The folder of a trial's run."""

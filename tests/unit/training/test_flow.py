@@ -22,7 +22,7 @@ from training.export.to_onnx import to_onnx
 from training.families import flow
 from training.families.solver import Solver, integrate, merged_steps_loss, path, step_times
 from training.families.source import take_weights
-from training.hyperparameters import changed
+from training.hyperparameters import configured
 from training.onnx_files import open_session
 from training.runs.finished import read_weights
 from training.runs.run import BEST_FILE, CONFIG_FILE
@@ -160,9 +160,9 @@ def test_guidance_pushes_towards_what_only_the_class_has() -> None:
 
 
 def test_guidance_may_push_the_other_way() -> None:
-    assert changed("flow", flow.CONFIG, "guidance=-0.05").guidance == -0.05
+    assert configured("flow", flow.CONFIG, ["guidance=-0.05"]).guidance == -0.05
     with pytest.raises(ArgumentError, match="expected -1 or more"):
-        changed("flow", flow.CONFIG, "guidance=-1.5")
+        configured("flow", flow.CONFIG, ["guidance=-1.5"])
     config = dataclasses.replace(FLOW, guidance=-0.05)
     card = flow._card(config, flow.Velocity(config), [])
     assert "pushed away from the class by 0.05 times" in card.architecture

@@ -1,7 +1,6 @@
 """The record of what a run is made from: a run is resumed with the same models and runs, or refused."""
 
 import dataclasses
-import importlib
 import shutil
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -9,7 +8,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from tests.support.tiny_runs import FLOW, Workshop
-from training.__main__ import MODELS, main
+from training.__main__ import MODELS, family_of, main
 from training.errors import EvaluationError, RunError
 from training.runs.inputs import FOLDERS, record_of
 from training.runs.run import Run
@@ -34,8 +33,7 @@ def open_run(folder: Path, record: dict[str, Any], resume: bool = False) -> Run:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_hyperparameter_that_is_free_text_is_a_folder_with_a_digest(model: str) -> None:
-    module, attribute = MODELS[model][:2]
-    config = getattr(importlib.import_module(module), attribute)
+    _, config = family_of(model, [])
     texts = {name for name, kind in get_type_hints(type(config)).items() if kind is str}
     assert texts <= set(FOLDERS)
 

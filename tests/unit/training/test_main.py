@@ -1,5 +1,4 @@
 import dataclasses
-import importlib
 import json
 import shutil
 import signal
@@ -11,7 +10,8 @@ import pytest
 
 from tests.support.idx_files import write_folder
 from tests.support.tiny_runs import Workshop
-from training.__main__ import MODELS, main
+from training.__main__ import MODELS, family_of, main
+from training.hyperparameters import NEEDS
 
 
 @pytest.fixture(autouse=True)
@@ -60,13 +60,33 @@ def test_wrong_hyperparameter_is_named(
 def test_no_rate_of_a_model_can_be_zero(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module, name = MODELS[model]
-    config = getattr(importlib.import_module(module), name)
-    rates = [each.name for each in dataclasses.fields(config) if each.name.endswith("_rate")]
+    rates = [each.name for each in dataclasses.fields(family_of(model, [])[1]) if each.name.endswith("_rate")]
     assert rates
     for rate in rates:
         assert main(["train", model, "--run-dir", str(tmp_path / "run"), "--set", f"{rate}=0"]) == 2
         assert f"--set {rate}=0: expected more than 0" in capsys.readouterr().err
+
+
+WITHOUT_EFFECT = [
+    (model, name)
+    for model in MODELS
+    for config in [family_of(model, [])[1]]
+    for name, needed in NEEDS.items()
+    if hasattr(config, name) and all(getattr(config, each, 1) in (0, "none") for each in needed)
+]
+
+
+@pytest.mark.parametrize(("model", "name"), WITHOUT_EFFECT)
+def test_a_hyperparameter_without_an_effect_is_refused(
+    model: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, config = family_of(model, [])
+    change = f"{name}={getattr(config, name) or 0.5}"
+    assert main(["train", model, "--run-dir", str(tmp_path / "run"), "--set", change]) == 2
+    assert f"--set {change} has no effect: {NEEDS[name][0]} is " in capsys.readouterr().err
+    for each in NEEDS[name]:
+        given = "runs/other" if getattr(config, each) == "none" else "1"
+        family_of(model, [change, f"{each}={given}"])
 
 
 def test_missing_data_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,18 +1,9 @@
-import importlib
-from typing import Any
-
 import pytest
 
-from training.__main__ import MODELS
+from training.__main__ import family_of
 from training.errors import TuningError
-from training.hyperparameters import changed
+from training.hyperparameters import configured
 from training.tuning.space import SPACES, Choice, Range, space_of, written
-
-
-def config_of(model: str) -> Any:
-    module, name = MODELS[model]
-    return getattr(importlib.import_module(module), name)
-
 
 FIELDS = [(model, name) for model, space in SPACES.items() for name in space.fields]
 
@@ -22,13 +13,13 @@ def test_every_searched_value_is_one_that_train_accepts(model: str, name: str) -
     field = SPACES[model].fields[name]
     ends = (field.low, field.high) if isinstance(field, Range) else field.values
     for value in ends:
-        config = changed(model, config_of(model), f"{name}={written(field, value)}")
+        config = configured(model, family_of(model, [])[1], [f"{name}={written(field, value)}"])
         assert getattr(config, name) == value
 
 
 @pytest.mark.parametrize(("model", "name"), FIELDS)
 def test_the_default_is_a_point_of_the_space(model: str, name: str) -> None:
-    field, default = SPACES[model].fields[name], getattr(config_of(model), name)
+    field, default = SPACES[model].fields[name], getattr(family_of(model, [])[1], name)
     inside = field.low <= default <= field.high if isinstance(field, Range) else default in field.values
     assert inside
     assert type(default)(written(field, default)) == default
