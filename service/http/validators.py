@@ -1,6 +1,7 @@
 """ETags and Cache-Control of responses that depend on nothing but their request and the models."""
 
 import hashlib
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from service.http.headers import CACHE_CONTROL, ETAG, VARY
@@ -66,6 +67,7 @@ NEVER_CACHED: tuple[HeaderPair, ...] = ((CACHE_CONTROL.wire, b"no-store"),)
 """Headers of a response that no later request gets again: its seed was random."""
 
 
+@cache
 def _version(name: str) -> str:
     try:
         return version(name)

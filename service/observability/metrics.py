@@ -5,6 +5,7 @@
 
 import platform
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, get_args
 
@@ -321,6 +322,7 @@ class ScoreMetrics:
         self._relative.count(scores / self._limit)
 
 
+@cache
 def package_version() -> str:
     """Return inkserve's own version."""
     try:
