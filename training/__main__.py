@@ -342,7 +342,10 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def family_of(model: str, changes: Sequence[str]) -> tuple[ModuleType, Any]:
-    """The model's module, and its configuration with the `NAME=VALUE` changes made to it."""
+    """The model's module, and its configuration with the `NAME=VALUE` changes made to it.
+
+    Raises ArgumentError for a change that `training.hyperparameters.configured` refuses.
+    """
     module_name, config_name = MODELS[model]
     module = importlib.import_module(module_name)
     return module, configured(model, getattr(module, config_name), changes)

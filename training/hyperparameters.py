@@ -50,7 +50,7 @@ A model that has none of the others gives the name another meaning.
 def configured(model: str, config: Any, changes: Sequence[str]) -> Any:
     """Return a configuration with changes. changes: NAME=VALUE each.
 
-    Raises ArgumentError, for a change that has no effect too.
+    Raises ArgumentError for an unknown name, a value that is not allowed, or a change without an effect.
     """
     for change in changes:
         config = _changed(model, config, change)
