@@ -23,7 +23,7 @@ from training.arguments import build_parser
 from training.datasets.fetch import fetch
 from training.datasets.splits import load
 from training.errors import ArgumentError, PrivacyError, TrainingError, TuningError
-from training.hyperparameters import configured
+from training.hyperparameters import configured, idle
 from training.versions import Target
 
 # Each model's module, and the name of its configuration there.
@@ -125,15 +125,18 @@ def _tune(options: argparse.Namespace) -> int:
     from training.tuning.space import space_of
 
     fixed = tuple(options.set or [])
-    space = space_of(options.model).without({change.partition("=")[0] for change in fixed})
+    space = space_of(options.model)
+    _, config = family_of(options.model, fixed)
+    space = space.without({change.partition("=")[0] for change in fixed} | idle(config).keys())
     if not space.fields:
-        raise ArgumentError("--set fixes every hyperparameter of the search space, expected one to search")
+        raise ArgumentError(
+            "--set leaves nothing to search: each hyperparameter of the space is fixed or has no effect"
+        )
     try:
         from training.tuning.plan import Plan
         from training.tuning.tune import cores, tune
     except ImportError as error:
         raise TuningError(f"tuning needs the extra `tuning`: {error}") from error
-    _, config = family_of(options.model, fixed)
     splits = load(options.data_dir)
     if space.metric == "validation_distance":
         from training.evaluation.epochs import epoch_quality

@@ -29,19 +29,34 @@ ABOVE_ZERO = frozenset(
 
 FROM_MINUS_ONE = frozenset(("guidance",))
 
-NEEDS = {
-    "adversary_class_weight": ("adversary_weight",),
-    "adversary_rate": ("adversary_weight",),
-    "clip_norm": ("reader", "teacher"),
-    "drawn": ("reader",),
-    "elastic_sigma": ("elastic_alpha",),
-    "flow_hidden": ("flow_layers",),
-    "judge_interval": ("judge",),
-    "reader_weight": ("reader",),
-    "teacher_weight": ("teacher",),
-    "temperature": ("teacher",),
+
+def _off(value: object) -> bool:
+    return value in (0, "none")
+
+
+def _on(value: object) -> bool:
+    return not _off(value)
+
+
+def _one(value: object) -> bool:
+    return value == 1
+
+
+IDLE = {
+    "adversary_class_weight": {"adversary_weight": _off},
+    "adversary_rate": {"adversary_weight": _off},
+    "clip_norm": {"reader": _off, "teacher": _off},
+    "coupling": {"teacher": _on},
+    "drawn": {"reader": _off},
+    "elastic_sigma": {"elastic_alpha": _off},
+    "flow_hidden": {"flow_layers": _off},
+    "judge_interval": {"judge": _off},
+    "label_smoothing": {"teacher": _on, "teacher_weight": _one},
+    "reader_weight": {"reader": _off},
+    "teacher_weight": {"teacher": _off},
+    "temperature": {"teacher": _off},
 }
-"""Hyperparameters without an effect while all these others are 0 or `none`.
+"""Hyperparameters without an effect while all these others have such values.
 
 A model that has none of the others gives the name another meaning.
 """
@@ -54,13 +69,22 @@ def configured(model: str, config: Any, changes: Sequence[str]) -> Any:
     """
     for change in changes:
         config = _changed(model, config, change)
+    reasons = idle(config)
     for change in changes:
-        needed = NEEDS.get(change.partition("=")[0], ())
-        values = {name: getattr(config, name) for name in needed if hasattr(config, name)}
-        if values and all(value in (0, "none") for value in values.values()):
-            unset = " and ".join(f"{name} is {value}" for name, value in values.items())
-            raise ArgumentError(f"--set {change} has no effect: {unset}")
+        if (reason := reasons.get(change.partition("=")[0])) is not None:
+            raise ArgumentError(f"--set {change} has no effect: {reason}")
     return config
+
+
+def idle(config: Any) -> dict[str, str]:
+    """The hyperparameters that have no effect in a configuration, each with the reason."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    reasons = {}
+    for name in IDLE.keys() & values.keys():
+        others = {other: holds for other, holds in IDLE[name].items() if other in values}
+        if others and all(holds(values[other]) for other, holds in others.items()):
+            reasons[name] = " and ".join(f"{other} is {values[other]}" for other in others)
+    return reasons
 
 
 def _changed(model: str, config: Any, change: str) -> Any:

@@ -21,6 +21,9 @@ TINY = {"batch_size": 20, "latent": 5, "embedding": 3, "hidden": 8, "channels_7"
 TINY |= {"channels_14": 4, "channels_28": 4}
 FIXED = [word for name, value in TINY.items() for word in ("--set", f"{name}={value}")]
 FIXED += ["--set", "judge=none"]
+# The rest of the flow's space is `coupling`, which then has no effect.
+WITH_A_TEACHER = ["--set", "teacher=runs/flow", "--set", "learning_rate=0.001", "--set", "weight_decay=0"]
+WITH_A_TEACHER += ["--set", "batch_size=64", "--set", "warm_up=0"]
 
 
 @pytest.fixture(autouse=True)
@@ -212,8 +215,9 @@ def test_a_diverging_trial_is_pruned_and_named(
         (["vae", "--set", "depth=3"], "vae has no hyperparameter 'depth'"),
         (
             ["vae", "--set", "learning_rate=1e-3", "--set", "warm_up=0.1", *FIXED],
-            "--set fixes every hyperparameter of the search space",
+            "--set leaves nothing to search",
         ),
+        (["flow", *WITH_A_TEACHER], "--set leaves nothing to search"),
     ],
 )
 def test_a_wrong_argument_is_one_line(
