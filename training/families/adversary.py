@@ -153,6 +153,15 @@ class Adversary:
         return (judged[:, 0], judged[:, 1:]) if self._classifies else (judged, None)
 
 
+def veiled(images: Tensor, noise: Tensor) -> Tensor:
+    """Images (n, 1, 28, 28) as a discriminator sees them: clipped to the range of pixels, with noise added.
+
+    Training images hold whole grey levels, and most of their pixels are exactly black. Without noise the
+    discriminator could tell them by that (Sonderby et al. 2017, instance noise).
+    """
+    return images.clamp(-1, 1) + noise
+
+
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
     """Let no gradient of what is computed meanwhile reach the network's weights."""

@@ -25,7 +25,7 @@ from training.evaluation.epochs import JUDGE, epoch_quality
 from training.evaluation.generation import draw, generation
 from training.evaluation.judge import latest_judge
 from training.export.publish import Model, publish
-from training.families.adversary import Adversary, Discriminator, Rules
+from training.families.adversary import Adversary, Discriminator, Rules, veiled
 from training.families.classifier import Classifier, published
 from training.families.coupling import coupled
 from training.families.grids import grid_labels, save_grid
@@ -467,7 +467,8 @@ def train(config: Config, splits: Splits, run: Run) -> None:
             losses.append(loss.detach())
             if adversary is not None and drawn is not None:
                 random = run.generator(epoch, step, 2)
-                real, fake = (veiled(each, random) for each in (levels[rows], drawn))
+                noise = ADVERSARY_NOISE * torch.randn(2, *drawn.shape, generator=random, device=device)
+                real, fake = veiled(levels[rows], noise[0]), veiled(drawn, noise[1])
                 with_r1 = step % ADVERSARY.r1_interval == 0
                 judgements.append(adversary.train(real, fake, labels[rows], with_r1))
                 opposing, classes = adversary.losses(real, fake, labels[rows])
@@ -587,16 +588,6 @@ def adversary_of(config: Config, run: Run) -> Adversary:
         network.parameters(), lr=config.adversary_rate, betas=ADVERSARY_BETAS, fused=True
     )
     return Adversary(network, optimizer, ADVERSARY, run.fabric)
-
-
-def veiled(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images (n, 1, 28, 28) as the discriminator sees them: clipped to the range of pixels, with noise added.
-
-    Training images hold whole grey levels, and most of their pixels are exactly black. Without noise the
-    discriminator could tell them by that (Sonderby et al. 2017, instance noise).
-    """
-    noise = torch.randn(images.shape, generator=generator, device=images.device)
-    return images.clamp(-1, 1) + ADVERSARY_NOISE * noise
 
 
 def _listed(times: Sequence[float]) -> str:

@@ -9,6 +9,7 @@ from training.families.adversary import (
     generator_loss,
     gradient_penalty,
     relativistic_loss,
+    veiled,
 )
 
 
@@ -61,3 +62,12 @@ def test_a_discriminator_may_look_at_every_pixel_first() -> None:
 def test_a_discriminator_has_no_output_for_classes_that_it_does_not_learn() -> None:
     plain = Discriminator(channels=4, channels_28=0, features=8, with_classes=False)
     assert not any(name.startswith("classes") for name in plain.state_dict())
+
+
+def test_a_discriminator_cannot_tell_images_by_their_exact_levels() -> None:
+    images = torch.tensor([-1.3, -1.0, 0.2, 1.0, 4.0]).view(5, 1, 1, 1).expand(-1, 1, SIDE, SIDE)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    seen = veiled(images, 0.1 * noise)
+    expected = torch.tensor([-1.0, -1.0, 0.2, 1.0, 1.0])
+    torch.testing.assert_close(seen.mean((1, 2, 3)), expected, atol=0.02, rtol=0)
+    torch.testing.assert_close(seen.std((1, 2, 3)), torch.full((5,), 0.1), atol=0.01, rtol=0)

@@ -265,14 +265,6 @@ def test_a_discriminator_learns_along_and_changes_what_is_learned(tmp_path: Path
         assert not torch.equal(one["head.weight"], other["head.weight"])
 
 
-def test_a_discriminator_cannot_tell_images_by_their_exact_levels() -> None:
-    images = torch.tensor([-1.3, -1.0, 0.2, 1.0, 4.0]).view(5, 1, 1, 1).expand(-1, 1, SIDE, SIDE)
-    seen = flow.veiled(images, torch.Generator().manual_seed(0))
-    expected = torch.tensor([-1.0, -1.0, 0.2, 1.0, 1.0])
-    torch.testing.assert_close(seen.mean((1, 2, 3)), expected, atol=0.02, rtol=0)
-    torch.testing.assert_close(seen.std((1, 2, 3)), torch.full((5,), 0.1), atol=0.01, rtol=0)
-
-
 def test_an_adversary_without_a_teacher_is_one_line(tmp_path: Path, workshop: Workshop) -> None:
     config = dataclasses.replace(FLOW, adversary_weight=0.1)
     with pytest.raises(SourceError, match="expected 0 without a teacher"):
