@@ -22,8 +22,8 @@ FROM_ZERO = frozenset(("blocks_14", "blocks_7", "discriminator_channels_28", "fl
 
 ABOVE_ZERO = frozenset(
     (
-        *("adversary_rate", "clip_norm", "delta", "elastic_sigma", "epsilon"),
-        *("learning_rate", "temperature"),
+        *("adversary_rate", "clip_norm", "contrast", "delta", "elastic_sigma", "epsilon"),
+        *("learning_rate", "rate_ratio", "temperature"),
     )
 )
 
@@ -45,12 +45,14 @@ def _one(value: object) -> bool:
 IDLE = {
     "adversary_class_weight": {"adversary_weight": _off},
     "adversary_rate": {"adversary_weight": _off},
+    "class_ratio": {"class_weight": _off},
     "clip_norm": {"reader": _off, "teacher": _off},
     "coupling": {"teacher": _on},
     "drawn": {"reader": _off},
     "elastic_sigma": {"elastic_alpha": _off},
     "flow_hidden": {"flow_layers": _off},
     "judge_interval": {"judge": _off},
+    "kept": {"judge": _off},
     "label_smoothing": {"teacher": _on, "teacher_weight": _one},
     "reader_weight": {"reader": _off},
     "teacher_weight": {"teacher": _off},

@@ -1,4 +1,4 @@
-"""Published classifiers that other models are made from: quantised, combined, imitated. Needs no torch."""
+"""Published models that others are made from: quantised, combined, imitated, trained on. Needs no torch."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -13,6 +13,7 @@ from training.terminal import command_line
 from training.versions import Target
 
 CLASSIFIERS: tuple[Task, ...] = ("classification",)
+GENERATORS: tuple[Task, ...] = ("generation",)
 
 
 def version_folder(parent: Path, version: int | None) -> Path:

@@ -9,29 +9,46 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from service.content.latents import draw_latents
-from service.models.manifest import TensorSpec
+from service.models.manifest import MANIFEST_FILE, TensorSpec
 from training.cards.card import make_card
 from training.datasets.splits import CLASSES, SIDE, Splits
+from training.errors import SourceError
 from training.evaluation.epochs import JUDGE, epoch_quality
 from training.evaluation.generation import draw, generation
 from training.evaluation.judge import latest_judge
 from training.export.publish import Model, publish
-from training.families.adversary import Adversary, Discriminator, Pairing, Rules, initialise
+from training.families.adversary import (
+    Adversary,
+    Discriminator,
+    Pairing,
+    Rules,
+    initialise,
+    veiled,
+)
 from training.families.batch_norm import fold_batch_norm
 from training.families.grids import grid_labels, save_grid
 from training.families.samples import chosen_epoch, draw_samples
+from training.families.source import take_weights
 from training.families.tensors import to_tensors
 from training.runs.averaging import averaged
-from training.runs.finished import load_weights, read_history, read_hyperparameters, recorded
+from training.runs.finished import (
+    check_data,
+    check_model,
+    load_weights,
+    read_history,
+    read_hyperparameters,
+    recorded,
+)
 from training.runs.graphs import GraphedStep, make_capturable, set_rate
 from training.runs.run import Precision, Run
-from training.versions import Target
+from training.sources import GENERATORS, check_source
+from training.versions import Target, read_verified
 
 SAMPLES_FILE = "samples.png"
 SAMPLES_FOLDER = "samples"
@@ -40,6 +57,10 @@ SAMPLES_FOLDER = "samples"
 # are taken in another order, so a value half-way between two levels may be rounded either way.
 PARITY_TOLERANCE = 1.0
 PARITY_SEED = 0
+
+NO_SOURCE = "none"
+
+WHITE = 255
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,8 @@ class Config:
         convolution at 14x14 too. With 0, as in older runs, there is neither.
     features: the size of the discriminator's vector on which the digit is projected.
     learning_rate: falls along a line to learning_rate_end times its value in the last step.
+    rate_ratio: the discriminator's learning rate as a multiple of this (Heusel et al. 2017, TTUR).
+    warm_up: the fraction of the steps in which only the discriminator learns.
     beta1, beta2: of Adam.
     pairing: "none" judges each image by itself; "relativistic" judges a real and a generated image of the
         same digit against each other (Jolicoeur-Martineau 2019).
@@ -68,6 +91,15 @@ class Config:
     class_weight: the weight of the classes' cross-entropy in both losses (Odena et al. 2017, AC-GAN). The
         discriminator learns the classes from real images only, so it cannot agree with the generator on
         wrong ones. With 0 it has no output for them.
+    class_ratio: the weight in the discriminator's loss as a multiple of this.
+    noise: the standard deviation of the noise that is added to all images that the discriminator sees. Pixels
+        are in -1..1.
+    contrast: by which the generator's tanh is multiplied. What is then outside -1..1 is clipped, so that
+        black and white, of which training images mostly consist, need no saturated tanh.
+    source: the folder of an earlier run or of a published version, whose weights this run begins with, or
+        `none`. Their batch normalisation is folded, so this run has none.
+    kept: the epoch whose averaged weights are exported: the one whose samples are closest to the validation
+        images, or the last one. Between good generators that distance tells little; see docs/models.md.
     """
 
     epochs: int
@@ -95,6 +127,13 @@ class Config:
     r2_gamma: float = 0.0
     judge_interval: int = 1
     class_weight: float = 0.0
+    class_ratio: float = 1.0
+    rate_ratio: float = 1.0
+    warm_up: float = 0.0
+    noise: float = 0.0
+    contrast: float = 1.0
+    source: str = NO_SOURCE
+    kept: Literal["closest", "last"] = "closest"
 
 
 # z, Adam, the batch and the initialisation are those of Radford et al. 2016 (DCGAN). Lazy
@@ -168,13 +207,54 @@ class Generator(nn.Module):
         return images
 
 
-class Adversaries:
-    """The two networks with their optimisers, set up on the run's devices, and one step of each."""
+def initial(config: Config, splits: Splits) -> Generator:
+    """The generator that a run begins with: a fresh one, or that of the source.
 
-    def __init__(self, config: Config, run: Run) -> None:
+    Raises SourceError, ExportError or RepositoryError unless the source is a `gan` of the same data and
+    network.
+    """
+    generator = untrained(config)
+    if config.source != NO_SOURCE:
+        folder = Path(config.source)
+        if (folder / MANIFEST_FILE).is_file():
+            check_source(read_verified(folder), splits, GENERATORS)
+            take_weights(Drawing(generator, config.contrast), folder)
+        else:
+            check_model(folder, "gan")
+            check_data(folder, splits)
+            try:
+                generator.load_state_dict(finished(folder).state_dict())
+            except RuntimeError:
+                raise SourceError(
+                    f"{folder} holds a network with other layers, expected the latent, embedding, hidden and "
+                    "channels of this run"
+                ) from None
+    return generator.train()
+
+
+def untrained(config: Config) -> Generator:
+    """A run's generator, with weights of no use. With a source it has no batch normalisation."""
+    generator = Generator(config)
+    return generator if config.source == NO_SOURCE else folded(generator)
+
+
+def finished(run_dir: Path) -> Generator:
+    """The averaged generator of a run, without batch normalisation. Raises ExportError."""
+    generator = untrained(config_of(read_hyperparameters(run_dir)))
+    load_weights(generator, run_dir)
+    return folded(generator)
+
+
+class Adversaries:
+    """The two networks with their optimisers, set up on the run's devices, and one step of each.
+
+    generator: the network that the run begins with.
+    """
+
+    def __init__(self, config: Config, run: Run, generator: Generator) -> None:
         self._config = config
         self._fabric = run.fabric
-        self._plain_generator = Generator(config)
+        self._plain_generator = generator
         discriminator = Discriminator(
             config.discriminator_channels,
             config.discriminator_channels_28,
@@ -186,7 +266,11 @@ class Adversaries:
             self._plain_generator, self._optimizer(self._plain_generator)
         )
         rules = Rules(
-            config.pairing, config.class_weight, config.r1_gamma, config.r2_gamma, config.r1_interval
+            config.pairing,
+            config.class_ratio * config.class_weight,
+            config.r1_gamma,
+            config.r2_gamma,
+            config.r1_interval,
         )
         self.adversary = Adversary(discriminator, self._optimizer(discriminator), rules, run.fabric)
         self.state = {
@@ -201,10 +285,12 @@ class Adversaries:
             make_capturable(optimizer, self._fabric.device)
 
     def set_rate(self, progress: float) -> float:
-        """Set both learning rates for a step at this fraction of the run, and return them."""
-        rate = self._config.learning_rate * (1 + progress * (self._config.learning_rate_end - 1))
-        for optimizer in (self._generator_optimizer, self.adversary.optimizer):
-            set_rate(optimizer, rate)
+        """Set both learning rates for a step at this fraction of the run, and return the generator's."""
+        config = self._config
+        rate = config.learning_rate * (1 + progress * (config.learning_rate_end - 1))
+        set_rate(self.adversary.optimizer, config.rate_ratio * rate)
+        rate = rate if progress >= config.warm_up else 0.0
+        set_rate(self._generator_optimizer, rate)
         return rate
 
     def train_generator(self, real: Tensor, fake: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -216,9 +302,16 @@ class Adversaries:
         self.ema.update_parameters(self._plain_generator)
         return {"generator_loss": loss.detach()}
 
-    def step(self, real: Tensor, labels: Tensor, z: Tensor, with_r1: bool) -> dict[str, Tensor]:
-        """One step of each network on the same generated images, which have the labels of the real ones."""
-        fake = self._generator(z, labels)
+    def step(
+        self, real: Tensor, labels: Tensor, z: Tensor, noise: Tensor | None = None, *, with_r1: bool
+    ) -> dict[str, Tensor]:
+        """One step of each network on the same generated images, which have the labels of the real ones.
+
+        noise: (2, n, 1, 28, 28), for the real and for the generated images.
+        """
+        fake = (self._config.contrast * self._generator(z, labels)).clamp(-1, 1)
+        if noise is not None:
+            real, fake = veiled(real, noise[0]), veiled(fake, noise[1])
         metrics = self.adversary.train(real, fake, labels, with_r1)
         return metrics | self.train_generator(real, fake, labels)
 
@@ -235,14 +328,14 @@ def train(config: Config, splits: Splits, run: Run) -> None:
     """Train to the end of the run; best.safetensors then holds the averaged generator of the best epoch.
 
     That is the one whose samples have the smallest Frechet distance to the validation images, because the
-    losses of a GAN do not measure its samples; without a judge it is the last. Samples of fixed z are drawn
-    to samples.png after every epoch, and to the folder `samples` every `sample_interval` steps of the whole
-    run, for a person to look at.
+    losses of a GAN do not measure its samples; without a judge, or as `kept` says, it is the last. Samples of
+    fixed z are drawn to samples.png after every epoch, and to the folder `samples` every `sample_interval`
+    steps of the whole run, for a person to look at.
     """
     device = run.fabric.device
     images, labels = to_tensors(splits.train, device)
     quality = epoch_quality(config.judge, splits)
-    adversaries = Adversaries(config, run)
+    adversaries = Adversaries(config, run, initial(config, splits))
     run.restore(adversaries.state)
     if run.cuda_graphs:
         adversaries.make_capturable()
@@ -252,10 +345,14 @@ def train(config: Config, splits: Splits, run: Run) -> None:
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         for step, rows in run.batches(epoch, len(labels), config.batch_size):
-            z = torch.randn(len(rows), config.latent, generator=run.generator(epoch, step), device=device)
+            random = run.generator(epoch, step)
+            inputs = [rows, torch.randn(len(rows), config.latent, generator=random, device=device)]
+            if config.noise:
+                shape = (2, len(rows), 1, SIDE, SIDE)
+                inputs.append(config.noise * torch.randn(shape, generator=random, device=device))
             before = epoch * steps_per_epoch + step
             rate = adversaries.set_rate(before / (config.epochs * steps_per_epoch))
-            metrics = (regularised if step % config.r1_interval == 0 else plain)(rows, z)
+            metrics = (regularised if step % config.r1_interval == 0 else plain)(*inputs)
             run.check_loss(epoch, step, torch.stack(list(metrics.values())))
             for name, value in metrics.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value
@@ -264,11 +361,13 @@ def train(config: Config, splits: Splits, run: Run) -> None:
                 save_samples(adversaries.ema.module, config, step_file(run.folder, before + 1))
         means = {name: run.mean(total / counts[name]) for name, total in sums.items()}
         means["learning_rate"] = rate
-        score = float(epoch) if quality is None else None
+        score = float(epoch) if quality is None or config.kept == "last" else None
         if quality is not None and judged_after(epoch, config):
-            drawn = draw_samples(Drawing(adversaries.ema.module), quality.labels, config.latent, device)
+            drawing = Drawing(adversaries.ema.module, config.contrast)
+            drawn = draw_samples(drawing, quality.labels, config.latent, device)
             means |= {name: run.mean(value) for name, value in quality(drawn).items()}
-            score = -means["validation_distance"]
+            if config.kept == "closest":
+                score = -means["validation_distance"]
         run.end_epoch(epoch, adversaries.state, means, score=score, best=adversaries.ema.module)
         if run.leads:
             save_samples(adversaries.ema.module, config, run.folder / SAMPLES_FILE)
@@ -278,10 +377,14 @@ def train(config: Config, splits: Splits, run: Run) -> None:
 def graphed_steps(
     adversaries: Adversaries, images: Tensor, labels: Tensor, *, enabled: bool
 ) -> tuple[GraphedStep, GraphedStep]:
-    """A step without R1 and one with it, from rows of the images (n,) int64 and z (n, latent) to metrics."""
+    """A step without R1 and one with it, to metrics.
 
-    def step(rows: Tensor, z: Tensor, with_r1: bool) -> dict[str, Tensor]:
-        return adversaries.step(images[rows].float() / 127.5 - 1, labels[rows], z, with_r1)
+    Each is from rows of the images (n,) int64, z (n, latent) and, if the discriminator sees any, noise (2, n,
+    1, 28, 28).
+    """
+
+    def step(rows: Tensor, *drawn: Tensor, with_r1: bool) -> dict[str, Tensor]:
+        return adversaries.step(images[rows].float() / 127.5 - 1, labels[rows], *drawn, with_r1=with_r1)
 
     plain = GraphedStep(partial(step, with_r1=False), enabled=enabled)
     return plain, GraphedStep(partial(step, with_r1=True), enabled=enabled)
@@ -298,16 +401,17 @@ def step_file(folder: Path, step: int) -> Path:
 
 
 class Drawing(nn.Module):
-    """The graph that is exported: a frozen generator, and its images as bytes."""
+    """The graph that is exported: a frozen generator, and its images as bytes, with this contrast."""
 
-    def __init__(self, generator: nn.Module) -> None:
+    def __init__(self, generator: nn.Module, contrast: float) -> None:
         super().__init__()
         self.generator = generator.eval()
+        self.scale = WHITE / 2 * contrast
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
         """From z (n, latent) float32 and label (n,) int64 to images (n, 28, 28) uint8; ink is 255."""
-        levels: Tensor = (self.generator(z, label).squeeze(1) + 1) * 127.5
-        return levels.round().clamp(0, 255).to(torch.uint8)
+        levels: Tensor = self.scale * self.generator(z, label).squeeze(1) + WHITE / 2
+        return levels.round().clamp(0, WHITE).to(torch.uint8)
 
 
 def folded(generator: Generator) -> Generator:
@@ -329,7 +433,7 @@ def save_samples(generator: nn.Module, config: Config, path: Path) -> None:
     z = torch.randn(len(labels), config.latent, generator=torch.Generator().manual_seed(0))
     device = next(generator.parameters()).device
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_grid(Drawing(generator)(z.to(device), labels.to(device)).cpu().numpy(), path)
+    save_grid(Drawing(generator, config.contrast)(z.to(device), labels.to(device)).cpu().numpy(), path)
 
 
 def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
@@ -339,13 +443,13 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
     """
     judge = latest_judge(target.models_dir, splits)
     config = config_of(read_hyperparameters(run_dir))
-    generator = Generator(config)
+    generator = untrained(config)
     load_weights(generator, run_dir)
     history, labels = read_history(run_dir), splits.test.labels
     model = Model(
         name=name,
         task="generation",
-        network=Drawing(folded(generator)).eval(),
+        network=Drawing(folded(generator), config.contrast).eval(),
         inputs=[
             TensorSpec(name="z", datatype="FP32", shape=(-1, config.latent)),
             TensorSpec(name="label", datatype="INT64", shape=(-1,)),
@@ -359,9 +463,11 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
             config=config,
             loss=loss_words(config),
             rate=rate_words(config),
+            beginning=beginning_words(config),
+            tanh="tanh" if config.contrast == 1 else f"tanh, times {config.contrast:g} and clipped",
             parameters=sum(weights.numel() for weights in generator.parameters()),
             epochs=len(history),
-            chosen=chosen_epoch(history),
+            chosen="the last epoch" if config.kept == "last" else chosen_epoch(history),
         ),
         pictures={SAMPLES_FILE: lambda path, picture: save_grid(draw(path, grid_labels()), picture)},
     )
@@ -370,20 +476,36 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
 
 
 def loss_words(config: Config) -> str:
-    """The loss and its penalties, for the card."""
+    """The loss, its penalties and the discriminator, for the card."""
     loss = "Relativistic loss" if config.pairing == "relativistic" else "Non-saturating loss"
     if config.class_weight:
-        loss += f" and the classes' cross-entropy (weight {config.class_weight:g})"
+        ratio = "" if config.class_ratio == 1 else f", {config.class_ratio:g} times that in the discriminator"
+        loss += f" and the classes' cross-entropy (weight {config.class_weight:g}{ratio})"
     names, gammas = ("R1", f"{config.r1_gamma:g}")
     if config.r2_gamma:
         names, gammas = ("R1 and R2", f"{gammas} and {config.r2_gamma:g}")
-    return f"{loss} with {names} (gamma {gammas}, every {config.r1_interval} steps)"
+    loss += (
+        f" with {names} (gamma {gammas}, every {config.r1_interval} steps) against a projection discriminator"
+    )
+    return f"{loss}; it sees all images under noise of {config.noise:g}" if config.noise else loss
 
 
 def rate_words(config: Config) -> str:
     """The learning rate and its schedule, for the card."""
     rate, end = f"{config.learning_rate:g}", config.learning_rate_end
-    return rate if end == 1 else f"{rate}, falling along a line to {end:g} times that"
+    words = rate if end == 1 else f"{rate}, falling along a line to {end:g} times that"
+    if config.rate_ratio != 1:
+        words += f", and {config.rate_ratio:g} times as much for the discriminator"
+    if config.warm_up:
+        words += f"; only the discriminator learns in the first {100 * config.warm_up:g} % of the steps"
+    return words
+
+
+def beginning_words(config: Config) -> str:
+    """A sentence about the source, for the card."""
+    if config.source == NO_SOURCE:
+        return ""
+    return f"The run began with the weights of `{config.source}`, whose batch normalisation is folded. "
 
 
 def config_of(hyperparameters: Mapping[str, Any]) -> Config:

@@ -1,7 +1,9 @@
 import copy
 import dataclasses
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,11 +15,13 @@ from torch import Tensor, nn
 from service.models.manifest import read_manifest
 from tests.support.tiny_runs import GAN, Interrupted, StoppingRun, Workshop, assert_same_state, new_run
 from training.datasets.splits import SIDE
-from training.errors import EvaluationError
+from training.errors import EvaluationError, SourceError
+from training.evaluation import epochs
 from training.families import gan
-from training.families.adversary import gradient_penalty, relativistic_loss
+from training.families.adversary import Adversary, gradient_penalty, relativistic_loss
 from training.onnx_files import open_session
-from training.runs.run import CURVES_FILE
+from training.runs.finished import read_weights
+from training.runs.run import CHECKPOINT_FILE, CURVES_FILE
 from training.versions import Target
 
 
@@ -46,7 +50,7 @@ def test_label_outside_the_classes_gives_an_image() -> None:
 def adversaries(tmp_path: Path, config: gan.Config = GAN) -> tuple[gan.Adversaries, Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     labels = torch.arange(20) % 10
-    two = gan.Adversaries(config, new_run(tmp_path, config))
+    two = gan.Adversaries(config, new_run(tmp_path, config), gan.Generator(config))
     return two, torch.rand(20, 1, SIDE, SIDE) * 2 - 1, labels, torch.randn(20, GAN.latent)
 
 
@@ -95,6 +99,42 @@ def test_the_rate_falls_along_a_line(tmp_path: Path) -> None:
         for name in ("generator_optimizer", "discriminator_optimizer"):
             (group,) = two.state[name].param_groups
             assert group["lr"] == pytest.approx(share * GAN.learning_rate)
+
+
+def test_the_discriminator_gets_ahead_of_the_generator(tmp_path: Path) -> None:
+    config = dataclasses.replace(GAN, learning_rate_end=0.0, rate_ratio=10.0, warm_up=0.2)
+    two, *_ = adversaries(tmp_path, config)
+    for progress, generator, discriminator in ((0.0, 0, 10), (0.1, 0, 9), (0.2, 0.8, 8), (0.9, 0.1, 1)):
+        rate = two.set_rate(progress)
+        assert rate == pytest.approx(generator * GAN.learning_rate)
+        for name, share in (("generator", generator), ("discriminator", discriminator)):
+            (group,) = two.state[f"{name}_optimizer"].param_groups
+            assert group["lr"] == pytest.approx(share * GAN.learning_rate)
+
+
+def test_the_discriminator_sees_all_images_under_the_noise(
+    tmp_path: Path, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[Tensor]] = {"train": [], "losses": []}
+
+    class Watched(Adversary):
+        def train(self, real: Tensor, fake: Tensor, *others: Any) -> Any:
+            seen["train"] += [real, fake]
+            return super().train(real, fake, *others)
+
+        def losses(self, real: Tensor, fake: Tensor, *others: Any) -> Any:
+            seen["losses"] += [real, fake]
+            return super().losses(real, fake, *others)
+
+    monkeypatch.setattr(gan, "Adversary", Watched)
+    for noise in (0.0, 0.1):
+        config = dataclasses.replace(GAN, epochs=1, noise=noise)
+        gan.train(config, workshop.splits, new_run(tmp_path / f"{noise}", config))
+    for images in seen.values():
+        clean, noisy = images[: len(images) // 2], images[len(images) // 2 :]
+        assert (torch.stack(clean).abs() <= 1).all()
+        for each in range(2):  # of the first step: the real ones, and those of a generator as yet the same
+            assert (noisy[each] - clean[each]).std().item() == pytest.approx(0.1, rel=0.02)
 
 
 def test_the_classes_are_learned_from_real_images_and_teach_the_generator(tmp_path: Path) -> None:
@@ -156,16 +196,87 @@ def test_sample_grids_do_not_change_the_training(tmp_path: Path, workshop: Works
 
 
 def test_the_card_names_the_loss_and_the_rate_of_the_run() -> None:
-    assert gan.loss_words(gan.CONFIG) == "Non-saturating loss with R1 (gamma 1, every 16 steps)"
+    plain = "Non-saturating loss with R1 (gamma 1, every 16 steps) against a projection discriminator"
+    assert gan.loss_words(gan.CONFIG) == plain
+    assert gan.beginning_words(gan.CONFIG) == ""
     assert gan.rate_words(gan.CONFIG) == "0.0002"
     config = dataclasses.replace(
         gan.CONFIG, pairing="relativistic", r2_gamma=0.5, class_weight=0.1, learning_rate_end=0.05
     )
     assert gan.loss_words(config) == (
         "Relativistic loss and the classes' cross-entropy (weight 0.1) with R1 and R2 "
-        "(gamma 1 and 0.5, every 16 steps)"
+        "(gamma 1 and 0.5, every 16 steps) against a projection discriminator"
     )
     assert gan.rate_words(config) == "0.0002, falling along a line to 0.05 times that"
+    config = dataclasses.replace(
+        config, noise=0.1, class_ratio=5.0, rate_ratio=10.0, warm_up=0.2, source="models/gan/1"
+    )
+    assert "(weight 0.1, 5 times that in the discriminator) with R1" in gan.loss_words(config)
+    assert gan.loss_words(config).endswith("discriminator; it sees all images under noise of 0.1")
+    assert gan.rate_words(config).endswith(
+        "0.05 times that, and 10 times as much for the discriminator; only the discriminator learns in the "
+        "first 20 % of the steps"
+    )
+    assert "began with the weights of `models/gan/1`" in gan.beginning_words(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["models/gan/1", "runs/gan"])
+def test_a_run_goes_on_from_an_earlier_one(source: str, tmp_path: Path, workshop: Workshop) -> None:
+    source = str(workshop.runs.parent / source)
+    config = dataclasses.replace(GAN, epochs=1, source=source)
+    network = gan.initial(config, workshop.splits)
+    assert network.training
+    z, labels = torch.randn(50, GAN.latent), torch.arange(50) % 10
+    with torch.no_grad():
+        drawn = gan.Drawing(network, config.contrast)(z, labels).numpy()
+    session = open_session(workshop.models / "gan" / "1" / "model.onnx")
+    (expected,) = session.run(None, {"z": z.numpy(), "label": labels.numpy()})
+    assert np.abs(drawn.astype(int) - expected).max() <= 1  # float32 sums in another order
+    run_dir = tmp_path / "run"
+    origin = {"model": "gan", "data_digest": workshop.splits.digest}
+    gan.train(config, workshop.splits, new_run(run_dir, config, origin=origin))
+    models = tmp_path / "models"
+    shutil.copytree(workshop.models / "judge", models / "judge")
+    folder = gan.export("gan", run_dir, workshop.splits, Target(models))
+    assert f"began with the weights of `{source}`" in (folder / "README.md").read_text()
+
+
+def test_the_last_epoch_can_be_kept(
+    tmp_path: Path, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distances = iter((1.0, 2.0, 1.0, 2.0))
+    monkeypatch.setattr(epochs, "frechet_distance", lambda *_: next(distances))
+    for kept in ("closest", "last"):
+        config = dataclasses.replace(GAN, judge=str(workshop.models / "cnn" / "1"), kept=kept)
+        run = new_run(tmp_path / kept, config)
+        gan.train(config, workshop.splits, run)
+        assert [line["validation_distance"] for line in run.history] == [1.0, 2.0]
+        last = torch.load(tmp_path / kept / CHECKPOINT_FILE)["state"]["ema"]
+        weights = read_weights(tmp_path / kept)
+        same = all(torch.equal(weights[name], last[f"module.{name}"]) for name in weights)
+        assert same == (kept == "last")
+
+
+def test_contrast_moves_every_level_away_from_grey() -> None:
+    network, labels = gan.Generator(GAN), torch.arange(20) % 10
+    z = torch.randn(20, GAN.latent)
+    plain, strong = (gan.Drawing(network, contrast)(z, labels).double() for contrast in (1.0, 1.5))
+    expected = (127.5 + 1.5 * (plain - 127.5)).clamp(0, 255)
+    assert (strong - expected).abs().max() <= 1.25  # both are rounded
+
+
+def test_a_source_of_another_kind_is_one_line(workshop: Workshop) -> None:
+    for name, message in (
+        ("cnn", "a model for classification, expected generation"),
+        ("vae", "another network"),
+    ):
+        config = dataclasses.replace(GAN, source=str(workshop.models / name / "1"))
+        with pytest.raises(SourceError, match=message):
+            gan.initial(config, workshop.splits)
+    config = dataclasses.replace(GAN, hidden=GAN.hidden + 1, source=str(workshop.models / "gan" / "1"))
+    with pytest.raises(SourceError, match="expected"):
+        gan.initial(config, workshop.splits)
 
 
 def test_folded_generator_is_the_same_function() -> None:

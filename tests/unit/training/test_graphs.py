@@ -73,7 +73,7 @@ def new_run(folder: Path, config: gan.Config, device: Any, graphs: bool, resume:
 def train_steps(run: Run, config: gan.Config, first: int, last: int) -> tuple[dict[str, Tensor], bool]:
     """Take some of the steps of a run, write a checkpoint; returns all its weights, and whether by graphs."""
     device = run.fabric.device
-    two = gan.Adversaries(config, run)
+    two = gan.Adversaries(config, run, gan.Generator(config))
     run.restore(two.state)
     if run.cuda_graphs:
         two.make_capturable()
@@ -81,8 +81,11 @@ def train_steps(run: Run, config: gan.Config, first: int, last: int) -> tuple[di
     for step in range(first, last):
         two.set_rate(step / STEPS)
         rows = torch.randperm(60, generator=torch.Generator().manual_seed(step))[:ROWS].to(device)
-        z = torch.randn(ROWS, config.latent, generator=torch.Generator().manual_seed(step)).to(device)
-        metrics = (regularised if step % 2 == 0 else plain)(rows, z)
+        random = torch.Generator().manual_seed(step)
+        inputs = [rows, torch.randn(ROWS, config.latent, generator=random).to(device)]
+        if config.noise:
+            inputs.append(torch.randn(2, ROWS, 1, 28, 28, generator=random).to(device))
+        metrics = (regularised if step % 2 == 0 else plain)(*inputs)
         run.check_loss(0, step, torch.stack(list(metrics.values())))
     run.end_epoch(len(run.history), two.state, {"loss": 0.0})
     weights = {
@@ -107,6 +110,9 @@ CONFIGS = [
         discriminator_channels_28=3,
         learning_rate_end=0.1,
         class_weight=0.5,
+        rate_ratio=3.0,
+        warm_up=0.5,
+        noise=0.1,
     ),
 ]
 
