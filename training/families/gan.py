@@ -5,7 +5,7 @@ so an image depends only on its own z and label, not on the rest of its batch.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from service.content.latents import draw_latents
 from service.models.manifest import MANIFEST_FILE, TensorSpec
-from training.cards.card import make_card
+from training.cards.card import Card, make_card
 from training.datasets.splits import CLASSES, SIDE, Splits
 from training.errors import SourceError
 from training.evaluation.epochs import JUDGE, epoch_quality
@@ -458,21 +458,25 @@ def export(name: str, run_dir: Path, splits: Splits, target: Target) -> Path:
         parity_inputs={"z": draw_latents(PARITY_SEED, len(labels), config.latent), "label": labels},
         tolerance=PARITY_TOLERANCE,
         measure=lambda path: generation(path, splits, judge),
-        card=make_card(
-            "gan",
-            config=config,
-            loss=loss_words(config),
-            rate=rate_words(config),
-            beginning=beginning_words(config),
-            tanh="tanh" if config.contrast == 1 else f"tanh, times {config.contrast:g} and clipped",
-            parameters=sum(weights.numel() for weights in generator.parameters()),
-            epochs=len(history),
-            chosen="the last epoch" if config.kept == "last" else chosen_epoch(history),
-        ),
+        card=_card(config, generator, history),
         pictures={SAMPLES_FILE: lambda path, picture: save_grid(draw(path, grid_labels()), picture)},
     )
     (folder,) = publish([model], splits=splits, run_dir=run_dir, target=target)
     return folder
+
+
+def _card(config: Config, generator: nn.Module, history: Sequence[Mapping[str, float]]) -> Card:
+    return make_card(
+        "gan",
+        config=config,
+        tanh="tanh" if config.contrast == 1 else f"tanh, times {config.contrast:g} and clipped",
+        beginning=beginning_words(config),
+        loss=loss_words(config),
+        rate=rate_words(config),
+        parameters=sum(weights.numel() for weights in generator.parameters()),
+        epochs=len(history),
+        chosen="the last epoch" if config.kept == "last" else chosen_epoch(history),
+    )
 
 
 def loss_words(config: Config) -> str:

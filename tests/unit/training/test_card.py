@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from service.models.manifest import read_manifest
 from training.cards.card import (
@@ -23,7 +22,6 @@ from training.cards.card import (
     table,
 )
 from training.families import classifier, flow, gan, vae
-from training.families.samples import chosen_epoch
 
 MODELS = Path(__file__).parents[3] / "models"
 SECTIONS = {"architecture": "Architecture", "intended_use": "Intended use", "limits": "Limits"}
@@ -77,23 +75,6 @@ GAN = dataclasses.replace(
 History = Sequence[Mapping[str, float]]
 
 
-def size(network: nn.Module) -> int:
-    return sum(weights.numel() for weights in network.parameters())
-
-
-def gan_card(history: History) -> Card:
-    network = gan.Generator(GAN)
-    return make_card(
-        "gan",
-        config=GAN,
-        loss=gan.loss_words(GAN),
-        rate=gan.rate_words(GAN),
-        parameters=size(network),
-        epochs=len(history),
-        chosen=chosen_epoch(history),
-    )
-
-
 FAMILIES: dict[str, Callable[[History], Card]] = {
     "mlp": lambda history: classifier._card(MLP, classifier.build(MLP), history),
     "cnn": lambda history: classifier._card(classifier.CNN, classifier.build(classifier.CNN), history),
@@ -101,7 +82,7 @@ FAMILIES: dict[str, Callable[[History], Card]] = {
         classifier.CNN_PRUNED, classifier.untrained(classifier.CNN_PRUNED), history
     ),
     "vit": lambda history: classifier._card(VIT, classifier.build(VIT), history),
-    "gan": gan_card,
+    "gan": lambda history: gan._card(GAN, gan.untrained(GAN), history),
     "flow": lambda history: flow._card(FLOW, flow.Velocity(FLOW), history),
     "flow-distilled": lambda history: flow._card(DISTILLED, flow.Velocity(DISTILLED), history),
     "vae": lambda history: vae._card("vae", "vae", VAE, vae.ConditionalVae(VAE), history),
