@@ -473,6 +473,7 @@ def _card(config: Config, generator: nn.Module, history: Sequence[Mapping[str, f
         beginning=beginning_words(config),
         loss=loss_words(config),
         rate=rate_words(config),
+        discriminator=discriminator_words(config),
         parameters=sum(weights.numel() for weights in generator.parameters()),
         epochs=len(history),
         chosen="the last epoch" if config.kept == "last" else chosen_epoch(history),
@@ -480,29 +481,20 @@ def _card(config: Config, generator: nn.Module, history: Sequence[Mapping[str, f
 
 
 def loss_words(config: Config) -> str:
-    """The loss, its penalties and the discriminator, for the card."""
+    """The loss and its penalties, for the card."""
     loss = "Relativistic loss" if config.pairing == "relativistic" else "Non-saturating loss"
     if config.class_weight:
-        ratio = "" if config.class_ratio == 1 else f", {config.class_ratio:g} times that in the discriminator"
-        loss += f" and the classes' cross-entropy (weight {config.class_weight:g}{ratio})"
+        loss += f" and the classes' cross-entropy (weight {config.class_weight:g})"
     names, gammas = ("R1", f"{config.r1_gamma:g}")
     if config.r2_gamma:
         names, gammas = ("R1 and R2", f"{gammas} and {config.r2_gamma:g}")
-    loss += (
-        f" with {names} (gamma {gammas}, every {config.r1_interval} steps) against a projection discriminator"
-    )
-    return f"{loss}; it sees all images under noise of {config.noise:g}" if config.noise else loss
+    return f"{loss} with {names} (gamma {gammas}, every {config.r1_interval} steps)"
 
 
 def rate_words(config: Config) -> str:
     """The learning rate and its schedule, for the card."""
     rate, end = f"{config.learning_rate:g}", config.learning_rate_end
-    words = rate if end == 1 else f"{rate}, falling along a line to {end:g} times that"
-    if config.rate_ratio != 1:
-        words += f", and {config.rate_ratio:g} times as much for the discriminator"
-    if config.warm_up:
-        words += f"; only the discriminator learns in the first {100 * config.warm_up:g} % of the steps"
-    return words
+    return rate if end == 1 else f"{rate}, falling along a line to {end:g} times that"
 
 
 def beginning_words(config: Config) -> str:
@@ -510,6 +502,22 @@ def beginning_words(config: Config) -> str:
     if config.source == NO_SOURCE:
         return ""
     return f"The run began with the weights of `{config.source}`, whose batch normalisation is folded. "
+
+
+def discriminator_words(config: Config) -> str:
+    """Sentences about what the discriminator has of its own, for the card."""
+    words = ""
+    if config.rate_ratio != 1:
+        words += f"The discriminator's learning rate is {config.rate_ratio:g} times the generator's. "
+    if config.class_ratio != 1:
+        words += (
+            f"The discriminator's weight of the classes is {config.class_ratio:g} times the generator's. "
+        )
+    if config.warm_up:
+        words += f"The discriminator learns alone in the first {100 * config.warm_up:g} % of the steps. "
+    if config.noise:
+        words += f"The discriminator sees all images under noise of {config.noise:g}. "
+    return words
 
 
 def config_of(hyperparameters: Mapping[str, Any]) -> Config:

@@ -62,14 +62,21 @@ DISTILLED = dataclasses.replace(
 VAE = dataclasses.replace(vae.CONFIG, precision="bf16-mixed")
 GAN = dataclasses.replace(
     gan.CONFIG,
-    epochs=33,
+    epochs=12,
     batch_size=128,
     discriminator_channels_28=32,
-    learning_rate=3e-4,
-    learning_rate_end=0.02,
-    ema_decay=0.9995,
-    judge_interval=2,
-    class_weight=0.1,
+    learning_rate=5e-5,
+    learning_rate_end=0.05,
+    rate_ratio=6.0,
+    warm_up=0.1,
+    class_weight=0.2,
+    class_ratio=5.0,
+    r1_gamma=0.3,
+    noise=0.1,
+    contrast=1.1,
+    precision="bf16-mixed",
+    source="runs/gan-1",
+    kept="last",
 )
 
 History = Sequence[Mapping[str, float]]

@@ -196,27 +196,25 @@ def test_sample_grids_do_not_change_the_training(tmp_path: Path, workshop: Works
 
 
 def test_the_card_names_the_loss_and_the_rate_of_the_run() -> None:
-    plain = "Non-saturating loss with R1 (gamma 1, every 16 steps) against a projection discriminator"
-    assert gan.loss_words(gan.CONFIG) == plain
-    assert gan.beginning_words(gan.CONFIG) == ""
+    assert gan.loss_words(gan.CONFIG) == "Non-saturating loss with R1 (gamma 1, every 16 steps)"
     assert gan.rate_words(gan.CONFIG) == "0.0002"
+    assert gan.beginning_words(gan.CONFIG) == gan.discriminator_words(gan.CONFIG) == ""
     config = dataclasses.replace(
         gan.CONFIG, pairing="relativistic", r2_gamma=0.5, class_weight=0.1, learning_rate_end=0.05
     )
     assert gan.loss_words(config) == (
         "Relativistic loss and the classes' cross-entropy (weight 0.1) with R1 and R2 "
-        "(gamma 1 and 0.5, every 16 steps) against a projection discriminator"
+        "(gamma 1 and 0.5, every 16 steps)"
     )
     assert gan.rate_words(config) == "0.0002, falling along a line to 0.05 times that"
-    config = dataclasses.replace(
-        config, noise=0.1, class_ratio=5.0, rate_ratio=10.0, warm_up=0.2, source="models/gan/1"
+    config = dataclasses.replace(gan.CONFIG, noise=0.1, class_ratio=5.0, rate_ratio=10.0, warm_up=0.2)
+    assert gan.discriminator_words(config) == (
+        "The discriminator's learning rate is 10 times the generator's. "
+        "The discriminator's weight of the classes is 5 times the generator's. "
+        "The discriminator learns alone in the first 20 % of the steps. "
+        "The discriminator sees all images under noise of 0.1. "
     )
-    assert "(weight 0.1, 5 times that in the discriminator) with R1" in gan.loss_words(config)
-    assert gan.loss_words(config).endswith("discriminator; it sees all images under noise of 0.1")
-    assert gan.rate_words(config).endswith(
-        "0.05 times that, and 10 times as much for the discriminator; only the discriminator learns in the "
-        "first 20 % of the steps"
-    )
+    config = dataclasses.replace(gan.CONFIG, source="models/gan/1")
     assert "began with the weights of `models/gan/1`" in gan.beginning_words(config)
 
 
