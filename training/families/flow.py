@@ -700,8 +700,9 @@ def _card(config: Config, velocity: nn.Module, history: Sequence[Mapping[str, fl
     if config.adversary_weight:
         weight = config.adversary_class_weight
         classes = f" and the classes' cross-entropy (weight {weight:g})" if weight else ""
+        ordinal = "third" if reading else "second"
         opposing = (
-            f" A second loss, with weight {config.adversary_weight:g}, is the non-saturating one{classes} "
+            f" A {ordinal} loss, with weight {config.adversary_weight:g}, is the non-saturating one{classes} "
             "against a projection discriminator. This learns along to tell the training images from those "
             f"that the network draws, both under noise of {ADVERSARY_NOISE:g} (learning rate "
             f"{config.adversary_rate:g}, R1 with gamma {ADVERSARY.r1_gamma:g} every {ADVERSARY.r1_interval} "

@@ -572,3 +572,7 @@ def test_card_says_what_a_run_learned_to_pass_for() -> None:
     config = dataclasses.replace(config, adversary_class_weight=0.5)
     card = flow._card(config, flow.Velocity(config), [])
     assert "the non-saturating one and the classes' cross-entropy (weight 0.5) against a" in card.training
+    config = dataclasses.replace(config, reader="models/mlp/1")
+    card = flow._card(config, flow.Velocity(config), [])
+    assert "A second loss, with weight 2, is the cross-entropy of a published classifier" in card.training
+    assert "A third loss, with weight 0.02, is the non-saturating one" in card.training
