@@ -23,14 +23,7 @@ from training.evaluation.epochs import JUDGE, epoch_quality
 from training.evaluation.generation import draw, generation
 from training.evaluation.judge import latest_judge
 from training.export.publish import Model, publish
-from training.families.adversary import (
-    Adversary,
-    Discriminator,
-    Pairing,
-    Rules,
-    initialise,
-    veiled,
-)
+from training.families.adversary import Adversary, Discriminator, Pairing, Rules, initialise, veiled
 from training.families.batch_norm import fold_batch_norm
 from training.families.grids import grid_labels, save_grid
 from training.families.samples import chosen_epoch, draw_samples
