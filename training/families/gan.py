@@ -88,7 +88,7 @@ class Config:
     noise: the standard deviation of the noise that is added to all images that the discriminator sees. Pixels
         are in -1..1.
     contrast: by which the generator's tanh is multiplied. What is then outside -1..1 is clipped, so that
-        black and white, of which training images mostly consist, need no saturated tanh.
+        black and white, the levels of most training pixels, need no saturated tanh.
     source: the folder of an earlier run or of a published version, whose weights this run begins with, or
         `none`. Their batch normalisation is folded, so this run has none.
     kept: the epoch whose averaged weights are exported: the one whose samples are closest to the validation
