@@ -60,7 +60,7 @@ class Bench:
         self.queue.low_seconds = 0.0  # rows of low priority need not wait for their turn
         # The queue would take the time that `expire` lets pass for the device's, and reject what comes next.
         for pace in (self.queue.pace, self.queue._low_pace):
-            pace.note_none_waiting = lambda _: None  # type: ignore[method-assign]
+            pace.note_none_waiting = lambda now: None  # type: ignore[method-assign]  # noqa: ARG005
         self.rows: list[Array] = []
         self.got: list[list[Outcome]] = []
         self.cancels: list[Callable[[], None]] = []
