@@ -32,7 +32,7 @@ from training.families.grids import grid_labels, save_grid
 from training.families.layers import one_cycle
 from training.families.samples import chosen_epoch, draw_samples
 from training.families.solver import Solver, integrate, merged_steps_loss, step_times
-from training.families.source import take_weights
+from training.families.source import take_earlier, take_weights
 from training.families.tensors import to_tensors
 from training.runs.averaging import averaged
 from training.runs.finished import (
@@ -520,13 +520,7 @@ def begin_with(velocity: Velocity, folder: Path, splits: Splits) -> None:
     Raises what `earlier` raises, and SourceError if its network has other layers.
     """
     weights = earlier(folder, splits)[0].state_dict()
-    try:
-        velocity.load_state_dict(weights)
-    except RuntimeError:
-        raise SourceError(
-            f"{folder} holds a network with other layers, expected the channels, blocks and embedding of "
-            "this run"
-        ) from None
+    take_earlier(velocity, weights, folder, "channels, blocks and embedding")
 
 
 def earlier(folder: Path, splits: Splits) -> tuple[Velocity, Config]:

@@ -18,7 +18,6 @@ from service.content.latents import draw_latents
 from service.models.manifest import MANIFEST_FILE, TensorSpec
 from training.cards.card import Card, make_card
 from training.datasets.splits import CLASSES, SIDE, Splits
-from training.errors import SourceError
 from training.evaluation.epochs import JUDGE, epoch_quality
 from training.evaluation.generation import draw, generation
 from training.evaluation.judge import latest_judge
@@ -27,7 +26,7 @@ from training.families.adversary import Adversary, Discriminator, Pairing, Rules
 from training.families.batch_norm import fold_batch_norm
 from training.families.grids import grid_labels, save_grid
 from training.families.samples import chosen_epoch, draw_samples
-from training.families.source import take_weights
+from training.families.source import take_earlier, take_weights
 from training.families.tensors import to_tensors
 from training.runs.averaging import averaged
 from training.runs.finished import (
@@ -215,13 +214,8 @@ def initial(config: Config, splits: Splits) -> Generator:
         else:
             check_model(folder, "gan")
             check_data(folder, splits)
-            try:
-                generator.load_state_dict(finished(folder).state_dict())
-            except RuntimeError:
-                raise SourceError(
-                    f"{folder} holds a network with other layers, expected the latent, embedding, hidden and "
-                    "channels of this run"
-                ) from None
+            weights = finished(folder).state_dict()
+            take_earlier(generator, weights, folder, "latent, embedding, hidden and channels")
     return generator.train()
 
 

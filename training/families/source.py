@@ -3,14 +3,14 @@
 Knows nothing of pruning.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 from service.models.manifest import MODEL_FILE
 from training.datasets.splits import Splits
@@ -58,6 +58,20 @@ def load_graph(network: nn.Module, folder: Path, splits: Splits, tolerance: floa
             f"{path} is the graph of another network: a probability differs by {difference:.3g} from that of "
             f"the network with its weights, expected at most {tolerance:.3g}"
         )
+
+
+def take_earlier(network: nn.Module, weights: Mapping[str, Tensor], folder: Path, widths: str) -> None:
+    """Load the weights of an earlier network of the same family.
+
+    folder: where they come from. widths: the hyperparameters that decide their shapes, for the error. Raises
+    SourceError if the network has other layers.
+    """
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError:
+        raise SourceError(
+            f"{folder} holds a network with other layers, expected the {widths} of this run"
+        ) from None
 
 
 def take_weights(network: nn.Module, folder: Path) -> None:

@@ -272,9 +272,10 @@ def test_a_source_of_another_kind_is_one_line(workshop: Workshop) -> None:
         config = dataclasses.replace(GAN, source=str(workshop.models / name / "1"))
         with pytest.raises(SourceError, match=message):
             gan.initial(config, workshop.splits)
-    config = dataclasses.replace(GAN, hidden=GAN.hidden + 1, source=str(workshop.models / "gan" / "1"))
-    with pytest.raises(SourceError, match="expected"):
-        gan.initial(config, workshop.splits)
+    for source in (workshop.models / "gan" / "1", workshop.runs / "gan"):
+        config = dataclasses.replace(GAN, hidden=GAN.hidden + 1, source=str(source))
+        with pytest.raises(SourceError, match="expected"):
+            gan.initial(config, workshop.splits)
 
 
 def test_folded_generator_is_the_same_function() -> None:
