@@ -11,7 +11,7 @@ import pytest
 from tests.support.idx_files import write_folder
 from tests.support.tiny_runs import Workshop
 from training.__main__ import MODELS, family_of, main
-from training.hyperparameters import idle
+from training.hyperparameters import IDLE, idle
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +76,10 @@ def test_a_hyperparameter_without_an_effect_is_refused(
         change = f"{name}={getattr(config, name) or 0.5}"
         assert main(["train", model, "--run-dir", str(tmp_path / "run"), "--set", change]) == 2
         assert f"--set {change} has no effect: {reason}" in capsys.readouterr().err
+        for other in IDLE[name].keys() & vars(config).keys():
+            value = getattr(config, other)
+            given = {"none": "runs/other", 0: "1"}.get(value, "none" if isinstance(value, str) else "0.5")
+            family_of(model, [change, f"{other}={given}"])
 
 
 def test_missing_data_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
