@@ -58,7 +58,7 @@ IDLE = {
     "teacher_weight": {"teacher": _off},
     "temperature": {"teacher": _off},
 }
-"""Hyperparameters without an effect while all these others have such values.
+"""Hyperparameters, and the others that leave one without an effect while all their values pass these tests.
 
 A model that has none of the others gives the name another meaning.
 """

@@ -30,6 +30,6 @@ def one_cycle(optimizer: Optimizer, rates: float | list[float], steps: int, warm
 
     rates: the highest learning rate, of all parameter groups or of each (Smith and Topin 2018).
     """
-    if warm_up * steps == 1:  # OneCycleLR then divides by zero; so little less changes no rate
+    if warm_up * steps == 1:  # OneCycleLR would divide by zero; 1e-9 less changes no rate
         warm_up *= 1 - 1e-9
     return OneCycleLR(optimizer, rates, total_steps=steps, pct_start=warm_up, cycle_momentum=False)
