@@ -8,6 +8,7 @@ import pytest
 
 from service.models.manifest import read_manifest, sha256_of
 from service.models.signatures import SIGNATURE_FILE
+from tests.support.live import ROOT
 from tests.support.tiny_runs import Workshop
 from training.__main__ import main
 from training.provenance.bom import BOM_FILE
@@ -26,6 +27,13 @@ def defaults(models: Path) -> list[str]:
 
 def is_default(path: Path) -> bool:
     return bool(json.loads(path.read_text()).get("default", False))
+
+
+def test_the_shipped_models_have_a_classifier_and_a_generator_as_defaults() -> None:
+    """A version that is exported anew, after its folder was deleted, is no default any more."""
+    manifests = [read_manifest(path.parent) for path in (ROOT / "models").glob("*/*/manifest.json")]
+    tasks = sorted(manifest.task for manifest in manifests if manifest.default)
+    assert tasks == ["classification", "generation"]
 
 
 def test_one_model_of_a_task_is_the_default(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
