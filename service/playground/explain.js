@@ -18,6 +18,7 @@ export class Explainer {
     this.#subject = subject;
     byId("explain").addEventListener("click", () => (this.#isShown ? this.hide() : this.#show()));
     byId("explain-method").addEventListener("change", () => this.#isShown && this.#show());
+    this.#list(false);
   }
 
   get #isShown() {
@@ -29,15 +30,17 @@ export class Explainer {
     const generation = this.#generation;
     const { models } = await page.catalogue();
     if (generation !== this.#generation) return;
+    this.#list(models.some((each) => each.name === `${model}-gradient`));
+    byId("explain").disabled = byId("explain-method").disabled = false;
+  }
+
+  #list(hasGradient) {
     const select = byId("explain-method");
-    const chosen = select.value;
-    const hasGradient = models.some((each) => each.name === `${model}-gradient`);
     const names = Object.keys(METHODS).filter((name) => name !== GRADIENT || hasGradient);
-    if (names.length !== select.options.length) {
-      select.replaceChildren(...names.map((name) => element("option", { value: name }, METHODS[name])));
-      if (names.includes(chosen)) select.value = chosen;
-    }
-    byId("explain").disabled = select.disabled = false;
+    if (names.length === select.options.length) return;
+    const chosen = select.value;
+    select.replaceChildren(...names.map((name) => element("option", { value: name }, METHODS[name])));
+    if (names.includes(chosen)) select.value = chosen;
   }
 
   hide() {

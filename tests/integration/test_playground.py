@@ -208,6 +208,14 @@ def test_a_seven_is_read_while_it_is_drawn(visit: Visit) -> None:
     expect(page.locator("#answer")).to_have_text("Waiting for your digit")
 
 
+@pytest.mark.parametrize("fragment", ["#draw", "#generate", "#explore", "#models"])
+def test_no_list_is_empty_before_anything_was_done(fragment: str, visit: Visit) -> None:
+    page = visit(fragment).page
+    page.wait_for_load_state("networkidle")
+    for select in page.locator("select:visible").all():
+        expect(select.locator("option")).not_to_have_count(0)
+
+
 def test_an_explanation_is_shown_over_the_picture_and_told(visit: Visit) -> None:
     visitor = visit()
     page = visitor.page
