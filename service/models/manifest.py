@@ -77,6 +77,9 @@ ModelName = Annotated[str, Field(pattern=MODEL_NAME.pattern)]
 
 MAX_VERSION = 2**31
 
+MOST_NUMBERED = 2**16
+"""The largest number of classes that need no names: a broken graph may promise more than memory holds."""
+
 STRINGS_ADVICE = (
     "strings are not served: leave this output out of the manifest (the graph may keep it), "
     "and name the classes in labels"
@@ -194,7 +197,8 @@ class Manifest(_Frozen):
 
     labels: the names of the classes, in the order of the probabilities; for generation and encoding,
         the names of the conditions, in the order of the values of `label`. Equal names are told apart: `a`,
-        `a#2`.
+        `a#2`. The classes of a classification model without labels have their numbers as names, `0`,
+        `1`, ..., if there are at most MOST_NUMBERED.
     sha256: the SHA-256 of model.onnx.
     files: the SHA-256 of each other file that the graph keeps weights in (external data), by its path in the
         version's folder. Left out if there are none.
@@ -319,6 +323,8 @@ class Manifest(_Frozen):
             raise ValueError(
                 f"output {output.name} is {output.datatype} {list(output.shape)}, expected FP32 [-1, classes]"
             )
+        if not self.labels and output.shape[1] <= MOST_NUMBERED:
+            object.__setattr__(self, "labels", tuple(map(str, range(output.shape[1]))))
         if len(self.labels) != output.shape[1]:
             raise ValueError(f"labels names {len(self.labels)} classes, expected {output.shape[1]}")
 

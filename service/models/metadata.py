@@ -7,13 +7,13 @@ Knows nothing of onnxruntime: the graph is not loaded, its weights are skipped.
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_core import from_json
 
 from service.errors import ManifestError, RepositoryError
-from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, first_problem, sha256_of
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, Task, first_problem, sha256_of
 from service.models.protobuf import fields, message_of, messages_of, number_of, text_of
 from service.models.verification import external_digests
 
@@ -25,6 +25,9 @@ TEXTS = ("task", "description", "preprocess", "abstain_above", "command")
 
 METRICS = ("data", "data_digest")
 """The manifest's metrics that metadata hold: what is known before the graph is measured."""
+
+SHOWN = 40
+"""How many characters of a wrong text an error repeats."""
 
 _METADATA, _GRAPH = 14, 7
 _INITIALIZERS, _INPUTS, _OUTPUTS, _INITIALIZERS_NAME = 5, 11, 12, 8
@@ -84,13 +87,14 @@ def _described(entries: Mapping[str, str]) -> dict[str, Any]:
     """Return the part of a manifest that metadata hold. Raises ValueError."""
     own = {key.removeprefix(PREFIX): text for key, text in entries.items() if key.startswith(PREFIX)}
     if "task" not in own:
-        raise ValueError(f"they have no {PREFIX}task")
+        raise ValueError(f"they have no {PREFIX}task, expected one of {', '.join(get_args(Task))}")
     content: dict[str, Any] = {name: own[name] for name in TEXTS if name in own}
     if "labels" in own:
         try:
             content["labels"] = from_json(own["labels"])
         except ValueError as error:
-            raise ValueError(f"{PREFIX}labels is not JSON: {error}") from None
+            seen = f"{PREFIX}labels begins {own['labels'][:SHOWN]!r}"
+            raise ValueError(f"{seen}, expected a JSON list of texts: {error}") from None
     return content | {"metrics": {name: own[name] for name in METRICS if name in own}}
 
 

@@ -52,6 +52,7 @@ def test_a_threshold_names_the_output_that_it_is_for(add_classifier: Callable[..
         ({"inputs": [IMAGES | {"datatype": "FLOAT"}]}, "inputs.0.datatype: Input should be 'BOOL'"),
         ({"inputs": [IMAGES | {"shape": [28, 28]}]}, r"expected \[-1, ...\] with positive sizes"),
         ({"labels": ["a", "b"]}, "labels names 2 classes, expected 10"),
+        ({"labels": [], "outputs": [PROBABILITIES | {"shape": [-1, 2**62]}]}, "names 0 classes"),
         ({"inputs": [IMAGES, Z]}, "a classification model has 2 inputs, expected 1"),
         ({"outputs": [IMAGES]}, r"output images is UINT8 \[-1, 28, 28\], expected FP32 \[-1, classes\]"),
         ({"task": "generation"}, "a generation model needs an input z"),
@@ -104,6 +105,12 @@ def test_wrong_manifest_is_refused_with_the_reason(
     rewrite(folder, **changes)
     with pytest.raises(ManifestError, match=message):
         read_manifest(folder)
+
+
+def test_classes_without_names_are_numbered(add_classifier: Callable[..., Path]) -> None:
+    folder = add_classifier("digits")
+    rewrite(folder, labels=[])
+    assert read_manifest(folder).labels == tuple("0123456789")
 
 
 @pytest.mark.parametrize(

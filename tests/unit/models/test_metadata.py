@@ -72,6 +72,11 @@ def test_a_generators_conditions_are_read(tmp_path: Path) -> None:
     assert (manifest.inputs, manifest.outputs) == ((z_spec(), LABEL), (IMAGES,))
 
 
+def test_a_bare_classifier_needs_its_task_alone(tmp_path: Path) -> None:
+    folder = bare(tmp_path / "first" / "1", first_pixel_classifier(), task="classification")
+    assert read_info(folder).manifest.labels == DIGITS
+
+
 def test_the_folders_name_a_bare_graph(tmp_path: Path) -> None:
     entries = {"name": "other", "version": "9", "task": "classification", "labels": json.dumps(DIGITS)}
     folder = bare(tmp_path / "copied" / "2", first_pixel_classifier(), **entries)
@@ -102,17 +107,23 @@ def test_the_manifest_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entries", "reason"),
     [
-        ({}, "they have no inkserve.task"),
+        ({}, "they have no inkserve.task, expected one of classification, generation, encoding, search,"),
         ({"task": "sorting"}, "task: Input should be 'classification'"),
-        ({"task": "classification"}, "Value error, labels names 0 classes, expected 10"),
         (
             {"task": "classification", "labels": '["a", "b"]'},
             "Value error, labels names 2 classes, expected 10",
         ),
-        ({"task": "classification", "labels": '["a"'}, "inkserve.labels is not JSON: EOF"),
+        (
+            {"task": "classification", "labels": '["a"'},
+            """inkserve.labels begins '["a"', expected a JSON list of texts: EOF""",
+        ),
+        ({"task": "classification", "labels": "a, b"}, "inkserve.labels begins 'a, b', expected a JSON list"),
         ({"task": "classification", "labels": '{"a": 1}'}, "labels: Input should be a valid tuple"),
         ({"task": "classification", "labels": "[1, 2]"}, "labels.0: Input should be a valid string"),
-        ({"task": "classification", "labels": "[" * 10_000}, "inkserve.labels is not JSON: recursion"),
+        (
+            {"task": "classification", "labels": "[" * 10_000},
+            f"inkserve.labels begins '{'[' * 40}', expected a JSON list of texts: recursion",
+        ),
         ({"task": "generation"}, "Value error, a generation model needs an input z"),
         (
             {"task": "classification", "labels": json.dumps(DIGITS), "preprocess": "sharpen"},

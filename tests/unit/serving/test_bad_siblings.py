@@ -82,7 +82,7 @@ FAILED: dict[str, tuple[Callable[[Path, Callable[..., Path]], object], str]] = {
     "no manifest": (damaged_manifest(lambda path: path.unlink()), "is missing"),
     "bad JSON in the metadata of a bare graph": (
         lambda _, add: as_bare_graph(add("bad"), '["0",'),
-        "inkserve.labels is not JSON",
+        "expected a JSON list of texts",
     ),
     "too few labels in the metadata of a bare graph": (
         lambda _, add: as_bare_graph(add("bad"), '["0", "1"]'),
