@@ -85,6 +85,8 @@ STRINGS_ADVICE = (
     "and name the classes in labels"
 )
 
+FIXED_BATCH_ADVICE = "export the graph with a free batch axis, in PyTorch by dynamic_shapes"
+
 
 def _small_digits(value: object) -> object:
     """Accept the capital digits that Windows' certutil and Get-FileHash write."""
@@ -176,9 +178,8 @@ class TensorSpec(_Frozen):
     @model_validator(mode="after")
     def _only_the_batch_axis_is_free(self) -> Self:
         if self.shape[0] != -1 or any(size < 1 for size in self.shape[1:]):
-            raise ValueError(
-                f"shape of {self.name!r} is {list(self.shape)}, expected [-1, ...] with positive sizes"
-            )
+            seen = f"shape of {self.name!r} is {list(self.shape)}, expected [-1, ...] with positive sizes"
+            raise ValueError(seen if self.shape[0] == -1 else f"{seen}; {FIXED_BATCH_ADVICE}")
         return self
 
 

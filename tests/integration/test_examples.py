@@ -13,10 +13,12 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+import onnxruntime
 import pytest
+import torch
 import yaml
 
-from examples import client
+from examples import client, from_torch
 from tests.support.charts import SCHEMAS
 from tests.support.live import ROOT, Service, serving
 from training.arguments import build_parser
@@ -172,6 +174,15 @@ def test_own_model_is_served_and_replaced_by_its_next_version() -> None:
 def trainjob() -> dict[str, Any]:
     job: dict[str, Any] = yaml.safe_load((ROOT / "examples" / "trainjob.yaml").read_text())
     return job
+
+
+def test_an_exported_network_reads_pictures_that_it_was_not_trained_on(tmp_path: Path) -> None:
+    done = run(sys.executable, "examples/from_torch.py", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    session = onnxruntime.InferenceSession(tmp_path / "shapes" / "1" / "model.onnx")
+    pictures, classes = from_torch.batch(torch.Generator().manual_seed(1))
+    (probabilities,) = session.run(["probabilities"], {"images": pictures.numpy()})
+    assert (probabilities.argmax(1) == classes.numpy()).mean() > 0.9
 
 
 def test_the_trainjob_fits_its_definition() -> None:
