@@ -26,6 +26,11 @@ TEXTS = ("task", "description", "preprocess", "abstain_above", "command")
 METRICS = ("data", "data_digest")
 """The manifest's metrics that metadata hold: what is known before the graph is measured."""
 
+UNNAMED = ("STRING", "unknown")
+"""Datatypes of outputs that no manifest can name; what is no tensor has an unknown one."""
+
+TENSOR_ADVICE = "skl2onnx makes one of a ZipMap with the option zipmap=False"
+
 SHOWN = 40
 """How many characters of a wrong text an error repeats."""
 
@@ -80,7 +85,20 @@ def _manifest(data: mmap.mmap) -> dict[str, Any]:
             entries[key] = text
         elif number == _GRAPH and isinstance(value, range):
             tensors = _tensors(data, value)
-    return tensors | _described(entries)
+    described = _described(entries)
+    outputs = [each for each in tensors["outputs"] if each["datatype"] not in UNNAMED]
+    if described["task"] == "classification":
+        outputs.sort(key=_holds_no_probabilities)  # skl2onnx puts the label before them
+        unknown = [each["name"] for each in tensors["outputs"] if each["datatype"] == "unknown"]
+        if unknown and all(map(_holds_no_probabilities, outputs)):
+            raise ValueError(
+                f"output {unknown[0]} is no tensor, expected FP32 [-1, classes]; {TENSOR_ADVICE}"
+            )
+    return tensors | described | {"outputs": outputs}
+
+
+def _holds_no_probabilities(tensor: Mapping[str, Any]) -> bool:
+    return (tensor["datatype"], len(tensor["shape"])) != ("FP32", 2)
 
 
 def _described(entries: Mapping[str, str]) -> dict[str, Any]:
@@ -99,7 +117,7 @@ def _described(entries: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _tensors(data: mmap.mmap, graph: range) -> dict[str, list[dict[str, Any]]]:
-    """Return a graph's inputs and outputs; without outputs that no manifest could name, such as strings."""
+    """Return a graph's inputs and outputs."""
     inputs, outputs, initializers = [], [], set()
     for number, value in fields(data, graph):
         if not isinstance(value, range):
@@ -112,7 +130,7 @@ def _tensors(data: mmap.mmap, graph: range) -> dict[str, list[dict[str, Any]]]:
             initializers.add(text_of(data, value, _INITIALIZERS_NAME))
     return {
         "inputs": [each for each in inputs if each["name"] not in initializers],  # as old graphs list them
-        "outputs": [each for each in outputs if each["datatype"] not in ("STRING", "unknown")],
+        "outputs": outputs,
     }
 
 

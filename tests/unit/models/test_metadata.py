@@ -77,6 +77,28 @@ def test_a_bare_classifier_needs_its_task_alone(tmp_path: Path) -> None:
     assert read_info(folder).manifest.labels == DIGITS
 
 
+def test_a_bare_classifiers_probabilities_need_not_come_first(tmp_path: Path) -> None:
+    """skl2onnx puts the label before them."""
+    graph = first_pixel_classifier()
+    graph.graph.output.insert(0, helper.make_tensor_value_info("index", TensorProto.INT64, ["batch"]))
+    folder = bare(tmp_path / "first" / "1", graph, task="classification")
+    assert [output.name for output in read_info(folder).manifest.outputs] == ["probabilities", "index"]
+
+
+def test_probabilities_that_are_no_tensor_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    """skl2onnx's default for classifiers is a sequence of maps."""
+    graph = first_pixel_classifier()
+    del graph.graph.output[:]
+    value = helper.make_map_type_proto(
+        TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    )
+    graph.graph.output.append(helper.make_tensor_value_info("index", TensorProto.INT64, ["batch"]))
+    graph.graph.output.append(helper.make_value_info("maps", helper.make_sequence_type_proto(value)))
+    folder = bare(tmp_path / "first" / "1", graph, task="classification")
+    with pytest.raises(ManifestError, match=r"maps is no tensor, expected FP32 .*; skl2onnx makes one"):
+        read_info(folder)
+
+
 def test_the_folders_name_a_bare_graph(tmp_path: Path) -> None:
     entries = {"name": "other", "version": "9", "task": "classification", "labels": json.dumps(DIGITS)}
     folder = bare(tmp_path / "copied" / "2", first_pixel_classifier(), **entries)
