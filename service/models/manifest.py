@@ -86,6 +86,7 @@ STRINGS_ADVICE = (
 )
 
 FIXED_BATCH_ADVICE = "export the graph with a free batch axis, in PyTorch by dynamic_shapes"
+FREE_AXIS_ADVICE = "python -m onnxruntime.tools.make_dynamic_shape_fixed fixes an axis of a graph"
 
 
 def _small_digits(value: object) -> object:
@@ -178,8 +179,9 @@ class TensorSpec(_Frozen):
     @model_validator(mode="after")
     def _only_the_batch_axis_is_free(self) -> Self:
         if self.shape[0] != -1 or any(size < 1 for size in self.shape[1:]):
-            seen = f"shape of {self.name!r} is {list(self.shape)}, expected [-1, ...] with positive sizes"
-            raise ValueError(seen if self.shape[0] == -1 else f"{seen}; {FIXED_BATCH_ADVICE}")
+            advice = FREE_AXIS_ADVICE if self.shape[0] == -1 else FIXED_BATCH_ADVICE
+            seen = f"shape of {self.name!r} is {list(self.shape)}"
+            raise ValueError(f"{seen}, expected [-1, ...] with positive sizes; {advice}")
         return self
 
 

@@ -51,7 +51,7 @@ def test_a_threshold_names_the_output_that_it_is_for(add_classifier: Callable[..
         ({"version": 2}, "describes digits/2, but lies in digits/1"),
         ({"inputs": [IMAGES | {"datatype": "FLOAT"}]}, "inputs.0.datatype: Input should be 'BOOL'"),
         ({"inputs": [IMAGES | {"shape": [28, 28]}]}, r"expected \[-1, ...\] with positive sizes; export the"),
-        ({"inputs": [IMAGES | {"shape": [-1, 28, -1]}]}, r"expected \[-1, ...\] with positive sizes$"),
+        ({"inputs": [IMAGES | {"shape": [-1, 28, -1]}]}, r"with positive sizes; python -m onnxruntime.tools"),
         ({"labels": ["a", "b"]}, "labels names 2 classes, expected 10"),
         ({"labels": [], "outputs": [PROBABILITIES | {"shape": [-1, 2**62]}]}, "names 0 classes"),
         ({"inputs": [IMAGES, Z]}, "a classification model has 2 inputs, expected 1"),
