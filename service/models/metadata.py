@@ -86,15 +86,31 @@ def _manifest(data: mmap.mmap) -> dict[str, Any]:
         elif number == _GRAPH and isinstance(value, range):
             tensors = _tensors(data, value)
     described = _described(entries)
+    if "task" not in described:
+        task = _task(tensors)
+        described = {"description": f"Its tensors are those of {task}."} | described | {"task": task}
     outputs = [each for each in tensors["outputs"] if each["datatype"] not in UNNAMED]
     if described["task"] == "classification":
         outputs.sort(key=_holds_no_probabilities)  # skl2onnx puts the label before them
         unknown = [each["name"] for each in tensors["outputs"] if each["datatype"] == "unknown"]
         if unknown and all(map(_holds_no_probabilities, outputs)):
-            raise ValueError(
-                f"output {unknown[0]} is no tensor, expected FP32 [-1, classes]; {TENSOR_ADVICE}"
-            )
+            seen = f"output {unknown[0]} is no tensor"
+            raise ValueError(f"{seen}, expected FP32 [-1, classes]; {TENSOR_ADVICE}")
     return tensors | described | {"outputs": outputs}
+
+
+def _task(tensors: Mapping[str, list[dict[str, Any]]]) -> str:
+    """Return the task that a graph's tensors suit: classification or generation. Raises ValueError.
+
+    An encoder may look like a classifier, but fails when it is loaded: it gives no probabilities.
+    """
+    names = {each["name"] for each in tensors["inputs"]}
+    if "z" in names and names <= {"z", "label"}:
+        return "generation"
+    for each in tensors["outputs"] if len(names) == 1 else ():
+        if each["datatype"] == "unknown" or not _holds_no_probabilities(each):
+            return "classification"
+    raise ValueError(f"they have no {PREFIX}task, expected one of {', '.join(get_args(Task))}")
 
 
 def _holds_no_probabilities(tensor: Mapping[str, Any]) -> bool:
@@ -104,8 +120,6 @@ def _holds_no_probabilities(tensor: Mapping[str, Any]) -> bool:
 def _described(entries: Mapping[str, str]) -> dict[str, Any]:
     """Return the part of a manifest that metadata hold. Raises ValueError."""
     own = {key.removeprefix(PREFIX): text for key, text in entries.items() if key.startswith(PREFIX)}
-    if "task" not in own:
-        raise ValueError(f"they have no {PREFIX}task, expected one of {', '.join(get_args(Task))}")
     content: dict[str, Any] = {name: own[name] for name in TEXTS if name in own}
     if "labels" in own:
         try:

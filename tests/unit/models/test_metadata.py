@@ -1,6 +1,7 @@
 """A graph that lies without its manifest: described by its own metadata and tensors, or refused alone."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -72,9 +73,30 @@ def test_a_generators_conditions_are_read(tmp_path: Path) -> None:
     assert (manifest.inputs, manifest.outputs) == ((z_spec(), LABEL), (IMAGES,))
 
 
-def test_a_bare_classifier_needs_its_task_alone(tmp_path: Path) -> None:
-    folder = bare(tmp_path / "first" / "1", first_pixel_classifier(), task="classification")
+def test_a_bare_classifier_needs_no_metadata(tmp_path: Path) -> None:
+    folder = bare(tmp_path / "first" / "1", first_pixel_classifier())
     assert read_info(folder).manifest.labels == DIGITS
+
+
+@pytest.mark.parametrize(
+    ("graph", "task"), [(first_pixel_classifier, "classification"), (ramp_generator, "generation")]
+)
+def test_the_tensors_tell_a_task_that_no_metadata_name(
+    tmp_path: Path, graph: Callable[[], onnx.ModelProto], task: str
+) -> None:
+    folder = bare(tmp_path / "own" / "1", graph(), labels=json.dumps(DIGITS))
+    manifest = read_info(folder).manifest
+    assert (manifest.task, manifest.description) == (task, f"Its tensors are those of {task}.")
+
+
+def test_tensors_of_no_known_task_need_its_name(tmp_path: Path) -> None:
+    graph = first_pixel_classifier()
+    graph.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["batch", 4]))
+    folder = bare(tmp_path / "first" / "1", graph)
+    with pytest.raises(
+        ManifestError, match=r"no inkserve\.task, expected one of classification, generation, enc"
+    ):
+        read_info(folder)
 
 
 def test_a_bare_classifiers_probabilities_need_not_come_first(tmp_path: Path) -> None:
@@ -129,7 +151,6 @@ def test_the_manifest_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entries", "reason"),
     [
-        ({}, "they have no inkserve.task, expected one of classification, generation, encoding, search,"),
         ({"task": "sorting"}, "task: Input should be 'classification'"),
         (
             {"task": "classification", "labels": '["a", "b"]'},
@@ -225,7 +246,7 @@ def test_arbitrary_metadata_make_a_manifest_or_a_reason(
     onnx.save(graph, folder / MODEL_FILE)
     manifest = made(folder)
     if manifest is not None:
-        assert manifest.task == entries["task"] != "generation"
+        assert manifest.task == entries.get("task", "classification") != "generation"
         assert len(manifest.labels) == 10 or manifest.task == "encoding"
 
 
