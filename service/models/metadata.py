@@ -87,16 +87,25 @@ def _manifest(data: mmap.mmap) -> dict[str, Any]:
             tensors = _tensors(data, value)
     described = _described(entries)
     if "task" not in described:
-        task = _task(tensors)
-        described = {"description": f"Its tensors are those of {task}."} | described | {"task": task}
-    outputs = [each for each in tensors["outputs"] if each["datatype"] not in UNNAMED]
-    if described["task"] == "classification":
-        outputs.sort(key=_holds_no_probabilities)  # skl2onnx puts the label before them
-        unknown = [each["name"] for each in tensors["outputs"] if each["datatype"] == "unknown"]
-        if unknown and all(map(_holds_no_probabilities, outputs)):
-            seen = f"output {unknown[0]} is no tensor"
-            raise ValueError(f"{seen}, expected FP32 [-1, classes]; {TENSOR_ADVICE}")
-    return tensors | described | {"outputs": outputs}
+        described["task"] = _task(tensors)
+        made = f"A graph without a description. Its tensors are those of {described['task']}."
+        described.setdefault("description", made)
+    return tensors | described | {"outputs": _outputs(tensors["outputs"], described["task"])}
+
+
+def _outputs(tensors: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
+    """Return the outputs that a manifest can name, a classifier's probabilities first. Raises ValueError."""
+    outputs = [each for each in tensors if each["datatype"] not in UNNAMED]
+    if task != "classification":
+        return outputs
+    # skl2onnx puts the label before the probabilities; onnxmltools declares it as that of a batch of 1.
+    outputs.sort(key=_holds_no_probabilities)
+    if all(map(_holds_no_probabilities, outputs)):
+        for each in tensors:
+            if each["datatype"] == "unknown":
+                seen = f"output {each['name']} is no tensor"
+                raise ValueError(f"{seen}, expected FP32 [-1, classes]; {TENSOR_ADVICE}")
+    return outputs[:1] + [each for each in outputs[1:] if each["shape"][:1] == [-1]]
 
 
 def _task(tensors: Mapping[str, list[dict[str, Any]]]) -> str:
