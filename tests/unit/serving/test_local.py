@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -235,6 +236,17 @@ async def test_a_wrong_dtype_is_refused(add_classifier: Callable[..., Path], ope
         await infer(
             predictor, request_for("first-pixel", None, {"images": np.zeros((1, 28, 28), np.int64)}, 1e12)
         )
+
+
+async def test_the_log_names_a_model_without_a_manifest(
+    open_predictor: Open, add_classifier: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    add_classifier("described")
+    (add_classifier("bare") / MANIFEST_FILE).unlink()
+    caplog.set_level(logging.INFO)
+    await open_predictor()
+    loaded = [line for line in caplog.messages if line.startswith("loaded ")]
+    assert sorted(loaded) == ["loaded bare version 1, without a manifest", "loaded described version 1"]
 
 
 async def test_an_unknown_model_names_the_known_ones(
