@@ -36,11 +36,15 @@ class Served(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
         """Return (n, classes) float32. images: (n, height, width, channels) uint8."""
         pixels = images.permute(0, 3, 1, 2).float() / 255
-        probabilities: Tensor = self.network((pixels - self.mean) / self.std).softmax(dim=1)
-        return probabilities
+        logits: Tensor = self.network((pixels - self.mean) / self.std)
+        return logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the probabilities, (n, classes) float32. images: as for `logits`."""
+        return self.logits(images).softmax(dim=1)
 
 
 def export(served: Served, folder: Path, labels: tuple[str, ...], height: int, width: int) -> None:
@@ -100,7 +104,7 @@ def train() -> Served:
     generator = torch.Generator().manual_seed(0)
     for _ in range(STEPS):
         pictures, classes = batch(generator)
-        loss = nn.functional.nll_loss(served(pictures).clamp_min(1e-9).log(), classes)
+        loss = nn.functional.cross_entropy(served.logits(pictures), classes)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
