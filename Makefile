@@ -48,7 +48,7 @@ serve: $(VENV)/.serve ## Serve the models in models/ (ready in 9 s, after 30 s o
 	trap '' HUP; exec $(BIN)/python -m service $(ARGS)
 
 .PHONY: check
-check: lint ## Check style, types, imports and the fast unit tests, before a commit (70 s)
+check: lint ## Check style, types, imports and the fast unit tests, before a commit (75 s)
 	@# pytest starts several seconds earlier if it may keep its cache of rewritten tests.
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --quiet --numprocesses auto \
 		-m "not slow and not nightly" tests/unit $(ARGS)
