@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from service.observability.load_reports import LoadReports
     from service.observability.tracing import Tracing
 
-KEEP_ALIVE_SECONDS = 0.4
-
 
 @dataclass
 class Listener:
@@ -54,7 +52,6 @@ async def listening(
     **changes: Any,
 ) -> AsyncIterator[Listener]:
     metrics = Metrics()
-    changes = {"keep_alive_seconds": KEEP_ALIVE_SECONDS, **changes}
     configured = settings(tmp_path).model_copy(update=changes)
     dispatch = create_app(
         predictor, configured, metrics, keys=keys, tracing=tracing, load_reports=load_reports

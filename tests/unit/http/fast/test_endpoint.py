@@ -34,7 +34,7 @@ from service.serving.predictor import Cancel
 from tests.support.collector import collecting
 from tests.support.held import Held
 from tests.support.http import exchange, image, png, request
-from tests.support.listener import KEEP_ALIVE_SECONDS, Listener, listening
+from tests.support.listener import Listener, listening
 from tests.support.live import connected
 from tests.support.log_stream import logging_to_memory
 
@@ -45,6 +45,16 @@ RAW = image(7).tobytes()
 @pytest.fixture
 async def listener(predictor: LocalPredictor, tmp_path: Path) -> AsyncIterator[Listener]:
     async with listening(predictor, tmp_path) as listener:
+        yield listener
+
+
+KEEP_ALIVE_SECONDS = 0.4
+
+
+@pytest.fixture
+async def impatient(predictor: LocalPredictor, tmp_path: Path) -> AsyncIterator[Listener]:
+    """A listener that soon closes idle connections. In other tests a slow moment would close one in use."""
+    async with listening(predictor, tmp_path, keep_alive_seconds=KEEP_ALIVE_SECONDS) as listener:
         yield listener
 
 
@@ -310,8 +320,8 @@ async def test_a_server_that_ends_answers_what_is_in_flight_and_closes(
 
 
 @pytest.mark.slow
-async def test_a_connection_is_closed_when_it_has_been_idle_and_not_before(listener: Listener) -> None:
-    async with connected(listener.port) as connection:
+async def test_a_connection_is_closed_when_it_has_been_idle_and_not_before(impatient: Listener) -> None:
+    async with connected(impatient.port) as connection:
         for _ in range(4):
             await exchange(connection, request())
             await asyncio.sleep(KEEP_ALIVE_SECONDS / 2)
@@ -321,8 +331,8 @@ async def test_a_connection_is_closed_when_it_has_been_idle_and_not_before(liste
 
 
 @pytest.mark.slow
-async def test_a_request_that_takes_long_is_not_idle(listener: Listener, predictor: LocalPredictor) -> None:
-    async with connected(listener.port) as connection:
+async def test_a_request_that_takes_long_is_not_idle(impatient: Listener, predictor: LocalPredictor) -> None:
+    async with connected(impatient.port) as connection:
         await exchange(connection, request())
         held = Held(predictor)
         connection.writer.write(request())
