@@ -119,10 +119,14 @@ def read_info(folder: Path) -> ModelInfo:
     return ModelInfo(_read_manifest(folder), _read_card(folder / CARD_FILE))
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def is_bare(folder: Path) -> bool:
+    """Whether a version folder has a graph and no manifest."""
     # A link that leads nowhere is a broken manifest, not an absent one.
-    bare = not os.path.lexists(folder / MANIFEST_FILE) and os.path.isfile(folder / MODEL_FILE)  # noqa: PTH113
-    return manifest_of_graph(folder) if bare else read_manifest(folder)
+    return not os.path.lexists(folder / MANIFEST_FILE) and os.path.isfile(folder / MODEL_FILE)  # noqa: PTH113
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    return manifest_of_graph(folder) if is_bare(folder) else read_manifest(folder)
 
 
 def _read_card(path: Path) -> str:

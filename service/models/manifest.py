@@ -270,6 +270,14 @@ class Manifest(_Frozen):
         return next((layout for spec in self.inputs if (layout := spec.image_layout())), None)
 
     @model_validator(mode="after")
+    def _number_classes_without_names(self) -> Self:
+        shape = self.outputs[0].shape
+        nameless = self.task == "classification" and not self.labels and len(shape) == 2
+        if nameless and shape[1] <= MOST_NUMBERED:
+            object.__setattr__(self, "labels", tuple(map(str, range(shape[1]))))  # manifests are frozen
+        return self
+
+    @model_validator(mode="after")
     def _tensors_suit_the_task(self) -> Self:
         if self.task == "classification":
             self._check_classification()
@@ -326,8 +334,6 @@ class Manifest(_Frozen):
             raise ValueError(
                 f"output {output.name} is {output.datatype} {list(output.shape)}, expected FP32 [-1, classes]"
             )
-        if not self.labels and output.shape[1] <= MOST_NUMBERED:
-            object.__setattr__(self, "labels", tuple(map(str, range(output.shape[1]))))
         if len(self.labels) != output.shape[1]:
             raise ValueError(f"labels names {len(self.labels)} classes, expected {output.shape[1]}")
 

@@ -31,9 +31,6 @@ UNNAMED = ("STRING", "unknown")
 
 TENSOR_ADVICE = "skl2onnx makes one of a ZipMap with the option zipmap=False"
 
-SHOWN = 40
-"""How many characters of a wrong text an error repeats."""
-
 _METADATA, _GRAPH = 14, 7
 _INITIALIZERS, _INPUTS, _OUTPUTS, _INITIALIZERS_NAME = 5, 11, 12, 8
 """The fields of ModelProto, GraphProto and TensorProto that are read here, by number."""
@@ -87,9 +84,10 @@ def _manifest(data: mmap.mmap) -> dict[str, Any]:
             tensors = _tensors(data, value)
     described = _described(entries)
     if "task" not in described:
-        described["task"] = _task(tensors)
-        made = f"A graph without a description. Its tensors are those of {described['task']}."
-        described.setdefault("description", made)
+        task = described["task"] = _task(tensors)
+        described.setdefault(
+            "description", f"A graph without a description. Its tensors are those of {task}."
+        )
     return tensors | described | {"outputs": _outputs(tensors["outputs"], described["task"])}
 
 
@@ -99,8 +97,8 @@ def _outputs(tensors: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
     if task != "classification":
         return outputs
     # skl2onnx puts the label before the probabilities; onnxmltools declares it as that of a batch of 1.
-    outputs.sort(key=_holds_no_probabilities)
-    if all(map(_holds_no_probabilities, outputs)):
+    outputs.sort(key=_could_be_probabilities, reverse=True)
+    if not any(map(_could_be_probabilities, outputs)):
         for each in tensors:
             if each["datatype"] == "unknown":
                 seen = f"output {each['name']} is no tensor"
@@ -116,14 +114,14 @@ def _task(tensors: Mapping[str, list[dict[str, Any]]]) -> str:
     names = {each["name"] for each in tensors["inputs"]}
     if "z" in names and names <= {"z", "label"}:
         return "generation"
-    for each in tensors["outputs"] if len(names) == 1 else ():
-        if each["datatype"] == "unknown" or not _holds_no_probabilities(each):
-            return "classification"
+    suits = (each["datatype"] == "unknown" or _could_be_probabilities(each) for each in tensors["outputs"])
+    if len(names) == 1 and any(suits):
+        return "classification"
     raise ValueError(f"they have no {PREFIX}task, expected one of {', '.join(get_args(Task))}")
 
 
-def _holds_no_probabilities(tensor: Mapping[str, Any]) -> bool:
-    return (tensor["datatype"], len(tensor["shape"])) != ("FP32", 2)
+def _could_be_probabilities(tensor: Mapping[str, Any]) -> bool:
+    return (tensor["datatype"], len(tensor["shape"])) == ("FP32", 2)
 
 
 def _described(entries: Mapping[str, str]) -> dict[str, Any]:
@@ -134,7 +132,7 @@ def _described(entries: Mapping[str, str]) -> dict[str, Any]:
         try:
             content["labels"] = from_json(own["labels"])
         except ValueError as error:
-            seen = f"{PREFIX}labels begins {own['labels'][:SHOWN]!r}"
+            seen = f"{PREFIX}labels begins {own['labels'][:40]!r}"
             raise ValueError(f"{seen}, expected a JSON list of texts: {error}") from None
     return content | {"metrics": {name: own[name] for name in METRICS if name in own}}
 

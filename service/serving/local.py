@@ -19,8 +19,8 @@ from service.batching.work import Worked
 from service.errors import InkserveError, ProviderError, RepositoryError
 from service.memory import give_back_free_memory
 from service.models.catalogue import Catalogue, Failure
-from service.models.folder import Key, Scan, is_empty, read_info, scan
-from service.models.manifest import MANIFEST_FILE, Manifest
+from service.models.folder import Key, Scan, is_bare, is_empty, read_info, scan
+from service.models.manifest import Manifest
 from service.models.verification import Stamp, stamp, verify
 from service.observability.metrics import Metrics
 from service.onnx.engine import Engine
@@ -331,8 +331,8 @@ class LocalPredictor:
             raise type(error)(f"{folder}: {error}") from error
         self._stamps[key] = stamped
         self._metrics.model_loads.labels(key[0], "loaded").inc()
-        bare = "" if (folder / MANIFEST_FILE).exists() else ", without a manifest"
-        logger.info("loaded %s version %d%s", *key, bare)
+        how = ", without a manifest" if await asyncio.to_thread(is_bare, folder) else ""
+        logger.info("loaded %s version %d%s", *key, how)
         return assemble(
             info, engine, self._device, self._settings, self._metrics, self._trace_batch, self._worked
         )
