@@ -1,6 +1,6 @@
-"""Trains, publishes and measures models. `commands` in `main` lists what it can do.
+"""Trains, publishes and measures models.
 
-Each reads its arguments and calls one function.
+`parser` lists the commands. Each reads its arguments and calls one function.
 
 A model family is a module with a configuration for each of its models, and two functions:
 `train(config, splits, run)` and `export(name, run_dir, splits, target)`. Only `train`, `tune`, `private`
@@ -42,11 +42,8 @@ MODELS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 2 for wrong input, 1 for a failure.
-
-    Either comes with one line on stderr.
-    """
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command line; `run` of the parsed options is the chosen command."""
     commands = {
         "data": _data,
         "train": _train,
@@ -69,7 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "explain": _explain,
         "sign": _sign,
     }
-    options = build_parser((__doc__ or "").splitlines()[0], commands, list(MODELS)).parse_args(arguments)
+    return build_parser((__doc__ or "").splitlines()[0], commands, list(MODELS))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 2 for wrong input, 1 for a failure.
+
+    Either comes with one line on stderr.
+    """
+    options = parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         status: int = options.run(options)

@@ -8,14 +8,7 @@ import pytest
 
 from tests.support.console import read_blocks
 from tests.support.live import ROOT
-from training.__main__ import MODELS, family_of
-from training.arguments import build_parser
-
-COMMANDS = (
-    *("data", "train", "tune", "private", "export", "quantize", "convert", "confidence", "calibrate"),
-    *("ensemble", "gradient", "compare", "evaluate", "default", "robustness", "outliers", "draws", "pareto"),
-    *("explain", "sign"),
-)
+from training.__main__ import family_of, parser
 
 RECORDER = """#!/bin/sh
 printf '%s\\0' "$@" >> "$RECORD"
@@ -57,10 +50,9 @@ SCRIPTS = scripts()
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
 def test_the_arguments_and_hyperparameters_are_accepted(script: str, tmp_path: Path) -> None:
     """Those of a published model may have been refused since: a name that changed, a value without effect."""
-    parser = build_parser("", dict.fromkeys(COMMANDS, lambda _: 0), list(MODELS))
     found = trainings(script, tmp_path)
     assert found
     for arguments in found:
-        options = parser.parse_args(arguments)
+        options = parser().parse_args(arguments)
         if "set" in options:
             family_of(getattr(options, "model", "private"), options.set or [])
