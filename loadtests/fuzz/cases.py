@@ -18,7 +18,11 @@ FORM_KINDS = ("multipart/form-data; boundary=X", 'multipart/form-data; boundary=
 
 DIGITS = TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28))
 COLOURS = TensorSpec(name="images", datatype="UINT8", shape=(-1, 3, 16, 24))
-MODELS: tuple[tuple[TensorSpec, Preprocess], ...] = ((DIGITS, "mnist-digit"), (COLOURS, "resize"))
+MODELS: tuple[tuple[TensorSpec, Preprocess], ...] = (
+    (DIGITS, "mnist-digit"),
+    (COLOURS, "resize"),
+    (COLOURS, "center-crop"),
+)
 
 LIMITS = BodyLimits(1_000_000, 64, 50_000, PictureLimits(500_000, 1_000_000, 20, 1_000_000))
 NAMES = JsonNames(("images",), "images", bare=True)

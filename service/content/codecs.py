@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from service.content import digits
 from service.content.brief import shown
@@ -85,7 +85,8 @@ def image_to_rows(
     try:
         if preprocess == "mnist-digit":
             return digits.digit_from_picture(picture).reshape(1, *spec.shape[1:])
-        return _resized(picture, layout).reshape(1, *spec.shape[1:])
+        crop = preprocess == "center-crop"
+        return _resized(picture, layout, crop=crop).reshape(1, *spec.shape[1:])
     except InkserveError:
         raise
     except Exception as error:  # whatever the picture is, it is the caller's
@@ -174,10 +175,14 @@ def sprite(images: NDArray[np.uint8], columns: int | None = None) -> NDArray[np.
     return grid.reshape(lines * height, columns * width, *images.shape[3:])
 
 
-def _resized(picture: Image.Image, layout: ImageLayout) -> NDArray[np.uint8]:
-    """Return the picture's pixels in grey or RGB at the layout's size, in the order of its axes."""
-    mode = "L" if layout.channels == 1 else "RGB"
-    pixels = np.asarray(_flat(picture, mode).resize((layout.width, layout.height)))
+def _resized(picture: Image.Image, layout: ImageLayout, *, crop: bool) -> NDArray[np.uint8]:
+    """Return the picture's pixels in grey or RGB at the layout's size, in the order of its axes.
+
+    crop: keep the picture's proportions, and cut off what exceeds the layout's on both sides.
+    """
+    flat = _flat(picture, "L" if layout.channels == 1 else "RGB")
+    size = (layout.width, layout.height)
+    pixels = np.asarray(ImageOps.fit(flat, size) if crop else flat.resize(size))
     if layout.channels == 3 and layout.channels_first:
         pixels = np.moveaxis(pixels, -1, 0)
     return np.ascontiguousarray(pixels)

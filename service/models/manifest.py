@@ -62,7 +62,7 @@ ANY_SIZE = 0
 Outputs = dict[str, tuple[Datatype, tuple[int, ...]]]
 """Outputs that a task requires: datatype and shape by name."""
 
-Preprocess = Literal["mnist-digit", "resize", "none"]
+Preprocess = Literal["mnist-digit", "resize", "center-crop", "none"]
 """How a PNG or a JPEG becomes a row of a model's image input; see `Manifest`."""
 
 OOD_SCORE = "ood_score"
@@ -210,6 +210,8 @@ class Manifest(_Frozen):
         "mnist-digit": the digit in the picture is found, made light on black, scaled to 20x20 and
         centred by its mass, like MNIST's (`service.content.digits`); only for grey 28x28 images.
         "resize": the picture is made grey or RGB and resized to the input's height and width.
+        "center-crop": like "resize", but what exceeds the input's proportions is cut off first, equally on
+        both sides.
         "none": pictures are rejected.
         Absent in manifests older than the field: "mnist-digit" for grey 28x28 images, "resize" for
         images of any other size, "none" for other tensors; see `picture_preprocess`.

@@ -89,6 +89,25 @@ def test_resize_keeps_a_picture_of_the_right_size_bit_by_bit() -> None:
     assert np.array_equal(codecs.image_to_rows(picture(pixels), GRAY, budget(), "resize")[0], pixels)
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "left", "upper"), [(112, 28, 42, 0), (28, 84, 0, 28), (28, 28, 0, 0)]
+)
+def test_center_crop_cuts_off_what_exceeds_the_proportions(
+    width: int, height: int, left: int, upper: int
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width), np.uint8)
+    (row,) = codecs.image_to_rows(picture(pixels), GRAY, budget(), "center-crop")
+    assert np.array_equal(row, pixels[upper : upper + 28, left : left + 28])
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([GRAY, COLOUR, PLANES]))
+def test_center_crop_takes_a_picture_of_any_proportions(width: int, height: int, spec: TensorSpec) -> None:
+    light = Image.new("L", (width, height), 200)
+    rows = codecs.image_to_rows(picture(light), spec, budget(100_000), "center-crop")
+    assert rows.shape == (1, *spec.shape[1:])
+    assert np.unique(rows).tolist() == [200]
+
+
 @pytest.mark.parametrize("spec", [GRAY, COLOUR, PLANES])
 def test_png_of_a_row_is_the_picture_that_became_it(spec: TensorSpec) -> None:
     layout = spec.image_layout()

@@ -267,7 +267,7 @@ def test_any_file_gives_a_row_or_a_request_error(name: str, data: st.DataObject)
 def decoders(content: bytes, declared: str) -> list[Callable[[], np.ndarray]]:
     return [
         partial(codecs.image_to_rows, content, GRAY, PixelBudget(), preprocess, declared)
-        for preprocess in ("mnist-digit", "resize")
+        for preprocess in ("mnist-digit", "resize", "center-crop")
     ]
 
 

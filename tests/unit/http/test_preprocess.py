@@ -35,6 +35,7 @@ async def client(add_classifier: Callable[..., Path], tmp_path: Path) -> AsyncIt
         ("first-pixel", None),
         ("digit", "mnist-digit"),
         ("fashion", "resize"),
+        ("photos", "center-crop"),
         ("numbers", "none"),
     ):
         path = add_classifier(name) / MANIFEST_FILE
@@ -61,7 +62,7 @@ FORMS = pytest.mark.parametrize("form", ["body", "json", "form"])
 
 @FORMS
 @pytest.mark.parametrize(
-    ("model", "first_pixel"), [("first-pixel", 248), ("digit", 248), ("fashion", 7)], ids=str
+    ("model", "first_pixel"), [("first-pixel", 248), ("digit", 248), ("fashion", 7), ("photos", 7)], ids=str
 )
 async def test_only_a_model_of_digits_has_light_pictures_inverted(
     client: httpx.AsyncClient, form: str, model: str, first_pixel: int

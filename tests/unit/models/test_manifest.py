@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from service.errors import ManifestError
-from service.models.manifest import MANIFEST_FILE, MODEL_FILE, read_manifest, sha256_of
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Preprocess, read_manifest, sha256_of
 from tests.support.text_models import add_captioner, add_search
 
 
@@ -68,7 +69,10 @@ def test_a_threshold_names_the_output_that_it_is_for(add_classifier: Callable[..
             r"ood_score FP32 \[-1, 1\], expected ood_score FP32 \[-1\] too",
         ),
         ({"abstain_above": 0, "outputs": [PROBABILITIES, SCORE]}, "abstain_above: Input should be greater"),
-        ({"preprocess": "crop"}, "preprocess: Input should be 'mnist-digit', 'resize' or 'none'"),
+        (
+            {"preprocess": "crop"},
+            "preprocess: Input should be 'mnist-digit', 'resize', 'center-crop' or 'none'",
+        ),
         (
             {"preprocess": "mnist-digit", "inputs": [IMAGES | {"shape": [-1, 32, 32]}]},
             r"preprocess is mnist-digit, but the inputs are images UINT8 \[-1, 32, 32\], expected UINT8",
@@ -140,7 +144,7 @@ def test_manifest_older_than_preprocess_goes_by_the_shape(
     assert (manifest.preprocess, manifest.picture_preprocess) == (None, expected)
 
 
-@pytest.mark.parametrize("preprocess", ["mnist-digit", "resize", "none"])
+@pytest.mark.parametrize("preprocess", get_args(Preprocess))
 def test_named_preprocess_wins_over_the_shape(add_classifier: Callable[..., Path], preprocess: str) -> None:
     folder = add_classifier("digits")
     rewrite(folder, preprocess=preprocess)
