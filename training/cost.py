@@ -26,6 +26,7 @@ def multiply_adds(path: Path) -> int:
     shapes = {
         value.name: [size.dim_value for size in value.type.tensor_type.shape.dim]
         for value in [*graph.value_info, *graph.input, *graph.output]
+        if value.type.tensor_type.HasField("shape")
     }
     shapes |= {weights.name: [*weights.dims] for weights in graph.initializer}
     return sum(_products(node, shapes) for node in graph.node)

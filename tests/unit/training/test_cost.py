@@ -74,6 +74,21 @@ def test_a_shape_that_cannot_be_inferred_is_an_error(tmp_path: Path) -> None:
         multiply_adds(saved(graph, tmp_path))
 
 
+def test_a_tensor_that_is_listed_without_a_shape_is_an_error(tmp_path: Path) -> None:
+    """As PaddlePaddle's exporter lists them."""
+    nodes = [
+        helper.make_node("Identity", ["z"], ["hidden"]),
+        helper.make_node("MatMul", ["hidden", "w"], ["y"]),
+    ]
+    output = TensorSpec(name="y", datatype="FP32", shape=(-1, 2))
+    graph = make_model(nodes, [weights(LATENT, 2)], (z_spec(),), (output,))
+    graph.graph.node[0].domain = "org.example"  # whose operators nobody can infer
+    graph.opset_import.append(helper.make_opsetid("org.example", 1))
+    graph.graph.value_info.append(helper.make_tensor_value_info("hidden", onnx.TensorProto.FLOAT, None))
+    with pytest.raises(EvaluationError, match="the shape of hidden cannot be inferred"):
+        multiply_adds(saved(graph, tmp_path))
+
+
 def test_every_published_model_tells_its_cost(workshop: Workshop) -> None:
     for manifest_file in workshop.models.glob("*/*/manifest.json"):
         folder = manifest_file.parent
