@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
         "tune": _tune,
         "private": _private,
         "export": _export,
+        "import": _import,
         "quantize": _quantize,
         "convert": _convert,
         "confidence": _confidence,
@@ -211,6 +212,16 @@ def _export(options: argparse.Namespace) -> int:
     check_model(run_dir, options.model)
     check_data(run_dir, splits)
     module.export(options.model, run_dir, splits, target)
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from training.imports.imported import Wishes, import_network
+
+    names = [each.name for each in dataclasses.fields(Wishes)]
+    wishes = Wishes(**{name: getattr(options, name) for name in names})
+    target = Target(options.models_dir, options.version, options.force)
+    import_network(options.network, options.model, target, wishes)
     return 0
 
 

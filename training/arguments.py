@@ -4,7 +4,9 @@ import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from service.models.manifest import Preprocess
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -19,7 +21,7 @@ def build_parser(
     parser = argparse.ArgumentParser(prog="python -m training", description=about)
     actions = parser.add_subparsers(required=True, metavar="COMMAND")
     add = {"data": _add_data, "train": _add_train, "export": _add_export}
-    add |= {"convert": _add_convert}
+    add |= {"convert": _add_convert, "import": _add_import}
     add |= {"quantize": _add_quantize, "ensemble": _add_ensemble, "compare": _add_compare}
     add |= {"gradient": _add_gradient, "explain": _add_explain}
     add |= {"confidence": _add_confidence, "calibrate": _add_calibrate}
@@ -30,7 +32,7 @@ def build_parser(
     for name, run in commands.items():
         command = add[name](actions)
         command.set_defaults(run=run)
-        if name not in ("sign", "default"):
+        if name not in ("sign", "default", "import"):
             command.add_argument(
                 "--data-dir",
                 type=Path,
@@ -240,6 +242,56 @@ def _add_quantize(actions: Any) -> argparse.ArgumentParser:
         help="number of training images that set the scales (default: %(default)s)",
     )
     _add_allowed_loss(command, 0.1, "int8")
+    return command
+
+
+def _add_import(actions: Any) -> argparse.ArgumentParser:
+    about = (
+        "Publish a classifier that another program exported to ONNX, so that it takes pictures in batches of "
+        "any size and gives probabilities. What the options do not say is read from config.json and "
+        "preprocessor_config.json beside it (transformers, timm) or from its metadata (Ultralytics). "
+        "It needs no data set."
+    )
+    command = _add(actions, "import", about)
+    command.add_argument("network", type=Path, help="ONNX file with one input")
+    command.add_argument("model", help="name of the model to publish")
+    command.add_argument("--labels", type=Path, help="text file with the name of a class per line")
+    command.add_argument(
+        "--shape",
+        type=_positive,
+        nargs="+",
+        help="sizes of a row as the network takes it, such as 3 224 224, if the graph leaves them free",
+    )
+    command.add_argument(
+        "--scale", type=float, help="pixels, 0 to 255, are first divided by this (default: 255)"
+    )
+    command.add_argument(
+        "--mean",
+        type=float,
+        nargs="+",
+        help="this is then subtracted: a number for each channel, in the network's order, or one for all of "
+        "them (default: 0)",
+    )
+    command.add_argument(
+        "--std", type=float, nargs="+", help="they are then divided by this, as with --mean (default: 1)"
+    )
+    command.add_argument("--bgr", action="store_true", help="the channels are blue, green, red")
+    command.add_argument(
+        "--preprocess",
+        choices=get_args(Preprocess),
+        help="how a picture gets the input's size, see docs/own-models.md (default: resize)",
+    )
+    command.add_argument(
+        "--output", help="name of the output that tells the classes (default: the first one that can)"
+    )
+    command.add_argument(
+        "--holds",
+        choices=["logits", "probabilities"],
+        help="what the output holds (default: what it looks like with random pictures)",
+    )
+    _add_models_dir(command)
+    command.add_argument("--version", type=_positive, help="version to publish (default: the next free one)")
+    command.add_argument("--force", action="store_true", help="replace the version if it exists")
     return command
 
 

@@ -15,6 +15,7 @@ TrainingError
 ├── ConfidenceError     the model with an out-of-distribution score was not published
 ├── EnsembleError       the ensemble was not published
 ├── GradientError       the graph of the gradient was not published
+├── NetworkError        the network of another program was not imported
 └── SigningError        the version was not signed
 
 The message says what was seen and what was expected.
@@ -79,6 +80,10 @@ class EnsembleError(TrainingError):
 
 class GradientError(TrainingError):
     """The graph of the gradient was not published."""
+
+
+class NetworkError(TrainingError):
+    """The network of another program was not imported."""
 
 
 class SigningError(TrainingError):

@@ -1,0 +1,173 @@
+"""The command `import`: a classifier that another program exported to ONNX, published to take pictures.
+
+Works on the ONNX file alone, and needs no data set.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+from pydantic import ValidationError
+
+from service.models.manifest import (
+    MODEL_FILE,
+    UNKNOWN_SHA256,
+    Manifest,
+    Preprocess,
+    TensorSpec,
+    first_problem,
+    sha256_of,
+)
+from training.cost import MULTIPLY_ADDS, multiply_adds
+from training.errors import EvaluationError, NetworkError
+from training.imports.hints import Hints, read_hints, read_labels
+from training.imports.network import (
+    NUMBERS,
+    Holds,
+    Input,
+    Network,
+    Output,
+    find_input,
+    find_output,
+    read_network,
+    silent,
+)
+from training.imports.normalization import Normalization
+from training.imports.rewrite import IMAGES, PROBABILITIES, VALUES, rewrite
+from training.onnx_files import open_graph, save_graph
+from training.provenance.metadata import describe_graph
+from training.terminal import command_line, notice
+from training.versions import Target, staging, write_manifest
+
+COMPARED_ROWS = 3
+
+TOLERANCES = {"float32": 1e-3, "float16": 3e-2}
+"""The largest accepted difference of a probability, as a fraction of it, by the input's datatype."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line says of a network. None: its files tell it, or it has its default.
+
+    shape: of a row, as the network takes it. scale, mean, std, bgr: see `Normalization`. output: its name.
+    holds: what it holds. labels: a text file with a class per line.
+    """
+
+    shape: Sequence[int] | None = None
+    scale: float | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    bgr: bool = False
+    output: str | None = None
+    holds: Holds | None = None
+    labels: Path | None = None
+    preprocess: Preprocess | None = None
+
+
+def import_network(path: Path, name: str, target: Target, wishes: Wishes) -> Path:
+    """Publish models_dir/<name>/<version>, made from an ONNX file; returns its folder.
+
+    What is published is compared with the network on random pictures. Raises NetworkError or ExportError, and
+    then publishes nothing.
+    """
+    model = read_network(path)
+    hints = read_hints(path.parent, model)
+    normalization = _normalization(wishes, hints.normalization)
+    given = find_input(model, wishes.shape, hints.shape)
+    if given.pixels_shape:
+        normalization.check(given.pixels_shape[2])
+    network = Network(model, given, normalization)
+    rows = network.random_rows(COMPARED_ROWS)
+    answers = network.run(rows)
+    output = find_output(model, network.outputs, answers, wishes.output, wishes.holds)
+    served = rewrite(model, given, output, normalization)
+    _check_equal(served, given, rows, output.probabilities(answers[network.outputs.index(output.name)]))
+    with staging([name], target) as (folder,):
+        draft = _draft(name, folder, target, given, output, wishes, hints)
+        describe_graph(served, draft, commit="", license_name="")
+        save_graph(served, folder / MODEL_FILE)
+        write_manifest(folder, _completed(draft, folder))
+        notice(_summary(given, output, normalization, draft))
+    return target.models_dir / name / folder.name
+
+
+def _normalization(wishes: Wishes, hint: Normalization) -> Normalization:
+    return Normalization(
+        hint.scale if wishes.scale is None else wishes.scale,
+        hint.mean if wishes.mean is None else tuple(wishes.mean),
+        hint.std if wishes.std is None else tuple(wishes.std),
+        wishes.bgr or hint.bgr,
+    )
+
+
+def _check_equal(served: ModelProto, given: Input, rows: NDArray[Any], expected: NDArray[np.float64]) -> None:
+    """Check that the graph gives a batch the probabilities that the network gives. Raises NetworkError."""
+    advice = "export the network with a free batch axis, in PyTorch by dynamic_shapes"
+    try:
+        session = open_graph(served)
+        (made,) = session.run([PROBABILITIES], {session.get_inputs()[0].name: rows}, silent())
+    except Exception as error:  # onnxruntime raises its own types
+        raise NetworkError(f"it does not run in a batch of {len(rows)}; {advice}: {error}") from None
+    tolerance = TOLERANCES.get(str(given.dtype), min(TOLERANCES.values()))
+    if made.shape != expected.shape or not np.allclose(made, expected, rtol=tolerance, atol=1e-6):
+        raise NetworkError(
+            f"a batch of {len(rows)} rows gives other probabilities than each row alone, expected the same "
+            f"within {tolerance:g}; {advice}"
+        )
+
+
+def _draft(
+    name: str, folder: Path, target: Target, given: Input, output: Output, wishes: Wishes, hints: Hints
+) -> Manifest:
+    """The manifest without the graph's checksum. Raises NetworkError."""
+    pixels = given.pixels_shape
+    try:
+        return Manifest(
+            name=name,
+            version=int(folder.name),
+            task="classification",
+            description="A classifier that another program exported to ONNX.",
+            inputs=(
+                TensorSpec(
+                    name=IMAGES if pixels else VALUES,
+                    datatype="UINT8" if pixels else NUMBERS[given.datatype],
+                    shape=(-1, *(pixels or given.shape)),
+                ),
+            ),
+            outputs=(TensorSpec(name=PROBABILITIES, datatype="FP32", shape=(-1, max(2, output.classes))),),
+            labels=hints.labels if wishes.labels is None else read_labels(wishes.labels),
+            preprocess=wishes.preprocess or (hints.preprocess if pixels else None),
+            default=target.keeps_default(name),
+            sha256=UNKNOWN_SHA256,
+            command=command_line(),
+        )
+    except ValidationError as error:
+        raise NetworkError(first_problem(error)) from None
+
+
+def _completed(draft: Manifest, folder: Path) -> Manifest:
+    """Add the checksum of the graph and, if it can be counted, its cost."""
+    graph = folder / MODEL_FILE
+    try:
+        metrics = {MULTIPLY_ADDS: multiply_adds(graph)}
+    except EvaluationError as error:
+        notice(f"the cost of a row is not known: {error}")
+        metrics = {}
+    return draft.model_copy(update={"sha256": sha256_of(graph), "metrics": metrics})
+
+
+def _summary(given: Input, output: Output, normalization: Normalization, made: Manifest) -> str:
+    """What was made of the network, for a reader who knows how it was trained."""
+    parts = [f"input: {made.inputs[0].datatype} {list(made.inputs[0].shape)}"]
+    if given.pixels_shape:
+        parts[0] += f", pictures by {made.picture_preprocess}"
+        parts.append(f"the network gets {normalization}")
+    missing = ("a sigmoid" if output.classes == 1 else "a softmax") if output.logits else ""
+    parts.append(f"classes: {len(made.labels)}" + (f", after {missing} that was added" if missing else ""))
+    if given.batch is not None:
+        parts.append(f"batches of any size, no longer only of {given.batch}")
+    return "\n".join(parts)

@@ -1,0 +1,257 @@
+"""A network as it was exported: its input, its output, and what it computes for single rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper
+
+from service.models.manifest import Datatype
+from service.models.tensors import DTYPES
+from training.errors import NetworkError
+from training.imports.normalization import Normalization
+from training.onnx_files import makers, open_graph
+
+NUMBERS: dict[int, Datatype] = {
+    helper.np_dtype_to_tensor_dtype(dtype): datatype for datatype, dtype in DTYPES.items()
+}
+"""The service's datatypes by ONNX's numbers."""
+
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+
+LEAST_OPSET = 8
+"""The first version of ONNX's operators with Expand, which `free_batch_axis` adds."""
+
+Holds = Literal["logits", "probabilities"]
+
+RESHAPING = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+
+MOST_BYTES = 2**31 - 1
+"""The largest message that protobuf writes."""
+
+SUM_TOLERANCE = 0.01
+"""Rows of probabilities may add up to 1 within this, as the service checks it."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """The input of a network. shape: of a row. batch: the fixed size of the batch axis, or None."""
+
+    name: str
+    datatype: int
+    shape: tuple[int, ...]
+    batch: int | None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy dtype."""
+        return helper.tensor_dtype_to_np_dtype(self.datatype)
+
+    @property
+    def channels_axis(self) -> int | None:
+        """The axis of a row that holds the channels of an image, or None if rows are no images of floats."""
+        if len(self.shape) != 3 or self.datatype not in FLOATS:
+            return None
+        return next((axis for axis in (0, 2) if self.shape[axis] in (1, 3)), None)
+
+    @property
+    def pixels_shape(self) -> tuple[int, int, int] | None:
+        """Height, width and channels of an image, or None."""
+        axis = self.channels_axis
+        if axis is None:
+            return None
+        first, second, third = self.shape
+        return (second, third, first) if axis == 0 else (first, second, third)
+
+
+@dataclass(frozen=True)
+class Output:
+    """The output of a network that tells the classes. A single one is the second of two.
+
+    logits: whether its numbers need a softmax, or, with a single one, a sigmoid, to be probabilities.
+    """
+
+    name: str
+    classes: int
+    logits: bool
+
+    def probabilities(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the probabilities of two classes or more, (rows, classes). values: the output's."""
+        wide = values.reshape(len(values), self.classes).astype(np.float64)
+        if self.classes == 1:
+            second = 1 / (1 + np.exp(-wide)) if self.logits else wide
+            return np.concatenate([1 - second, second], axis=1)
+        if not self.logits:
+            return wide
+        powers = np.exp(wide - wide.max(axis=1, keepdims=True))
+        shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+        return shares
+
+
+def read_network(path: Path) -> ModelProto:
+    """Return the graph of a file, with all of its weights. Raises NetworkError."""
+    try:
+        model = onnx.load(path)
+        opset = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
+    except OSError:
+        raise
+    except Exception as error:  # protobuf's and onnx's types, and StopIteration
+        raise NetworkError(f"{path} is no ONNX graph: {error}") from None
+    if opset < LEAST_OPSET:
+        raise NetworkError(
+            f"{path} uses version {opset} of ONNX's operators, expected at least {LEAST_OPSET}: "
+            "onnx.version_converter raises it"
+        )
+    if model.ByteSize() > MOST_BYTES:
+        raise NetworkError(f"{path} has {model.ByteSize()} bytes, expected at most {MOST_BYTES}")
+    _hide_initializers(model)
+    return model
+
+
+def _hide_initializers(model: ModelProto) -> None:
+    """Take the weights out of the inputs, where the first versions of ONNX list them too."""
+    initializers = {each.name for each in model.graph.initializer}
+    inputs = [each for each in model.graph.input if each.name not in initializers]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    model.ir_version = max(model.ir_version, 4)
+
+
+def find_input(model: ModelProto, shape: Sequence[int] | None, hint: Sequence[int] | None = None) -> Input:
+    """Return the only input of a graph. Raises NetworkError.
+
+    shape: of a row, as the user knows it. hint: the same where axes are free, as other files tell it.
+    """
+    if len(model.graph.input) != 1:
+        raise NetworkError(f"the inputs are {[each.name for each in model.graph.input]}, expected one")
+    (value,) = model.graph.input
+    datatype = value.type.tensor_type.elem_type
+    if datatype not in NUMBERS:
+        seen = TensorProto.DataType.Name(datatype)
+        raise NetworkError(f"input {value.name} has datatype {seen}, expected numbers")
+    dimensions = value.type.tensor_type.shape.dim
+    batch, *axes = [each.dim_value if each.dim_value > 0 else None for each in dimensions] or [None]
+    filler = shape or hint or []
+    if len(filler) == len(axes):
+        axes = [axis or size for axis, size in zip(axes, filler, strict=True)]
+    row = tuple(size for size in axes if size is not None)
+    if not row or len(row) != len(axes) or row != tuple(shape or row):
+        seen = ", ".join(str(each.dim_value or each.dim_param or "?") for each in dimensions)
+        given = "" if shape is None else f", but --shape is {' '.join(map(str, shape))}"
+        raise NetworkError(
+            f"input {value.name} is ({seen}){given}; expected a batch axis and fixed sizes, or the sizes "
+            "of a row in --shape, such as --shape 3 224 224"
+        )
+    return Input(value.name, datatype, row, batch)
+
+
+def silent() -> onnxruntime.RunOptions:
+    """Return options of a run whose errors onnxruntime raises, but does not log as well."""
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    return options
+
+
+class Network:
+    """The graph as it was exported, which runs on rows of the graph that is to be served.
+
+    The constructor raises NetworkError if onnxruntime does not open the graph.
+    """
+
+    def __init__(self, model: ModelProto, given: Input, normalization: Normalization) -> None:
+        self._given = given
+        self._normalization = normalization
+        try:
+            self._session = open_graph(model)
+        except Exception as error:  # onnxruntime raises its own types
+            raise NetworkError(f"onnxruntime does not open it: {error}") from None
+        self.outputs = [each.name for each in self._session.get_outputs()]
+
+    def random_rows(self, count: int) -> NDArray[Any]:
+        """Return different rows: pixels of coarse patterns, or, without images, numbers in 0..1."""
+        random = np.random.default_rng(0)
+        pixels = self._given.pixels_shape
+        if pixels is None:
+            return random.random((count, *self._given.shape)).astype(self._given.dtype)
+        height, width, channels = pixels
+        coarse = random.integers(0, 256, (count, 4, 4, channels), np.uint8)
+        return coarse[:, np.arange(height) * 4 // height][:, :, np.arange(width) * 4 // width]
+
+    def run(self, rows: NDArray[Any]) -> list[NDArray[Any]]:
+        """Return the outputs, each (rows, ...). A fixed batch is filled with copies of one row.
+
+        Raises NetworkError.
+        """
+        values = rows
+        if self._given.channels_axis is not None:
+            values = self._normalization.apply(rows).astype(self._given.dtype)
+        if self._given.channels_axis == 0:
+            values = values.transpose(0, 3, 1, 2)
+        try:
+            if self._given.batch is None:
+                return [np.asarray(each) for each in self._run(values)]
+            answers = [self._run(np.repeat(row[None], self._given.batch, axis=0)) for row in values]
+            return [
+                np.stack([np.atleast_1d(each)[0] for each in made]) for made in zip(*answers, strict=True)
+            ]
+        except Exception as error:  # onnxruntime raises its own types
+            raise NetworkError(f"it does not run with rows of {list(self._given.shape)}: {error}") from None
+
+    def _run(self, values: NDArray[Any]) -> list[Any]:
+        made: list[Any] = self._session.run(self.outputs, {self._given.name: values}, silent())
+        return made
+
+
+def find_output(
+    model: ModelProto,
+    names: Sequence[str],
+    answers: Sequence[NDArray[Any]],
+    wanted: str | None = None,
+    holds: Holds | None = None,
+) -> Output:
+    """Return the first output that tells classes, or the wanted one. Raises NetworkError.
+
+    names, answers: the outputs and what they are for some rows. holds: what the numbers are; None to see it.
+    """
+    for name, values in zip(names, answers, strict=True):
+        if wanted in (None, name) and _tells_classes(values):
+            numbers = values.reshape(len(values), -1).astype(np.float64)
+            holds = holds or _seen(name, numbers, _maker(model, name))
+            return Output(name, numbers.shape[1], logits=holds == "logits")
+    seen = ", ".join(
+        f"{name} {each.dtype} {list(each.shape)}" for name, each in zip(names, answers, strict=True)
+    )
+    expected = "floats (rows, classes)" + (f" in {wanted}" if wanted else "")
+    raise NetworkError(f"for {len(answers[0])} rows the outputs are {seen}, expected {expected}")
+
+
+def _tells_classes(values: NDArray[Any]) -> bool:
+    """Whether values are floats (rows, classes) or, as of a last convolution, (rows, classes, 1, 1)."""
+    shape = values.shape
+    return values.dtype in (np.float16, np.float32) and len(shape) in (2, 4) and set(shape[2:]) <= {1}
+
+
+def _maker(model: ModelProto, name: str) -> str:
+    """Return the operator that computes an output, before any that only changes its shape or datatype."""
+    nodes = makers(model.graph)
+    while name in nodes and nodes[name].op_type in RESHAPING:
+        name = nodes[name].input[0]
+    return nodes[name].op_type if name in nodes else ""
+
+
+def _seen(name: str, values: NDArray[np.float64], maker: str) -> Holds:
+    """Return what the numbers of an output are, (rows, classes). Raises NetworkError if both are possible."""
+    if values.min() < 0 or values.max() > 1:
+        return "logits"
+    sums = values.sum(axis=1)
+    if maker == "Sigmoid" if values.shape[1] == 1 else np.abs(sums - 1).max() <= SUM_TOLERANCE:
+        return "probabilities"
+    raise NetworkError(
+        f"output {name} has numbers in 0..1 that add up to {sums[0]:.3g} in a row, expected those of a "
+        "softmax, or a single one of a sigmoid; --holds says what they are"
+    )

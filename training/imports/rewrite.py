@@ -1,0 +1,96 @@
+"""Makes a network's graph one that takes pixels and gives probabilities."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, compose, helper, numpy_helper
+
+from training.imports.batches import free_batch_axis
+from training.imports.network import Input, Output
+from training.imports.normalization import Normalization
+
+PREFIX = "network."
+"""Begins the names of what the network had, so that no new name is taken."""
+
+IMAGES, VALUES, PROBABILITIES = "images", "values", "probabilities"
+"""The input if it holds images, the input if not, and the output."""
+
+
+def rewrite(model: ModelProto, given: Input, output: Output, normalization: Normalization) -> ModelProto:
+    """Return the graph to serve. The given one stays as it is."""
+    served = compose.add_prefix(model, PREFIX)
+    if given.batch is not None:
+        free_batch_axis(served, given.batch)
+    _set_input(served, given, normalization)
+    _set_output(served, output)
+    return served
+
+
+def _set_input(model: ModelProto, given: Input, normalization: Normalization) -> None:
+    """Let the input be pixels, (batch, height, width, channels) uint8; without images it stays as it is."""
+    graph, name = model.graph, PREFIX + given.name
+    pixels = given.pixels_shape
+    if pixels is None:
+        value = helper.make_tensor_value_info(VALUES, given.datatype, ["batch", *given.shape])
+        first = [helper.make_node("Identity", [VALUES], [name])]
+    else:
+        value = helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, ["batch", *pixels])
+        first = _normalizing(given, pixels[2], normalization)
+    nodes = [*first, *graph.node]
+    del graph.input[:], graph.node[:]
+    graph.input.append(value)
+    graph.node.extend(nodes)
+
+
+def _normalizing(given: Input, channels: int, normalization: Normalization) -> list[NodeProto]:
+    """Return the nodes between the pixels and the network's own input."""
+    factor, offset = normalization.line(channels)
+    nodes, ordered = [], IMAGES
+    if normalization.bgr:
+        ordered = "pixels.bgr"
+        nodes = [
+            _constant("pixels.order", np.arange(channels)[::-1].copy()),
+            helper.make_node("Gather", [IMAGES, "pixels.order"], [ordered], axis=3),
+        ]
+    axes = [0, 3, 1, 2] if given.channels_axis == 0 else [0, 1, 2, 3]
+    return [
+        *nodes,
+        *(_constant("pixels.factor", factor), _constant("pixels.offset", offset)),
+        helper.make_node("Cast", [ordered], ["pixels.float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["pixels.float", "pixels.factor"], ["pixels.scaled"]),
+        helper.make_node("Add", ["pixels.scaled", "pixels.offset"], ["pixels.normalized"]),
+        helper.make_node("Transpose", ["pixels.normalized"], ["pixels.transposed"], perm=axes),
+        helper.make_node("Cast", ["pixels.transposed"], [PREFIX + given.name], to=given.datatype),
+    ]
+
+
+def _set_output(model: ModelProto, output: Output) -> None:
+    """Let the probabilities, (batch, classes) float32, be the only output."""
+    nodes = [
+        helper.make_node("Flatten", [PREFIX + output.name], ["output.flat"], axis=1),
+        helper.make_node("Cast", ["output.flat"], ["output.float"], to=TensorProto.FLOAT),
+    ]
+    if output.classes > 1:
+        nodes.append(
+            helper.make_node("Softmax", ["output.float"], [PROBABILITIES], axis=1)
+            if output.logits
+            else helper.make_node("Identity", ["output.float"], [PROBABILITIES])
+        )
+    else:
+        nodes += [
+            helper.make_node("Sigmoid" if output.logits else "Identity", ["output.float"], ["output.second"]),
+            _constant("output.one", np.array([1], np.float32)),
+            helper.make_node("Sub", ["output.one", "output.second"], ["output.first"]),
+            helper.make_node("Concat", ["output.first", "output.second"], [PROBABILITIES], axis=1),
+        ]
+    graph = model.graph
+    graph.node.extend(nodes)
+    del graph.output[:]
+    graph.output.append(
+        helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["batch", max(2, output.classes)])
+    )
+
+
+def _constant(name: str, value: NDArray[Any]) -> NodeProto:
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))
