@@ -85,7 +85,10 @@ STRINGS_ADVICE = (
     "and name the classes in labels"
 )
 
-FIXED_BATCH_ADVICE = "export the graph with a free batch axis, in PyTorch by dynamic_shapes"
+FIXED_BATCH_ADVICE = (
+    "export the graph with a free batch axis, in PyTorch by dynamic_shapes; python -m training import frees "
+    "that of a classifier"
+)
 FREE_AXIS_ADVICE = "python -m onnxruntime.tools.make_dynamic_shape_fixed fixes an axis of a graph"
 
 

@@ -29,6 +29,8 @@ METRICS = ("data", "data_digest")
 UNNAMED = ("STRING", "unknown")
 """Datatypes of outputs that no manifest can name; what is no tensor has an unknown one."""
 
+IMPORT_ADVICE = "python -m training import publishes classifiers as other programs export them"
+
 TENSOR_ADVICE = "skl2onnx makes one of a ZipMap with the option zipmap=False"
 
 _METADATA, _GRAPH = 14, 7
@@ -117,7 +119,14 @@ def _task(tensors: Mapping[str, list[dict[str, Any]]]) -> str:
     suits = (each["datatype"] == "unknown" or _could_be_probabilities(each) for each in tensors["outputs"])
     if len(names) == 1 and any(suits):
         return "classification"
-    raise ValueError(f"they have no {PREFIX}task, expected one of {', '.join(get_args(Task))}")
+    inputs, outputs = (
+        ", ".join(f"{each['name']} {each['datatype']} {each['shape']}" for each in tensors[kind])
+        for kind in ("inputs", "outputs")
+    )
+    raise ValueError(
+        f"they have no {PREFIX}task, expected one of {', '.join(get_args(Task))}; its inputs are {inputs} "
+        f"and its outputs {outputs}, expected those of a classifier or a generator; {IMPORT_ADVICE}"
+    )
 
 
 def _could_be_probabilities(tensor: Mapping[str, Any]) -> bool:

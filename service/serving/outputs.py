@@ -52,7 +52,8 @@ def _check_probabilities(output: str, row: Array, inputs: str) -> None:
     if lowest < -SUM_TOLERANCE or highest > 1 + SUM_TOLERANCE or abs(total - 1) > SUM_TOLERANCE:
         raise RepositoryError(
             f"output {output} holds {lowest:g} to {highest:g} and adds up to {total:g} for {inputs}, "
-            "expected probabilities: 0 to 1, adding up to 1; end the graph with Softmax if these are logits"
+            "expected probabilities: 0 to 1, adding up to 1; if these are logits, "
+            "python -m training import adds the softmax"
         )
 
 

@@ -94,9 +94,10 @@ def test_tensors_of_no_known_task_need_its_name(tmp_path: Path) -> None:
     graph = first_pixel_classifier()
     graph.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["batch", 4]))
     folder = bare(tmp_path / "first" / "1", graph)
-    with pytest.raises(
-        ManifestError, match=r"no inkserve\.task, expected one of classification, generation, enc"
-    ):
+    expected = (
+        r"no inkserve\.task, expected one of classification, .*; its inputs are .*, mask FP32 \[-1, 4\]"
+    )
+    with pytest.raises(ManifestError, match=expected):
         read_info(folder)
 
 
