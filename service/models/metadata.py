@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from service.errors import ManifestError, RepositoryError
+from service.models.class_labels import class_labels
 from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, Task, first_problem, sha256_of
 from service.models.protobuf import fields, message_of, messages_of, number_of, text_of
 from service.models.verification import external_digests
@@ -31,7 +32,9 @@ UNNAMED = ("STRING", "unknown")
 
 IMPORT_ADVICE = "python -m training import publishes classifiers as other programs export them"
 
-TENSOR_ADVICE = "skl2onnx makes one of a ZipMap with the option zipmap=False"
+TENSOR_ADVICE = (
+    "skl2onnx makes one of a ZipMap with the option zipmap=False, and python -m training import also"
+)
 
 _METADATA, _GRAPH = 14, 7
 _INITIALIZERS, _INPUTS, _OUTPUTS, _INITIALIZERS_NAME = 5, 11, 12, 8
@@ -78,19 +81,23 @@ def _manifest(data: mmap.mmap) -> dict[str, Any]:
     """Return what a graph tells of a manifest's content. Raises ValueError."""
     entries: dict[str, str] = {}
     tensors: dict[str, list[dict[str, Any]]] = {"inputs": [], "outputs": []}
+    labels: list[str] = []
     for number, value in fields(data, range(len(data))):
         if number == _METADATA and isinstance(value, range):
             key, text = (text_of(data, value, each) for each in (1, 2))
             entries[key] = text
         elif number == _GRAPH and isinstance(value, range):
-            tensors = _tensors(data, value)
+            tensors, labels = _tensors(data, value), class_labels(data, value)
     described = _described(entries)
     if "task" not in described:
         task = described["task"] = _task(tensors)
         described.setdefault(
             "description", f"A graph without a description. Its tensors are those of {task}."
         )
-    return tensors | described | {"outputs": _outputs(tensors["outputs"], described["task"])}
+    outputs = _outputs(tensors["outputs"], described["task"])
+    if outputs and outputs[0]["shape"][1:] == [len(labels)]:
+        described.setdefault("labels", labels)
+    return tensors | described | {"outputs": outputs}
 
 
 def _outputs(tensors: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:

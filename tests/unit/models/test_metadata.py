@@ -124,6 +124,49 @@ def test_probabilities_that_are_no_tensor_are_refused_with_the_way_out(tmp_path:
         read_info(folder)
 
 
+def zipmap(name: str, classes: list[str] | list[int]) -> onnx.NodeProto:
+    node = helper.make_node("ZipMap", ["probabilities"], ["maps"], domain="ai.onnx.ml")
+    node.attribute.append(helper.make_attribute(name, classes))
+    return node
+
+
+def strings(name: str, values: list[str], encoding: str = "utf-8") -> onnx.TensorProto:
+    data = [value.encode(encoding) for value in values]
+    return onnx.TensorProto(name=name, data_type=TensorProto.STRING, dims=[len(data)], string_data=data)
+
+
+NUMBERS = [3, 1, 4, 15, 9, 2, 6, 5, 35, 8]
+
+
+@pytest.mark.parametrize(
+    ("part", "labels"),
+    [
+        (zipmap("classlabels_strings", list(COLOURS)), COLOURS),
+        (zipmap("classlabels_int64s", NUMBERS), tuple(map(str, NUMBERS))),
+        (strings("classes", list(COLOURS)), COLOURS),
+        (helper.make_tensor("classes", TensorProto.INT32, [10], NUMBERS), tuple(map(str, NUMBERS))),
+        (helper.make_tensor("classes", TensorProto.INT64, [10], NUMBERS), tuple(map(str, NUMBERS))),
+        (strings("classes", ["café", *DIGITS[1:]], "latin-1"), ("caf\ufffd", *DIGITS[1:])),
+        (zipmap("classlabels_strings", ["too", "few"]), DIGITS),
+        (strings("weights", list(COLOURS)), DIGITS),
+    ],
+)
+def test_a_bare_classifier_keeps_the_classes_of_its_converter(
+    part: onnx.NodeProto | onnx.TensorProto, labels: tuple[str, ...], tmp_path: Path
+) -> None:
+    """skl2onnx and onnxmltools write them into nodes or constants."""
+    graph = first_pixel_classifier()
+    (graph.graph.node if isinstance(part, onnx.NodeProto) else graph.graph.initializer).append(part)
+    assert read_info(bare(tmp_path / "first" / "1", graph)).manifest.labels == labels
+
+
+def test_labels_in_the_metadata_win_over_the_converters_classes(tmp_path: Path) -> None:
+    graph = first_pixel_classifier()
+    graph.graph.node.append(zipmap("classlabels_strings", list(COLOURS)))
+    folder = bare(tmp_path / "first" / "1", graph, labels=json.dumps(DIGITS))
+    assert read_info(folder).manifest.labels == DIGITS
+
+
 def test_the_folders_name_a_bare_graph(tmp_path: Path) -> None:
     entries = {"name": "other", "version": "9", "task": "classification", "labels": json.dumps(DIGITS)}
     folder = bare(tmp_path / "copied" / "2", first_pixel_classifier(), **entries)
