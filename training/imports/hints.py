@@ -9,6 +9,7 @@ from typing import Any
 
 from onnx import ModelProto
 
+from service.models.class_labels import read_class_labels
 from service.models.manifest import Preprocess
 from training.errors import NetworkError
 from training.imports.normalization import Normalization
@@ -26,11 +27,12 @@ class Hints:
     preprocess: Preprocess | None = None
 
 
-def read_hints(folder: Path, model: ModelProto) -> Hints:
-    """Return what config.json and preprocessor_config.json of a folder and a graph's metadata tell.
+def read_hints(path: Path, model: ModelProto) -> Hints:
+    """Return what config.json and preprocessor_config.json beside a graph, its metadata and its nodes tell.
 
     What they do not tell has its default. Raises NetworkError if a file is broken.
     """
+    folder = path.parent
     config, processor = (_read(folder / name) for name in ("config.json", "preprocessor_config.json"))
     try:
         if "pretrained_cfg" in config:
@@ -42,7 +44,7 @@ def read_hints(folder: Path, model: ModelProto) -> Hints:
     metadata = {each.key: each.value for each in model.metadata_props}
     if metadata.get("task") == "classify" and "names" in metadata:
         return _ultralytics(metadata)
-    return Hints()
+    return Hints(read_class_labels(path))
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

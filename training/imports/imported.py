@@ -75,7 +75,7 @@ def import_network(path: Path, name: str, target: Target, wishes: Wishes) -> Pat
     then publishes nothing.
     """
     model = read_network(path)
-    hints = read_hints(path.parent, model)
+    hints = read_hints(path, model)
     normalization = _normalization(wishes, hints.normalization)
     given = find_input(model, wishes.shape, hints.shape)
     if given.pixels_shape:

@@ -34,8 +34,8 @@ RESHAPING = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 MOST_BYTES = 2**31 - 1
 """The largest message that protobuf writes."""
 
-SUM_TOLERANCE = 0.01
-"""Rows of probabilities may add up to 1 within this, as the service checks it."""
+TOLERANCE = 0.01
+"""Probabilities may lie this far out of 0..1, and their sum from 1, as the service checks it."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ def read_network(path: Path) -> ModelProto:
     if model.ByteSize() > MOST_BYTES:
         raise NetworkError(f"{path} has {model.ByteSize()} bytes, expected at most {MOST_BYTES}")
     _hide_initializers(model)
+    _remove_zipmaps(model)
     return model
 
 
@@ -120,6 +121,17 @@ def _hide_initializers(model: ModelProto) -> None:
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     model.ir_version = max(model.ir_version, 4)
+
+
+def _remove_zipmaps(model: ModelProto) -> None:
+    """Let outputs that skl2onnx made dictionaries for each row be tensors again."""
+    for node in model.graph.node:
+        if node.op_type == "ZipMap":
+            made = helper.make_node("Identity", node.input, node.output)
+            node.CopyFrom(made)
+            for output in model.graph.output:
+                if output.name == made.output[0]:
+                    output.CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.FLOAT, None))
 
 
 def find_input(model: ModelProto, shape: Sequence[int] | None, hint: Sequence[int] | None = None) -> Input:
@@ -246,10 +258,10 @@ def _maker(model: ModelProto, name: str) -> str:
 
 def _seen(name: str, values: NDArray[np.float64], maker: str) -> Holds:
     """Return what the numbers of an output are, (rows, classes). Raises NetworkError if both are possible."""
-    if values.min() < 0 or values.max() > 1:
+    if values.min() < -TOLERANCE or values.max() > 1 + TOLERANCE:
         return "logits"
     sums = values.sum(axis=1)
-    if maker == "Sigmoid" if values.shape[1] == 1 else np.abs(sums - 1).max() <= SUM_TOLERANCE:
+    if maker == "Sigmoid" if values.shape[1] == 1 else np.abs(sums - 1).max() <= TOLERANCE:
         return "probabilities"
     raise NetworkError(
         f"output {name} has numbers in 0..1 that add up to {sums[0]:.3g} in a row, expected those of a "

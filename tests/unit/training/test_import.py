@@ -102,6 +102,10 @@ class Exported:
     def _ending(self, constants: dict[str, np.ndarray]) -> list[NodeProto]:
         if self.ending == "softmax":
             return [helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1)]
+        if self.ending == "rounded softmax":
+            constants["rounding"] = np.array(1 + 2**-10, self.dtype)
+            softmax = helper.make_node("Softmax", ["logits"], ["shares"], axis=1)
+            return [softmax, helper.make_node("Mul", ["shares", "rounding"], ["probabilities"])]
         if self.ending == "one sigmoid":
             return [helper.make_node("Sigmoid", ["logits"], ["probability"])]
         if self.ending == "convolution":
@@ -160,6 +164,7 @@ def test_what_is_published_means_what_the_network_means(
     [
         (Exported(ending="logits"), "classes: 4, after a softmax that was added"),
         (Exported(ending="softmax"), "classes: 4\n"),
+        (Exported(ending="rounded softmax"), "classes: 4\n"),  # a forest's may add up to 1.0000002
         (Exported(ending="one logit"), "classes: 2, after a sigmoid that was added"),
         (Exported(ending="one sigmoid"), "classes: 2\n"),
     ],
@@ -206,6 +211,27 @@ def test_a_network_of_numbers_keeps_its_input(tmp_path: Path) -> None:
     logits = values.reshape(5, -1) @ network.weights()
     powers = np.exp(logits)
     assert np.allclose(probabilities, powers / powers.sum(axis=1, keepdims=True), atol=1e-5)
+
+
+def test_dictionaries_of_probabilities_become_a_tensor(tmp_path: Path) -> None:
+    """As skl2onnx writes them; they name the classes."""
+    path = Exported(ending="softmax").write(tmp_path / "network.onnx")
+    model = onnx.load(path)
+    names = ["setosa", "versicolor", "virginica", "other"]
+    node = helper.make_node(
+        "ZipMap", ["probabilities"], ["maps"], domain="ai.onnx.ml", classlabels_strings=names
+    )
+    model.graph.node.append(node)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    value = helper.make_map_type_proto(
+        TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    )
+    model.graph.output[0].CopyFrom(helper.make_value_info("maps", helper.make_sequence_type_proto(value)))
+    onnx.save(model, path)
+    assert import_(path, tmp_path) == 0
+    manifest, probabilities = answer(tmp_path, np.zeros((2, HEIGHT, WIDTH, 3), np.uint8))
+    assert manifest.labels == tuple(names)
+    assert probabilities.shape == (2, CLASSES)
 
 
 TIMM = {
