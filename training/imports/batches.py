@@ -1,5 +1,6 @@
 """Frees the batch axis of a graph that was exported for batches of one size."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+
+Constants = dict[str, NDArray[Any] | None]
+"""Tensors that do not depend on the input, by name; None: its values are not known."""
 
 MOST_FOLDED = 1_000_000
 """Larger constants are weights: what is computed from them is no size."""
@@ -24,26 +28,26 @@ def free_batch_axis(model: ModelProto, batch: int) -> None:
     constants = _constants(model)
     nodes = _batch_size(graph.input[0].name)
     for number, node in enumerate(graph.node):
-        nodes += _change(node, constants, batch, f"batch.{number}")
+        if node.output[0] not in constants:
+            nodes += _change(node, constants, batch, f"batch.{number}")
         nodes.append(node)
     del graph.node[:], graph.value_info[:]  # value_info tells the old sizes
     graph.node.extend(nodes)
 
 
-def _constants(model: ModelProto) -> dict[str, NDArray[Any]]:
-    """Return the values that do not depend on the input, by name: sizes are often computed from others."""
-    constants = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+def _constants(model: ModelProto) -> Constants:
+    """Return the tensors that do not depend on the input: sizes are often computed from others."""
+    constants: Constants = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
     opsets = {each.domain: each.version for each in model.opset_import}
     for node in model.graph.node:
-        known = {name: constants[name] for name in node.input if name in constants}
-        large = any(value.size > MOST_FOLDED for value in known.values())
-        if len(known) < len(set(node.input)) or large or len(node.output) != 1:
-            continue
-        try:
-            (value,) = ReferenceEvaluator(node, opsets=opsets).run(None, known)
-        except Exception:  # onnx's evaluator does not know every operator, and raises errors of many types
-            continue
-        constants[node.output[0]] = np.asarray(value)
+        if all(name in constants for name in node.input):
+            constants |= dict.fromkeys(node.output)
+            known = {name: constants[name] for name in node.input}
+            if all(value is not None and value.size <= MOST_FOLDED for value in known.values()):
+                # onnx's evaluator does not know every operator, and raises errors of many types.
+                with contextlib.suppress(Exception):
+                    values = ReferenceEvaluator(node, opsets=opsets).run(None, known)
+                    constants |= dict(zip(node.output, map(np.asarray, values), strict=True))
     return constants
 
 
@@ -56,7 +60,7 @@ def _batch_size(input_name: str) -> list[NodeProto]:
     ]
 
 
-def _change(node: NodeProto, constants: dict[str, NDArray[Any]], batch: int, name: str) -> list[NodeProto]:
+def _change(node: NodeProto, constants: Constants, batch: int, name: str) -> list[NodeProto]:
     """Make a node take any batch; return the nodes that it then needs. name: begins their outputs' names."""
     target = constants.get(node.input[1]) if len(node.input) > 1 else None
     if node.op_type == "Reshape" and target is not None and target.size:
@@ -77,9 +81,7 @@ def _free(sizes: list[int], batch: int) -> list[int]:
     return [0, *sizes[1:]] if sizes[0] == batch else sizes  # 0 is the reshaped tensor's own size
 
 
-def _repeat_constants(
-    node: NodeProto, constants: dict[str, NDArray[Any]], batch: int, name: str
-) -> list[NodeProto]:
+def _repeat_constants(node: NodeProto, constants: Constants, batch: int, name: str) -> list[NodeProto]:
     """Give a concatenation the first row of each constant that has one per row, as often as needed."""
     nodes = []
     for place, operand in enumerate(node.input):

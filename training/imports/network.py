@@ -134,6 +134,11 @@ def _remove_zipmaps(model: ModelProto) -> None:
                     output.CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.FLOAT, None))
 
 
+def is_dynamic(model: ModelProto) -> bool:
+    """Whether a graph chooses scales of its activations when it runs."""
+    return any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node)
+
+
 def find_input(model: ModelProto, shape: Sequence[int] | None, hint: Sequence[int] | None = None) -> Input:
     """Return the only input of a graph. Raises NetworkError.
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnxruntime.quantization import quantize_dynamic
 
 from service.models.manifest import MODEL_FILE, Manifest, read_manifest
 from service.models.metadata import manifest_of_graph
@@ -211,6 +212,35 @@ def test_a_network_of_numbers_keeps_its_input(tmp_path: Path) -> None:
     logits = values.reshape(5, -1) @ network.weights()
     powers = np.exp(logits)
     assert np.allclose(probabilities, powers / powers.sum(axis=1, keepdims=True), atol=1e-5)
+
+
+def test_a_dynamically_quantised_network_may_round_a_batch_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = Exported()
+    quantize_dynamic(network.write(tmp_path / "float.onnx"), tmp_path / "network.onnx")
+    assert import_(tmp_path / "network.onnx", tmp_path) == 0
+    assert "a row's answer depends a little on its batch" in capsys.readouterr().err
+    pixels = np.random.default_rng(1).integers(0, 256, (7, HEIGHT, WIDTH, 3), np.uint8)
+    _, probabilities = answer(tmp_path, pixels)
+    assert np.allclose(probabilities, network.probabilities(pixels, 0, 1, bgr=False), atol=0.1)
+
+
+def test_weights_may_be_reshaped(tmp_path: Path) -> None:
+    """A bias, say, whose first axis then has the size of the batch by chance."""
+    network = Exported()
+    path = network.write(tmp_path / "network.onnx")
+    model = onnx.load(path)
+    constants = {"bias": np.zeros(CLASSES, np.float32), "wide": np.array([1, -1])}
+    model.graph.initializer.extend(numpy_helper.from_array(each, name) for name, each in constants.items())
+    model.graph.node.append(helper.make_node("Reshape", ["bias", "wide"], ["wide_bias"]))
+    model.graph.node.append(helper.make_node("Add", ["logits", "wide_bias"], ["sums"]))
+    model.graph.output[0].name = "sums"
+    onnx.save(model, path)
+    assert import_(path, tmp_path) == 0
+    pixels = np.random.default_rng(1).integers(0, 256, (7, HEIGHT, WIDTH, 3), np.uint8)
+    _, probabilities = answer(tmp_path, pixels)
+    assert np.allclose(probabilities, network.probabilities(pixels, 0, 1, bgr=False), atol=1e-4)
 
 
 def test_dictionaries_of_probabilities_become_a_tensor(tmp_path: Path) -> None:
