@@ -97,11 +97,13 @@ def read_network(path: Path) -> ModelProto:
     """Return the graph of a file, with all of its weights. Raises NetworkError."""
     try:
         model = onnx.load(path)
-        opset = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
     except OSError:
         raise
-    except Exception as error:  # protobuf's and onnx's types, and StopIteration
+    except Exception as error:  # protobuf and onnx raise their own types
         raise NetworkError(f"{path} is no ONNX graph: {error}") from None
+    if not model.graph.node:
+        raise NetworkError(f"{path} is no ONNX graph: it has no nodes")
+    opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0)
     if opset < LEAST_OPSET:
         raise NetworkError(
             f"{path} uses version {opset} of ONNX's operators, expected at least {LEAST_OPSET}: "

@@ -385,6 +385,14 @@ def truncated(path: Path) -> Path:
     return path
 
 
+def file_of(content: bytes) -> Any:
+    def write(path: Path) -> Path:
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
 def of_strings(path: Path) -> Path:
     model = onnx.load(Exported().write(path))
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.STRING
@@ -411,6 +419,8 @@ def hints_beside(name: str, content: str) -> Any:
         ),
         (several_inputs, [], r"the inputs are \['images', 'mask'\], expected one"),
         (truncated, [], "network.onnx is no ONNX graph"),
+        (file_of(b"PK\x03\x04 as torch.save writes it"), [], "network.onnx is no ONNX graph"),
+        (file_of(b""), [], "network.onnx is no ONNX graph: it has no nodes"),
         (of_strings, [], "input images has datatype STRING, expected numbers"),
         (Exported(opset=7).write, [], "uses version 7 of ONNX's operators, expected at least 8"),
         (Exported().write, ["--shape", "3", "6", "9"], r"images is \(1, 3, 6, 8\), but --shape is 3 6 9"),
