@@ -80,13 +80,15 @@ class _Tensors:
 
 
 def read_layers(path: Path) -> list[Layer]:
-    """Return the nodes of a graph, in its order. Raises RepositoryError if the file is not an ONNX graph."""
+    """Return the nodes of a graph, in its order, without constants.
+
+    Raises RepositoryError if the file is not an ONNX graph.
+    """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             graph = message_of(data, range(len(data)), _GRAPH)
-            return _layers(
-                [_node(data, each) for each in messages_of(data, graph, _NODES)], _read(data, graph)
-            )
+            nodes = [_node(data, each) for each in messages_of(data, graph, _NODES)]
+            return _layers([each for each in nodes if each.operator != "Constant"], _read(data, graph))
     except (ValueError, OSError) as error:
         raise RepositoryError(f"{path} is not an ONNX graph: {error}") from None
 
@@ -102,12 +104,15 @@ def _read(data: mmap.mmap, graph: range) -> _Tensors:
                 sizes = [number_of(data, each, 1) for each in messages_of(data, shape, 1)]
                 tensors.shapes[text_of(data, value, 1)] = tuple(size or -1 for size in sizes)
         elif number == _INITIALIZERS:
-            _read_constant(data, value, tensors)
+            _read_constant(data, value, text_of(data, value, 8), tensors)
+        elif number == _NODES and text_of(data, value, 4) == "Constant":
+            tensor = message_of(data, message_of(data, value, 5), 5)
+            _read_constant(data, tensor, text_of(data, value, 2), tensors)
     return tensors
 
 
-def _read_constant(data: mmap.mmap, tensor: range, tensors: _Tensors) -> None:
-    name, sizes = text_of(data, tensor, 8), tuple(numbers_of(data, tensor, 1))
+def _read_constant(data: mmap.mmap, tensor: range, name: str, tensors: _Tensors) -> None:
+    sizes = tuple(numbers_of(data, tensor, 1))
     tensors.shapes[name] = sizes
     count = math.prod(sizes)
     if number_of(data, tensor, 2) != _INT64:

@@ -52,6 +52,20 @@ def test_layers_name_those_that_they_read_from() -> None:
     assert (layers[4].operator, layers[4].shape, layers[4].parameters) == ("Gemm", (-1, 2048), 785 * 2048)
 
 
+def test_weights_may_be_nodes(tmp_path: Path) -> None:
+    """torch.onnx.export writes sizes, and other exporters all weights, as nodes `Constant`."""
+    path = MODELS / "cnn" / "1" / "model.onnx"
+    model = onnx.load(path)
+    constants = [
+        helper.make_node("Constant", [], [each.name], value=each) for each in model.graph.initializer
+    ]
+    nodes = [*constants, *model.graph.node]
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, tmp_path / "model.onnx")
+    assert read_layers(tmp_path / "model.onnx") == read_layers(path)
+
+
 def test_what_follows_an_unknown_operator_is_unknown(tmp_path: Path) -> None:
     onnx.save(first_pixel_classifier(), tmp_path / "model.onnx")
     shapes = {layer.operator: layer.shape for layer in read_layers(tmp_path / "model.onnx")}
