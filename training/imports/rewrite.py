@@ -9,6 +9,7 @@ from onnx import ModelProto, NodeProto, TensorProto, compose, helper, numpy_help
 from training.imports.batches import free_batch_axis
 from training.imports.network import Input, Output
 from training.imports.normalization import Normalization
+from training.onnx_files import without_output
 
 PREFIX = "network."
 """Begins the names of what the network had, so that no new name is taken."""
@@ -24,7 +25,7 @@ def rewrite(model: ModelProto, given: Input, output: Output, normalization: Norm
         free_batch_axis(served, given.batch)
     _set_input(served, given, normalization)
     _set_output(served, output)
-    return served
+    return without_output(served, "")
 
 
 def _set_input(model: ModelProto, given: Input, normalization: Normalization) -> None:
