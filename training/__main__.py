@@ -216,12 +216,12 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from training.imports.imported import Wishes, import_network
+    from training.imports.imported import Options, import_network
 
-    names = [each.name for each in dataclasses.fields(Wishes)]
-    wishes = Wishes(**{name: getattr(options, name) for name in names})
+    names = [each.name for each in dataclasses.fields(Options)]
+    chosen = Options(**{name: getattr(options, name) for name in names})
     target = Target(options.models_dir, options.version, options.force)
-    import_network(options.network, options.model, target, wishes)
+    import_network(options.network, options.model, target, chosen)
     return 0
 
 

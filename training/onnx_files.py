@@ -67,6 +67,11 @@ def names_read(node: onnx.NodeProto) -> set[str]:
     return {*node.input, *inner} - {""}  # an input that is left out has no name
 
 
+def constant_node(name: str, value: NDArray[Any]) -> onnx.NodeProto:
+    """Return a node that makes a tensor of this name and value."""
+    return onnx.helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(value))
+
+
 def check_names(graph: onnx.ModelProto, added: Collection[str]) -> None:
     """Raise ConfidenceError if a node or tensor of the graph has one of these names."""
     made = graph.graph

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from training.onnx_files import constant_node
+
 Constants = dict[str, NDArray[Any] | None]
 """Tensors that do not depend on the input, by name; None: its values are not known."""
 
@@ -55,7 +57,7 @@ def _batch_size(input_name: str) -> list[NodeProto]:
     """Return nodes that compute "batch.size", (1,), from the input."""
     return [
         helper.make_node("Shape", [input_name], ["batch.shape"]),
-        _constant("batch.axis", np.array([0])),
+        constant_node("batch.axis", np.array([0])),
         helper.make_node("Gather", ["batch.shape", "batch.axis"], ["batch.size"]),
     ]
 
@@ -65,7 +67,7 @@ def _change(node: NodeProto, constants: Constants, batch: int, name: str) -> lis
     target = constants.get(node.input[1]) if len(node.input) > 1 else None
     if node.op_type == "Reshape" and target is not None and target.size:
         node.input[1] = name
-        return [_constant(name, np.array(_free(target.tolist(), batch)))]
+        return [constant_node(name, np.array(_free(target.tolist(), batch)))]
     if node.op_type == "Expand" and target is not None and target[:1] == batch:
         node.input[1] = name
         return _with_batch_size(name, target.tolist())
@@ -88,7 +90,7 @@ def _repeat_constants(node: NodeProto, constants: Constants, batch: int, name: s
         constant = constants.get(operand)
         if constant is not None and constant.ndim > 1 and len(constant) == batch:
             row, sizes, repeated = f"{name}.{place}.row", f"{name}.{place}.sizes", f"{name}.{place}"
-            nodes += [_constant(row, constant[:1]), *_with_batch_size(sizes, constant.shape)]
+            nodes += [constant_node(row, constant[:1]), *_with_batch_size(sizes, constant.shape)]
             nodes.append(helper.make_node("Expand", [row, sizes], [repeated]))
             node.input[place] = repeated
     return nodes
@@ -96,9 +98,5 @@ def _repeat_constants(node: NodeProto, constants: Constants, batch: int, name: s
 
 def _with_batch_size(name: str, sizes: Sequence[int]) -> list[NodeProto]:
     """Return nodes that compute these sizes, with the batch's as the first one."""
-    rest = _constant(f"{name}.rest", np.array(sizes[1:], np.int64))
+    rest = constant_node(f"{name}.rest", np.array(sizes[1:], np.int64))
     return [rest, helper.make_node("Concat", ["batch.size", f"{name}.rest"], [name], axis=0)]
-
-
-def _constant(name: str, value: NDArray[Any]) -> NodeProto:
-    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))

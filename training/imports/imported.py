@@ -52,8 +52,8 @@ are quantised dynamically: the scale of a whole batch rounds each of its rows.""
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the command line says of a network. None: its files tell it, or it has its default.
+class Options:
+    """What the command line says of a network. None: other files tell it, or it has its default.
 
     shape: of a row, as the network takes it. scale, mean, std, bgr: see `Normalization`. output: its name.
     holds: what it holds. labels: a text file with a class per line.
@@ -70,7 +70,7 @@ class Wishes:
     preprocess: Preprocess | None = None
 
 
-def import_network(path: Path, name: str, target: Target, wishes: Wishes) -> Path:
+def import_network(path: Path, name: str, target: Target, options: Options) -> Path:
     """Publish models_dir/<name>/<version>, made from an ONNX file; returns its folder.
 
     What is published is compared with the network on random pictures. Raises NetworkError or ExportError, and
@@ -78,18 +78,22 @@ def import_network(path: Path, name: str, target: Target, wishes: Wishes) -> Pat
     """
     model = read_network(path)
     hints = read_hints(path, model)
-    normalization = _normalization(wishes, hints.normalization)
-    given = find_input(model, wishes.shape, hints.shape)
-    if given.pixels_shape:
-        normalization.check(given.pixels_shape[2])
+    normalization = _normalization(options, hints.normalization)
+    given = find_input(model, options.shape, hints.shape, pictures=options.preprocess is not None)
+    if given.layout is not None:
+        normalization.check(given.channels)
+    elif normalization != Normalization():
+        raise NetworkError(
+            f"the network gets {normalization}, but rows of {list(given.shape)} are no pictures"
+        )
     network = Network(model, given, normalization)
     rows = network.random_rows(COMPARED_ROWS)
     answers = network.run(rows)
-    output = find_output(model, network.outputs, answers, wishes.output, wishes.holds)
+    output = find_output(model, network.outputs, answers, options.output, options.holds)
     served = rewrite(model, given, output, normalization)
     _check_equal(served, given, rows, output.probabilities(answers[network.outputs.index(output.name)]))
     with staging([name], target) as (folder,):
-        draft = _draft(name, folder, target, given, output, wishes, hints)
+        draft = _draft(name, folder, target, given, output, options, hints)
         describe_graph(served, draft, commit="", license_name="")
         save_graph(served, folder / MODEL_FILE)
         write_manifest(folder, _completed(draft, folder))
@@ -99,12 +103,12 @@ def import_network(path: Path, name: str, target: Target, wishes: Wishes) -> Pat
     return target.models_dir / name / folder.name
 
 
-def _normalization(wishes: Wishes, hint: Normalization) -> Normalization:
+def _normalization(options: Options, hint: Normalization) -> Normalization:
     return Normalization(
-        hint.scale if wishes.scale is None else wishes.scale,
-        hint.mean if wishes.mean is None else tuple(wishes.mean),
-        hint.std if wishes.std is None else tuple(wishes.std),
-        wishes.bgr or hint.bgr,
+        hint.scale if options.scale is None else options.scale,
+        hint.mean if options.mean is None else tuple(options.mean),
+        hint.std if options.std is None else tuple(options.std),
+        options.bgr or hint.bgr,
     )
 
 
@@ -126,10 +130,10 @@ def _check_equal(served: ModelProto, given: Input, rows: NDArray[Any], expected:
 
 
 def _draft(
-    name: str, folder: Path, target: Target, given: Input, output: Output, wishes: Wishes, hints: Hints
+    name: str, folder: Path, target: Target, given: Input, output: Output, options: Options, hints: Hints
 ) -> Manifest:
     """The manifest without the graph's checksum. Raises NetworkError."""
-    pixels = given.pixels_shape
+    pixels = given.layout is not None
     try:
         return Manifest(
             name=name,
@@ -140,12 +144,12 @@ def _draft(
                 TensorSpec(
                     name=IMAGES if pixels else VALUES,
                     datatype="UINT8" if pixels else NUMBERS[given.datatype],
-                    shape=(-1, *(pixels or given.shape)),
+                    shape=(-1, *given.served_shape),
                 ),
             ),
             outputs=(TensorSpec(name=PROBABILITIES, datatype="FP32", shape=(-1, max(2, output.classes))),),
-            labels=hints.labels if wishes.labels is None else read_labels(wishes.labels),
-            preprocess=wishes.preprocess or (hints.preprocess if pixels else None),
+            labels=hints.labels if options.labels is None else read_labels(options.labels),
+            preprocess=options.preprocess or (hints.preprocess if pixels else None),
             default=target.keeps_default(name),
             sha256=UNKNOWN_SHA256,
             command=command_line(),
@@ -168,7 +172,7 @@ def _completed(draft: Manifest, folder: Path) -> Manifest:
 def _summary(given: Input, output: Output, normalization: Normalization, made: Manifest) -> str:
     """What was made of the network, for a reader who knows how it was trained."""
     parts = [f"input: {made.inputs[0].datatype} {list(made.inputs[0].shape)}"]
-    if given.pixels_shape:
+    if given.layout is not None:
         parts[0] += f", pictures by {made.picture_preprocess}"
         parts.append(f"the network gets {normalization}")
     missing = ("a sigmoid" if output.classes == 1 else "a softmax") if output.logits else ""

@@ -38,14 +38,22 @@ TOLERANCE = 0.01
 """Probabilities may lie this far out of 0..1, and their sum from 1, as the service checks it."""
 
 
+Layout = Literal["channels first", "channels last", "grey"]
+"""How a row of floats holds an image; a grey one has no axis of channels."""
+
+
 @dataclass(frozen=True)
 class Input:
-    """The input of a network. shape: of a row. batch: the fixed size of the batch axis, or None."""
+    """The input of a network.
+
+    shape: of a row. batch: the fixed size of the batch axis, or None. layout: None if rows are no images.
+    """
 
     name: str
     datatype: int
     shape: tuple[int, ...]
     batch: int | None
+    layout: Layout | None
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -53,20 +61,14 @@ class Input:
         return helper.tensor_dtype_to_np_dtype(self.datatype)
 
     @property
-    def channels_axis(self) -> int | None:
-        """The axis of a row that holds the channels of an image, or None if rows are no images of floats."""
-        if len(self.shape) != 3 or self.datatype not in FLOATS:
-            return None
-        return next((axis for axis in (0, 2) if self.shape[axis] in (1, 3)), None)
+    def channels(self) -> int:
+        """The number of an image's channels."""
+        return {"channels first": self.shape[0], "channels last": self.shape[-1]}.get(self.layout or "", 1)
 
     @property
-    def pixels_shape(self) -> tuple[int, int, int] | None:
-        """Height, width and channels of an image, or None."""
-        axis = self.channels_axis
-        if axis is None:
-            return None
-        first, second, third = self.shape
-        return (second, third, first) if axis == 0 else (first, second, third)
+    def served_shape(self) -> tuple[int, ...]:
+        """The shape of a row of the served graph: an image's channels come last."""
+        return (*self.shape[1:], self.shape[0]) if self.layout == "channels first" else self.shape
 
 
 @dataclass(frozen=True)
@@ -141,10 +143,17 @@ def is_dynamic(model: ModelProto) -> bool:
     return any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node)
 
 
-def find_input(model: ModelProto, shape: Sequence[int] | None, hint: Sequence[int] | None = None) -> Input:
+def find_input(
+    model: ModelProto,
+    shape: Sequence[int] | None = None,
+    hint: Sequence[int] | None = None,
+    *,
+    pictures: bool = False,
+) -> Input:
     """Return the only input of a graph. Raises NetworkError.
 
     shape: of a row, as the user knows it. hint: the same where axes are free, as other files tell it.
+    pictures: whether rows (height, width) are images; they could also be anything else.
     """
     if len(model.graph.input) != 1:
         raise NetworkError(f"the inputs are {[each.name for each in model.graph.input]}, expected one")
@@ -166,7 +175,17 @@ def find_input(model: ModelProto, shape: Sequence[int] | None, hint: Sequence[in
             f"input {value.name} is ({seen}){given}; expected a batch axis and fixed sizes, or the sizes "
             "of a row in --shape, such as --shape 3 224 224"
         )
-    return Input(value.name, datatype, row, batch)
+    return Input(value.name, datatype, row, batch, _layout(datatype, row, pictures=pictures))
+
+
+def _layout(datatype: int, row: tuple[int, ...], *, pictures: bool) -> Layout | None:
+    if datatype not in FLOATS:
+        return None
+    if len(row) == 3 and row[0] in (1, 3):
+        return "channels first"
+    if len(row) == 3 and row[2] in (1, 3):
+        return "channels last"
+    return "grey" if len(row) == 2 and pictures else None
 
 
 def silent() -> onnxruntime.RunOptions:
@@ -194,12 +213,11 @@ class Network:
     def random_rows(self, count: int) -> NDArray[Any]:
         """Return different rows: pixels of coarse patterns, or, without images, numbers in 0..1."""
         random = np.random.default_rng(0)
-        pixels = self._given.pixels_shape
-        if pixels is None:
-            return random.random((count, *self._given.shape)).astype(self._given.dtype)
-        height, width, channels = pixels
-        coarse = random.integers(0, 256, (count, 4, 4, channels), np.uint8)
-        return coarse[:, np.arange(height) * 4 // height][:, :, np.arange(width) * 4 // width]
+        shape = self._given.served_shape
+        if self._given.layout is None:
+            return random.random((count, *shape)).astype(self._given.dtype)
+        coarse = random.integers(0, 256, (count, 4, 4, *shape[2:]), np.uint8)
+        return coarse[:, np.arange(shape[0]) * 4 // shape[0]][:, :, np.arange(shape[1]) * 4 // shape[1]]
 
     def run(self, rows: NDArray[Any]) -> list[NDArray[Any]]:
         """Return the outputs, each (rows, ...). A fixed batch is filled with copies of one row.
@@ -207,9 +225,11 @@ class Network:
         Raises NetworkError.
         """
         values = rows
-        if self._given.channels_axis is not None:
+        if self._given.layout == "grey":
+            values = self._normalization.apply(rows[..., None])[..., 0].astype(self._given.dtype)
+        elif self._given.layout is not None:
             values = self._normalization.apply(rows).astype(self._given.dtype)
-        if self._given.channels_axis == 0:
+        if self._given.layout == "channels first":
             values = values.transpose(0, 3, 1, 2)
         try:
             if self._given.batch is None:

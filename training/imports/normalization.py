@@ -25,7 +25,8 @@ class Normalization:
         """Raise NetworkError unless it suits images of so many channels."""
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels):
-                raise NetworkError(f"{name} has {len(values)} numbers, expected 1 or {channels}")
+                expected = " or ".join(str(number) for number in sorted({1, channels}))
+                raise NetworkError(f"{name} has {len(values)} numbers, expected {expected}")
         if not (np.isfinite([self.scale, *self.mean, *self.std]).all() and min(self.scale, *self.std) > 0):
             raise NetworkError(
                 f"scale is {self.scale:g}, mean {list(self.mean)} and std {list(self.std)}, expected finite "
@@ -39,8 +40,11 @@ class Normalization:
 
     def __str__(self) -> str:
         order = " of the channels blue, green, red" if self.bgr else ""
+        scaled = f"pixel / {self.scale:g}"
+        if (self.mean, self.std) == ((0.0,), (1.0,)):
+            return scaled + order
         mean, std = (" ".join(f"{number:g}" for number in each) for each in (self.mean, self.std))
-        return f"(pixel / {self.scale:g} - ({mean})) / ({std}){order}"
+        return f"({scaled} - ({mean})) / ({std}){order}"
 
     def apply(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Return normalised pixels. pixels: (..., channels), red, green, blue."""

@@ -1,15 +1,12 @@
 """Makes a network's graph one that takes pixels and gives probabilities."""
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, compose, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, compose, helper
 
 from training.imports.batches import free_batch_axis
 from training.imports.network import Input, Output
 from training.imports.normalization import Normalization
-from training.onnx_files import without_output
+from training.onnx_files import constant_node, without_output
 
 PREFIX = "network."
 """Begins the names of what the network had, so that no new name is taken."""
@@ -31,38 +28,38 @@ def rewrite(model: ModelProto, given: Input, output: Output, normalization: Norm
 def _set_input(model: ModelProto, given: Input, normalization: Normalization) -> None:
     """Let the input be pixels, (batch, height, width, channels) uint8; without images it stays as it is."""
     graph, name = model.graph, PREFIX + given.name
-    pixels = given.pixels_shape
-    if pixels is None:
+    if given.layout is None:
         value = helper.make_tensor_value_info(VALUES, given.datatype, ["batch", *given.shape])
         first = [helper.make_node("Identity", [VALUES], [name])]
     else:
-        value = helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, ["batch", *pixels])
-        first = _normalizing(given, pixels[2], normalization)
+        value = helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, ["batch", *given.served_shape])
+        first = _normalizing(given, normalization)
     nodes = [*first, *graph.node]
     del graph.input[:], graph.node[:]
     graph.input.append(value)
     graph.node.extend(nodes)
 
 
-def _normalizing(given: Input, channels: int, normalization: Normalization) -> list[NodeProto]:
+def _normalizing(given: Input, normalization: Normalization) -> list[NodeProto]:
     """Return the nodes between the pixels and the network's own input.
 
     The bytes are brought into order before they become floats. On a CPU, an image of 224 x 224 then takes
     0.1 ms instead of 1.3.
     """
+    channels = given.channels
     factor, offset = normalization.line(channels)
     nodes, last, axis = [], IMAGES, 3
-    if given.channels_axis == 0:
+    if given.layout == "channels first":
         nodes.append(helper.make_node("Transpose", [last], ["pixels.planes"], perm=[0, 3, 1, 2]))
         factor, offset = factor.reshape(channels, 1, 1), offset.reshape(channels, 1, 1)
         last, axis = "pixels.planes", 1
-    if normalization.bgr:
-        nodes.append(_constant("pixels.order", np.arange(channels)[::-1].copy()))
+    if normalization.bgr and channels > 1:
+        nodes.append(constant_node("pixels.order", np.arange(channels)[::-1].copy()))
         nodes.append(helper.make_node("Gather", [last, "pixels.order"], ["pixels.bgr"], axis=axis))
         last = "pixels.bgr"
     return [
         *nodes,
-        *(_constant("pixels.factor", factor), _constant("pixels.offset", offset)),
+        *(constant_node("pixels.factor", factor), constant_node("pixels.offset", offset)),
         helper.make_node("Cast", [last], ["pixels.float"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["pixels.float", "pixels.factor"], ["pixels.scaled"]),
         helper.make_node("Add", ["pixels.scaled", "pixels.offset"], ["pixels.normalized"]),
@@ -85,7 +82,7 @@ def _set_output(model: ModelProto, output: Output) -> None:
     else:
         nodes += [
             helper.make_node("Sigmoid" if output.logits else "Identity", ["output.float"], ["output.second"]),
-            _constant("output.one", np.array([1], np.float32)),
+            constant_node("output.one", np.array([1], np.float32)),
             helper.make_node("Sub", ["output.one", "output.second"], ["output.first"]),
             helper.make_node("Concat", ["output.first", "output.second"], [PROBABILITIES], axis=1),
         ]
@@ -95,7 +92,3 @@ def _set_output(model: ModelProto, output: Output) -> None:
     graph.output.append(
         helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["batch", max(2, output.classes)])
     )
-
-
-def _constant(name: str, value: NDArray[Any]) -> NodeProto:
-    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))

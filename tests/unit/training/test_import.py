@@ -21,6 +21,7 @@ from service.models.metadata import manifest_of_graph
 from service.onnx.engine import Engine
 from service.onnx.session import EngineOptions
 from training.__main__ import main
+from training.imports.normalization import Normalization
 
 HEIGHT, WIDTH, CLASSES = 6, 8, 4
 LIGHT_MODELS = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
@@ -30,8 +31,9 @@ LIGHT_MODELS = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light
 class Exported:
     """A linear classifier as some program exports it.
 
-    ending: what the network does after its linear layer. batch: fixed, or None. token: whether a constant
-    stands before the pixels of each row, as a Transformer's class token.
+    channels: 0 for grey images without an axis for them. ending: what the network does after its linear
+    layer. batch: fixed, or None. token: whether a constant stands before the pixels of each row, as a
+    Transformer's class token.
     """
 
     channels: int = 3
@@ -43,10 +45,17 @@ class Exported:
     token: bool = False
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         """The shape of a row."""
+        if not self.channels:
+            return (HEIGHT, WIDTH)
         first = (self.channels, HEIGHT, WIDTH)
         return first if self.channels_first else (HEIGHT, WIDTH, self.channels)
+
+    @property
+    def served_shape(self) -> tuple[int, ...]:
+        """The shape of the pixels that are posted for a row."""
+        return (HEIGHT, WIDTH, self.channels) if self.channels else (HEIGHT, WIDTH)
 
     @property
     def classes(self) -> int:
@@ -60,7 +69,8 @@ class Exported:
         return rng.normal(0, 0.3, (features, self.classes)).astype(self.dtype)
 
     def probabilities(self, pixels: np.ndarray, mean: float, std: float, *, bgr: bool) -> np.ndarray:
-        """What the network means for pixels (rows, HEIGHT, WIDTH, channels) uint8, computed by numpy."""
+        """What the network means for pixels, (rows, *served_shape) uint8, computed by numpy."""
+        pixels = pixels.reshape(len(pixels), HEIGHT, WIDTH, -1)
         values = (pixels[..., ::-1] if bgr else pixels) / 255.0
         values = ((values - mean) / std).astype(self.dtype).astype(np.float64)
         values = values.transpose(0, 3, 1, 2) if self.channels_first else values
@@ -117,7 +127,7 @@ class Exported:
 
 NETWORKS = st.builds(
     Exported,
-    channels=st.sampled_from([1, 3]),
+    channels=st.sampled_from([0, 1, 3]),
     channels_first=st.booleans(),
     dtype=st.sampled_from([np.float32, np.float16]),
     ending=st.sampled_from(["logits", "softmax", "convolution", "one logit", "one sigmoid"]),
@@ -148,12 +158,14 @@ def test_what_is_published_means_what_the_network_means(
 ) -> None:
     folder = tmp_path_factory.mktemp("import")
     flags = ["--mean", str(mean / 4), "--std", str(std / 4), *(["--bgr"] if bgr else [])]
+    if not network.channels:  # which may be anything else
+        flags += ["--preprocess", "resize"]
     if network.ending == "one logit":  # which may lie in 0..1
         flags += ["--holds", "logits"]
     assert import_(network.write(folder / "network.onnx"), folder, *flags) == 0
-    pixels = np.random.default_rng(1).integers(0, 256, (7, HEIGHT, WIDTH, network.channels), np.uint8)
+    pixels = np.random.default_rng(1).integers(0, 256, (7, *network.served_shape), np.uint8)
     manifest, probabilities = answer(folder, pixels)
-    assert manifest.inputs[0].shape == (-1, HEIGHT, WIDTH, network.channels)
+    assert manifest.inputs[0].shape == (-1, *network.served_shape)
     expected = network.probabilities(pixels, mean / 4, std / 4, bgr=bgr)
     # float16 has 11 bits: a logit of 16 is exact to 0.01.
     tolerance = 1e-4 if network.dtype is np.float32 else 0.05
@@ -180,6 +192,19 @@ def test_what_was_made_of_the_network_is_told(
     assert "the network gets (pixel / 255 - (0.5)) / (0.25)\n" in told
     assert added in told
     assert "batches of any size, no longer only of 1\n" in told
+
+
+@pytest.mark.parametrize(
+    ("normalization", "words"),
+    [
+        (Normalization(), "pixel / 255"),
+        (Normalization(scale=1.0, bgr=True), "pixel / 1 of the channels blue, green, red"),
+        (Normalization(mean=(0.1, 0.2, 0.3)), "(pixel / 255 - (0.1 0.2 0.3)) / (1)"),
+        (Normalization(std=(0.5,)), "(pixel / 255 - (0)) / (0.5)"),
+    ],
+)
+def test_a_normalisation_reads_like_its_formula(normalization: Normalization, words: str) -> None:
+    assert str(normalization) == words
 
 
 def test_labels_are_read_from_a_file_and_travel_in_the_graph(tmp_path: Path) -> None:
@@ -430,6 +455,7 @@ def hints_beside(name: str, content: str) -> Any:
         (Exported().write, ["--output", "other"], "the outputs are logits .*, expected floats .* in other"),
         (Exported().write, ["--labels", "missing.txt"], "No such file or directory: 'missing.txt'"),
         (Exported().write, ["--labels", __file__], r"labels names \d+ classes, expected 4"),
+        (Exported(channels=2).write, ["--std", "2"], r"rows of \[2, 6, 8\] are no pictures"),
         (Exported(channels=2).write, ["--preprocess", "resize"], "preprocess is resize, but the inputs are"),
         (
             Exported(ending="one sigmoid").write,
