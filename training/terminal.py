@@ -3,11 +3,25 @@
 import os
 import shlex
 import sys
+from pathlib import Path
 
 
 def command_line() -> str:
-    """The command that started this process, as a person would type it, without this machine's paths."""
-    return shlex.join(["python", "-m", "training", *sys.argv[1:]])
+    """The command that started this process, as a person would type it in the current folder.
+
+    It is published with a model, so absolute paths to other folders keep only their last part.
+    """
+    return shlex.join(["python", "-m", "training", *map(_without_folders, sys.argv[1:])])
+
+
+def _without_folders(argument: str) -> str:
+    """argument: a path, or --name=path or name=path."""
+    name, equals, value = argument.rpartition("=")
+    path = Path(value)
+    if not path.is_absolute():
+        return argument
+    here = Path.cwd()
+    return name + equals + str(path.relative_to(here) if path.is_relative_to(here) else path.name)
 
 
 def notice(message: str) -> None:
