@@ -78,5 +78,8 @@ async def listening(
         for _ in range(3):
             await asyncio.sleep(0)
         server.close()
+        for connection in tuple(connections.open):  # one that lingers would outlive the loop, likewise
+            connection.abandon()
+        await asyncio.sleep(0)
         if state.tasks:  # a file that a cancelled task had open would be reported in another test
             await asyncio.wait(state.tasks, timeout=5)
