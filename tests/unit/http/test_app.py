@@ -448,6 +448,7 @@ async def test_a_wrong_wish_says_what_was_seen_and_expected(
     assert message in response.json()["error"]
 
 
+@pytest.mark.usefixtures("other_tasks")
 async def test_models_are_listed_and_described(client: httpx.AsyncClient) -> None:
     answer = (await client.get("/models")).json()
     assert answer["defaults"] == {

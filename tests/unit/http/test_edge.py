@@ -94,6 +94,7 @@ async def test_a_304_has_no_body_and_the_connection_goes_on(listener: Listener) 
     assert (again.body, live.status) == (first.body, 200)
 
 
+@pytest.mark.usefixtures("other_tasks")
 @pytest.mark.parametrize("path", [*GETS, "/nothing", "/docs/nothing", "/models/nothing", "/generate?count=0"])
 async def test_head_has_the_status_and_the_headers_of_get_and_no_body(listener: Listener, path: str) -> None:
     query = "?seed=1" if path in ("/generate", "/interpolate") else ""
@@ -109,6 +110,7 @@ async def test_head_has_the_status_and_the_headers_of_get_and_no_body(listener: 
     assert int(head.headers["content-length"]) > 0 or get.content == b""
 
 
+@pytest.mark.usefixtures("other_tasks")
 async def test_allow_names_the_methods_that_a_path_has(listener: Listener) -> None:
     methods = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
     async with asking(listener) as client:
@@ -167,6 +169,7 @@ SEGMENTS = st.sampled_from(
 )
 
 
+@pytest.mark.usefixtures("other_tasks")
 @unhurried
 @given(segments=st.lists(SEGMENTS, min_size=1, max_size=5), method=st.sampled_from(["GET", "HEAD", "POST"]))
 async def test_no_response_repeats_the_host_that_was_sent(
@@ -186,6 +189,7 @@ async def test_no_response_repeats_the_host_that_was_sent(
             assert urlsplit(line.partition(":")[2].strip())[:2] == ("", "")
 
 
+@pytest.mark.usefixtures("other_tasks")
 @pytest.mark.slow
 @pytest.mark.parametrize("root", ["", "/digits", "/a/b"])
 async def test_a_path_is_found_with_a_prefix_and_with_a_slash(

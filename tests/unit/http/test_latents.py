@@ -50,6 +50,7 @@ def pixels(response: httpx.Response) -> np.ndarray:
     return np.frombuffer(response.content, np.uint8).reshape(shape)
 
 
+@pytest.mark.usefixtures("other_tasks")
 async def test_the_classifier_reads_the_labels_that_an_encoder_needs(client: httpx.AsyncClient) -> None:
     answer = (await client.post("/encode", content=TWO.tobytes(), headers=SENT)).json()
     assert {name: answer[name] for name in ("model", "version", "classifier", "labels")} == {
@@ -63,6 +64,7 @@ async def test_the_classifier_reads_the_labels_that_an_encoder_needs(client: htt
     assert answer["outputs"]["opposite"] == pytest.approx(-expected)
 
 
+@pytest.mark.usefixtures("other_tasks")
 @pytest.mark.parametrize(("given", "labels"), [("5", (5, 5)), ("5,0", (5, 0))])
 async def test_named_labels_are_used_for_all_images_or_for_each(
     client: httpx.AsyncClient, given: str, labels: tuple[int, int]
@@ -72,6 +74,7 @@ async def test_named_labels_are_used_for_all_images_or_for_each(
     assert answer["latents"] == pytest.approx(latents(TWO, *labels))
 
 
+@pytest.mark.usefixtures("other_tasks")
 async def test_bodies_and_answers_have_several_formats(client: httpx.AsyncClient) -> None:
     expected = latents(TWO[:1], 3)
     bodies = [
@@ -91,6 +94,7 @@ async def test_bodies_and_answers_have_several_formats(client: httpx.AsyncClient
         assert (npy.headers["inkserve-model"], npy.headers["inkserve-labels"]) == ("ramp-encoder", "3")
 
 
+@pytest.mark.usefixtures("other_tasks")
 async def test_what_is_encoded_is_decoded_and_reconstructed_alike(client: httpx.AsyncClient) -> None:
     encoded = (await client.post("/encode", content=TWO.tobytes(), headers=SENT)).json()
     body = {"latents": encoded["latents"], "labels": encoded["labels"]}
@@ -113,6 +117,7 @@ async def test_what_is_encoded_is_decoded_and_reconstructed_alike(client: httpx.
     assert np.array_equal(first, pixels(decoded)[0])
 
 
+@pytest.mark.usefixtures("other_tasks")
 async def test_latents_come_in_three_formats_with_their_labels(client: httpx.AsyncClient) -> None:
     z = draw_latents(3, 2, LATENT)
     asked = [
@@ -135,6 +140,7 @@ async def test_latents_come_in_three_formats_with_their_labels(client: httpx.Asy
     assert mixed.content == seeded.content
 
 
+@pytest.mark.usefixtures("other_tasks")
 @pytest.mark.parametrize(
     ("url", "body", "kind", "message"),
     [

@@ -67,6 +67,7 @@ async def test_browsers_get_the_page_and_programs_json(
     assert response.headers["vary"] == "Accept"
 
 
+@pytest.mark.usefixtures("other_tasks")
 async def test_a_program_finds_the_version_and_paths_that_exist(client: httpx.AsyncClient) -> None:
     index = (await client.get("/")).json()
     assert (index["name"], index["version"]) == ("inkserve", package_version())

@@ -46,6 +46,7 @@ async def service(predictor: LocalPredictor, tmp_path: Path) -> AsyncIterator[Se
         yield service
 
 
+@pytest.mark.usefixtures("other_tasks")
 @pytest.mark.parametrize("url", [SEEDED, "/interpolate?seed=1", "/generate?prompt=7t&seed=1"])
 async def test_who_has_the_response_gets_304_without_content(service: Service, url: str) -> None:
     first = await service.get(url)
@@ -64,6 +65,7 @@ async def test_who_has_the_response_gets_304_without_content(service: Service, u
     assert submitted == []
 
 
+@pytest.mark.usefixtures("other_tasks")
 @pytest.mark.parametrize(
     "other",
     [
@@ -108,6 +110,7 @@ async def test_a_new_version_of_the_model_changes_the_etag(
     assert response.headers["etag"] != etag
 
 
+@pytest.mark.usefixtures("other_tasks")
 @pytest.mark.parametrize(
     ("query", "etag", "cache"),
     [
@@ -128,6 +131,7 @@ async def test_caches_may_keep_what_will_not_change(
     assert ("etag" in response.headers) == bool(etag)
 
 
+@pytest.mark.usefixtures("other_tasks")
 async def test_a_star_stands_for_what_will_be_a_200_alone(service: Service) -> None:
     star = {"if-none-match": "*"}
     assert (await service.get(SEEDED, headers=star)).status_code == 304
@@ -194,6 +198,7 @@ async def test_a_verified_image_is_read_once_for_all(service: Service) -> None:
     assert agreed + service.value("generator_agreement_total", model="ramp", result="disagree") == 1
 
 
+@pytest.mark.usefixtures("other_tasks")
 async def test_what_fails_fails_for_all_and_is_tried_again(service: Service) -> None:
     prompts = await asyncio.gather(*(service.get("/generate?seed=1&prompt=cat") for _ in range(3)))
     assert [response.status_code for response in prompts] == [400] * 3

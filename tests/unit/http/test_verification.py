@@ -120,6 +120,7 @@ async def test_a_redrawn_image_depends_on_no_other(client: Client) -> None:
     assert pixels(many).tobytes() != (await client.drawn(f"seed={SEED}&count=8&label=3")).tobytes()
 
 
+@pytest.mark.usefixtures("other_tasks")
 async def test_images_of_a_prompt_are_verified_and_redrawn_too(client: Client) -> None:
     rounds = [
         await client.drawn(f"prompt=7t&seed={redraw_seed(SEED, redraw)}") for redraw in range(REDRAWS + 1)
