@@ -1,6 +1,7 @@
 """Fixtures of several test files: tiny models, built on the spot. Marks slow tests, lists why tests skip."""
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    """Give torch one thread, register hypothesis's profiles, and disable garbage collection.
+    """Give torch one thread, register hypothesis's profiles, and save time while tests are collected.
 
     The threads of OpenMP, of which torch has one per core, wait for each other more than they compute in a
     tiny network, and for every other process: test_flow.py took 12 s with two of them beside a training, and
@@ -39,6 +40,8 @@ def pytest_configure() -> None:
     of 0.2 s for an example, which other work on the machine can use up.
     """
     disable_gc()
+    # When jsonschema is imported, it would build a parser of IRIs, 1.2 s, for a format that no test checks.
+    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     hypothesis_settings.register_profile("timeless", hypothesis_settings(), deadline=None)
     hypothesis_settings.load_profile("timeless")
