@@ -25,9 +25,10 @@ def test_seed_gives_rows(name: str) -> None:
 @pytest.mark.parametrize("name", SEEDS)
 def test_mutation_that_changes_nothing_keeps_the_rows(name: str) -> None:
     data = SEEDS[name].to_bytes()
+    rows = SEEDS[name].job().run(SEEDS[name].body)
     for seed in range(8):
         case = case_of(mutated(data, 10**6, seed, lambda content, _: content))
-        assert (case.job().run(case.body) == SEEDS[name].job().run(SEEDS[name].body)).all()
+        assert (case.job().run(case.body) == rows).all()
 
 
 @pytest.mark.parametrize(
