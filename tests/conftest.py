@@ -1,5 +1,6 @@
 """Fixtures of several test files: tiny models, built on the spot. Marks slow tests, lists why tests skip."""
 
+import gc
 import os
 import sys
 from collections import Counter
@@ -64,6 +65,12 @@ def pytest_collection_finish() -> None:
     Each full collection took 0.4 s, and 1 s in a long run: 10 of the 63 s of CPU time of tests/unit/http.
     """
     freeze_and_enable_gc()
+
+
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """Collect garbage in a process's last test: pytest-xdist loses what a leak warns of after that."""
+    if nextitem is None:
+        gc.collect()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
