@@ -48,6 +48,8 @@ KEY = "a-key-of-the-tests-0123"
 ADMIN_KEY = "an-admin-key-of-the-tests"
 KEYS = f"{KEY}\nadmin:admin:{ADMIN_KEY}\n"
 
+pytestmark = pytest.mark.usefixtures("other_tasks")
+
 
 class Faulty:
     """A part of the service that works, or raises what it is told to. faults: by the method's name."""
@@ -323,7 +325,6 @@ async def documented(predictor: LocalPredictor, tmp_path: Path) -> Documented:
         return Documented((await client.get("/openapi.json")).json())
 
 
-@pytest.mark.usefixtures("other_tasks")
 @pytest.mark.slow
 @pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "chunked"])
 @pytest.mark.parametrize(("method", "path"), ASKED)
@@ -346,7 +347,6 @@ async def test_every_documented_status_is_answered_as_documented(
             assert kinds - {""} == operation["responses"][str(status)].get("content", {}).keys()
 
 
-@pytest.mark.usefixtures("other_tasks")
 @pytest.mark.slow
 async def test_the_fast_path_is_among_what_is_asked(predictor: LocalPredictor, tmp_path: Path) -> None:
     async with running(predictor, tmp_path) as service:
@@ -356,7 +356,6 @@ async def test_the_fast_path_is_among_what_is_asked(predictor: LocalPredictor, t
             assert service.spy.paths == expected
 
 
-@pytest.mark.usefixtures("other_tasks")
 @pytest.mark.slow
 async def test_the_document_is_served_before_the_engine_is_connected(
     predictor: LocalPredictor, tmp_path: Path
@@ -370,12 +369,10 @@ async def test_the_document_is_served_before_the_engine_is_connected(
     assert b'"example":"another"' in after.body  # a model's name
 
 
-@pytest.mark.usefixtures("other_tasks")
 def test_every_operation_is_asked(documented: Documented) -> None:
     assert {(method, path) for method, path, _ in documented.operations()} == ASKED.keys()
 
 
-@pytest.mark.usefixtures("other_tasks")
 @pytest.mark.slow
 @pytest.mark.parametrize("exporter", ["off", "console"])
 @pytest.mark.parametrize("with_keys", [False, True])
@@ -398,7 +395,6 @@ async def test_the_document_is_valid_openapi(
     assert len({*ids}) == len(ids)
 
 
-@pytest.mark.usefixtures("other_tasks")
 async def test_only_paths_that_need_a_key_document_401(predictor: LocalPredictor, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(KEYS)
     async with asking(predictor, settings(tmp_path), ApiKeys.read(tmp_path / "keys")) as client:
@@ -410,7 +406,6 @@ async def test_only_paths_that_need_a_key_document_401(predictor: LocalPredictor
     assert document["security"] == [{"key": []}]
 
 
-@pytest.mark.usefixtures("other_tasks")
 def test_no_status_is_documented_that_is_never_sent(documented: Documented) -> None:
     for method, path, operation in documented.operations():
         assert "422" not in operation["responses"], (method, path)
@@ -443,7 +438,6 @@ def filled_in(operation: dict[str, Any], kind: str | None) -> dict[str, Any]:
     return request
 
 
-@pytest.mark.usefixtures("other_tasks")
 @pytest.mark.slow
 async def test_what_the_page_fills_in_gets_200(
     predictor: LocalPredictor, tmp_path: Path, documented: Documented
@@ -482,7 +476,6 @@ async def test_the_examples_fit_the_models_and_the_limits(
     }
 
 
-@pytest.mark.usefixtures("other_tasks")
 async def test_post_has_no_example_in_the_query(
     documented: Documented,
 ) -> None:
@@ -490,7 +483,6 @@ async def test_post_has_no_example_in_the_query(
     assert not [each for each in post["parameters"] if "example" in each]
 
 
-@pytest.mark.usefixtures("other_tasks")
 @pytest.mark.parametrize(
     ("path", "method", "names", "accepted", "offered"),
     [
@@ -513,7 +505,6 @@ async def test_queries_and_media_types_are_those_that_are_read(
     assert operation["responses"]["200"]["content"].keys() == {*offered}
 
 
-@pytest.mark.usefixtures("other_tasks")
 @pytest.mark.parametrize(("path", "method"), [("/classify", "post"), ("/generate", "get")])
 async def test_largest_documented_number_is_the_largest_accepted(
     predictor: LocalPredictor, tmp_path: Path, documented: Documented, path: str, method: str
@@ -532,7 +523,6 @@ async def test_largest_documented_number_is_the_largest_accepted(
                 assert answer.status_code in statuses, (name, value, answer.text)
 
 
-@pytest.mark.usefixtures("other_tasks")
 async def test_form_with_another_field_than_documented_is_rejected(
     predictor: LocalPredictor, tmp_path: Path, documented: Documented
 ) -> None:
@@ -545,7 +535,6 @@ async def test_form_with_another_field_than_documented_is_rejected(
         assert (await client.post("/classify", files=files, data={"more": "1"})).status_code == 400
 
 
-@pytest.mark.usefixtures("other_tasks")
 def test_deprecated_names_are_marked(documented: Documented) -> None:
     schemas = documented.document["components"]["schemas"]
     for name in ("GenerateRequest", "GeneratedImage"):
