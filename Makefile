@@ -48,7 +48,7 @@ serve: $(VENV)/.serve ## Serve the models in models/ (ready in 9 s, after 30 s o
 	trap '' HUP; exec $(BIN)/python -m service $(ARGS)
 
 .PHONY: check
-check: lint ## Check style, types, imports and the fast unit tests, before a commit (55 s)
+check: lint ## Check style, types, imports and the fast unit tests, before a commit (50 s)
 	@# pytest starts several seconds earlier if it may keep its cache of rewritten tests, and each of its processes
 	@# 0.3 s earlier without schemathesis. A file's tests run in one process, so what they share is made once.
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --quiet --numprocesses auto --dist loadfile \
