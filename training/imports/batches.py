@@ -1,102 +1,211 @@
-"""Frees the batch axis of a graph that was exported for batches of one size."""
+"""Frees the batch axis of a graph that was exported for batches of one size.
 
-import contextlib
-from collections.abc import Sequence
+Its nodes are run one by one, for batches of that size and of another: the shapes tell where the batch is.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
-from training.onnx_files import constant_node
+from training.imports.network import silent
+from training.onnx_files import constant_node, open_graph
 
-Constants = dict[str, NDArray[Any] | None]
-"""Tensors that do not depend on the input, by name; None: its values are not known."""
+Shape = tuple[int, ...]
 
-MOST_FOLDED = 1_000_000
-"""Larger constants are weights: what is computed from them is no size."""
+SIZE = "batch.size"
+"""A tensor that the changed nodes read: the size of the batch, (1,)."""
+
+MORE_ROWS = 2
+"""The rows that the second batch has more than the first."""
+
+MOST_RETURNS = 500
 
 
-def free_batch_axis(model: ModelProto, batch: int) -> None:
+def free_batch_axis(model: ModelProto, rows: NDArray[Any]) -> None:
     """Let a graph take batches of any size, as far as its nodes tell how. Compare what it then computes.
 
-    A reshape to fixed sizes gets its first size from the others. A constant that is joined to the rows, such
-    as the class token of a Transformer, is repeated for each row.
+    The target of a reshape may leave two places for the batch. The second one is tried if the first makes a
+    later node fail. Any other error of a node is left to the comparison.
 
-    batch: the size of the batches that it was exported for.
+    rows: values for its input, as many as it was exported for.
     """
     graph = model.graph
-    constants = _constants(model)
-    nodes = _batch_size(graph.input[0].name)
-    for number, node in enumerate(graph.node):
-        if node.output[0] not in constants:
-            nodes += _change(node, constants, batch, f"batch.{number}")
-        nodes.append(node)
+    trace = _Trace(model, rows)
+    made: list[list[NodeProto]] = []
+    choices: list[tuple[int, _Trace]] = []
+    returns, second = 0, False
+    while len(made) < len(graph.node):
+        number, before = len(made), trace.copy()
+        node = NodeProto()
+        node.CopyFrom(graph.node[number])
+        added, other = trace.change(node, f"batch.{number}", second=second)
+        if other and not second:
+            choices.append((number, before))
+        second = not trace.run([*added, node]) and bool(choices) and returns < MOST_RETURNS
+        if second:
+            number, trace = choices.pop()
+            del made[number:]
+            returns += 1
+        else:
+            made.append([*added, node])
     del graph.node[:], graph.value_info[:]  # value_info tells the old sizes
-    graph.node.extend(nodes)
-
-
-def _constants(model: ModelProto) -> Constants:
-    """Return the tensors that do not depend on the input: sizes are often computed from others."""
-    constants: Constants = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
-    opsets = {each.domain: each.version for each in model.opset_import}
-    for node in model.graph.node:
-        if all(name in constants for name in node.input):
-            constants |= dict.fromkeys(node.output)
-            known = {name: constants[name] for name in node.input}
-            if all(value is not None and value.size <= MOST_FOLDED for value in known.values()):
-                # onnx's evaluator does not know every operator, and raises errors of many types.
-                with contextlib.suppress(Exception):
-                    values = ReferenceEvaluator(node, opsets=opsets).run(None, known)
-                    constants |= dict(zip(node.output, map(np.asarray, values), strict=True))
-    return constants
+    graph.node.extend([*_batch_size(graph.input[0].name), *(node for nodes in made for node in nodes)])
 
 
 def _batch_size(input_name: str) -> list[NodeProto]:
-    """Return nodes that compute "batch.size", (1,), from the input."""
     return [
         helper.make_node("Shape", [input_name], ["batch.shape"]),
         constant_node("batch.axis", np.array([0])),
-        helper.make_node("Gather", ["batch.shape", "batch.axis"], ["batch.size"]),
+        helper.make_node("Gather", ["batch.shape", "batch.axis"], [SIZE]),
     ]
 
 
-def _change(node: NodeProto, constants: Constants, batch: int, name: str) -> list[NodeProto]:
-    """Make a node take any batch; return the nodes that it then needs. name: begins their outputs' names."""
-    target = constants.get(node.input[1]) if len(node.input) > 1 else None
-    if node.op_type == "Reshape" and target is not None and target.size:
+class _Trace:
+    """The tensors of a graph for batches of two sizes, as far as its nodes have run."""
+
+    def __init__(self, model: ModelProto, rows: NDArray[Any]) -> None:
+        self._model = model
+        self._rows = len(rows)
+        more = np.concatenate([rows, np.repeat(rows[:1], MORE_ROWS, axis=0)])
+        constants = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+        name = model.graph.input[0].name
+        self._batches = [constants | {name: each, SIZE: np.array([len(each)])} for each in (rows, more)]
+        self._depending = {name, SIZE}
+
+    def copy(self) -> "_Trace":
+        """Return the same state, which nodes that run later do not change."""
+        copied = copy(self)
+        copied._batches = [dict(tensors) for tensors in self._batches]
+        copied._depending = set(self._depending)
+        return copied
+
+    def run(self, nodes: Iterable[NodeProto]) -> bool:
+        """Run nodes for both batches; returns whether each that can run for the first one can for both."""
+        alike = True
+        for node in nodes:
+            if not self._depending.isdisjoint(node.input):
+                self._depending.update(node.output)
+            ran = [self._run(node, tensors) for tensors in self._batches]
+            alike = alike and ran[0] == ran[1]
+        return alike
+
+    def _run(self, node: NodeProto, tensors: dict[str, NDArray[Any]]) -> bool:
+        try:
+            tensors |= _run(self._model, node, {name: tensors[name] for name in node.input if name})
+        except Exception:  # onnxruntime's own types, and KeyError: what an unknown tensor makes is unknown
+            return False
+        return True
+
+    def change(self, node: NodeProto, name: str, *, second: bool) -> tuple[list[NodeProto], bool]:
+        """Make a node take any batch.
+
+        Returns the nodes that it then needs, and whether the batch has a second place in a reshape.
+        name: begins the outputs of the new nodes. second: take the second place.
+        """
+        if node.op_type == "Concat":
+            return self._repeat_constants(node, name), False
+        if node.op_type not in ("Reshape", "Expand") or node.input[0] not in self._depending:
+            return [], False
+        axis, sizes = self._batch_axis(node.input[0]), self._constant(node.input[1])
+        if axis is None or sizes is None:
+            return [], False
+        shape = self._batches[0][node.input[0]].shape
+        if node.op_type == "Expand":
+            sizes[axis + len(sizes) - len(shape)] = 1  # the tensor's own size
+            node.input[1] = name
+            return [constant_node(name, np.array(sizes))], False
+        places = _places(shape, axis, _resolved(shape, sizes))
+        if not places:
+            return [], False
+        place = places[-1 if second else 0]
+        if sizes[place] == -1 or (sizes[place] == 0 and place == axis):
+            return [], len(places) > 1
         node.input[1] = name
-        return [constant_node(name, np.array(_free(target.tolist(), batch)))]
-    if node.op_type == "Expand" and target is not None and target[:1] == batch:
-        node.input[1] = name
-        return _with_batch_size(name, target.tolist())
-    if node.op_type == "Concat" and helper.get_node_attr_value(node, "axis") != 0:
-        return _repeat_constants(node, constants, batch, name)
-    return []
+        return self._resized(name, sizes, place), len(places) > 1
+
+    def _repeat_constants(self, node: NodeProto, name: str) -> list[NodeProto]:
+        """Give a concatenation its constants once per row, such as the class token of a Transformer."""
+        axes = {axis for each in node.input if (axis := self._batch_axis(each)) is not None}
+        if len(axes) != 1:
+            return []
+        (axis,) = axes
+        nodes = []
+        for place, operand in enumerate(node.input):
+            constant = self._batches[0].get(operand)
+            if operand not in self._depending and constant is not None:
+                row, sizes, repeated = f"{name}.{place}.row", f"{name}.{place}.sizes", f"{name}.{place}"
+                nodes.append(constant_node(row, constant.take([0], axis)))
+                nodes += self._resized(sizes, constant.shape, axis, can_infer=False)
+                nodes.append(helper.make_node("Expand", [row, sizes], [repeated]))
+                node.input[place] = repeated
+        return nodes
+
+    def _resized(
+        self, name: str, sizes: Sequence[int], place: int, *, can_infer: bool = True
+    ) -> list[NodeProto]:
+        """Return nodes that compute these sizes, with the batch's own in one place.
+
+        can_infer: whether -1 may stand for a size, as in the target of a reshape.
+        """
+        if can_infer and -1 not in sizes:
+            return [constant_node(name, np.array([*sizes[:place], -1, *sizes[place + 1 :]]))]
+        factor, before, own, after = (f"{name}.{part}" for part in ("factor", "before", "own", "after"))
+        return [
+            constant_node(factor, np.array([sizes[place] // self._rows])),
+            helper.make_node("Mul", [SIZE, factor], [own]),
+            constant_node(before, np.array(sizes[:place], np.int64)),
+            constant_node(after, np.array(sizes[place + 1 :], np.int64)),
+            helper.make_node("Concat", [before, own, after], [name], axis=0),
+        ]
+
+    def _batch_axis(self, name: str) -> int | None:
+        """Return the axis of a tensor that grows with the batch, or None if it is unknown."""
+        if any(name not in tensors for tensors in self._batches):
+            return None
+        one, other = (tensors[name].shape for tensors in self._batches)
+        growing = [axis for axis, sizes in enumerate(zip(one, other, strict=False)) if sizes[0] != sizes[1]]
+        return growing[0] if len(one) == len(other) and len(growing) == 1 else None
+
+    def _constant(self, name: str) -> list[int] | None:
+        value = self._batches[0].get(name)
+        return None if value is None or name in self._depending else [int(each) for each in value]
 
 
-def _free(sizes: list[int], batch: int) -> list[int]:
-    """Return the target of a reshape for any batch."""
-    if min(sizes) > 0:
-        return [-1, *sizes[1:]]  # the batch may be one factor of the first size
-    return [0, *sizes[1:]] if sizes[0] == batch else sizes  # 0 is the reshaped tensor's own size
+def _resolved(shape: Shape, target: Sequence[int]) -> Shape:
+    """Return the shape that a reshape to this target makes."""
+    sizes = [shape[place] if size == 0 else size for place, size in enumerate(target)]
+    known = math.prod(size for size in sizes if size != -1)
+    return tuple(math.prod(shape) // known if size == -1 else size for size in sizes)
 
 
-def _repeat_constants(node: NodeProto, constants: Constants, batch: int, name: str) -> list[NodeProto]:
-    """Give a concatenation the first row of each constant that has one per row, as often as needed."""
-    nodes = []
-    for place, operand in enumerate(node.input):
-        constant = constants.get(operand)
-        if constant is not None and constant.ndim > 1 and len(constant) == batch:
-            row, sizes, repeated = f"{name}.{place}.row", f"{name}.{place}.sizes", f"{name}.{place}"
-            nodes += [constant_node(row, constant[:1]), *_with_batch_size(sizes, constant.shape)]
-            nodes.append(helper.make_node("Expand", [row, sizes], [repeated]))
-            node.input[place] = repeated
-    return nodes
+def _places(shape: Shape, axis: int, made: Shape) -> list[int]:
+    """Return the places that the batch, an axis of `shape`, may have in the shape that a reshape makes.
+
+    First the one with as much before it as in `shape`: the batch may be merged with what follows. Then the
+    one with as much behind it: it may be merged with what comes before.
+    """
+    before, behind = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+    firsts = [place for place in range(len(made)) if math.prod(made[:place]) == before]
+    lasts = [place for place in range(len(made)) if math.prod(made[place + 1 :]) == behind]
+    return list(dict.fromkeys([*firsts[:1], *lasts[-1:]]))
 
 
-def _with_batch_size(name: str, sizes: Sequence[int]) -> list[NodeProto]:
-    """Return nodes that compute these sizes, with the batch's as the first one."""
-    rest = constant_node(f"{name}.rest", np.array(sizes[1:], np.int64))
-    return [rest, helper.make_node("Concat", ["batch.size", f"{name}.rest"], [name], axis=0)]
+def _run(model: ModelProto, node: NodeProto, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    graph = helper.make_graph(
+        [node],
+        "node",
+        [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+            for name, value in inputs.items()
+        ],
+        [onnx.ValueInfoProto(name=name) for name in node.output if name],
+    )
+    whole = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    names = [name for name in node.output if name]
+    return dict(zip(names, open_graph(whole).run(names, inputs, silent()), strict=True))

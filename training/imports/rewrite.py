@@ -19,7 +19,9 @@ def rewrite(model: ModelProto, given: Input, output: Output, normalization: Norm
     """Return the graph to serve. The given one stays as it is."""
     served = compose.add_prefix(model, PREFIX)
     if given.batch is not None:
-        free_batch_axis(served, given.batch)
+        free_batch_axis(
+            served, np.random.default_rng(0).random((given.batch, *given.shape)).astype(given.dtype)
+        )
     _set_input(served, given, normalization)
     _set_output(served, output)
     return without_output(served, "")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import quantize_dynamic
+from torch import nn
 
 from service.models.manifest import MODEL_FILE, Manifest, read_manifest
 from service.models.metadata import manifest_of_graph
@@ -501,6 +504,50 @@ def test_an_output_that_may_be_either_is_asked_about(
     assert import_(path, tmp_path) == 2
     assert "--holds says what they are" in capsys.readouterr().err
     assert import_(path, tmp_path, "--holds", "logits") == 0
+
+
+class Transformer(nn.Module):
+    """A small vision Transformer of torch's own layers, which move the batch to the second axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.places = nn.Parameter(torch.randn(1, 13, 16))
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        patches = self.patches(images).flatten(2).transpose(1, 2)
+        token = self.token.expand(len(patches), -1, -1)
+        logits: torch.Tensor = self.head(self.encoder(torch.cat([token, patches], 1) + self.places)[:, 0])
+        return logits
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()),
+        nn.Linear(32, CLASSES),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's exporters warn of themselves
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("make", [convolutional, Transformer])
+def test_what_torch_exports_for_a_batch_of_one_takes_any(
+    make: Callable[[], nn.Module], dynamo: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network, path = make().eval(), tmp_path / "network.onnx"
+    torch.onnx.export(network, (torch.randn(1, 3, 12, 16),), path, dynamo=dynamo, verbose=False)
+    flags = ["--mean", "0.4", "0.5", "0.6", "--std", "0.2", "--holds", "logits"]
+    assert import_(path, tmp_path, *flags) == 0
+    pixels = np.random.default_rng(1).integers(0, 256, (7, 12, 16, 3), np.uint8)
+    _, probabilities = answer(tmp_path, pixels)
+    values = torch.from_numpy((pixels / 255 - [0.4, 0.5, 0.6]) / 0.2).permute(0, 3, 1, 2).float()
+    assert np.allclose(probabilities, network(values).softmax(1).detach().numpy(), atol=1e-5)
 
 
 @pytest.mark.slow
