@@ -76,21 +76,17 @@ class _Trace:
         constants = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
         name = model.graph.input[0].name
         self._batches = [constants | {name: each, SIZE: np.array([len(each)])} for each in (rows, more)]
-        self._depending = {name, SIZE}
 
     def copy(self) -> "_Trace":
         """Return the same state, which nodes that run later do not change."""
         copied = copy(self)
         copied._batches = [dict(tensors) for tensors in self._batches]
-        copied._depending = set(self._depending)
         return copied
 
     def run(self, nodes: Iterable[NodeProto]) -> bool:
         """Run nodes for both batches; returns whether each that can run for the first one can for both."""
         alike = True
         for node in nodes:
-            if not self._depending.isdisjoint(node.input):
-                self._depending.update(node.output)
             ran = [self._run(node, tensors) for tensors in self._batches]
             alike = alike and ran[0] == ran[1]
         return alike
@@ -110,11 +106,12 @@ class _Trace:
         """
         if node.op_type == "Concat":
             return self._repeat_constants(node, name), False
-        if node.op_type not in ("Reshape", "Expand") or node.input[0] not in self._depending:
+        if node.op_type not in ("Reshape", "Expand"):
             return [], False
-        axis, sizes = self._batch_axis(node.input[0]), self._constant(node.input[1])
-        if axis is None or sizes is None:
+        axis, target = self._batch_axis(node.input[0]), self._constant(node.input[1])
+        if axis is None or target is None:
             return [], False
+        sizes = [int(size) for size in target]
         shape = self._batches[0][node.input[0]].shape
         if node.op_type == "Expand":
             sizes[axis + len(sizes) - len(shape)] = 1  # the tensor's own size
@@ -132,13 +129,13 @@ class _Trace:
     def _repeat_constants(self, node: NodeProto, name: str) -> list[NodeProto]:
         """Give a concatenation its constants once per row, such as the class token of a Transformer."""
         axes = {axis for each in node.input if (axis := self._batch_axis(each)) is not None}
-        if len(axes) != 1:
+        if len(axes) != 1 or axes == {helper.get_node_attr_value(node, "axis")}:
             return []
         (axis,) = axes
         nodes = []
         for place, operand in enumerate(node.input):
-            constant = self._batches[0].get(operand)
-            if operand not in self._depending and constant is not None:
+            constant = self._constant(operand)
+            if constant is not None:
                 row, sizes, repeated = f"{name}.{place}.row", f"{name}.{place}.sizes", f"{name}.{place}"
                 nodes.append(constant_node(row, constant.take([0], axis)))
                 nodes += self._resized(sizes, constant.shape, axis, can_infer=False)
@@ -172,9 +169,10 @@ class _Trace:
         growing = [axis for axis, sizes in enumerate(zip(one, other, strict=False)) if sizes[0] != sizes[1]]
         return growing[0] if len(one) == len(other) and len(growing) == 1 else None
 
-    def _constant(self, name: str) -> list[int] | None:
-        value = self._batches[0].get(name)
-        return None if value is None or name in self._depending else [int(each) for each in value]
+    def _constant(self, name: str) -> NDArray[Any] | None:
+        """Return a tensor that is the same for both batches, or None if it is not, or unknown."""
+        one, other = (tensors.get(name) for tensors in self._batches)
+        return one if one is not None and other is not None and np.array_equal(one, other) else None
 
 
 def _resolved(shape: Shape, target: Sequence[int]) -> Shape:
