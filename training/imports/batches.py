@@ -21,22 +21,19 @@ Shape = tuple[int, ...]
 SIZE = "batch.size"
 """A tensor that the changed nodes read: the size of the batch, (1,)."""
 
-MORE_ROWS = 2
-"""The rows that the second batch has more than the first."""
-
 MOST_RETURNS = 500
 
 
-def free_batch_axis(model: ModelProto, rows: NDArray[Any]) -> None:
+def free_batch_axis(model: ModelProto, batch: int, rows: NDArray[Any]) -> None:
     """Let a graph take batches of any size, as far as its nodes tell how. Compare what it then computes.
 
     The target of a reshape may leave two places for the batch. The second one is tried if the first makes a
-    later node fail. Any other error of a node is left to the comparison.
+    later node fail. Anything else is left to the comparison.
 
-    rows: values for its input, as many as it was exported for.
+    batch: the size that it was exported for. rows: values for its input, more than that.
     """
     graph = model.graph
-    trace = _Trace(model, rows)
+    trace = _Trace(model, batch, rows)
     made: list[list[NodeProto]] = []
     choices: list[tuple[int, _Trace]] = []
     returns, second = 0, False
@@ -69,13 +66,14 @@ def _batch_size(input_name: str) -> list[NodeProto]:
 class _Trace:
     """The tensors of a graph for batches of two sizes, as far as its nodes have run."""
 
-    def __init__(self, model: ModelProto, rows: NDArray[Any]) -> None:
+    def __init__(self, model: ModelProto, batch: int, rows: NDArray[Any]) -> None:
         self._model = model
-        self._rows = len(rows)
-        more = np.concatenate([rows, np.repeat(rows[:1], MORE_ROWS, axis=0)])
+        self._rows = batch
         constants = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
         name = model.graph.input[0].name
-        self._batches = [constants | {name: each, SIZE: np.array([len(each)])} for each in (rows, more)]
+        self._batches = [
+            constants | {name: each, SIZE: np.array([len(each)])} for each in (rows[:batch], rows)
+        ]
 
     def copy(self) -> "_Trace":
         """Return the same state, which nodes that run later do not change."""
@@ -84,7 +82,7 @@ class _Trace:
         return copied
 
     def run(self, nodes: Iterable[NodeProto]) -> bool:
-        """Run nodes for both batches; returns whether each that can run for the first one can for both."""
+        """Run nodes for both batches; returns whether both run alike, as far as one runs at all."""
         alike = True
         for node in nodes:
             ran = [self._run(node, tensors) for tensors in self._batches]
@@ -106,18 +104,43 @@ class _Trace:
         """
         if node.op_type == "Concat":
             return self._repeat_constants(node, name), False
-        if node.op_type not in ("Reshape", "Expand"):
-            return [], False
+        if node.op_type == "Expand":
+            return self._change_expand(node, name), False
+        if node.op_type == "Gather" and self._is_reshape(node):
+            sizes = np.array(self._batches[0][node.input[1]].shape)
+            node.CopyFrom(helper.make_node("Reshape", [node.input[0], name], node.output))
+            for tensors in self._batches:
+                tensors[name] = sizes
+            added, other = self._change_reshape(node, f"{name}.any", second=second)
+            return [constant_node(name, sizes), *added], other
+        if node.op_type == "Reshape":
+            return self._change_reshape(node, name, second=second)
+        return [], False
+
+    def _is_reshape(self, node: NodeProto) -> bool:
+        """Whether a node gathers all of a flat tensor in order, as torch's newer exporter writes views."""
+        places, axis = self._constant(node.input[1]), self._batch_axis(node.input[0])
+        if places is None or axis is None:
+            return False
+        shape = self._batches[0][node.input[0]].shape
+        return len(shape) == 1 and np.array_equal(places.ravel(), np.arange(shape[0]))
+
+    def _change_expand(self, node: NodeProto, name: str) -> list[NodeProto]:
+        axis, target = self._batch_axis(node.input[0]), self._constant(node.input[1])
+        if axis is None or target is None or len(target) < self._batches[0][node.input[0]].ndim:
+            return []
+        sizes = target.copy()
+        sizes[axis + len(sizes) - self._batches[0][node.input[0]].ndim] = 1  # the tensor's own size
+        node.input[1] = name
+        return [constant_node(name, sizes)]
+
+    def _change_reshape(self, node: NodeProto, name: str, *, second: bool) -> tuple[list[NodeProto], bool]:
         axis, target = self._batch_axis(node.input[0]), self._constant(node.input[1])
         if axis is None or target is None:
             return [], False
-        sizes = [int(size) for size in target]
-        shape = self._batches[0][node.input[0]].shape
-        if node.op_type == "Expand":
-            sizes[axis + len(sizes) - len(shape)] = 1  # the tensor's own size
-            node.input[1] = name
-            return [constant_node(name, np.array(sizes))], False
-        places = _places(shape, axis, _resolved(shape, sizes))
+        shape, sizes = self._batches[0][node.input[0]].shape, target.tolist()
+        made = _reshaped(self._batches[0][node.input[0]], sizes)
+        places = [] if made is None else _places(shape, axis, made)
         if not places:
             return [], False
         place = places[-1 if second else 0]
@@ -135,7 +158,7 @@ class _Trace:
         nodes = []
         for place, operand in enumerate(node.input):
             constant = self._constant(operand)
-            if constant is not None:
+            if constant is not None and constant.ndim > axis:
                 row, sizes, repeated = f"{name}.{place}.row", f"{name}.{place}.sizes", f"{name}.{place}"
                 nodes.append(constant_node(row, constant.take([0], axis)))
                 nodes += self._resized(sizes, constant.shape, axis, can_infer=False)
@@ -175,11 +198,13 @@ class _Trace:
         return one if one is not None and other is not None and np.array_equal(one, other) else None
 
 
-def _resolved(shape: Shape, target: Sequence[int]) -> Shape:
-    """Return the shape that a reshape to this target makes."""
-    sizes = [shape[place] if size == 0 else size for place, size in enumerate(target)]
-    known = math.prod(size for size in sizes if size != -1)
-    return tuple(math.prod(shape) // known if size == -1 else size for size in sizes)
+def _reshaped(tensor: NDArray[Any], target: Sequence[int]) -> Shape | None:
+    """Return the shape that a reshape to this target makes, or None if it fails. 0 keeps an axis."""
+    kept = dict(enumerate(tensor.shape))
+    try:
+        return tensor.reshape([kept[place] if size == 0 else size for place, size in enumerate(target)]).shape
+    except (KeyError, ValueError):
+        return None
 
 
 def _places(shape: Shape, axis: int, made: Shape) -> list[int]:

@@ -11,6 +11,9 @@ from training.onnx_files import constant_node, without_output
 PREFIX = "network."
 """Begins the names of what the network had, so that no new name is taken."""
 
+MORE_ROWS = 2
+"""The rows that a batch has more than the graph was exported for, to see where the batch is."""
+
 IMAGES, VALUES, PROBABILITIES = "images", "values", "probabilities"
 """The input if it holds images, the input if not, and the output."""
 
@@ -19,9 +22,8 @@ def rewrite(model: ModelProto, given: Input, output: Output, normalization: Norm
     """Return the graph to serve. The given one stays as it is."""
     served = compose.add_prefix(model, PREFIX)
     if given.batch is not None:
-        free_batch_axis(
-            served, np.random.default_rng(0).random((given.batch, *given.shape)).astype(given.dtype)
-        )
+        rows = np.random.default_rng(0).random((given.batch + MORE_ROWS, *given.shape))
+        free_batch_axis(served, given.batch, rows.astype(given.dtype))
     _set_input(served, given, normalization)
     _set_output(served, output)
     return without_output(served, "")

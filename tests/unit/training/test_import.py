@@ -532,10 +532,25 @@ def convolutional() -> nn.Module:
     )
 
 
+class ChannelsLast(nn.Module):
+    """As in ConvNeXt: torch's newer exporter gathers the pooled tensor from a flat one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, 4)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        normal = self.norm(self.stem(images).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        logits: torch.Tensor = self.head(nn.functional.adaptive_avg_pool2d(normal, 1).flatten(1))
+        return logits
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's exporters warn of themselves
 @pytest.mark.parametrize("dynamo", [False, True])
-@pytest.mark.parametrize("make", [convolutional, Transformer])
+@pytest.mark.parametrize("make", [convolutional, Transformer, ChannelsLast])
 def test_what_torch_exports_for_a_batch_of_one_takes_any(
     make: Callable[[], nn.Module], dynamo: bool, tmp_path: Path
 ) -> None:
