@@ -1,4 +1,4 @@
-"""The names of the classes that converters of scikit-learn, LightGBM and XGBoost leave in a graph."""
+"""The names of the classes that skl2onnx and onnxmltools leave in a graph."""
 
 import mmap
 from collections.abc import Sequence

@@ -27,17 +27,15 @@ from training.errors import EvaluationError, NetworkError
 from training.imports.hints import Hints, read_hints, read_labels
 from training.imports.network import (
     NUMBERS,
-    Holds,
     Input,
     Network,
-    Output,
     find_input,
-    find_output,
     is_dynamic,
     read_network,
     silent,
 )
 from training.imports.normalization import Normalization
+from training.imports.output import Holds, Output, find_output
 from training.imports.rewrite import IMAGES, PROBABILITIES, VALUES, rewrite
 from training.onnx_files import open_graph, save_graph
 from training.provenance.metadata import describe_graph

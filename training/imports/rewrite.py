@@ -4,8 +4,9 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, compose, helper
 
 from training.imports.batches import free_batch_axis
-from training.imports.network import Input, Output
+from training.imports.network import Input
 from training.imports.normalization import Normalization
+from training.imports.output import Output
 from training.onnx_files import constant_node, without_output
 
 PREFIX = "network."
