@@ -41,7 +41,7 @@ export class DrawView {
 
   async open(params) {
     try {
-      await this.#picker.fill("classification", params);
+      await this.#picker.fill("classification", params, { suits: ({ preprocess }) => preprocess !== "none" });
     } catch (error) {
       return this.#fail(error);
     } finally {

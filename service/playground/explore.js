@@ -50,7 +50,7 @@ export class ExploreView {
       field(id).dataset.set = "true";
     }
     try {
-      await this.#picker.fill("generation", params, PREFERRED);
+      await this.#picker.fill("generation", params, { preferred: PREFERRED });
     } catch (error) {
       return report(error);
     }

@@ -121,16 +121,17 @@ export class Picker {
   }
 
   // Fill in the models of a task; choose the one asked for, or else keep the choice, or else take the default.
-  async fill(task, params, preferred) {
+  // suits: which of them the view can use.
+  async fill(task, params, { preferred, suits = () => true } = {}) {
     const { models, defaults } = await catalogue();
-    this.#models = models.filter((each) => each.task === task);
-    if (!this.#models.length) throw new Error(`This service has no model for ${task}.`);
+    this.#models = models.filter((each) => each.task === task && suits(each));
+    if (!this.#models.length) throw new Error(`This service has no model for ${task} that this view can use.`);
     const names = this.#models.map((each) => each.name);
     const asked = params.get("model");
     const [before, version] = [this.name, this.version];
     this.#model.replaceChildren(...names.map((each) => element("option", { value: each }, each)));
     const fallback = names.includes(preferred) ? preferred : defaults[task];
-    this.#model.value = [asked, before, fallback].find((each) => names.includes(each));
+    this.#model.value = [asked, before, fallback, names[0]].find((each) => names.includes(each));
     this.#fillVersions(asked || !before ? Number(params.get("version")) : version);
     if (asked && !names.includes(asked)) warn(`Model ${asked} is not served here: ${this.name} answers.`);
   }

@@ -598,6 +598,21 @@ def test_the_policy_stops_inline_script_and_markup(visit: Visit) -> None:
     assert refused == [True, True, True, None]
 
 
+def test_a_picture_is_drawn_for_a_classifier_of_pictures(visit: Visit, tmp_path: Path) -> None:
+    """A classifier of anything else may be the service's default, and cannot be chosen."""
+    folder = models_in(tmp_path / "models", "cnn")
+    table = folder / "a-table" / "1"
+    shutil.copytree(ROOT / "models" / "mlp-int8" / "1", table)
+    manifest = json.loads((table / "manifest.json").read_text())
+    manifest |= {"name": "a-table", "preprocess": "none", "default": True}
+    (table / "manifest.json").write_text(json.dumps(manifest))
+    with serving("--models-dir", str(folder), *SMALL) as service:
+        visitor = visit(port=service.port)
+        visitor.draw(*SEVEN)
+        visitor.reads("7")
+        assert visitor.page.locator("#draw-model option").all_text_contents() == ["cnn"]
+
+
 def test_with_api_keys_the_page_asks_for_one_and_keeps_it_in_the_tab(visit: Visit, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(KEY)
     folder = models_in(tmp_path / "models", "cnn")

@@ -149,6 +149,7 @@ def _summary(models: Catalogue, info: ModelInfo, kinds: tuple[str, ...]) -> Mode
         versions=models.versions(manifest.name),
         task=manifest.task,
         description=manifest.description,
+        preprocess=manifest.picture_preprocess,
         multiply_adds=cost if isinstance(cost, int) else None,
         answered_by=models.preferred(manifest.name, kinds).name,
     )

@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 from service.content.attributions import MAX_STEPS
 from service.content.latents import MAX_SEED
 from service.errors import InvalidInput
-from service.models.manifest import MAX_VERSION, TensorSpec
+from service.models.manifest import MAX_VERSION, Preprocess, TensorSpec
 
 _DEPRECATED: dict[str, JsonValue] = {"deprecated": True}
 """In the schema only: pydantic's own `deprecated` warns whenever the field is read."""
@@ -455,6 +455,9 @@ class ModelSummary(_Body):
     versions: list[int]
     task: str
     description: str
+    preprocess: Preprocess = Field(
+        description="How a picture becomes a row of the input. `none`: the model accepts rows only."
+    )
     multiply_adds: int | None = Field(
         description="The cost of one row: multiplications in convolutions and matrix products, each with its "
         "addition. null if the manifest's metrics do not tell it."

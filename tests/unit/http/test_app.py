@@ -465,6 +465,8 @@ async def test_models_are_listed_and_described(client: httpx.AsyncClient) -> Non
         ("text", 1, "search"),
         ("text-image", 1, "captioning"),
     ]
+    takes_pictures = {model["name"] for model in answer["models"] if model["preprocess"] != "none"}
+    assert takes_pictures == {"another", "first-pixel", "ramp-encoder", "text-image"}
     detail = (await client.get("/models/ramp")).json()
     assert detail["inputs"][0] == {"name": "z", "datatype": "FP32", "shape": [-1, LATENT]}
     assert detail["card"] == "# A card\n"
