@@ -2,6 +2,7 @@
 
 import io
 import json
+import mmap
 import random
 import subprocess
 import sys
@@ -91,13 +92,13 @@ def test_the_broken_model_raises_for_a_bad_row_and_for_its_whole_batch() -> None
 
 def test_a_peak_is_watched_from_the_beginning_of_the_block() -> None:
     me = Resources([psutil.Process()])
-    size = 64_000_000
-    held = np.ones(size, np.uint8)
-    assert me.rss() > size
-    del held
-    with me.watching() as watch:
-        held = np.ones(size, np.uint8)
-        del held
+    pages = 16_000
+    size = pages * mmap.PAGESIZE
+    with mmap.mmap(-1, size) as held:  # an array could lie in memory that the process has kept
+        held[:: mmap.PAGESIZE] = bytes(pages)
+        assert me.rss() > size
+    with me.watching() as watch, mmap.mmap(-1, size) as held:
+        held[:: mmap.PAGESIZE] = bytes(pages)
     # Within a tenth: other threads of the test process allocate too.
     assert watch.grown == pytest.approx(size, rel=0.1)
     assert watch.exited == 0
