@@ -16,6 +16,8 @@ from training.imports.normalization import Normalization
 
 Json = Mapping[str, Any]
 
+FILES = ("config.json", "preprocessor_config.json")
+
 
 @dataclass(frozen=True)
 class Hints:
@@ -30,10 +32,13 @@ class Hints:
 def read_hints(path: Path, model: ModelProto) -> Hints:
     """Return what config.json and preprocessor_config.json beside a graph, its metadata and its nodes tell.
 
-    What they do not tell has its default. Raises NetworkError if a file is broken.
+    In Hugging Face's hub the two lie above a graph's folder `onnx`. What is not told has its default.
+    Raises NetworkError if a file is broken.
     """
-    folder = path.parent
-    config, processor = (_read(folder / name) for name in ("config.json", "preprocessor_config.json"))
+    folder = path.resolve().parent
+    if folder.name == "onnx" and not any((folder / name).is_file() for name in FILES):
+        folder = folder.parent
+    config, processor = (_read(folder / name) for name in FILES)
     try:
         if "pretrained_cfg" in config:
             return _timm(config)

@@ -340,12 +340,16 @@ def free_network(path: Path) -> Path:
     ],
     ids=["timm", "transformers", "transformers with a crop"],
 )
+@pytest.mark.parametrize("graph", ["model.onnx", "onnx/model_quantized.onnx", "../onnx/model.onnx"])
 def test_files_beside_the_network_describe_it(
-    files: dict[str, Any], preprocess: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    graph: str, files: dict[str, Any], preprocess: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    hub = tmp_path / "onnx" if graph.startswith("..") else tmp_path
+    for folder in (hub, (hub / graph).parent):
+        folder.mkdir(exist_ok=True)
     for name, content in files.items():
-        (tmp_path / name).write_text(json.dumps(content))
-    assert import_(free_network(tmp_path / "model.onnx"), tmp_path) == 0
+        (hub / name).write_text(json.dumps(content))
+    assert import_(free_network(hub / graph), tmp_path) == 0
     assert "the network gets (pixel / 255 - (0.1 0.2 0.3)) / (0.4 0.5 0.6)\n" in capsys.readouterr().err
     pixels = np.random.default_rng(1).integers(0, 256, (2, 6, 8, 3), np.uint8)
     manifest, probabilities = answer(tmp_path, pixels)
