@@ -22,7 +22,10 @@ def multiply_adds(path: Path) -> int:
     model = onnx.load(path, load_external_data=False)
     for value in model.graph.input:
         value.type.tensor_type.shape.dim[0].dim_value = 1
-    graph = shape_inference.infer_shapes(model, data_prop=True).graph
+    try:
+        graph = shape_inference.infer_shapes(model, data_prop=True).graph
+    except shape_inference.InferenceError as error:
+        raise EvaluationError(f"the shapes cannot be inferred: {error}") from None
     shapes = {
         value.name: [size.dim_value for size in value.type.tensor_type.shape.dim]
         for value in [*graph.value_info, *graph.input, *graph.output]

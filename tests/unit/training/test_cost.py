@@ -89,6 +89,15 @@ def test_a_tensor_that_is_listed_without_a_shape_is_an_error(tmp_path: Path) -> 
         multiply_adds(saved(graph, tmp_path))
 
 
+def test_an_operator_without_a_version_is_an_error(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["z", "w"], ["y"])]
+    output = TensorSpec(name="y", datatype="FP32", shape=(-1, 2))
+    graph = make_model(nodes, [weights(LATENT, 2)], (z_spec(),), (output,))
+    graph.graph.node[0].domain = "org.example"  # for which the file names no version
+    with pytest.raises(EvaluationError, match="the shapes cannot be inferred"):
+        multiply_adds(saved(graph, tmp_path))
+
+
 def test_every_published_model_tells_its_cost(workshop: Workshop) -> None:
     for manifest_file in workshop.models.glob("*/*/manifest.json"):
         folder = manifest_file.parent
