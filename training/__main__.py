@@ -83,12 +83,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except (TrainingError, RepositoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_in_one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a read-only folder
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_in_one_line(error)}", file=sys.stderr)
         return 1
     return status
+
+
+def _in_one_line(error: Exception) -> str:
+    """Return an error's message; those of onnxruntime and onnx in it may have several lines."""
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
 
 
 def _data(options: argparse.Namespace) -> int:

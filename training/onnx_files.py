@@ -36,12 +36,12 @@ def without_output(graph: onnx.ModelProto, name: str) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
     made = copy.graph
-    _keep(made.output, [each for each in made.output if each.name != name])
+    replace_parts(made.output, [each for each in made.output if each.name != name])
     outputs = {each.name for each in made.output}
     nodes = nodes_for(made, outputs)
     needed = outputs.union(*map(names_read, nodes))
-    _keep(made.node, nodes)
-    _keep(made.initializer, [each for each in made.initializer if each.name in needed])
+    replace_parts(made.node, nodes)
+    replace_parts(made.initializer, [each for each in made.initializer if each.name in needed])
     return copy
 
 
@@ -84,9 +84,10 @@ def check_names(graph: onnx.ModelProto, added: Collection[str]) -> None:
         raise ConfidenceError(f"the graph has {', '.join(taken)} of its own, expected other names")
 
 
-def _keep(parts: MutableSequence[Any], kept: Sequence[Any]) -> None:
+def replace_parts(parts: MutableSequence[Any], others: Sequence[Any]) -> None:
+    """Replace a repeated field of a graph, such as its nodes."""
     del parts[:]
-    parts.extend(kept)
+    parts.extend(others)
 
 
 def save_graph(graph: onnx.ModelProto, path: Path) -> None:

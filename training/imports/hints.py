@@ -30,10 +30,10 @@ class Hints:
 
 
 def read_hints(path: Path, model: ModelProto) -> Hints:
-    """Return what config.json and preprocessor_config.json beside a graph, its metadata and its nodes tell.
+    """Return the hints in config.json and preprocessor_config.json beside a graph, and in the graph itself.
 
-    In Hugging Face's hub the two lie above a graph's folder `onnx`. What is not told has its default.
-    Raises NetworkError if a file is broken.
+    In Hugging Face's hub the two files lie above a graph's folder `onnx`. Hints that are missing have their
+    defaults. Raises NetworkError if a file is broken.
     """
     folder = path.resolve().parent
     if folder.name == "onnx" and not any((folder / name).is_file() for name in FILES):
@@ -49,7 +49,10 @@ def read_hints(path: Path, model: ModelProto) -> Hints:
     metadata = {each.key: each.value for each in model.metadata_props}
     if metadata.get("task") == "classify" and "names" in metadata:
         return _ultralytics(metadata)
-    return Hints(read_class_labels(path))
+    try:
+        return Hints(read_class_labels(path))
+    except ValueError as error:
+        raise NetworkError(f"{path} is damaged: {error}") from None
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from service.models.manifest import Datatype
 from service.models.tensors import DTYPES
 from training.errors import NetworkError
 from training.imports.normalization import Normalization
-from training.onnx_files import open_graph
+from training.onnx_files import open_graph, replace_parts
 
 NUMBERS: dict[int, Datatype] = {
     helper.np_dtype_to_tensor_dtype(dtype): datatype for datatype, dtype in DTYPES.items()
@@ -73,6 +73,8 @@ def read_network(path: Path) -> ModelProto:
         raise NetworkError(f"{path} is no ONNX graph: {error}") from None
     if not model.graph.node:
         raise NetworkError(f"{path} is no ONNX graph: it has no nodes")
+    if not _names_are_texts(model.graph):
+        raise NetworkError(f"{path} is no ONNX graph: a name in it is not UTF-8")
     opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0)
     if opset < LEAST_OPSET:
         raise NetworkError(
@@ -86,12 +88,24 @@ def read_network(path: Path) -> ModelProto:
     return model
 
 
+def _names_are_texts(graph: onnx.GraphProto) -> bool:
+    """Whether the names in a graph are UTF-8. If one is not, protobuf returns bytes or raises an error."""
+    try:
+        named = [*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info]
+        names = [
+            name for node in graph.node for name in (node.op_type, node.domain, *node.input, *node.output)
+        ]
+        names += [attribute.name for node in graph.node for attribute in node.attribute]
+        return all(isinstance(name, str) for name in (*names, *(each.name for each in named)))
+    except UnicodeDecodeError:
+        return False
+
+
 def _hide_initializers(model: ModelProto) -> None:
     """Take the weights out of the inputs, where the first versions of ONNX list them too."""
     initializers = {each.name for each in model.graph.initializer}
     inputs = [each for each in model.graph.input if each.name not in initializers]
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
+    replace_parts(model.graph.input, inputs)
     model.ir_version = max(model.ir_version, 4)
 
 

@@ -1,8 +1,11 @@
 """The command `import`: networks as other programs export them become classifiers of pictures."""
 
+import contextlib
+import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,24 @@ from training.imports.normalization import Normalization
 
 HEIGHT, WIDTH, CLASSES = 6, 8, 4
 LIGHT_MODELS = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def pictures(rows: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (rows, *shape), np.uint8)
+
+
+@contextmanager
+def editing(path: Path) -> Iterator[onnx.ModelProto]:
+    """A graph whose file holds what the block makes of it."""
+    model = onnx.load(path)
+    yield model
+    onnx.save(model, path)
 
 
 @dataclass(frozen=True)
@@ -84,9 +105,7 @@ class Exported:
         if self.classes == 1:
             second = 1 / (1 + np.exp(-logits))
             return np.concatenate([1 - second, second], axis=1)
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
-        return probabilities
+        return softmax(logits)
 
     def write(self, path: Path) -> Path:
         """Write the network to a file."""
@@ -156,7 +175,7 @@ def answer(models: Path, pixels: np.ndarray) -> tuple[Manifest, np.ndarray]:
 
 @hypothesis_settings(max_examples=30)
 @given(network=NETWORKS, bgr=st.booleans(), mean=st.integers(-4, 4), std=st.integers(1, 8))
-def test_what_is_published_means_what_the_network_means(
+def test_published_graph_gives_the_probabilities_of_the_network(
     tmp_path_factory: pytest.TempPathFactory, network: Exported, bgr: bool, mean: int, std: int
 ) -> None:
     folder = tmp_path_factory.mktemp("import")
@@ -166,7 +185,7 @@ def test_what_is_published_means_what_the_network_means(
     if network.ending == "one logit":  # which may lie in 0..1
         flags += ["--holds", "logits"]
     assert import_(network.write(folder / "network.onnx"), folder, *flags) == 0
-    pixels = np.random.default_rng(1).integers(0, 256, (7, *network.served_shape), np.uint8)
+    pixels = pictures(7, *network.served_shape)
     manifest, probabilities = answer(folder, pixels)
     assert manifest.inputs[0].shape == (-1, *network.served_shape)
     expected = network.probabilities(pixels, mean / 4, std / 4, bgr=bgr)
@@ -186,7 +205,7 @@ def test_what_is_published_means_what_the_network_means(
     ],
     ids=str,
 )
-def test_what_was_made_of_the_network_is_told(
+def test_summary_tells_input_normalisation_and_classes(
     network: Exported, added: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert import_(network.write(tmp_path / "network.onnx"), tmp_path, "--mean", "0.5", "--std", "0.25") == 0
@@ -238,8 +257,7 @@ def test_a_network_of_numbers_keeps_its_input(tmp_path: Path) -> None:
     manifest, probabilities = answer(tmp_path, values)
     assert (manifest.inputs[0].datatype, manifest.inputs[0].shape) == ("FP32", (-1, 2, HEIGHT, WIDTH))
     logits = values.reshape(5, -1) @ network.weights()
-    powers = np.exp(logits)
-    assert np.allclose(probabilities, powers / powers.sum(axis=1, keepdims=True), atol=1e-5)
+    assert np.allclose(probabilities, softmax(logits), atol=1e-5)
 
 
 def test_a_dynamically_quantised_network_may_round_a_batch_otherwise(
@@ -249,7 +267,7 @@ def test_a_dynamically_quantised_network_may_round_a_batch_otherwise(
     quantize_dynamic(network.write(tmp_path / "float.onnx"), tmp_path / "network.onnx")
     assert import_(tmp_path / "network.onnx", tmp_path) == 0
     assert "a row's answer depends a little on its batch" in capsys.readouterr().err
-    pixels = np.random.default_rng(1).integers(0, 256, (7, HEIGHT, WIDTH, 3), np.uint8)
+    pixels = pictures(7, HEIGHT, WIDTH, 3)
     _, probabilities = answer(tmp_path, pixels)
     assert np.allclose(probabilities, network.probabilities(pixels, 0, 1, bgr=False), atol=0.1)
 
@@ -258,34 +276,40 @@ def test_weights_may_be_reshaped(tmp_path: Path) -> None:
     """A bias, say, whose first axis then has the size of the batch by chance."""
     network = Exported()
     path = network.write(tmp_path / "network.onnx")
-    model = onnx.load(path)
     constants = {"bias": np.zeros(CLASSES, np.float32), "wide": np.array([1, -1])}
-    model.graph.initializer.extend(numpy_helper.from_array(each, name) for name, each in constants.items())
-    model.graph.node.append(helper.make_node("Reshape", ["bias", "wide"], ["wide_bias"]))
-    model.graph.node.append(helper.make_node("Add", ["logits", "wide_bias"], ["sums"]))
-    model.graph.output[0].name = "sums"
-    onnx.save(model, path)
+    with editing(path) as model:
+        model.graph.initializer.extend(
+            numpy_helper.from_array(each, name) for name, each in constants.items()
+        )
+        model.graph.node.append(helper.make_node("Reshape", ["bias", "wide"], ["wide_bias"]))
+        model.graph.node.append(helper.make_node("Add", ["logits", "wide_bias"], ["sums"]))
+        model.graph.output[0].name = "sums"
     assert import_(path, tmp_path) == 0
-    pixels = np.random.default_rng(1).integers(0, 256, (7, HEIGHT, WIDTH, 3), np.uint8)
+    pixels = pictures(7, HEIGHT, WIDTH, 3)
     _, probabilities = answer(tmp_path, pixels)
     assert np.allclose(probabilities, network.probabilities(pixels, 0, 1, bgr=False), atol=1e-4)
 
 
-def test_dictionaries_of_probabilities_become_a_tensor(tmp_path: Path) -> None:
-    """As skl2onnx writes them; they name the classes."""
-    path = Exported(ending="softmax").write(tmp_path / "network.onnx")
-    model = onnx.load(path)
-    names = ["setosa", "versicolor", "virginica", "other"]
+def with_zipmap(path: Path, names: list[str]) -> Path:
+    """A network as skl2onnx writes it: its output is a dictionary for each row."""
     node = helper.make_node(
         "ZipMap", ["probabilities"], ["maps"], domain="ai.onnx.ml", classlabels_strings=names
     )
-    model.graph.node.append(node)
-    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
     value = helper.make_map_type_proto(
         TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
     )
-    model.graph.output[0].CopyFrom(helper.make_value_info("maps", helper.make_sequence_type_proto(value)))
-    onnx.save(model, path)
+    with editing(Exported(ending="softmax").write(path)) as model:
+        model.graph.node.append(node)
+        model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+        output = helper.make_value_info("maps", helper.make_sequence_type_proto(value))
+        model.graph.output[0].CopyFrom(output)
+    return path
+
+
+def test_dictionaries_of_probabilities_become_a_tensor(tmp_path: Path) -> None:
+    """They name the classes."""
+    names = ["setosa", "versicolor", "virginica", "other"]
+    path = with_zipmap(tmp_path / "network.onnx", names)
     assert import_(path, tmp_path) == 0
     manifest, probabilities = answer(tmp_path, np.zeros((2, HEIGHT, WIDTH, 3), np.uint8))
     assert manifest.labels == tuple(names)
@@ -351,13 +375,12 @@ def test_files_beside_the_network_describe_it(
         (hub / name).write_text(json.dumps(content))
     assert import_(free_network(hub / graph), tmp_path) == 0
     assert "the network gets (pixel / 255 - (0.1 0.2 0.3)) / (0.4 0.5 0.6)\n" in capsys.readouterr().err
-    pixels = np.random.default_rng(1).integers(0, 256, (2, 6, 8, 3), np.uint8)
+    pixels = pictures(2, 6, 8, 3)
     manifest, probabilities = answer(tmp_path, pixels)
     assert manifest.inputs[0].shape == (-1, 6, 8, 3)
     assert (manifest.labels, manifest.preprocess) == (("a", "b", "c", "d"), preprocess)
     colour = (pixels.mean(axis=(1, 2)) / 255 - [0.1, 0.2, 0.3]) / [0.4, 0.5, 0.6]
-    powers = np.exp(np.pad(colour, [(0, 0), (0, 1)]))
-    assert np.allclose(probabilities, powers / powers.sum(axis=1, keepdims=True), atol=1e-5)
+    assert np.allclose(probabilities, softmax(np.pad(colour, [(0, 0), (0, 1)])), atol=1e-5)
 
 
 def test_the_command_line_wins_over_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -371,11 +394,10 @@ def test_the_command_line_wins_over_the_files(tmp_path: Path, capsys: pytest.Cap
 
 def test_ultralytics_writes_the_names_into_the_graph(tmp_path: Path) -> None:
     path = Exported(ending="softmax").write(tmp_path / "network.onnx")
-    model = onnx.load(path)
-    helper.set_model_props(
-        model, {"task": "classify", "names": "{0: 'cat', 1: 'dog', 2: \"ship's\", 3: 'x'}"}
-    )
-    onnx.save(model, path)
+    with editing(path) as model:
+        helper.set_model_props(
+            model, {"task": "classify", "names": "{0: 'cat', 1: 'dog', 2: \"ship's\", 3: 'x'}"}
+        )
     assert import_(path, tmp_path) == 0
     manifest = read_manifest(tmp_path / "brought" / "1")
     assert (manifest.labels, manifest.preprocess) == (("cat", "dog", "ship's", "x"), "center-crop")
@@ -383,31 +405,27 @@ def test_ultralytics_writes_the_names_into_the_graph(tmp_path: Path) -> None:
 
 def mixed(path: Path) -> Path:
     """A network that compares the rows of a batch with each other."""
-    model = onnx.load(Exported().write(path))
-    model.graph.node.append(helper.make_node("ReduceMean", ["logits"], ["mean"], axes=[0]))
-    model.graph.node.append(helper.make_node("Mul", ["logits", "mean"], ["products"]))
-    model.graph.output[0].name = "products"
-    onnx.save(model, path)
+    with editing(Exported().write(path)) as model:
+        model.graph.node.append(helper.make_node("ReduceMean", ["logits"], ["mean"], axes=[0]))
+        model.graph.node.append(helper.make_node("Mul", ["logits", "mean"], ["products"]))
+        model.graph.output[0].name = "products"
     return path
 
 
 def without_batch_axis(path: Path) -> Path:
     """A network whose only row has lost its axis in between, as torch.onnx.export may write it."""
-    model = onnx.load(Exported().write(path))
-    (flat,) = (each for each in model.graph.initializer if each.name == "flat")
-    flat.CopyFrom(numpy_helper.from_array(np.array([-1]), "flat"))
-    rows = numpy_helper.from_array(np.array([1, CLASSES]), "rows")
-    model.graph.initializer.append(rows)
-    model.graph.node.append(helper.make_node("Reshape", ["logits", "rows"], ["row"]))
-    model.graph.output[0].name = "row"
-    onnx.save(model, path)
+    with editing(Exported().write(path)) as model:
+        (flat,) = (each for each in model.graph.initializer if each.name == "flat")
+        flat.CopyFrom(numpy_helper.from_array(np.array([-1]), "flat"))
+        model.graph.initializer.append(numpy_helper.from_array(np.array([1, CLASSES]), "rows"))
+        model.graph.node.append(helper.make_node("Reshape", ["logits", "rows"], ["row"]))
+        model.graph.output[0].name = "row"
     return path
 
 
 def several_inputs(path: Path) -> Path:
-    model = onnx.load(Exported().write(path))
-    model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1]))
-    onnx.save(model, path)
+    with editing(Exported().write(path)) as model:
+        model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1]))
     return path
 
 
@@ -426,9 +444,15 @@ def file_of(content: bytes) -> Any:
 
 
 def of_strings(path: Path) -> Path:
-    model = onnx.load(Exported().write(path))
-    model.graph.input[0].type.tensor_type.elem_type = TensorProto.STRING
-    onnx.save(model, path)
+    with editing(Exported().write(path)) as model:
+        model.graph.input[0].type.tensor_type.elem_type = TensorProto.STRING
+    return path
+
+
+def with_latin_1(path: Path) -> Path:
+    """A damaged file: the name of a tensor is no longer UTF-8."""
+    content = Exported().write(path).read_bytes()
+    path.write_bytes(content.replace(b"weights", b"weight\xe9"))
     return path
 
 
@@ -453,6 +477,7 @@ def hints_beside(name: str, content: str) -> Any:
         (truncated, [], "network.onnx is no ONNX graph"),
         (file_of(b"PK\x03\x04 as torch.save writes it"), [], "network.onnx is no ONNX graph"),
         (file_of(b""), [], "network.onnx is no ONNX graph: it has no nodes"),
+        (with_latin_1, [], "network.onnx is no ONNX graph: a name in it is not UTF-8"),
         (of_strings, [], "input images has datatype STRING, expected numbers"),
         (Exported(opset=7).write, [], "uses version 7 of ONNX's operators, expected at least 8"),
         (Exported().write, ["--shape", "3", "6", "9"], r"images is \(1, 3, 6, 8\), but --shape is 3 6 9"),
@@ -484,7 +509,7 @@ def hints_beside(name: str, content: str) -> Any:
         (hints_beside("preprocessor_config.json", '{"size": []}'), [], "not those of a classifier"),
     ],
 )
-def test_what_cannot_be_imported_is_refused_in_one_line(
+def test_unusable_network_is_refused_in_one_line(
     write: Any, flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = tmp_path / "models"
@@ -496,15 +521,34 @@ def test_what_cannot_be_imported_is_refused_in_one_line(
     assert not models.exists() or not any(models.iterdir())
 
 
-def test_an_output_that_may_be_either_is_asked_about(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+FLIPS = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=6)
+
+
+@given(flips=FLIPS, zipmap=st.booleans(), data=st.data())
+def test_damaged_network_is_imported_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, flips: list[tuple[int, int]], zipmap: bool, data: st.DataObject
 ) -> None:
+    folder = tmp_path_factory.mktemp("damaged")
+    path = folder / "network.onnx"
+    if zipmap:
+        with_zipmap(path, list("abcd"))
+    else:
+        Exported(token=data.draw(st.booleans()), ending="convolution").write(path)
+    content = bytearray(path.read_bytes())
+    for place, value in flips:
+        content[place % len(content)] = value
+    path.write_bytes(content)
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        status = import_(path, folder, "--holds", "logits")
+    assert status == 0 or (status == 2 and told.getvalue().count("\n") == 1)
+
+
+def test_ambiguous_output_needs_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A sigmoid per class: its rows add up to no particular number."""
     path = Exported().write(tmp_path / "network.onnx")
-    model = onnx.load(path)
-    model.graph.node.append(helper.make_node("Sigmoid", ["logits"], ["each"]))
-    model.graph.output[0].name = "each"
-    onnx.save(model, path)
+    with editing(path) as model:
+        model.graph.node.append(helper.make_node("Sigmoid", ["logits"], ["each"]))
+        model.graph.output[0].name = "each"
     assert import_(path, tmp_path) == 2
     assert "--holds says what they are" in capsys.readouterr().err
     assert import_(path, tmp_path, "--holds", "logits") == 0
@@ -555,7 +599,7 @@ class ChannelsLast(nn.Module):
 @pytest.mark.filterwarnings("ignore")  # torch's exporters warn of themselves
 @pytest.mark.parametrize("dynamo", [False, True])
 @pytest.mark.parametrize("make", [convolutional, Transformer, ChannelsLast])
-def test_what_torch_exports_for_a_batch_of_one_takes_any(
+def test_torch_export_for_a_batch_of_one_takes_any_batch(
     make: Callable[[], nn.Module], dynamo: bool, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -563,7 +607,7 @@ def test_what_torch_exports_for_a_batch_of_one_takes_any(
     torch.onnx.export(network, (torch.randn(1, 3, 12, 16),), path, dynamo=dynamo, verbose=False)
     flags = ["--mean", "0.4", "0.5", "0.6", "--std", "0.2", "--holds", "logits"]
     assert import_(path, tmp_path, *flags) == 0
-    pixels = np.random.default_rng(1).integers(0, 256, (7, 12, 16, 3), np.uint8)
+    pixels = pictures(7, 12, 16, 3)
     _, probabilities = answer(tmp_path, pixels)
     values = torch.from_numpy((pixels / 255 - [0.4, 0.5, 0.6]) / 0.2).permute(0, 3, 1, 2).float()
     assert np.allclose(probabilities, network(values).softmax(1).detach().numpy(), atol=1e-5)
