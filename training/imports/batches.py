@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from training.imports.network import silent
-from training.onnx_files import constant_node, open_graph
+from training.onnx_files import constant_node, open_graph, replace_parts
 
 Shape = tuple[int, ...]
 
@@ -22,13 +22,14 @@ SIZE = "batch.size"
 """A tensor that the changed nodes read: the size of the batch, (1,)."""
 
 MOST_RETURNS = 500
+"""How often a choice may be taken back, so that a graph that no choice suits is given up."""
 
 
 def free_batch_axis(model: ModelProto, batch: int, rows: NDArray[Any]) -> None:
-    """Let a graph take batches of any size, as far as its nodes tell how. Compare what it then computes.
+    """Let a graph take batches of any size, if its nodes show how. The caller must compare the results.
 
     The target of a reshape may leave two places for the batch. The second one is tried if the first makes a
-    later node fail. Anything else is left to the comparison.
+    later node fail.
 
     batch: the size that it was exported for. rows: values for its input, more than that.
     """
@@ -38,12 +39,12 @@ def free_batch_axis(model: ModelProto, batch: int, rows: NDArray[Any]) -> None:
     choices: list[tuple[int, _Trace]] = []
     returns, second = 0, False
     while len(made) < len(graph.node):
-        number, before = len(made), trace.copy()
+        number = len(made)
         node = NodeProto()
         node.CopyFrom(graph.node[number])
         added, other = trace.change(node, f"batch.{number}", second=second)
         if other and not second:
-            choices.append((number, before))
+            choices.append((number, trace.copy()))
         second = not trace.run([*added, node]) and bool(choices) and returns < MOST_RETURNS
         if second:
             number, trace = choices.pop()
@@ -51,8 +52,9 @@ def free_batch_axis(model: ModelProto, batch: int, rows: NDArray[Any]) -> None:
             returns += 1
         else:
             made.append([*added, node])
-    del graph.node[:], graph.value_info[:]  # value_info tells the old sizes
-    graph.node.extend([*_batch_size(graph.input[0].name), *(node for nodes in made for node in nodes)])
+    del graph.value_info[:]  # it tells the old sizes
+    changed = [node for nodes in made for node in nodes]
+    replace_parts(graph.node, [*_batch_size(graph.input[0].name), *changed])
 
 
 def _batch_size(input_name: str) -> list[NodeProto]:
@@ -104,43 +106,27 @@ class _Trace:
         """
         if node.op_type == "Concat":
             return self._repeat_constants(node, name), False
-        if node.op_type == "Expand":
-            return self._change_expand(node, name), False
-        if node.op_type == "Gather" and self._is_reshape(node):
-            sizes = np.array(self._batches[0][node.input[1]].shape)
-            node.CopyFrom(helper.make_node("Reshape", [node.input[0], name], node.output))
-            for tensors in self._batches:
-                tensors[name] = sizes
-            added, other = self._change_reshape(node, f"{name}.any", second=second)
-            return [constant_node(name, sizes), *added], other
-        if node.op_type == "Reshape":
-            return self._change_reshape(node, name, second=second)
-        return [], False
-
-    def _is_reshape(self, node: NodeProto) -> bool:
-        """Whether a node gathers all of a flat tensor in order, as torch's newer exporter writes views."""
-        places, axis = self._constant(node.input[1]), self._batch_axis(node.input[0])
-        if places is None or axis is None:
-            return False
-        shape = self._batches[0][node.input[0]].shape
-        return len(shape) == 1 and np.array_equal(places.ravel(), np.arange(shape[0]))
-
-    def _change_expand(self, node: NodeProto, name: str) -> list[NodeProto]:
-        axis, target = self._batch_axis(node.input[0]), self._constant(node.input[1])
-        if axis is None or target is None or len(target) < self._batches[0][node.input[0]].ndim:
-            return []
-        sizes = target.copy()
-        sizes[axis + len(sizes) - self._batches[0][node.input[0]].ndim] = 1  # the tensor's own size
-        node.input[1] = name
-        return [constant_node(name, sizes)]
-
-    def _change_reshape(self, node: NodeProto, name: str, *, second: bool) -> tuple[list[NodeProto], bool]:
-        axis, target = self._batch_axis(node.input[0]), self._constant(node.input[1])
-        if axis is None or target is None:
+        if node.op_type not in ("Expand", "Gather", "Reshape"):
             return [], False
-        shape, sizes = self._batches[0][node.input[0]].shape, target.tolist()
-        made = _reshaped(self._batches[0][node.input[0]], sizes)
-        places = [] if made is None else _places(shape, axis, made)
+        axis, second_input = self._batch_axis(node.input[0]), self._constant(node.input[1])
+        if axis is None or second_input is None:
+            return [], False
+        tensor = self._batches[0][node.input[0]]
+        if node.op_type == "Expand":
+            return _own_size(node, name, tensor, axis, second_input), False
+        if node.op_type == "Reshape":
+            return self._change_reshape(node, name, tensor, axis, second_input.tolist(), second=second)
+        if not _is_view(tensor, second_input):
+            return [], False
+        node.CopyFrom(helper.make_node("Reshape", [node.input[0], name], node.output))
+        return self._change_reshape(node, name, tensor, axis, list(second_input.shape), second=second)
+
+    def _change_reshape(
+        self, node: NodeProto, name: str, tensor: NDArray[Any], axis: int, sizes: list[int], *, second: bool
+    ) -> tuple[list[NodeProto], bool]:
+        """sizes: the node's target. tensor, axis: what it reshapes, and the axis of the batch in it."""
+        made = _reshaped(tensor, sizes)
+        places = [] if made is None else _places(tensor.shape, axis, made)
         if not places:
             return [], False
         place = places[-1 if second else 0]
@@ -196,6 +182,23 @@ class _Trace:
         """Return a tensor that is the same for both batches, or None if it is not, or unknown."""
         one, other = (tensors.get(name) for tensors in self._batches)
         return one if one is not None and other is not None and np.array_equal(one, other) else None
+
+
+def _is_view(tensor: NDArray[Any], places: NDArray[Any]) -> bool:
+    """Whether all of a flat tensor is gathered in order, as torch's newer exporter writes some views."""
+    return tensor.ndim == 1 <= places.ndim and np.array_equal(places.ravel(), np.arange(len(tensor)))
+
+
+def _own_size(
+    node: NodeProto, name: str, tensor: NDArray[Any], axis: int, target: NDArray[Any]
+) -> list[NodeProto]:
+    """Let an expansion keep the tensor's own size in the axis of the batch; return the node that it needs."""
+    if len(target) < tensor.ndim:
+        return []
+    sizes = target.copy()
+    sizes[axis + len(sizes) - tensor.ndim] = 1
+    node.input[1] = name
+    return [constant_node(name, sizes)]
 
 
 def _reshaped(tensor: NDArray[Any], target: Sequence[int]) -> Shape | None:

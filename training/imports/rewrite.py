@@ -7,7 +7,7 @@ from training.imports.batches import free_batch_axis
 from training.imports.network import Input
 from training.imports.normalization import Normalization
 from training.imports.output import Output
-from training.onnx_files import constant_node, without_output
+from training.onnx_files import constant_node, replace_parts, without_output
 
 PREFIX = "network."
 """Begins the names of what the network had, so that no new name is taken."""
@@ -39,10 +39,8 @@ def _set_input(model: ModelProto, given: Input, normalization: Normalization) ->
     else:
         value = helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, ["batch", *given.served_shape])
         first = _normalizing(given, normalization)
-    nodes = [*first, *graph.node]
-    del graph.input[:], graph.node[:]
-    graph.input.append(value)
-    graph.node.extend(nodes)
+    replace_parts(graph.input, [value])
+    replace_parts(graph.node, [*first, *graph.node])
 
 
 def _normalizing(given: Input, normalization: Normalization) -> list[NodeProto]:
@@ -91,9 +89,7 @@ def _set_output(model: ModelProto, output: Output) -> None:
             helper.make_node("Sub", ["output.one", "output.second"], ["output.first"]),
             helper.make_node("Concat", ["output.first", "output.second"], [PROBABILITIES], axis=1),
         ]
-    graph = model.graph
-    graph.node.extend(nodes)
-    del graph.output[:]
-    graph.output.append(
-        helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["batch", max(2, output.classes)])
-    )
+    classes = max(2, output.classes)
+    made = helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["batch", classes])
+    model.graph.node.extend(nodes)
+    replace_parts(model.graph.output, [made])
