@@ -248,9 +248,9 @@ def _add_quantize(actions: Any) -> argparse.ArgumentParser:
 def _add_import(actions: Any) -> argparse.ArgumentParser:
     about = (
         "Publish a classifier that another program exported to ONNX, so that it takes pictures in batches of "
-        "any size and gives probabilities. What the options do not say is read from config.json and "
-        "preprocessor_config.json beside it (transformers, timm) or from its metadata (Ultralytics). "
-        "It needs no data set."
+        "any size and gives probabilities. Labels, size and normalisation that no option gives are read from "
+        "config.json and preprocessor_config.json beside it (transformers, timm), from its metadata "
+        "(Ultralytics) or from its nodes (skl2onnx). The command needs no data set."
     )
     command = _add(actions, "import", about)
     command.add_argument("network", type=Path, help="ONNX file with one input")
@@ -263,31 +263,36 @@ def _add_import(actions: Any) -> argparse.ArgumentParser:
         help="sizes of a row as the network takes it, such as 3 224 224, if the graph leaves them free",
     )
     command.add_argument(
-        "--scale", type=float, help="pixels, 0 to 255, are first divided by this (default: 255)"
+        "--scale", type=float, help="number that pixels, 0 to 255, are divided by (default: 255)"
     )
     command.add_argument(
         "--mean",
         type=float,
         nargs="+",
-        help="this is then subtracted: a number for each channel, in the network's order, or one for all of "
-        "them (default: 0)",
+        help="numbers that are then subtracted, one for each channel in the network's order, or one for all "
+        "(default: 0)",
     )
     command.add_argument(
-        "--std", type=float, nargs="+", help="they are then divided by this, as with --mean (default: 1)"
+        "--std",
+        type=float,
+        nargs="+",
+        help="numbers that the differences are divided by, as many as in --mean or one (default: 1)",
     )
-    command.add_argument("--bgr", action="store_true", help="the channels are blue, green, red")
+    command.add_argument(
+        "--bgr", action="store_true", help="the network takes the channels in the order blue, green, red"
+    )
     command.add_argument(
         "--preprocess",
         choices=get_args(Preprocess),
         help="how a picture gets the input's size, see docs/own-models.md (default: resize)",
     )
     command.add_argument(
-        "--output", help="name of the output that tells the classes (default: the first one that can)"
+        "--output", help="output with a number for each class (default: the first one that has the shape)"
     )
     command.add_argument(
         "--holds",
         choices=["logits", "probabilities"],
-        help="what the output holds (default: what it looks like with random pictures)",
+        help="kind of numbers in the output (default: judged by the numbers for random pictures)",
     )
     _add_models_dir(command)
     command.add_argument("--version", type=_positive, help="version to publish (default: the next free one)")

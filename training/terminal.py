@@ -15,7 +15,7 @@ def command_line() -> str:
 
 
 def _without_folders(argument: str) -> str:
-    """argument: a path, or --name=path or name=path."""
+    """Shorten an absolute path in an argument: PATH, --NAME=PATH or NAME=PATH."""
     name, equals, value = argument.rpartition("=")
     path = Path(value)
     if not path.is_absolute():

@@ -51,7 +51,7 @@ are quantised dynamically: the scale of a whole batch rounds each of its rows.""
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says of a network. None: other files tell it, or it has its default.
+    """The options of the command line. None: other files give the value, or it is the default.
 
     shape: of a row, as the network takes it. scale, mean, std, bgr: see `Normalization`. output: its name.
     holds: what it holds. labels: a text file with a class per line.
@@ -71,8 +71,8 @@ class Options:
 def import_network(path: Path, name: str, target: Target, options: Options) -> Path:
     """Publish models_dir/<name>/<version>, made from an ONNX file; returns its folder.
 
-    What is published is compared with the network on random pictures. Raises NetworkError or ExportError, and
-    then publishes nothing.
+    Compares the graph with the network on random pictures first. Raises NetworkError or ExportError, and then
+    publishes nothing.
     """
     model = read_network(path)
     hints = read_hints(path, model)
@@ -168,7 +168,7 @@ def _completed(draft: Manifest, folder: Path) -> Manifest:
 
 
 def _summary(given: Input, output: Output, normalization: Normalization, made: Manifest) -> str:
-    """What was made of the network, for a reader who knows how it was trained."""
+    """Describe the published model to a reader who knows how the network was trained."""
     parts = [f"input: {made.inputs[0].datatype} {list(made.inputs[0].shape)}"]
     if given.layout is not None:
         parts[0] += f", pictures by {made.picture_preprocess}"
