@@ -250,11 +250,28 @@ def _holds_rows(value: list[Any], spec: TensorSpec) -> bool:
 
 def _numbers(value: list[Any], name: str, spec: TensorSpec) -> Array:
     try:
-        array = np.asarray(value)
+        array = _array(value, spec)
     except (ValueError, OverflowError):
         raise InvalidInput(f"{name} has lists of different lengths, expected {_row_text(spec)}") from None
     if array.dtype.kind not in "iuf":
         raise InvalidInput(f"{name} holds {_odd_one(array)}, expected {_row_text(spec)}")
+    return array
+
+
+def _array(value: list[Any], spec: TensorSpec) -> Array:
+    """Return nested lists as an array. Raises ValueError for lists of different lengths.
+
+    numpy makes floats of all numbers if one has a decimal point or needs the sign's bit, and a float keeps 53
+    bits of a whole number. Where the tensor needs more, the numbers are taken one by one.
+    """
+    array = np.asarray(value)
+    if array.dtype.kind != "f" or dtype_of(spec).kind not in "iu" or (np.abs(array) < 2**53).all():
+        return array
+    each = np.asarray(value, object)
+    parts = [int(part) if isinstance(part, float) and part.is_integer() else part for part in each.flat]
+    if all(isinstance(part, int) for part in parts):
+        with contextlib.suppress(OverflowError):
+            return np.array(parts, dtype_of(spec)).reshape(each.shape)
     return array
 
 
@@ -300,7 +317,8 @@ def _exact(array: Array, name: str, spec: TensorSpec, start: int = 0) -> Array:
     wrong = ~np.isfinite(cast) if dtype.kind == "f" else cast.astype(array.dtype) != array
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        wrong |= (array < limits.min) | (array > limits.max)
+        beyond = array >= float(limits.max) + 1 if array.dtype.kind == "f" else array > limits.max
+        wrong |= (array < limits.min) | beyond
     if wrong.any():
         place = tuple(int(index) for index in np.argwhere(wrong)[0])
         where = f"{name}[{start + place[0]}]" + "".join(f"[{index}]" for index in place[1:])

@@ -1,6 +1,6 @@
 import base64
 import io
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ from service.content.picture_files import JPEG_SIGNATURE, PNG_SIGNATURE
 from service.content.picture_kinds import sniff
 from service.content.pictures import PictureLimits, PixelBudget
 from service.errors import InkserveError, InvalidInput, PayloadTooLarge
-from service.models.manifest import TensorSpec
+from service.models.manifest import Datatype, TensorSpec
+from service.models.tensors import dtype_of
 
 GRAY = TensorSpec(name="images", datatype="UINT8", shape=(-1, 28, 28))
 COLOUR = TensorSpec(name="images", datatype="UINT8", shape=(-1, 4, 6, 3))
@@ -260,6 +261,30 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=12,
 )
+
+
+WHOLE_DATATYPES = [datatype for datatype in get_args(Datatype) if "INT" in datatype]
+
+
+@given(st.data(), st.sampled_from(WHOLE_DATATYPES))
+def test_whole_numbers_keep_every_digit_or_are_rejected(data: st.DataObject, datatype: Datatype) -> None:
+    """However large they are, and whether or not clients write decimal points behind some."""
+    spec = TensorSpec(name="numbers", datatype=datatype, shape=(-1, 3))
+    limits = np.iinfo(dtype_of(spec))
+    edges = [value + more for value in (limits.min, 0, 2**53, limits.max) for more in (-1, 0, 1)]
+    any_number = st.integers(limits.min - 1, limits.max + 1) | st.sampled_from(edges)
+    sent = data.draw(st.lists(any_number.flatmap(as_a_client_writes_it), min_size=3, max_size=3))
+    if all(limits.min <= int(value) <= limits.max for value in sent):
+        rows = from_json([sent], spec)
+        assert rows.tolist() == [[int(value) for value in sent]]
+    else:
+        with pytest.raises(InvalidInput, match="expected"):
+            from_json([sent], spec)
+
+
+def as_a_client_writes_it(value: int) -> st.SearchStrategy[int | float]:
+    """The number, or as a float where that is the same."""
+    return st.sampled_from([value, float(value)] if int(float(value)) == value else [value])
 
 
 @given(JSON)
