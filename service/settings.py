@@ -144,8 +144,8 @@ class Settings(BaseSettings):
         None,
         pattern="^(int8|fp16)(,(int8|fp16))*$",
         description="variants on fewer bits (`int8`, `fp16`), separated by commas, the best first: the first "
-        "one that is served answers the requests to `/classify` and `/generate` that ask for its model and "
-        "pin no version; if unset, the model itself answers them",
+        "one that is served answers the requests to `/classify`, `/generate` and `/v2/models/{name}/infer` "
+        "that ask for its model and pin no version; if unset, the model itself answers them",
     )
     provider: Provider = Field(
         "cpu", description="onnxruntime execution provider; startup fails if it is unavailable"

@@ -11,6 +11,7 @@ import numpy as np
 from service.content import codecs, encodings, json_bodies
 from service.content.encodings import Coding
 from service.content.forms import Part, read_files
+from service.content.inference_bodies import InferenceBody, ModelTensors, read_inference
 from service.content.json_bodies import JsonNames
 from service.content.npy import rows_from_npy
 from service.content.picture_kinds import sniff
@@ -112,7 +113,23 @@ class FieldsJob:
         return fields
 
 
-Job = RowsJob | FieldsJob
+@dataclass(frozen=True, slots=True)
+class InferenceJob:
+    """Reads a request of the Open Inference Protocol. json_bytes: as in `read_inference`."""
+
+    coding: Coding
+    json_bytes: int | None
+    model: ModelTensors
+    limits: BodyLimits
+
+    def run(self, body: bytes, *, on_loop: bool = False) -> InferenceBody:
+        """Return the request. Raises RequestError, TooLargeForLoop."""
+        body = plain(body, self.coding, self.limits, on_loop)
+        _check_json(body[: self.json_bytes], self.limits)
+        return read_inference(body, self.json_bytes, self.model, self.limits.max_request_rows)
+
+
+Job = RowsJob | FieldsJob | InferenceJob
 
 
 def plain(body: bytes, coding: Coding, limits: BodyLimits, on_loop: bool) -> bytes:

@@ -133,6 +133,25 @@ def rows_from_json(
     return rows
 
 
+def tensor_from_json(value: Any, shape: tuple[int, ...], spec: TensorSpec) -> Array:
+    """Return a whole tensor of that shape from its elements in row-major order, flat or nested in any way.
+
+    Raises InvalidInput, naming the value that is wrong.
+    """
+    kinds, expected = ("b", "booleans") if spec.datatype == "BOOL" else ("iuf", "numbers")
+    try:
+        array = _array(value if isinstance(value, list) else [value], spec)
+    except (ValueError, OverflowError):
+        raise InvalidInput(f"{spec.name} has lists of different lengths, expected {list(shape)}") from None
+    if array.size != math.prod(shape):
+        raise InvalidInput(
+            f"{spec.name} has {array.size} elements, expected {math.prod(shape)} for shape {list(shape)}"
+        )
+    if array.dtype.kind not in kinds:
+        raise InvalidInput(f"{spec.name} holds {_odd_one(array)}, expected {expected}")
+    return _exact(array, spec.name, spec).reshape(shape)
+
+
 def rows_from_array(array: Array, spec: TensorSpec, max_rows: int) -> Array:
     """Return an array of numbers as rows of the tensor, (rows, ...): one row or many, nested or flat.
 

@@ -1,7 +1,7 @@
 """The frames between the service and its decoder processes.
 
 A request is a pickled job and a body. A reply never is a pickle, because a decoder reads hostile files: it is
-JSON and the bytes of an array.
+JSON and the bytes of arrays.
 """
 
 import pickle
@@ -14,6 +14,7 @@ import orjson
 
 from service import errors
 from service.content.body_jobs import Job
+from service.content.inference_bodies import InferenceBody, RequestedOutput
 from service.errors import RequestError
 from service.models.tensors import Array
 
@@ -23,7 +24,7 @@ SIZES_BYTES = _SIZES.size
 READY = b"R"
 """A decoder's first byte, before any reply."""
 
-Result = Array | Mapping[str, Any]
+Result = Array | Mapping[str, Any] | InferenceBody
 Log = list[tuple[int, str]]
 """Levels and messages that a decoder logged."""
 
@@ -45,7 +46,7 @@ def read_request(read: Callable[[int], bytes]) -> tuple[Job, bytes] | None:
 
 
 def pack_reply(result: Result | RequestError, log: Log) -> tuple[bytes, bytes]:
-    """Return a reply's head and the bytes of its array, empty if it has none."""
+    """Return a reply's head and the bytes of its arrays, empty if it has none."""
     head: dict[str, Any] = {"log": log}
     data = b""
     if isinstance(result, RequestError):
@@ -53,6 +54,11 @@ def pack_reply(result: Result | RequestError, log: Log) -> tuple[bytes, bytes]:
     elif isinstance(result, np.ndarray):
         data = result.tobytes()
         head |= {"dtype": result.dtype.str, "shape": result.shape}
+    elif isinstance(result, InferenceBody):
+        data = b"".join(array.tobytes() for array in result.inputs.values())
+        arrays = [(name, array.dtype.str, array.shape) for name, array in result.inputs.items()]
+        outputs = [tuple(output) for output in result.outputs]
+        head["inference"] = result._asdict() | {"inputs": arrays, "outputs": outputs}
     else:
         head["fields"] = result
     packed = orjson.dumps(head)
@@ -77,4 +83,16 @@ def read_reply(read: Callable[[int], bytes]) -> tuple[Result | RequestError, Log
         return kind(message), log
     if "fields" in head:
         return head["fields"], log
+    if "inference" in head:
+        return _inference(head["inference"], data), log
     return np.ndarray(tuple(head["shape"]), np.dtype(head["dtype"]), data), log
+
+
+def _inference(fields: dict[str, Any], data: bytes) -> InferenceBody:
+    inputs, begin = {}, 0
+    for name, dtype, shape in fields["inputs"]:
+        array = np.ndarray(tuple(shape), np.dtype(dtype), data, begin)
+        inputs[name] = np.require(array, requirements="A")
+        begin += array.nbytes
+    outputs = tuple(RequestedOutput(*output) for output in fields["outputs"])
+    return InferenceBody(**fields | {"inputs": inputs, "outputs": outputs})

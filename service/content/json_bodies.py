@@ -68,13 +68,13 @@ class JsonMeter:
 
 
 def read_object(body: bytes, names: JsonNames) -> dict[str, Any]:
-    """Parse a JSON object. Every field but the rows and `names.lists` is a scalar, or a short description
-    of a
-    wrong value.
+    """Parse a JSON object.
+
+    Every field but the rows and `names.lists` is a scalar, or a short description of a wrong value.
 
     Raises InvalidInput, naming a field that is unknown.
     """
-    value = _load(body)
+    value = load(body)
     if not isinstance(value, dict):
         raise InvalidInput(f"body is a JSON {type(value).__name__}, expected an object")
     for name in value:
@@ -88,7 +88,7 @@ def read_object(body: bytes, names: JsonNames) -> dict[str, Any]:
         if name != names.rows
     }
     if names.rows in value:
-        _check_numbers(value[names.rows], names.rows, body)
+        check_numbers(value[names.rows], names.rows, body)
         fields[names.rows] = value[names.rows]
     return fields
 
@@ -96,8 +96,8 @@ def read_object(body: bytes, names: JsonNames) -> dict[str, Any]:
 def read_rows(body: bytes, names: JsonNames) -> Any:
     """Parse a JSON body and return its rows, undecoded. Raises InvalidInput."""
     if names.bare and not body.lstrip(b" \t\r\n").startswith(b"{"):
-        value = _load(body)
-        _check_numbers(value, names.rows, body)
+        value = load(body)
+        check_numbers(value, names.rows, body)
         return value
     fields = read_object(body, names)
     if names.rows not in fields:
@@ -105,7 +105,8 @@ def read_rows(body: bytes, names: JsonNames) -> Any:
     return fields[names.rows]
 
 
-def _load(body: bytes) -> Any:
+def load(body: bytes) -> Any:
+    """Parse JSON. Raises InvalidInput."""
     try:
         return orjson.loads(body) if len(body) <= ORJSON_BYTES else from_json(body, allow_inf_nan=False)
     except (ValueError, RecursionError) as error:
@@ -120,8 +121,11 @@ def _scalar(value: Any) -> Any:
     return value
 
 
-def _check_numbers(value: Any, name: str, body: bytes) -> None:
-    """Reject booleans, which numpy would take for the numbers 1 and 0 if others are beside them."""
+def check_numbers(value: Any, name: str, body: bytes) -> None:
+    """Reject booleans, which numpy would take for the numbers 1 and 0 if others are beside them.
+
+    body: the JSON text that the value is from. Raises InvalidInput.
+    """
     if b"true" not in body and b"false" not in body:
         return
     left = [value] if isinstance(value, list) else []

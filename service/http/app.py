@@ -14,13 +14,13 @@ from starlette.routing import BaseRoute, Match
 from service.errors import InkserveError
 from service.http.api_keys import ApiKeys, is_open
 from service.http.disconnects import DisconnectWatch
-from service.http.dispatch import AsgiEndpoint, Dispatch, allowing
+from service.http.dispatch import AsgiEndpoint, Dispatch, Family, allowing
 from service.http.edge import Edge
 from service.http.error_responses import error_response, plain_error
 from service.http.fast.endpoint import FastPath
 from service.http.lifecycle import Call, Lifecycle
 from service.http.responses import Response
-from service.http.routes import docs, health, models, playground
+from service.http.routes import docs, health, models, playground, v2_infer, v2_models
 from service.http.routes.bodies import BodyDecoder
 from service.http.routes.classify import Classify
 from service.http.routes.explain import Explain
@@ -73,6 +73,7 @@ def create_app(
     app.include_router(docs.routes())
     app.include_router(health.routes(predictor))
     app.include_router(models.routes(predictor, settings))
+    app.include_router(v2_models.routes(predictor, settings))
     _add_operations(app, metrics, gather)
     app.include_router(playground.routes(settings))
     metrics.watch_ready(predictor.ready)
@@ -96,11 +97,12 @@ def create_app(
         "/interpolate": {"GET": interpolate},
         "/explain": {"POST": explain},
     }
+    families = [Family(v2_infer.ROUTE, v2_infer.PATHS, {"POST": v2_infer.Infer(*shared)})]
     access_log = open_access_log(settings.log_format) if settings.access_log else None
     lifecycle = Lifecycle(metrics, access_log, tracing, load_reports)
     edge = Edge.of(settings)
     fast_path = FastPath({b"/classify": classify}, lifecycle, keys, edge)
-    return Dispatch(app, endpoints, lifecycle, keys, fast_path, edge)
+    return Dispatch(app, endpoints, lifecycle, keys, fast_path, edge, families)
 
 
 def _bare_app() -> FastAPI:

@@ -1,7 +1,8 @@
 """The outermost ASGI application: checks API keys, picks the endpoint, and catches the last errors."""
 
+import re
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 from fastapi import FastAPI
 
@@ -22,11 +23,37 @@ UNCERTIFIED = f"client certificate is missing, expected one: only {PROBES_BELOW}
 
 AsgiEndpoint = Callable[[Scope, Receive, Call], Awaitable[Response]]
 
+Methods = Mapping[str, AsgiEndpoint]
+"""A path's endpoints by method."""
+
+
+class Family:
+    """Paths that differ only in their parameters, and have the same endpoints.
+
+    route: what their requests are counted under. templates: as in FastAPI, such as `/models/{name}`.
+    """
+
+    def __init__(self, route: str, templates: Iterable[str], methods: Methods) -> None:
+        self.route = route
+        self.methods = methods
+        self._patterns = [re.compile(_PARAMETER.sub(r"(?P<\1>[^/]+)", each)) for each in templates]
+
+    def parameters(self, path: str) -> Mapping[str, str] | None:
+        """Return the path's parameters, or None if it is none of these."""
+        for pattern in self._patterns:
+            if (match := pattern.fullmatch(path)) is not None:
+                return match.groupdict()
+        return None
+
+
+_PARAMETER = re.compile(r"{(\w+)}")
+
 
 class Dispatch:
     """The outermost application: inference routes go to their endpoints, all others to FastAPI.
 
-    endpoints: by path and method.
+    endpoints: by path and method. families: those of paths with parameters, which `path_params` of the scope
+        holds for them.
     keys: a request must send one of them, unless its path is open; None if no key is required.
     fast_path: answers its requests inside the HTTP protocol; they never come here.
     lifecycle: counts and logs every request.
@@ -36,15 +63,17 @@ class Dispatch:
     def __init__(
         self,
         app: FastAPI,
-        endpoints: Mapping[str, Mapping[str, AsgiEndpoint]],
+        endpoints: Mapping[str, Methods],
         lifecycle: Lifecycle,
         keys: ApiKeys | None = None,
         fast_path: FastPath | None = None,
         edge: Edge | None = None,
+        families: Iterable[Family] = (),
     ) -> None:
         self.app = app
         self.fast_path = fast_path
         self._endpoints = endpoints
+        self._families = tuple(families)
         self.lifecycle = lifecycle
         self._keys = keys
         self._edge = edge or Edge()
@@ -54,9 +83,10 @@ class Dispatch:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        call = scope[CALL] = self._start(scope)
-        path, method = call.path, call.method
-        cors, endpoints = self._edge.cors, self._endpoints.get(path)
+        path = self._edge.route_path(scope["path"])
+        route, endpoints = self._find(path, scope)
+        call = scope[CALL] = self._start(scope, path, route)
+        cors, method = self._edge.cors, call.method
         call.api_key_name, rejected = admit(self._keys, path, scope["headers"])
         if self._edge.needs_certificate and not _is_certified(scope, path):
             await self._serve({method: _rejecting(Forbidden(UNCERTIFIED))}, call, scope, receive, send)
@@ -77,13 +107,25 @@ class Dispatch:
         else:
             await self._serve(endpoints, call, scope, receive, send)
 
-    def _start(self, scope: Scope) -> Call:
-        path, headers = self._edge.route_path(scope["path"]), scope["headers"]
+    def _find(self, path: str, scope: Scope) -> tuple[str, Methods | None]:
+        """Return the route of a path and its endpoints; notes its parameters in the scope."""
+        endpoints = self._endpoints.get(path)
+        if endpoints is not None:
+            return path, endpoints
+        for family in self._families:
+            parameters = family.parameters(path)
+            if parameters is not None:
+                scope["path_params"] = parameters
+                return family.route, family.methods
+        return OTHER_ROUTE, None
+
+    def _start(self, scope: Scope, path: str, route: str) -> Call:
+        headers = scope["headers"]
         call = Call(
             self.lifecycle,
             scope["method"],
             path,
-            path if path in self._endpoints else OTHER_ROUTE,
+            route,
             self._edge.client(scope.get("client"), headers),
             dict(headers),
             sent_request_id(headers),
@@ -110,7 +152,7 @@ class Dispatch:
         return seen
 
     async def _serve(
-        self, endpoints: Mapping[str, AsgiEndpoint], call: Call, scope: Scope, receive: Receive, send: Send
+        self, endpoints: Methods, call: Call, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Answer a request to one of our own endpoints."""
         endpoint = endpoints.get(call.method) or (endpoints.get("GET") if call.method == "HEAD" else None)

@@ -68,6 +68,13 @@ LOAD = Header(
     "The service's load, if the request asked for it.",
     example="TEXT application_utilization:0.69,rps_fractional:9914.2,eps:0.0",
 )
+INFERENCE_HEADER = Header(
+    "Inference-Header-Content-Length",
+    "The bytes of the body's JSON, behind which the bytes of tensors follow. Absent if all is JSON; of a "
+    "request, 0 if all are the rows of the model's only input.",
+    {"type": "integer", "minimum": 0},
+    example=148,
+)
 MODEL = Header("Inkserve-Model", "The model that answered; in JSON, `model`.", example="cnn")
 VERSION = Header(
     "Inkserve-Version", "Its version; in JSON, `version`.", {"type": "integer", "minimum": 1}, example=1

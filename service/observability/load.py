@@ -32,6 +32,7 @@ ROUTES = (
     "/reconstruct",
     "/interpolate",
     "/explain",
+    "/v2/models/{name}/infer",
 )
 """Requests to any other route are no load: a probe must not make a shed request count for less."""
 

@@ -23,12 +23,22 @@ OPERATIONS = [
     ("POST", "/reconstruct"),
     ("GET", "/interpolate"),
     ("POST", "/explain"),
+    ("POST", "/v2/models/{name}/infer"),
+    ("POST", "/v2/models/{name}/versions/{version}/infer"),
     ("GET", "/v2/health/live"),
     ("GET", "/v2/health/ready"),
     ("GET", "/metrics"),
     ("GET", "/models"),
     ("GET", "/models/{name}"),
     ("GET", "/models/{name}/graph"),
+    ("GET", "/v2"),
+    ("GET", "/v2/models/{name}"),
+    ("GET", "/v2/models/{name}/config"),
+    ("GET", "/v2/models/{name}/ready"),
+    ("GET", "/v2/models/{name}/versions/{version}"),
+    ("GET", "/v2/models/{name}/versions/{version}/config"),
+    ("GET", "/v2/models/{name}/versions/{version}/ready"),
+    ("POST", "/v2/repository/index"),
 ]
 
 pytestmark = pytest.mark.skipif(

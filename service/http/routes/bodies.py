@@ -7,10 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from service.content.body_jobs import ON_LOOP_BYTES, BodyLimits, FieldsJob, Format, Job, RowsJob
+from service.content.body_jobs import (
+    ON_LOOP_BYTES,
+    BodyLimits,
+    FieldsJob,
+    Format,
+    InferenceJob,
+    Job,
+    RowsJob,
+)
 from service.content.decoder_frames import Result
 from service.content.decoders import DecoderPool
 from service.content.encodings import Coding
+from service.content.inference_bodies import InferenceBody, ModelTensors
 from service.content.json_bodies import JsonMeter, JsonNames
 from service.content.picture_kinds import sniff
 from service.content.pictures import PictureLimits, TooLargeForLoop
@@ -114,6 +123,18 @@ class BodyDecoder:
         with self._seconds.of("json").timing():
             result = await self._run(job, body, len(body.content) <= ON_LOOP_BYTES)
         assert isinstance(result, dict)
+        return result
+
+    async def inference(self, body: Body, json_bytes: int | None, model: ModelTensors) -> InferenceBody:
+        """Return the request in a body of the Open Inference Protocol. json_bytes: see `read_inference`.
+
+        The bytes of tensors need no decoding, so only the JSON decides whether the event loop reads it.
+        """
+        job = InferenceJob(body.coding, json_bytes, model, self._limits)
+        text_bytes = len(body.content) if json_bytes is None or body.coding else json_bytes
+        with self._seconds.of("inference").timing():
+            result = await self._run(job, body, text_bytes <= ON_LOOP_BYTES)
+        assert isinstance(result, InferenceBody)
         return result
 
     async def _run(self, job: Job, body: Body, on_loop: bool) -> Result:

@@ -1,5 +1,6 @@
 """The values that /docs fills in: requests that get 200 from this service and the models that it has."""
 
+import math
 from collections.abc import Mapping
 
 from service.errors import ModelNotFound
@@ -35,6 +36,28 @@ def generate_fields(models: Catalogue, settings: Settings) -> Mapping[str, str |
 def model_name(models: Catalogue) -> str | None:
     """Return the name of a model that is served, or None."""
     return next((info.manifest.name for info in models), None)
+
+
+def model_version(models: Catalogue) -> int | None:
+    """Return a version of the model of that name, or None."""
+    return next((info.manifest.version for info in models), None)
+
+
+def infer_body(models: Catalogue) -> Mapping[str, object] | None:
+    """Return a JSON body of POST /v2/models/{name}/infer for the model of that name, or None."""
+    info = next(iter(models), None)
+    if info is None:
+        return None
+    inputs = [
+        {
+            "name": spec.name,
+            "shape": [1, *spec.shape[1:]],
+            "datatype": spec.datatype,
+            "data": [False if spec.datatype == "BOOL" else 0] * math.prod(spec.shape[1:]),
+        }
+        for spec in info.manifest.inputs
+    ]
+    return {"inputs": inputs}
 
 
 def _label(models: Catalogue, generator: str | None) -> str:

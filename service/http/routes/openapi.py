@@ -41,6 +41,7 @@ from service.http.routes.schemas import (
     ReconstructResponse,
     SearchResponse,
 )
+from service.http.routes.v2_schemas import InferenceRequest, InferenceResponse
 from service.http.types import JSON
 from service.models.catalogue import Catalogue
 from service.serving.predictor import Predictor
@@ -52,6 +53,7 @@ BODIES = (
     *(ClassifyRequest, ClassifyResponse, GenerateRequest, GenerateResponse),
     *(SearchResponse, CaptionResponse, EncodeResponse, DecodeRequest, DecodeResponse),
     *(ReconstructResponse, InterpolateResponse, ExplainResponse, ErrorResponse),
+    *(InferenceRequest, InferenceResponse),
 )
 
 
@@ -120,8 +122,8 @@ class Description:
             document["security"] = [{"key": []}]
         for path, operation in _operations(document):
             self._complete_operation(path, operation)
-        for path in ("/models/{name}", "/models/{name}/graph"):
-            _fill_in(document, path, "name", examples.model_name(models))
+        _fill_in(document, "name", examples.model_name(models))
+        _fill_in(document, "version", examples.model_version(models))
 
     def _complete_operation(self, path: str, operation: Json) -> None:
         """Add what all operations have in common."""
@@ -152,9 +154,9 @@ def _schemas() -> Json:
     return schemas
 
 
-def _fill_in(document: Json, path: str, name: str, value: str | None) -> None:
-    """Give a parameter an example, if there is one."""
-    for operation in document["paths"][path].values():
+def _fill_in(document: Json, name: str, value: str | int | None) -> None:
+    """Give a parameter of paths an example, if there is one."""
+    for _, operation in _operations(document):
         for parameter in operation["parameters"]:
-            if parameter["name"] == name and value is not None:
+            if (parameter["name"], parameter["in"]) == (name, "path") and value is not None:
                 parameter["example"] = value

@@ -25,6 +25,7 @@ from service.http.routes.openapi_responses import (
     inference_responses,
     named_example,
 )
+from service.http.routes.openapi_v2 import infer_paths
 from service.http.routes.prompts import EXAMPLE
 from service.http.routes.schemas import (
     CaptionResponse,
@@ -64,6 +65,7 @@ def inference_paths(models: Catalogue, settings: Settings) -> Json:
         "/search": {"get": _search(models), "post": _describe(models)},
         **latent_paths(models, settings, _classify(models)),
         "/explain": {"post": _explain(models)},
+        **infer_paths(models),
     }
     operations = [operation for path in paths.values() for operation in path.values()]
     for parameter in (each for operation in operations for each in operation["parameters"]):

@@ -14,6 +14,7 @@ from service.http.headers import TIMEOUT as TIMEOUT_HEADER
 from service.http.requests import parse_int
 from service.http.responses import Response
 from service.http.types import OCTETS, Headers
+from service.models.catalogue import Catalogue
 from service.models.manifest import MAX_VERSION, Manifest, Task
 from service.models.tensors import Array
 from service.serving.predictor import Predictor
@@ -45,13 +46,15 @@ def find_target(
     """
     models = predictor.models()
     name = name or default or models.default(task).manifest.name
-    if kinds and version is None:
-        manifest = models.preferred(name, kinds)
-    else:
-        manifest = models.find(name, version).manifest
+    manifest = find_manifest(models, name, version, kinds)
     if manifest.task != task:
         raise InvalidInput(f"model {name} is for {manifest.task}, expected one for {task}")
     return Target(manifest, version)
+
+
+def find_manifest(models: Catalogue, name: str, version: int | None, kinds: tuple[str, ...]) -> Manifest:
+    """Return the manifest of a model's version, or of its latest or that one's variant; see `find_target`."""
+    return models.preferred(name, kinds) if kinds and version is None else models.find(name, version).manifest
 
 
 def answered_by(predictor: Predictor, asked: Manifest, result: InferenceResult) -> Manifest:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from service.errors import EngineError, QueueFull, SettingsError
 from service.http.edge import Edge
+from service.http.headers import INFERENCE_HEADER
 from service.http.proxies import Proxies
 from service.serving.local import LocalPredictor
 from service.settings import RESERVED, Settings, load_settings
@@ -49,8 +50,18 @@ PATHS = {
     "/playground/app.js": "GET",
     "/reconstruct": "POST",
     "/search": "GET, POST",
+    "/v2": "GET",
     "/v2/health/live": "GET",
     "/v2/health/ready": "GET",
+    "/v2/models/first-pixel/infer": "POST",
+    "/v2/models/first-pixel/versions/1/infer": "POST",
+    "/v2/models/ramp": "GET",
+    "/v2/models/ramp/config": "GET",
+    "/v2/models/ramp/ready": "GET",
+    "/v2/models/ramp/versions/1": "GET",
+    "/v2/models/ramp/versions/1/config": "GET",
+    "/v2/models/ramp/versions/1/ready": "GET",
+    "/v2/repository/index": "POST",
 }
 """Every path, and the methods that do something there."""
 
@@ -197,10 +208,12 @@ async def test_a_path_is_found_with_a_prefix_and_with_a_slash(
 ) -> None:
     async with listening(predictor, tmp_path, root_path=root) as listener, asking(listener) as client:
         for path in [path for path in PATHS if path != "/"]:
-            body = b"" if "GET" in PATHS[path] else bytes(4 * LATENT) if path == "/decode" else RAW
+            empty = "GET" in PATHS[path] or path.endswith("/index")
+            body = b"" if empty else bytes(4 * LATENT) if path == "/decode" else RAW
             query = "?seed=1" if path in ("/generate", "/interpolate") else ""
             method = PATHS[path].partition(",")[0]
             kind = {"content-type": OCTETS} if path == "/decode" else {}
+            kind |= {INFERENCE_HEADER.name: "0"} if path.endswith("/infer") else {}
             status = 400 if path == "/search" else 200  # none of the models here understands a prompt
             plain = await client.request(method, path + query, content=body, headers=kind)
             for sent in (f"{path}/", root + path, f"{root}{path}/"):

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +46,8 @@ from tests.support.pictures import FORMATS, encoded, seven
 
 KEY = "a-key-of-the-tests-0123"
 ADMIN_KEY = "an-admin-key-of-the-tests"
-KEYS = f"{KEY}\nadmin:admin:{ADMIN_KEY}\n"
+OTHER_KEY = "an-infer-key-of-the-tests"
+KEYS = f"{KEY}\nadmin:admin:{ADMIN_KEY}\nshop:infer:{OTHER_KEY}\n"
 
 pytestmark = pytest.mark.usefixtures("other_tasks")
 
@@ -76,6 +77,7 @@ class Ask(NamedTuple):
     key: str | None = KEY
     path: str | None = None
     if_none_match: str | None = None
+    encoding: str | None = None
     faults: Mapping[str, Exception] = {}
 
 
@@ -108,6 +110,44 @@ def failing(query: str = "", **request: Any) -> dict[int, list[Ask]]:
 def accepting(kinds: tuple[str, ...], **request: Any) -> list[Ask]:
     return [Ask(**request, accept=kind) for kind in kinds]
 
+
+def tensors(rows: int, **members: object) -> bytes:
+    """A body of the Open Inference Protocol for the classifiers of the tests."""
+    pixels = [image(7).tolist()] * rows
+    sent = {"name": "images", "shape": [rows, 28, 28], "datatype": "UINT8", "data": pixels}
+    return json.dumps({"inputs": [sent], **members}).encode()
+
+
+def infer(path: str, absent: Sequence[str]) -> dict[int, list[Ask]]:
+    """Requests to a route of the Open Inference Protocol. absent: such paths without a model."""
+    one: dict[str, Any] = {"body": tensors(1), "kind": JSON, "path": path}
+    statuses = failing(**one)
+    del statuses[406]  # the request's parameters choose the format
+    return statuses | {
+        200: [Ask(**one), Ask(tensors(1, parameters={"binary_data_output": True}), path=path)],
+        400: [Ask(body, path=path) for body in (b"", b"{", b"{}", tensors(1, id=1), tensors(1, ids=[]))],
+        404: [Ask(**one | {"path": each}) for each in absent],
+        413: [Ask(tensors(41), path=path), Ask(bytes(70_000), path=path)],
+        415: [Ask(**one, encoding="br")],
+    }
+
+
+def showing(path: str, absent: Sequence[str] = (), wrong: Sequence[str] = ()) -> dict[int, list[Ask]]:
+    """Requests for something of a model. absent, wrong: such paths without a model, and malformed ones."""
+    statuses = {
+        200: [Ask(path=path)],
+        401: [Ask(path=path, key=None)],
+        403: [Ask(path=path, key=ADMIN_KEY)],
+        404: [Ask(path=each) for each in absent],
+        405: [Ask(path=path, method="DELETE")],
+        500: [Ask(path=path, faults={"models": BUG})],
+        503: [Ask(path=path, faults={"models": NO_ENGINE})],
+    }
+    return statuses | ({400: [Ask(path=each) for each in wrong]} if wrong else {})
+
+
+OF_A_MODEL = ("", "/config", "/ready")
+"""What the Open Inference Protocol shows of a model."""
 
 ASKED: dict[tuple[str, str], dict[int, list[Ask]]] = {
     ("POST", "/classify"): failing(**RAW_BODY)
@@ -191,6 +231,37 @@ ASKED: dict[tuple[str, str], dict[int, list[Ask]]] = {
         ],
         415: [Ask(RAW, "text/plain")],
     },
+    ("POST", "/v2/models/{name}/infer"): infer("/v2/models/another/infer", ["/v2/models/none/infer"]),
+    ("POST", "/v2/models/{name}/versions/{version}/infer"): infer(
+        "/v2/models/another/versions/3/infer", ["/v2/models/another/versions/9/infer"]
+    ),
+    ("GET", "/v2"): {
+        200: [Ask()],
+        401: [Ask(key=None)],
+        403: [Ask(key=ADMIN_KEY)],
+        405: [Ask(method="POST")],
+    },
+    **{
+        ("GET", "/v2/models/{name}" + each): showing(f"/v2/models/ramp{each}", [f"/v2/models/none{each}"])
+        for each in OF_A_MODEL
+    },
+    **{
+        ("GET", "/v2/models/{name}/versions/{version}" + each): showing(
+            f"/v2/models/another/versions/3{each}",
+            [f"/v2/models/another/versions/9{each}"],
+            [f"/v2/models/another/versions/0{each}", f"/v2/models/another/versions/x{each}"],
+        )
+        for each in OF_A_MODEL
+    },
+    ("POST", "/v2/repository/index"): {
+        200: [Ask(key=ADMIN_KEY), Ask(b'{"ready":true}', JSON, key=ADMIN_KEY)],
+        400: [Ask(b'{"ready":7}', JSON, key=ADMIN_KEY), Ask(b"{", JSON, key=ADMIN_KEY)],
+        401: [Ask(key=None)],
+        403: [Ask(key=OTHER_KEY)],
+        405: [Ask(method="GET")],
+        500: [Ask(key=ADMIN_KEY, faults={"models": BUG})],
+        503: [Ask(key=ADMIN_KEY, faults={"models": NO_ENGINE})],
+    },
     ("GET", "/v2/health/live"): {200: [Ask(), Ask(key=None)], 405: [Ask(method="POST")]},
     ("GET", "/v2/health/ready"): {
         200: [Ask(), Ask(key=None)],
@@ -263,7 +334,7 @@ class Running(NamedTuple):
     async def ask(self, method: str, path: str, ask: Ask, *, chunked: bool) -> Response:
         """Send a request on a connection of its own. chunked: so that it takes the ASGI path."""
         lines = {"host": "test", "content-type": ask.kind, "accept": ask.accept}
-        lines |= {"if-none-match": ask.if_none_match}
+        lines |= {"if-none-match": ask.if_none_match, "content-encoding": ask.encoding}
         lines |= {"authorization": None if ask.key is None else f"Bearer {ask.key}"}
         body = ask.body
         if chunked:

@@ -78,6 +78,20 @@ async def test_generators_have_variants_too(predictor: LocalPredictor, tmp_path:
         assert pinned.headers["inkserve-model"] == "ramp"
 
 
+async def test_the_open_inference_protocol_has_variants_too(
+    predictor: LocalPredictor, tmp_path: Path
+) -> None:
+    rows = {"inference-header-content-length": "0"}
+    async with client(predictor, tmp_path, "int8") as asking:
+        for path, answered in (
+            ("first-pixel", "first-pixel-int8"),
+            ("first-pixel/versions/2", "first-pixel"),
+        ):
+            told = await asking.post(f"/v2/models/{path}/infer", content=RAW, headers=rows)
+            assert told.headers["inference-header-content-length"]
+            assert f'"model_name":"{answered}"'.encode() in told.content
+
+
 async def test_the_list_tells_who_answers(predictor: LocalPredictor, tmp_path: Path) -> None:
     async with client(predictor, tmp_path, "int8,fp16") as asking:
         listed = {
