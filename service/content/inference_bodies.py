@@ -81,7 +81,7 @@ def read_inference(body: bytes, json_bytes: int | None, model: ModelTensors, max
         raise InvalidInput(f"the body's JSON should have {json_bytes} bytes, but the body has {len(body)}")
     text = body[:json_bytes]
     behind = _Behind(memoryview(body)[len(text) :])
-    fields = _members(load(text), "body", ("id", "inputs", "outputs", "parameters"))
+    fields = _members(load(text), "body")
     parameters = _parameters(fields, "body")
     inputs: dict[str, Array] = {}
     for index, entry in enumerate(_list(fields, "inputs")):
@@ -173,7 +173,7 @@ def _raw_rows(body: bytes, model: ModelTensors, max_rows: int) -> InferenceBody:
 def _input(
     entry: Any, where: str, model: ModelTensors, max_rows: int, behind: _Behind, text: bytes
 ) -> tuple[str, Array]:
-    fields = _members(entry, where, ("name", "shape", "datatype", "parameters", "data"))
+    fields = _members(entry, where)
     spec = model.inputs[_place(fields, where, model.inputs, model.name)]
     where = f"input {spec.name}"
     if fields.get("datatype") != spec.datatype:
@@ -212,7 +212,7 @@ def _outputs(fields: Mapping[str, Any], model: ModelTensors, binary: bool) -> tu
     asked: dict[str, RequestedOutput] = {}
     for index, entry in enumerate(_list(fields, "outputs")):
         where = f"outputs[{index}]"
-        members = _members(entry, where, ("name", "parameters"))
+        members = _members(entry, where)
         name = model.outputs[_place(members, where, model.outputs, model.name)].name
         where = f"output {name}"
         parameters = _parameters(members, where)
@@ -251,13 +251,10 @@ def _classes(array: Array, count: int, labels: Sequence[str]) -> list[bytes]:
     return texts
 
 
-def _members(value: Any, where: str, known: Sequence[str]) -> Mapping[str, Any]:
-    """Return an object whose members have these names."""
+def _members(value: Any, where: str) -> Mapping[str, Any]:
+    """Return the members of an object. Clients may add some of their own, as KServe's does."""
     if not isinstance(value, dict):
         raise InvalidInput(f"{where} is {shown(value)}, expected a JSON object")
-    for name in value:
-        if name not in known:
-            raise InvalidInput(f"{where} has the member {shown(name)}, expected {', '.join(known)}")
     return value
 
 
@@ -271,13 +268,8 @@ def _list(fields: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def _parameters(fields: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """Return the parameters of a request or a tensor. Clients may add some of their own."""
     value = fields.get("parameters")
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise InvalidInput(f"{where}: parameters is {shown(value)}, expected a JSON object")
-    return value
+    return {} if value is None else _members(value, f"parameters of {where}")
 
 
 def _flag(parameters: Mapping[str, Any], name: str, default: bool = False) -> bool:

@@ -19,6 +19,12 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class _Sent(BaseModel):
+    """Clients may add members of their own, as KServe's does; they are ignored."""
+
+    model_config = ConfigDict(extra="allow")
+
+
 class ServerMetadata(_Body):
     """What the server is."""
 
@@ -104,13 +110,13 @@ class IndexedModel(_Body):
     reason: str = Field(description="Why it cannot be served; else empty.")
 
 
-class IndexRequest(_Body):
+class IndexRequest(_Sent):
     """What the index shall hold."""
 
     ready: bool = Field(False, description="Only what is ready.")
 
 
-class InferenceInput(_Body):
+class InferenceInput(_Sent):
     """A tensor of a request."""
 
     name: str
@@ -124,7 +130,7 @@ class InferenceInput(_Body):
     )
 
 
-class InferenceOutputRequest(_Body):
+class InferenceOutputRequest(_Sent):
     """An output that the response shall hold."""
 
     name: str
@@ -137,7 +143,7 @@ class InferenceOutputRequest(_Body):
     ] = None
 
 
-class InferenceRequest(_Body):
+class InferenceRequest(_Sent):
     """Tensors for a model."""
 
     id: str | None = Field(None, max_length=MAX_ID_CHARS, description="Comes back in the response.")

@@ -125,7 +125,7 @@ def infer(path: str, absent: Sequence[str]) -> dict[int, list[Ask]]:
     del statuses[406]  # the request's parameters choose the format
     return statuses | {
         200: [Ask(**one), Ask(tensors(1, parameters={"binary_data_output": True}), path=path)],
-        400: [Ask(body, path=path) for body in (b"", b"{", b"{}", tensors(1, id=1), tensors(1, ids=[]))],
+        400: [Ask(body, path=path) for body in (b"", b"{", b"{}", tensors(1, id=1), tensors(1, outputs=7))],
         404: [Ask(**one | {"path": each}) for each in absent],
         413: [Ask(tensors(41), path=path), Ask(bytes(70_000), path=path)],
         415: [Ask(**one, encoding="br")],
