@@ -22,6 +22,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 AUDIT := .cache/audit
 CHECKOV := .cache/checkov
+CLIENTS := .cache/clients
 FEDERATED := .cache/federated
 SBOM := .cache/sbom
 LOCKER := .cache/uv
@@ -142,12 +143,18 @@ lock: $(LOCKER)/.installed ## Pin and hash the packages of the image, at the ver
 		--custom-compile-command "make lock" --output-file requirements/audit.txt -
 	echo checkov | UV_FIND_LINKS= $(LOCKER)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
 		--custom-compile-command "make lock" --output-file requirements/checkov.txt -
+	echo 'tritonclient[grpc,http]' | UV_FIND_LINKS= $(LOCKER)/bin/uv pip compile --quiet --universal \
+		--python-version 3.11 --no-annotate --custom-compile-command "make lock" \
+		--output-file requirements/clients.txt -
 	printf 'flwr[simulation]\nmatplotlib\nopacus\n' | UV_FIND_LINKS= $(LOCKER)/bin/uv pip compile --quiet --universal \
 		--python-version 3.11 --no-annotate --override requirements/federated.overrides --no-emit-package torch \
 		--custom-compile-command "make lock" --output-file requirements/federated.txt -
 
 .PHONY: checkov
 checkov: $(CHECKOV)/.installed ## Install checkov, with which make test checks the rendered chart (1 min)
+
+.PHONY: clients
+clients: $(CLIENTS)/.installed ## Install Triton's client, with which make test asks the service (20 s)
 
 .PHONY: federated
 federated: $(FEDERATED)/.installed ## Train on simulated clients with Flower and draw accuracy by round; needs make data (minutes)
@@ -212,11 +219,15 @@ docs: $(VENV)/.develop ## Build the documentation site, build/site; a warning is
 
 .PHONY: clean
 clean: ## Remove the virtual environments and the caches
-	rm -rf $(VENV) $(VENV).new $(AUDIT) $(CHECKOV) $(FEDERATED) $(LOCKER) $(SBOM) build .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV).new $(AUDIT) $(CHECKOV) $(CLIENTS) $(FEDERATED) $(LOCKER) $(SBOM) build .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # An environment of its own, because it requires older versions of packages that the project uses.
 $(CHECKOV)/.installed: requirements/checkov.txt
 	@$(ENVIRONMENT) $(CHECKOV) .installed "checkov (1 min)" --no-deps --requirement $<
+
+# An environment of its own, because it requires older versions of packages that the project uses.
+$(CLIENTS)/.installed: requirements/clients.txt
+	@$(ENVIRONMENT) $(CLIENTS) .installed "Triton's client (20 s)" --no-deps --requirement $<
 
 # An environment of its own, because Flower requires older versions. torch is the one of every other installation,
 # and not in the lock, so that an index or --find-links with the build for CPUs decides what comes with it.
