@@ -124,8 +124,11 @@ class InferenceJob:
 
     def run(self, body: bytes, *, on_loop: bool = False) -> InferenceBody:
         """Return the request. Raises RequestError, TooLargeForLoop."""
-        body = plain(body, self.coding, self.limits, on_loop)
-        _check_json(body[: self.json_bytes], self.limits)
+        return self.read(plain(body, self.coding, self.limits, on_loop))
+
+    def read(self, body: bytes | memoryview) -> InferenceBody:
+        """Return the request in a body without a content coding. Raises RequestError."""
+        _check_json(bytes(body[: self.json_bytes]), self.limits)
         return read_inference(body, self.json_bytes, self.model, self.limits.max_request_rows)
 
 

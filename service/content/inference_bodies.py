@@ -68,7 +68,9 @@ class InferenceBody(NamedTuple):
     priority: int = 0
 
 
-def read_inference(body: bytes, json_bytes: int | None, model: ModelTensors, max_rows: int) -> InferenceBody:
+def read_inference(
+    body: bytes | memoryview, json_bytes: int | None, model: ModelTensors, max_rows: int
+) -> InferenceBody:
     """Read a request.
 
     json_bytes: the length of the JSON, behind which the bytes of tensors follow; None if all is JSON, 0 if
@@ -79,7 +81,7 @@ def read_inference(body: bytes, json_bytes: int | None, model: ModelTensors, max
         return _raw_rows(body, model, max_rows)
     if json_bytes is not None and json_bytes > len(body):
         raise InvalidInput(f"the body's JSON should have {json_bytes} bytes, but the body has {len(body)}")
-    text = body[:json_bytes]
+    text = bytes(body[:json_bytes])
     behind = _Behind(memoryview(body)[len(text) :])
     fields = _members(load(text), "body")
     parameters = _parameters(fields, "body")
@@ -161,7 +163,7 @@ class _Behind:
             raise InvalidInput(f"{rest} bytes behind the JSON belong to no input, expected none")
 
 
-def _raw_rows(body: bytes, model: ModelTensors, max_rows: int) -> InferenceBody:
+def _raw_rows(body: bytes | memoryview, model: ModelTensors, max_rows: int) -> InferenceBody:
     if len(model.inputs) != 1:
         names = ", ".join(spec.name for spec in model.inputs)
         raise InvalidInput(f"the body has no JSON, but model {model.name} has several inputs: {names}")

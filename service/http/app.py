@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Match
 from service.errors import InkserveError
 from service.http.api_keys import ApiKeys, is_open
 from service.http.disconnects import DisconnectWatch
-from service.http.dispatch import AsgiEndpoint, Dispatch, Family, allowing
+from service.http.dispatch import AsgiEndpoint, Dispatch, allowing
 from service.http.edge import Edge
 from service.http.error_responses import error_response, plain_error
 from service.http.fast.endpoint import FastPath
@@ -97,12 +97,12 @@ def create_app(
         "/interpolate": {"GET": interpolate},
         "/explain": {"POST": explain},
     }
-    families = [Family(v2_infer.ROUTE, v2_infer.PATHS, {"POST": v2_infer.Infer(*shared)})]
+    infer = v2_infer.Infer(*shared)
     access_log = open_access_log(settings.log_format) if settings.access_log else None
     lifecycle = Lifecycle(metrics, access_log, tracing, load_reports)
     edge = Edge.of(settings)
-    fast_path = FastPath({b"/classify": classify}, lifecycle, keys, edge)
-    return Dispatch(app, endpoints, lifecycle, keys, fast_path, edge, families)
+    fast_path = FastPath({b"/classify": classify}, lifecycle, keys, edge, {v2_infer.FAMILY: infer})
+    return Dispatch(app, endpoints, lifecycle, keys, fast_path, edge, {v2_infer.FAMILY: {"POST": infer}})
 
 
 def _bare_app() -> FastAPI:

@@ -1,8 +1,8 @@
 """The outermost ASGI application: checks API keys, picks the endpoint, and catches the last errors."""
 
-import re
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from types import MappingProxyType
 
 from fastapi import FastAPI
 
@@ -15,6 +15,7 @@ from service.http.error_responses import error_response, plain_error
 from service.http.fast.endpoint import FastPath
 from service.http.headers import ALLOW
 from service.http.lifecycle import OTHER_ROUTE, Call, Lifecycle
+from service.http.paths import Family, find
 from service.http.responses import Response
 from service.http.types import CALL, CLIENT_CERTIFICATE, RECEIVED_AT, Message, Receive, Scope, Send
 from service.observability.request_ids import new_request_id, sent_request_id
@@ -25,28 +26,6 @@ AsgiEndpoint = Callable[[Scope, Receive, Call], Awaitable[Response]]
 
 Methods = Mapping[str, AsgiEndpoint]
 """A path's endpoints by method."""
-
-
-class Family:
-    """Paths that differ only in their parameters, and have the same endpoints.
-
-    route: what their requests are counted under. templates: as in FastAPI, such as `/models/{name}`.
-    """
-
-    def __init__(self, route: str, templates: Iterable[str], methods: Methods) -> None:
-        self.route = route
-        self.methods = methods
-        self._patterns = [re.compile(_PARAMETER.sub(r"(?P<\1>[^/]+)", each)) for each in templates]
-
-    def parameters(self, path: str) -> Mapping[str, str] | None:
-        """Return the path's parameters, or None if it is none of these."""
-        for pattern in self._patterns:
-            if (match := pattern.fullmatch(path)) is not None:
-                return match.groupdict()
-        return None
-
-
-_PARAMETER = re.compile(r"{(\w+)}")
 
 
 class Dispatch:
@@ -68,12 +47,12 @@ class Dispatch:
         keys: ApiKeys | None = None,
         fast_path: FastPath | None = None,
         edge: Edge | None = None,
-        families: Iterable[Family] = (),
+        families: Mapping[Family, Methods] = MappingProxyType({}),
     ) -> None:
         self.app = app
         self.fast_path = fast_path
         self._endpoints = endpoints
-        self._families = tuple(families)
+        self._families = families
         self.lifecycle = lifecycle
         self._keys = keys
         self._edge = edge or Edge()
@@ -112,11 +91,10 @@ class Dispatch:
         endpoints = self._endpoints.get(path)
         if endpoints is not None:
             return path, endpoints
-        for family in self._families:
-            parameters = family.parameters(path)
-            if parameters is not None:
-                scope["path_params"] = parameters
-                return family.route, family.methods
+        found = find(self._families, path)
+        if found is not None:
+            route, endpoints, scope["path_params"] = found
+            return route, endpoints
         return OTHER_ROUTE, None
 
     def _start(self, scope: Scope, path: str, route: str) -> Call:

@@ -92,7 +92,6 @@ class FastEcho:
     """A fast endpoint that notes each request in an `Echo`, and answers 200."""
 
     model = ""
-    any_body = True
     timeout = 30.0
 
     def __init__(self, echo: Echo) -> None:
@@ -107,9 +106,9 @@ class FastEcho:
     def is_valid(self) -> bool:
         return True
 
-    def accepts(self, body: Body) -> bool:
+    def for_body(self, body: Body) -> "FastEcho":
         del body
-        return True
+        return self
 
     def memory(self) -> memoryview | None:
         return None

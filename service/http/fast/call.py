@@ -6,7 +6,7 @@ from typing import Protocol
 
 from service.batching.request import Outcome
 from service.errors import DeadlineExceeded
-from service.http.fast.endpoint import Body, FastPath, KnownHead, Plan
+from service.http.fast.endpoint import Body, BodyPlan, FastPath, KnownHead, Plan
 from service.http.lifecycle import TRACE_RESPONSE, Call
 from service.http.responses import Response
 from service.observability.request_ids import REQUEST_ID
@@ -30,7 +30,7 @@ class Replies(Protocol):
 class FastCall(Call):
     """A request on the fast path."""
 
-    __slots__ = ("_cancel", "_connection", "plan")
+    __slots__ = ("_bound", "_cancel", "_connection", "plan")
 
     def __init__(
         self, connection: Replies, fast_path: FastPath, known: KnownHead, plan: Plan, received_at: float
@@ -41,7 +41,7 @@ class FastCall(Call):
             lifecycle,
             known.method,
             known.path,
-            known.path,
+            known.route,
             fast_path.edge.fast_client(connection.client, known.head.headers) if logged else "",
             known.head.headers,
             known.request_id,
@@ -52,6 +52,7 @@ class FastCall(Call):
         if logged:
             self.api_key_name = known.api_key_name
         self.plan = plan
+        self._bound: BodyPlan | None = None
         self.report = known.report
         self._connection = connection
         # Refers back to this call: cleared when done, or the reference cycle would keep the body until the
@@ -64,18 +65,17 @@ class FastCall(Call):
 
     @property
     def deadline(self) -> float:
-        """When the response is due."""
+        """When the response is due, if the body does not say."""
         return self.received_at + self.plan.timeout
 
-    def submit(self, body: Body, *, admitted: bool) -> None:
+    def submit(self, plan: BodyPlan, body: Body, *, admitted: bool) -> None:
         """Submit the body's rows; the reply may come at once. admitted: the body came with the head."""
+        self._bound = plan
         try:
-            if not admitted and time.monotonic() >= self.deadline:
-                raise DeadlineExceeded(f"the body came after the deadline of {self.plan.timeout:g} s")
+            if not admitted and time.monotonic() >= self.received_at + plan.timeout:
+                raise DeadlineExceeded(f"the body came after the deadline of {plan.timeout:g} s")
             traceparent = None if self.span is None else self.submitted()
-            self._cancel = self.plan.submit(
-                body, traceparent, self._done, self.received_at, admitted=admitted
-            )
+            self._cancel = plan.submit(body, traceparent, self._done, self.received_at, admitted=admitted)
         except Exception as error:  # the request's edge
             self._connection.reply(self, self.failed(error))
 
@@ -103,10 +103,11 @@ class FastCall(Call):
     def _response(self, outcome: Outcome) -> Response:
         if isinstance(outcome, Exception):
             return self.failed(outcome)
+        assert self._bound is not None
         try:
             if self.span is not None:
                 self.note_inference(outcome)
-            response = self.plan.respond(outcome)
+            response = self._bound.respond(outcome)
         except Exception as error:  # the request's edge
             return self.failed(error)
         self.ended(response.status)

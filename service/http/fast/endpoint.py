@@ -7,6 +7,7 @@ Knows nothing of models or sockets.
 
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 from service.batching.request import Done, InferenceResult
@@ -16,6 +17,7 @@ from service.http.api_keys import ApiKeys, admit
 from service.http.edge import Edge
 from service.http.fast.head import Head, parse_head
 from service.http.lifecycle import Lifecycle
+from service.http.paths import Family, find
 from service.http.responses import Response
 from service.observability.load_reports import ReportFormat
 from service.observability.request_ids import REQUEST_ID, is_sane
@@ -39,37 +41,13 @@ _PER_REQUEST = re.compile(
 these count as one: removing them and looking up the remainder takes 3 us, and nothing is parsed again."""
 
 
-class Plan(Protocol):
-    """How an endpoint answers all requests with one head.
+class BodyPlan(Protocol):
+    """How an endpoint answers a request with one head and one body.
 
-    model: the name of their model.
-    timeout: seconds from a request's first byte to its deadline.
-    any_body: whether every body can be answered here; otherwise `accepts` decides.
+    timeout: seconds from the request's first byte to its deadline.
     """
 
-    model: str
     timeout: float
-    any_body: bool
-
-    def is_valid(self) -> bool:
-        """Whether the plan can still be used; if not, a new one is made."""
-        ...
-
-    def accepts(self, body: Body) -> bool:
-        """Whether this body can be answered here."""
-        ...
-
-    def memory(self) -> memoryview | None:
-        """Return memory that a body should be received into, or None if any other is as good."""
-        ...
-
-    def check_admission(self) -> Refusal | None:
-        """Return the reason to reject such a request before its body is read, or None."""
-        ...
-
-    def reject(self, refusal: Refusal) -> QueueFull:
-        """Note that such a request is rejected by `check_admission`; returns its error."""
-        ...
 
     def submit(
         self, body: Body, traceparent: str | None, done: Done, received_at: float, *, admitted: bool
@@ -82,6 +60,36 @@ class Plan(Protocol):
 
     def respond(self, result: InferenceResult) -> Response:
         """Return the response for a result."""
+        ...
+
+
+class Plan(Protocol):
+    """How an endpoint answers all requests with one head.
+
+    model: the name of their model. timeout: as in `BodyPlan`, of requests whose body does not say.
+    """
+
+    model: str
+    timeout: float
+
+    def is_valid(self) -> bool:
+        """Whether the plan can still be used; if not, a new one is made."""
+        ...
+
+    def for_body(self, body: Body) -> BodyPlan | None:
+        """Return the plan for a request with this body, or None for the ASGI path."""
+        ...
+
+    def memory(self) -> memoryview | None:
+        """Return memory that a body should be received into, or None if any other is as good."""
+        ...
+
+    def check_admission(self) -> Refusal | None:
+        """Return the reason to reject such a request before its body is read, or None."""
+        ...
+
+    def reject(self, refusal: Refusal) -> QueueFull:
+        """Note that such a request is rejected by `check_admission`; returns its error."""
         ...
 
 
@@ -99,6 +107,7 @@ class FastEndpoint(Protocol):
 class KnownHead:
     """A request head and its plan.
 
+    route: what such requests are counted under.
     plan: None if such requests take the ASGI path now.
     api_key_name: of the API key in the head, if keys are in use; see `Admission`.
     report: the format of the load report that the response carries, None for none.
@@ -114,10 +123,12 @@ class KnownHead:
         "plan",
         "report",
         "request_id",
+        "route",
     )
 
-    def __init__(self, head: Head, endpoint: FastEndpoint) -> None:
+    def __init__(self, head: Head, route: str, endpoint: FastEndpoint) -> None:
         self.head = head
+        self.route = route
         self.endpoint = endpoint
         self.method = head.method
         self.path = head.path.decode("ascii")
@@ -133,7 +144,9 @@ class KnownHead:
         if request_id is not None and not is_sane(request_id):
             return None
         headers = {**self.head.headers, **own}
-        known = KnownHead(self.head._replace(headers=headers, request_id=request_id), self.endpoint)
+        known = KnownHead(
+            self.head._replace(headers=headers, request_id=request_id), self.route, self.endpoint
+        )
         known.plan, known.api_key_name, known.report = self.plan, self.api_key_name, self.report
         return known
 
@@ -141,6 +154,7 @@ class KnownHead:
 class FastPath:
     """The endpoints by their paths, and the heads that lead to them.
 
+    families: the endpoints of paths with parameters.
     known: heads by their bytes, up to and including the empty line; None for heads that always take the ASGI
         path. If the plan found here is valid, `learn` need not be called.
     keys: a request must send one of them; without one it takes the ASGI path, which rejects it.
@@ -153,11 +167,13 @@ class FastPath:
         lifecycle: Lifecycle,
         keys: ApiKeys | None = None,
         edge: Edge | None = None,
+        families: Mapping[Family, FastEndpoint] = MappingProxyType({}),
     ) -> None:
         self.lifecycle = lifecycle
         self.edge = edge or Edge()
         self.known: dict[bytes, KnownHead | None] = {}
         self._endpoints = endpoints
+        self._families = families
         self._keys = keys
         self._own: dict[bytes, KnownHead] = {}
         if keys is not None:
@@ -198,11 +214,16 @@ class FastPath:
         parsed = parse_head(head)
         if parsed is None or self.edge.needs_asgi(head, parsed.headers):
             return None
-        parsed = parsed._replace(path=self.edge.route_path(parsed.path.decode("latin-1")).encode("latin-1"))
+        path = self.edge.route_path(parsed.path.decode("latin-1"))
+        parsed = parsed._replace(path=path.encode("latin-1"))
         endpoint = self._endpoints.get(parsed.path)
-        if endpoint is None:
+        if endpoint is not None:
+            known = KnownHead(parsed, path, endpoint)
+        elif (found := find(self._families, path)) is not None:
+            route, endpoint, parameters = found
+            known = KnownHead(parsed._replace(parameters=parameters), route, endpoint)
+        else:
             return None
-        known = KnownHead(parsed, endpoint)
         if self.lifecycle.load_reports is not None:
             known.report = self.lifecycle.load_reports.format_for(parsed.headers)
         return known

@@ -5,6 +5,8 @@ ways is therefore refused, never repaired: the two would disagree about where th
 """
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import httptools
@@ -47,7 +49,10 @@ class RequestHead(NamedTuple):
 
 
 class Head(NamedTuple):
-    """A request's head, with nothing unusual in it. headers: names in lower case, the last of each."""
+    """A request's head, with nothing unusual in it.
+
+    headers: names in lower case, the last of each. parameters: of the path; see `service.http.paths`.
+    """
 
     method: str
     path: bytes
@@ -55,6 +60,7 @@ class Head(NamedTuple):
     headers: Headers
     content_length: int
     request_id: bytes | None
+    parameters: Mapping[str, str] = MappingProxyType({})
 
 
 class _Reader:

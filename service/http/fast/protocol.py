@@ -287,24 +287,28 @@ class HttpProtocol(asyncio.Protocol):
         missing = end - len(data)
         body = memoryview(data)[body_at:end]
         refusal = plan.check_admission()
-        if refusal is None and missing <= 0 and not plan.any_body and not plan.accepts(body):
-            return self._begin_exchange(data, body_at)
-        self.idle_since, self.deadline = None, math.inf
-        call = self._call = FastCall(self, fast_path, known, plan, self._began)
-        if refusal is not None:
-            error = plan.reject(refusal)
-            if missing > 0:
-                self._body = RejectedBody(error, missing)
-                self.deadline = self._receive_until(call.deadline)
-            else:
-                self.reply(call, call.rejected(error))
-        elif missing > 0:
+        if refusal is None and missing <= 0:
+            bound = plan.for_body(body)
+            if bound is None:
+                return self._begin_exchange(data, body_at)
+            self._start_call(fast_path, known, plan).submit(bound, body, admitted=True)
+            return data[end:] if missing < 0 else b""
+        call = self._start_call(fast_path, known, plan)
+        if refusal is None:
             self._body = PartialBody(data[:body_at], known.content_length, body, plan.memory())
             self.deadline = self._receive_until(call.deadline)
             self._hold(len(body))
+        elif missing > 0:
+            self._body = RejectedBody(plan.reject(refusal), missing)
+            self.deadline = self._receive_until(call.deadline)
         else:
-            call.submit(body, admitted=True)
+            self.reply(call, call.rejected(plan.reject(refusal)))
         return data[end:] if missing < 0 else b""
+
+    def _start_call(self, fast_path: FastPath, known: KnownHead, plan: Plan) -> FastCall:
+        self.idle_since, self.deadline = None, math.inf
+        call = self._call = FastCall(self, fast_path, known, plan, self._began)
+        return call
 
     def _receive_fast_body(self, body: PartialBody | RejectedBody, data: bytes) -> None:
         """Handle more bytes of a request whose body was incomplete."""
@@ -320,8 +324,8 @@ class HttpProtocol(asyncio.Protocol):
             self._keep(remainder)
         if isinstance(body, RejectedBody):
             self.reply(call, call.rejected(body.error))
-        elif call.plan.any_body or call.plan.accepts(body.whole):
-            call.submit(body.whole, admitted=False)
+        elif (bound := call.plan.for_body(body.whole)) is not None:
+            call.submit(bound, body.whole, admitted=False)
         else:
             self._call = None
             self._begin_exchange(b"".join((body.head, body.whole)), len(body.head))

@@ -59,9 +59,13 @@ class BodyDecoder:
     """Decodes bodies: small ones on the event loop, others in a pool of processes."""
 
     def __init__(self, settings: Settings, watch: DisconnectWatch, seconds: DeferredHistogram) -> None:
-        """seconds: receives the time of each body that is decoded, by its format."""
+        """seconds: receives the time of each body that is decoded, by its format.
+
+        inference_seconds: those of the Open Inference Protocol.
+        """
         self._watch = watch
         self._seconds = seconds
+        self.inference_seconds = seconds.of("inference")
         self._limits = _limits(settings)
         self._held = HeldBodies(settings.max_waiting_bytes // max(1, settings.workers))
         self._pool = DecoderPool(
@@ -130,12 +134,16 @@ class BodyDecoder:
 
         The bytes of tensors need no decoding, so only the JSON decides whether the event loop reads it.
         """
-        job = InferenceJob(body.coding, json_bytes, model, self._limits)
+        job = self.inference_job(json_bytes, model, body.coding)
         text_bytes = len(body.content) if json_bytes is None or body.coding else json_bytes
-        with self._seconds.of("inference").timing():
+        with self.inference_seconds.timing():
             result = await self._run(job, body, text_bytes <= ON_LOOP_BYTES)
         assert isinstance(result, InferenceBody)
         return result
+
+    def inference_job(self, json_bytes: int | None, model: ModelTensors, coding: Coding = "") -> InferenceJob:
+        """Return what reads such bodies."""
+        return InferenceJob(coding, json_bytes, model, self._limits)
 
     async def _run(self, job: Job, body: Body, on_loop: bool) -> Result:
         if on_loop:

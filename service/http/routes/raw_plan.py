@@ -30,7 +30,7 @@ class RawPlan:
         self, predictor: Predictor, max_rows: int, options: ClassifyOptions, kind: str, content_length: int
     ) -> None:
         self.model = options.target.manifest.name
-        self.any_body = kind not in UNDECLARED
+        self._any_body = kind not in UNDECLARED
         self._predictor = predictor
         self._catalogue: Catalogue = predictor.models()
         self._spec = options.target.manifest.inputs[0]
@@ -43,15 +43,15 @@ class RawPlan:
         fits = not rest and 1 <= rows <= max_rows
         self._shape = (rows, *self._spec.shape[1:]) if fits else None
         # An undeclared body may be a picture, and a large one is rejected later: assume one row.
-        self._likely_rows = rows if self.any_body and 1 <= rows <= max_rows else 1
+        self._likely_rows = rows if self._any_body and 1 <= rows <= max_rows else 1
 
     def is_valid(self) -> bool:
         """Whether the served models have not changed since the plan was made."""
         return self._predictor.models() is self._catalogue
 
-    def accepts(self, body: Body) -> bool:
-        """Whether the body is in none of the other formats."""
-        return self.any_body or sniff(bytes(body[:SIGNATURE_BYTES])) is None
+    def for_body(self, body: Body) -> "RawPlan | None":
+        """Return this plan, unless the body is in one of the other formats."""
+        return self if self._any_body or sniff(bytes(body[:SIGNATURE_BYTES])) is None else None
 
     def memory(self) -> memoryview | None:
         """Return memory for the body; see `Predictor.memory`."""

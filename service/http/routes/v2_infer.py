@@ -6,32 +6,33 @@ Knows no task: the client must know what the tensors mean.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from service.batching.request import InferenceResult
-from service.content.inference_bodies import LOW, InferenceBody, ModelTensors, write_inference
+from service.content.body_jobs import ON_LOOP_BYTES
+from service.content.inference_bodies import LOW
 from service.errors import InvalidInput
+from service.http.fast.head import Head
 from service.http.headers import INFERENCE_HEADER
 from service.http.lifecycle import Call
-from service.http.responses import Response, to_json
+from service.http.paths import Family
+from service.http.responses import Response
 from service.http.routes.asking import AskingEndpoint
+from service.http.routes.bodies import CONTENT_ENCODING
 from service.http.routes.shared import (
     Target,
     answered_by,
     find_manifest,
     off_loop,
     parse_version,
-    server_timing,
+    read_priority,
+    read_timeout,
 )
+from service.http.routes.v2_answer import answer, tensors_of
+from service.http.routes.v2_plan import WRITE_ON_LOOP_ELEMENTS, InferPlan, elements
 from service.http.types import JSON, OCTETS, Headers, Receive, Scope
-from service.models.manifest import Manifest
 from service.serving.checks import check_inputs
 
-ROUTE = "/v2/models/{name}/infer"
-"""The route that requests with and without a version in their path are counted under."""
-
-PATHS = (ROUTE, "/v2/models/{name}/versions/{version}/infer")
-
-WRITE_ON_LOOP_ELEMENTS = 16 * 1024
-"""JSON of more elements is written on a thread."""
+PATHS = ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")
+FAMILY = Family(PATHS[0], PATHS)
+"""Requests with and without a version in their path are counted under one route."""
 
 
 class Infer(AskingEndpoint):
@@ -56,36 +57,41 @@ class Infer(AskingEndpoint):
             asker = replace(asker, priority="low" if asked.priority == LOW else "normal")
         rows = check_inputs(manifest, asked.inputs, self._settings.max_request_rows)
         result = await asker.infer(target, asked.inputs, rows)
+        manifest = answered_by(self._predictor, manifest, result)
+        large = elements(manifest, rows) > WRITE_ON_LOOP_ELEMENTS
         with self._encode_seconds.of("inference").timing():
-            return await self._respond(answered_by(self._predictor, manifest, result), asked, result)
+            return await off_loop(large, answer, manifest, asked, result)
+
+    def plan(self, head: Head) -> InferPlan | None:
+        """Return the fast path's plan, or None if the body may be large to decode.
+
+        Raises the same errors as the endpoint.
+        """
+        json_bytes, size = _json_bytes(head.headers), head.content_length
+        if head.method != "POST" or CONTENT_ENCODING in head.headers:
+            return None
+        if not 0 < size <= self._settings.max_body_bytes:
+            return None
+        if (size if json_bytes is None else json_bytes) > ON_LOOP_BYTES:
+            return None
+        target = self._target(head.parameters)
+        return InferPlan(
+            target.manifest.name,
+            self._predictor,
+            self._predictor.models(),
+            target,
+            self._bodies.inference_job(json_bytes, tensors_of(target.manifest)),
+            size,
+            read_timeout(head.headers, self._settings.request_timeout_seconds),
+            read_priority(head.headers),
+            self._bodies.inference_seconds,
+            self._encode_seconds.of("inference"),
+        )
 
     def _target(self, path: Mapping[str, str]) -> Target:
         version = parse_version(path)
         models, kinds = self._predictor.models(), self._settings.kinds
         return Target(find_manifest(models, path["name"], version, kinds), version)
-
-    async def _respond(self, manifest: Manifest, asked: InferenceBody, result: InferenceResult) -> Response:
-        elements = sum(array.size for array in result.outputs)
-        large = elements > WRITE_ON_LOOP_ELEMENTS
-        body, json_bytes = await off_loop(large, _encoded, manifest, asked, result)
-        timing, name = server_timing(result), manifest.name
-        if json_bytes is None:
-            return Response(body, timing=timing, model=name)
-        told = ((INFERENCE_HEADER.wire, b"%d" % json_bytes),)
-        return Response(body, OCTETS, headers=told, timing=timing, model=name)
-
-
-def tensors_of(manifest: Manifest) -> ModelTensors:
-    """Return what a body needs to know of a model."""
-    return ModelTensors(manifest.name, manifest.inputs, manifest.outputs)
-
-
-def _encoded(manifest: Manifest, asked: InferenceBody, result: InferenceResult) -> tuple[bytes, int | None]:
-    """Return the response's body, and the length of its JSON if tensors follow it."""
-    labels = manifest.labels if manifest.task == "classification" else ()
-    answer, behind = write_inference(asked, tensors_of(manifest), result.version, result.outputs, labels)
-    text = to_json(answer)
-    return b"".join([text, *behind]), len(text) if behind else None
 
 
 def _json_bytes(headers: Headers) -> int | None:

@@ -593,7 +593,7 @@ async def test_every_inference_route_counts_as_load_in_the_alerts_and_on_the_das
 ) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
     tagged = {
-        v2_infer.ROUTE if path in v2_infer.PATHS else path
+        v2_infer.FAMILY.route if path in v2_infer.PATHS else path
         for path, operations in paths.items()
         for operation in operations.values()
         if "inference" in operation.get("tags", [])

@@ -5,7 +5,9 @@ A real listener and real connections, in this process, over tiny models.
 
 import asyncio
 import gc
+import json
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 from pathlib import Path
@@ -58,6 +60,20 @@ async def impatient(predictor: LocalPredictor, tmp_path: Path) -> AsyncIterator[
         yield listener
 
 
+def tensors(rows: int = 1, *, binary: bool = False, **members: object) -> dict[str, Any]:
+    """A request of the Open Inference Protocol. members: more of its JSON."""
+    pixels = np.stack([image(place) for place in range(rows)])
+    sent: dict[str, Any] = {"name": "images", "shape": pixels.shape, "datatype": "UINT8"}
+    sent |= {"parameters": {"binary_data_size": pixels.nbytes}} if binary else {"data": pixels.tolist()}
+    text = json.dumps({"inputs": [sent], **members}).encode()
+    wish = {"path": "/v2/models/first-pixel/infer", "kind": None}
+    if not binary:
+        return wish | {"body": text}
+    return wish | {"body": text + pixels.tobytes(), "extra": f"Inference-Header-Content-Length: {len(text)}"}
+
+
+NAMED = {"name": "probabilities", "parameters": {"binary_data": True, "classification": 2}}
+ROWS_ONLY = tensors() | {"body": RAW * 2, "extra": "inference-header-content-length: 0"}
 SAME = {
     "one image": ({}, 200),
     "no content type": ({"kind": None}, 200),
@@ -78,6 +94,20 @@ SAME = {
     "no such answer": ({"accept": "text/html"}, 406),
     "a wrong deadline": ({"extra": "inkserve-timeout: soon"}, 400),
     "too long a deadline": ({"extra": "inkserve-timeout: 31"}, 400),
+    "tensors in JSON": (tensors(3, id="mine"), 200),
+    "tensors behind JSON": (tensors(9, binary=True, parameters={"binary_data_output": True}), 200),
+    "tensors without JSON": (ROWS_ONLY, 200),
+    "tensors of a version": (tensors() | {"path": "/v2/models/another/versions/3/infer"}, 200),
+    "a class of tensors": (tensors(2, binary=True, outputs=[NAMED]), 200),
+    "much JSON": (tensors(20), 200),
+    "a deadline for tensors": (tensors(parameters={"timeout": 5_000_000, "priority": 2}), 200),
+    "half a tensor": (tensors(binary=True) | {"body": RAW[:392]}, 400),
+    "no tensors": (tensors() | {"body": b"{}"}, 400),
+    "a wrong output": (tensors(outputs=[{"name": "none"}]), 400),
+    "too many tensors": (tensors(41, binary=True), 413),
+    "tensors for no model": (tensors() | {"path": "/v2/models/none/infer"}, 404),
+    "tensors for no version": (tensors() | {"path": "/v2/models/another/versions/1/infer"}, 404),
+    "a wrong length of JSON": (tensors() | {"extra": "inference-header-content-length: x"}, 400),
 }
 
 
@@ -100,7 +130,8 @@ async def test_both_paths_answer_alike(listener: Listener, case: str) -> None:
 
 async def test_the_fast_path_is_taken(listener: Listener) -> None:
     async with connected(listener.port) as connection:
-        for wish in ({}, {"kind": None}, {"accept": OCTETS}, {"body": RAW[:392]}):
+        wishes: list[dict[str, Any]] = [{}, {"kind": None}, {"accept": OCTETS}, {"body": RAW[:392]}]
+        for wish in (*wishes, tensors(id="mine"), tensors(9, binary=True), ROWS_ONLY):
             await exchange(connection, request(**wish))
         assert listener.through_asgi == []
         await exchange(connection, request(chunked=True))
@@ -213,7 +244,7 @@ async def test_an_id_that_is_not_fit_is_replaced_by_another_each_time(listener: 
     assert "two words" not in ids
 
 
-@pytest.mark.parametrize("wish", [{"accept": OCTETS}, {"body": png(7), "kind": None}])
+@pytest.mark.parametrize("wish", [{"accept": OCTETS}, {"body": png(7), "kind": None}, tensors(binary=True)])
 async def test_a_request_may_come_in_any_two_pieces(listener: Listener, wish: dict[str, object]) -> None:
     whole = request(**wish)  # type: ignore[arg-type]
     async with connected(listener.port) as connection:
@@ -353,6 +384,30 @@ async def test_a_known_head_follows_a_reload(
         response = await exchange(connection, request())
     assert b'"version":2' in response.body
     assert b'"label":"H"' in response.body
+
+
+async def test_tensors_follow_a_reload_and_say_how_long_they_may_take(
+    listener: Listener, predictor: LocalPredictor, add_classifier: Callable[..., Path]
+) -> None:
+    asked: list[InferenceRequest] = []
+    submit = predictor.submit
+
+    def note(request: InferenceRequest, *arguments: Any, **options: Any) -> Cancel:
+        asked.append(request)
+        return submit(request, *arguments, **options)
+
+    predictor.submit = note  # type: ignore[method-assign]
+    wish = tensors(binary=True, parameters={"timeout": 2_000_000, "priority": 2})
+    async with connected(listener.port) as connection:
+        assert b'"model_version":"1"' in (await exchange(connection, request(**wish))).body
+        add_classifier(version=2)
+        assert await predictor.reload() == []
+        assert b'"model_version":"2"' in (await exchange(connection, request(**wish))).body
+        late = await exchange(connection, request(**tensors(parameters={"timeout": 1})))
+    assert late.status == 504
+    assert [each.priority for each in asked[:2]] == ["low", "low"]
+    assert all(0 < each.deadline - time.monotonic() <= 2 for each in asked[:2])
+    assert listener.through_asgi == []
 
 
 async def test_a_full_queue_rejects_before_the_body_is_read(
