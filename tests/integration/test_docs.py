@@ -37,6 +37,7 @@ NORUN = {
     "CONTRIBUTING.md": (1, "runs what CI runs itself"),
     "docs/confidence.md": (2, "needs Fashion-MNIST, or training data, and takes minutes"),
     "docs/decisions/equal-bits.md": (1, "takes minutes"),
+    "docs/decisions/fast-path.md": (1, "takes minutes"),
     "docs/deployment.md": (14, "need a cluster, Docker or a registry"),
     "docs/image.md": (4, "need Docker"),
     "docs/gpu.md": (6, "need a GPU, or take minutes"),

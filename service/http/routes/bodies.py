@@ -30,7 +30,7 @@ from service.http.requests import read_body
 from service.http.types import JSON, OCTETS, Headers, Receive, Scope
 from service.models.manifest import Preprocess, TensorSpec
 from service.models.tensors import Array
-from service.observability.histograms import DeferredHistogram
+from service.observability.histograms import DeferredHistogram, Tally
 from service.settings import Settings
 
 CONTENT_ENCODING = b"content-encoding"
@@ -59,13 +59,9 @@ class BodyDecoder:
     """Decodes bodies: small ones on the event loop, others in a pool of processes."""
 
     def __init__(self, settings: Settings, watch: DisconnectWatch, seconds: DeferredHistogram) -> None:
-        """seconds: receives the time of each body that is decoded, by its format.
-
-        inference_seconds: those of the Open Inference Protocol.
-        """
+        """seconds: receives the time of each body that is decoded, by its format."""
         self._watch = watch
         self._seconds = seconds
-        self.inference_seconds = seconds.of("inference")
         self._limits = _limits(settings)
         self._held = HeldBodies(settings.max_waiting_bytes // max(1, settings.workers))
         self._pool = DecoderPool(
@@ -111,12 +107,11 @@ class BodyDecoder:
         preprocess: Preprocess = "none",
     ) -> Array:
         """Return the body's rows of a tensor. preprocess: as in `codecs.image_to_rows`."""
-        kind = body.kind if form == "form" else body.kind.partition(";")[0].strip().lower()
         if form == "undeclared" and not body.coding and sniff(body.content) is None:
             form = "rows"
-        job = RowsJob(form, kind, body.coding, spec, preprocess, self._limits, names)
+        job = self.rows_job(form, body.kind, spec, names, preprocess, body.coding)
         is_raw = form == "rows" and not body.coding  # the rows are the body's own bytes
-        with nullcontext() if is_raw else self._seconds.of(form).timing():
+        with nullcontext() if is_raw else self.seconds_of(form).timing():
             result = await self._run(job, body, len(body.content) <= ON_LOOP_BYTES or is_raw)
         assert isinstance(result, np.ndarray)
         return result
@@ -124,7 +119,7 @@ class BodyDecoder:
     async def fields(self, body: Body, names: JsonNames) -> dict[str, Any]:
         """Return the fields of a JSON body, with True for its rows if it has any."""
         job = FieldsJob(body.coding, self._limits, names)
-        with self._seconds.of("json").timing():
+        with self.seconds_of("json").timing():
             result = await self._run(job, body, len(body.content) <= ON_LOOP_BYTES)
         assert isinstance(result, dict)
         return result
@@ -136,14 +131,31 @@ class BodyDecoder:
         """
         job = self.inference_job(json_bytes, model, body.coding)
         text_bytes = len(body.content) if json_bytes is None or body.coding else json_bytes
-        with self.inference_seconds.timing():
+        with self.seconds_of("inference").timing():
             result = await self._run(job, body, text_bytes <= ON_LOOP_BYTES)
         assert isinstance(result, InferenceBody)
         return result
 
+    def rows_job(
+        self,
+        form: Format,
+        declared: str,
+        spec: TensorSpec,
+        names: JsonNames,
+        preprocess: Preprocess,
+        coding: Coding = "",
+    ) -> RowsJob:
+        """Return what decodes such bodies into rows. declared: their whole Content-Type."""
+        kind = declared if form == "form" else declared.partition(";")[0].strip().lower()
+        return RowsJob(form, kind, coding, spec, preprocess, self._limits, names)
+
     def inference_job(self, json_bytes: int | None, model: ModelTensors, coding: Coding = "") -> InferenceJob:
-        """Return what reads such bodies."""
+        """Return what reads such bodies of the Open Inference Protocol."""
         return InferenceJob(coding, json_bytes, model, self._limits)
+
+    def seconds_of(self, form: str) -> Tally:
+        """Return what receives the time of each body in a format that is decoded."""
+        return self._seconds.of(form)
 
     async def _run(self, job: Job, body: Body, on_loop: bool) -> Result:
         if on_loop:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from service.batching.request import InferenceRequest
-from service.content.body_jobs import Format
+from service.content.body_jobs import ON_LOOP_BYTES, Format
 from service.content.json_bodies import JsonNames
 from service.content.picture_kinds import accepted_media_types
 from service.errors import InvalidInput, UnsupportedMedia
@@ -16,6 +16,7 @@ from service.http.responses import Response
 from service.http.routes.bodies import CONTENT_ENCODING, BodyDecoder
 from service.http.routes.classify_options import ClassifyOptions
 from service.http.routes.raw_plan import UNDECLARED, RawPlan
+from service.http.routes.rows_plan import RowsPlan
 from service.http.routes.schemas import ClassifyQuery, ClassifyRequest
 from service.http.routes.shared import (
     Target,
@@ -87,15 +88,12 @@ class Classify:
         call.note_inference(result)
         return options.respond(self._predictor, result, shown)
 
-    def plan(self, head: Head) -> "RawPlan | None":
-        """Return the fast path's plan, or None if the body cannot be raw rows.
+    def plan(self, head: Head) -> RawPlan | RowsPlan | None:
+        """Return the fast path's plan, or None if the body may be large to decode.
 
         Raises the same errors as the endpoint.
         """
-        kind = media_type(head.headers)
-        if head.method != "POST" or (kind != OCTETS and kind not in UNDECLARED):
-            return None
-        if CONTENT_ENCODING in head.headers:
+        if head.method != "POST" or CONTENT_ENCODING in head.headers:
             return None
         if not 0 < head.content_length <= self._settings.max_body_bytes:
             return None
@@ -103,7 +101,16 @@ class Classify:
         options = self._options(self._target(query), query, head.headers)
         if options.layout is not None:
             return None
-        return RawPlan(self._predictor, self._settings.max_request_rows, options, kind, head.content_length)
+        kind, size = media_type(head.headers), head.content_length
+        form = body_format(kind)
+        if form in ("rows", "undeclared"):
+            return RawPlan(self._predictor, self._settings.max_request_rows, options, kind, size)
+        if size > ON_LOOP_BYTES:
+            return None
+        manifest = options.target.manifest
+        declared = head.headers[b"content-type"].decode("latin-1")
+        job = self._bodies.rows_job(form, declared, manifest.inputs[0], NAMES, manifest.picture_preprocess)
+        return RowsPlan(self._predictor, options, job, self._bodies.seconds_of(form))
 
     def _target(self, query: Mapping[str, str]) -> Target:
         return find_target(

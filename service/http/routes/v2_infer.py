@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from service.content.body_jobs import ON_LOOP_BYTES
-from service.content.inference_bodies import LOW
 from service.errors import InvalidInput
 from service.http.fast.head import Head
 from service.http.headers import INFERENCE_HEADER
@@ -26,7 +25,7 @@ from service.http.routes.shared import (
     read_timeout,
 )
 from service.http.routes.v2_answer import answer, tensors_of
-from service.http.routes.v2_plan import WRITE_ON_LOOP_ELEMENTS, InferPlan, elements
+from service.http.routes.v2_plan import WRITE_ON_LOOP_ELEMENTS, InferPlan, chosen_priority, elements
 from service.http.types import JSON, OCTETS, Headers, Receive, Scope
 from service.serving.checks import check_inputs
 
@@ -53,8 +52,7 @@ class Infer(AskingEndpoint):
         del body
         if asked.timeout:
             asker = replace(asker, deadline=min(asker.deadline, call.received_at + asked.timeout * 1e-6))
-        if asked.priority:
-            asker = replace(asker, priority="low" if asked.priority == LOW else "normal")
+        asker = replace(asker, priority=chosen_priority(asked, asker.priority))
         rows = check_inputs(manifest, asked.inputs, self._settings.max_request_rows)
         result = await asker.infer(target, asked.inputs, rows)
         manifest = answered_by(self._predictor, manifest, result)
@@ -76,15 +74,13 @@ class Infer(AskingEndpoint):
             return None
         target = self._target(head.parameters)
         return InferPlan(
-            target.manifest.name,
             self._predictor,
-            self._predictor.models(),
             target,
-            self._bodies.inference_job(json_bytes, tensors_of(target.manifest)),
-            size,
             read_timeout(head.headers, self._settings.request_timeout_seconds),
             read_priority(head.headers),
-            self._bodies.inference_seconds,
+            self._bodies.inference_job(json_bytes, tensors_of(target.manifest)),
+            size,
+            self._bodies.seconds_of("inference"),
             self._encode_seconds.of("inference"),
         )
 

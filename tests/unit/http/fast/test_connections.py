@@ -245,18 +245,18 @@ async def test_connections_are_forgotten(listener: Listener) -> None:
 
 
 async def test_bodies_that_wait_to_be_decoded_are_bounded(predictor: LocalPredictor, tmp_path: Path) -> None:
-    whole = request(b" " * 4000 + b"[]", kind="application/json")
+    whole = request(b" " * 40_000 + b"[]", kind="application/json")  # the event loop decodes less at once
     async with (
-        listening(predictor, tmp_path, max_waiting_bytes=2000) as listener,
+        listening(predictor, tmp_path, max_waiting_bytes=20_000) as listener,
         connected(listener.port) as large,
         connected(listener.port) as second,
     ):
-        large.writer.write(whole[:3000])  # may exceed the bound, because no other body does
-        await until(lambda: listener.connections.buffered >= 2500)
+        large.writer.write(whole[:30_000])  # may exceed the bound, because no other body does
+        await until(lambda: listener.connections.buffered >= 25_000)
         response = await exchange(second, whole)
         assert (response.status, response.headers["retry-after"]) == (429, "1")
         assert b"waiting to be decoded" in response.body
-        assert (await exchange(large, whole[3000:])).status == 400
+        assert (await exchange(large, whole[30_000:])).status == 400
     assert listener.counted(429) == 1
 
 

@@ -8,6 +8,7 @@ import gc
 import json
 import re
 import time
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from service.batching.items import Item
 from service.batching.request import InferenceRequest
 from service.batching.retries import Refusal
+from service.content.npy import npy_from_array
 from service.http.api_keys import ApiKeys
 from service.http.fast.call import FastCall
 from service.http.fast.endpoint import FastPath
@@ -42,6 +44,9 @@ from tests.support.log_stream import logging_to_memory
 
 OCTETS = "application/octet-stream"
 RAW = image(7).tobytes()
+JSON = "application/json"
+FORM = b"""--x\r\nContent-Disposition: form-data; name="images"; filename="7.png"\r\n\r\n%b\r\n--x--\r\n"""
+INFER = "/v2/models/first-pixel/infer"
 
 
 @pytest.fixture
@@ -66,7 +71,7 @@ def tensors(rows: int = 1, *, binary: bool = False, **members: object) -> dict[s
     sent: dict[str, Any] = {"name": "images", "shape": pixels.shape, "datatype": "UINT8"}
     sent |= {"parameters": {"binary_data_size": pixels.nbytes}} if binary else {"data": pixels.tolist()}
     text = json.dumps({"inputs": [sent], **members}).encode()
-    wish = {"path": "/v2/models/first-pixel/infer", "kind": None}
+    wish: dict[str, Any] = {"path": INFER, "kind": None}
     if not binary:
         return wish | {"body": text}
     return wish | {"body": text + pixels.tobytes(), "extra": f"Inference-Header-Content-Length: {len(text)}"}
@@ -74,7 +79,7 @@ def tensors(rows: int = 1, *, binary: bool = False, **members: object) -> dict[s
 
 NAMED = {"name": "probabilities", "parameters": {"binary_data": True, "classification": 2}}
 ROWS_ONLY = tensors() | {"body": RAW * 2, "extra": "inference-header-content-length: 0"}
-SAME = {
+SAME: dict[str, tuple[dict[str, Any], int]] = {
     "one image": ({}, 200),
     "no content type": ({"kind": None}, 200),
     "curl's own content type": ({"kind": "application/x-www-form-urlencoded"}, 200),
@@ -83,6 +88,19 @@ SAME = {
     "a model and top_k": ({"path": "/classify?model=another&version=3&top_k=2"}, 200),
     "images to show": ({"path": "/classify?show_input=true"}, 200),
     "a PNG without content type": ({"body": png(7), "kind": None}, 200),
+    "a PNG": ({"body": png(7), "kind": "image/png"}, 200),
+    "JSON": ({"body": json.dumps({"images": image(7).tolist()}).encode(), "kind": JSON}, 200),
+    "base64": ({"body": json.dumps([b64encode(png(7)).decode()]).encode(), "kind": JSON}, 200),
+    "a form": ({"body": FORM % png(7), "kind": "multipart/form-data; boundary=x"}, 200),
+    "a .npy file": ({"body": npy_from_array(image(7)), "kind": "application/x-npy"}, 200),
+    "wrong JSON": ({"body": b'{"images":[[1]]}', "kind": JSON}, 400),
+    "a broken PNG": ({"body": png(7)[:-30], "kind": "image/png"}, 400),
+    "a wrong form": ({"body": b"x", "kind": "multipart/form-data; boundary=x"}, 400),
+    "a picture that is another": ({"body": png(7), "kind": "image/jpeg"}, 400),
+    "images to show in JSON": (
+        {"body": json.dumps(image(7).tolist()).encode(), "kind": JSON, "path": "/classify?show_input=true"},
+        200,
+    ),
     "a request id": ({"extra": "X-Request-Id: abc-1"}, 200),
     "a deadline": ({"extra": "inkserve-timeout: 5"}, 200),
     "half an image": ({"body": RAW[:392]}, 400),
@@ -116,9 +134,9 @@ async def test_both_paths_answer_alike(listener: Listener, case: str) -> None:
     wish, status = SAME[case]
     async with connected(listener.port) as connection:
         for _ in range(2):  # the second time the head is known
-            fast = await exchange(connection, request(**wish))  # type: ignore[arg-type]
+            fast = await exchange(connection, request(**wish))
     async with connected(listener.port) as connection:
-        asgi = await exchange(connection, request(**wish, chunked=True))  # type: ignore[arg-type]
+        asgi = await exchange(connection, request(**wish, chunked=True))
     assert fast.status == asgi.status == status
     assert fast.body == asgi.body
     changing = {"server-timing", "date", "x-request-id"}
@@ -131,16 +149,17 @@ async def test_both_paths_answer_alike(listener: Listener, case: str) -> None:
 async def test_the_fast_path_is_taken(listener: Listener) -> None:
     async with connected(listener.port) as connection:
         wishes: list[dict[str, Any]] = [{}, {"kind": None}, {"accept": OCTETS}, {"body": RAW[:392]}]
+        wishes += [SAME[case][0] for case in ("a PNG", "JSON", "a form", "wrong JSON")]
         for wish in (*wishes, tensors(id="mine"), tensors(9, binary=True), ROWS_ONLY):
             await exchange(connection, request(**wish))
         assert listener.through_asgi == []
         await exchange(connection, request(chunked=True))
-        await exchange(connection, request(png(7), kind="image/png"))
-        assert listener.through_asgi == ["/classify"] * 2
+        await exchange(connection, request(**tensors(20)))
+        assert listener.through_asgi == ["/classify", INFER]
         await exchange(connection, request())
-    assert listener.through_asgi == ["/classify"] * 2
-    assert listener.counted(200) == 6
-    assert listener.counted(400) == 1
+    assert listener.through_asgi == ["/classify", INFER]
+    assert listener.counted(200) == 8
+    assert listener.counted(400) == 2
 
 
 @pytest.mark.parametrize("log_format", ["json", "text"])
