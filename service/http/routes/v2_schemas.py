@@ -113,7 +113,7 @@ class IndexedModel(_Body):
 class IndexRequest(_Sent):
     """What the index shall hold."""
 
-    ready: bool = Field(False, description="Only what is ready.")
+    ready: bool = Field(False, strict=True, description="Only what is ready.")
 
 
 class InferenceInput(_Sent):
