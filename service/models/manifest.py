@@ -32,7 +32,7 @@ Datatype = Literal[
 ]
 """Tensor datatypes by their Open Inference Protocol names."""
 
-Task = Literal["classification", "generation", "encoding", "search", "captioning", "gradient"]
+Task = Literal["classification", "generation", "encoding", "search", "captioning", "gradient", "inference"]
 
 STYLES = {"stroke": ("thin", "thick"), "slant": ("upright", "slanted"), "size": ("small", "large")}
 """What texts say of a digit's style: each style's lower and upper end. Between them nothing is said."""
@@ -200,6 +200,8 @@ class Manifest(_Frozen):
     `search_outputs` lists; a captioning model one of images UINT8, and the outputs of `captioning_outputs`.
     A gradient model has an input of images FP32, an input `label` INT64 (-1), and one output like the images:
     the gradient of the label's probability.
+    An inference model may have any inputs and outputs: only `/v2/models/{name}/infer` runs it, and nothing is
+    known of what its numbers mean.
 
     labels: the names of the classes, in the order of the probabilities; for generation and encoding,
         the names of the conditions, in the order of the values of `label`. Equal names are told apart: `a`,
@@ -254,6 +256,10 @@ class Manifest(_Frozen):
         """Return the input of that name, or None."""
         return next((spec for spec in self.inputs if spec.name == name), None)
 
+    def condition(self) -> TensorSpec | None:
+        """Return the input `label`, which holds places of labels; None if there is none."""
+        return None if self.task == "inference" else self.input("label")
+
     def ood_output(self) -> int | None:
         """Return the place of the output `ood_score` among the outputs; None without a threshold for it."""
         if self.abstain_above is None:
@@ -296,7 +302,7 @@ class Manifest(_Frozen):
             self._check_captioning()
         elif self.task == "gradient":
             self._check_gradient()
-        label = self.input("label")
+        label = self.condition()
         if label is not None and (label.datatype, label.shape) != ("INT64", (-1,)):
             raise ValueError(f"input label is {label.datatype} {list(label.shape)}, expected INT64 [-1]")
         if label is not None and not self.labels:

@@ -7,14 +7,14 @@ Knows nothing of onnxruntime: the graph is not loaded, its weights are skipped.
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import from_json
 
 from service.errors import ManifestError, RepositoryError
 from service.models.class_labels import class_labels
-from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, Task, first_problem, sha256_of
+from service.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, first_problem, sha256_of
 from service.models.protobuf import fields, message_of, messages_of, number_of, text_of
 from service.models.verification import external_digests
 
@@ -29,8 +29,6 @@ METRICS = ("data", "data_digest")
 
 UNNAMED = ("STRING", "unknown")
 """Datatypes of outputs that no manifest can name; what is no tensor has an unknown one."""
-
-IMPORT_ADVICE = "python -m training import publishes classifiers as other programs export them"
 
 TENSOR_ADVICE = (
     "skl2onnx makes one of a ZipMap with the option zipmap=False, and python -m training import also"
@@ -103,6 +101,8 @@ def _manifest(data: mmap.mmap) -> dict[str, Any]:
 def _outputs(tensors: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
     """Return the outputs that a manifest can name, a classifier's probabilities first. Raises ValueError."""
     outputs = [each for each in tensors if each["datatype"] not in UNNAMED]
+    if task == "inference":
+        return [each for each in outputs if each["shape"][:1] == [-1]] or outputs
     if task != "classification":
         return outputs
     # skl2onnx puts the label before the probabilities; onnxmltools declares it as that of a batch of 1.
@@ -116,7 +116,7 @@ def _outputs(tensors: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
 
 
 def _task(tensors: Mapping[str, list[dict[str, Any]]]) -> str:
-    """Return the task that a graph's tensors suit: classification or generation. Raises ValueError.
+    """Return the task that a graph's tensors suit: classification, generation, or else inference.
 
     An encoder may look like a classifier, but fails when it is loaded: it gives no probabilities.
     """
@@ -124,16 +124,7 @@ def _task(tensors: Mapping[str, list[dict[str, Any]]]) -> str:
     if "z" in names and names <= {"z", "label"}:
         return "generation"
     suits = (each["datatype"] == "unknown" or _could_be_probabilities(each) for each in tensors["outputs"])
-    if len(names) == 1 and any(suits):
-        return "classification"
-    inputs, outputs = (
-        ", ".join(f"{each['name']} {each['datatype']} {each['shape']}" for each in tensors[kind])
-        for kind in ("inputs", "outputs")
-    )
-    raise ValueError(
-        f"they have no {PREFIX}task, expected one of {', '.join(get_args(Task))}; its inputs are {inputs} "
-        f"and its outputs {outputs}, expected those of a classifier or a generator; {IMPORT_ADVICE}"
-    )
+    return "classification" if len(names) == 1 and any(suits) else "inference"
 
 
 def _could_be_probabilities(tensor: Mapping[str, Any]) -> bool:

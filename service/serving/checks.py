@@ -22,7 +22,7 @@ class InputCheck:
         self._manifest = manifest
         self._max_rows = max_rows
         self.tensors = tuple((spec.name, dtype_of(spec), spec.shape[1:]) for spec in manifest.inputs)
-        self.plain = manifest.input("label") is None
+        self.plain = manifest.condition() is None
 
     def arrays(self, inputs: Mapping[str, Array], rows: int) -> tuple[Array, ...]:
         """Return the inputs of a request that says how many rows it has, in the order of the graph.
@@ -68,7 +68,7 @@ def check_inputs(manifest: Manifest, inputs: Mapping[str, Array], max_rows: int)
         raise InvalidInput(f"inputs have different numbers of rows: {counts}, expected the same")
     if rows > max_rows:
         raise PayloadTooLarge(f"request has {rows} rows, expected at most {max_rows}")
-    if "label" in inputs:
+    if manifest.condition() is not None:
         _check_labels(manifest, inputs["label"])
     return rows
 

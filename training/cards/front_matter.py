@@ -15,6 +15,7 @@ PIPELINE_TAGS: dict[Task, str] = {
     "search": "feature-extraction",
     "captioning": "image-to-text",
     "gradient": "image-feature-extraction",  # no tag of the hub means a gradient
+    "inference": "other",
 }
 
 DATASETS = {"mnist": "ylecun/mnist", "fashion-mnist": "zalando-datasets/fashion_mnist"}

@@ -10,16 +10,19 @@ from typing import Any
 
 import httpx
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from service.batching.request import InferenceRequest
 from service.content.body_jobs import ON_LOOP_BYTES
 from service.http.app import create_app
 from service.http.headers import INFERENCE_HEADER
+from service.models.manifest import MANIFEST_FILE, TensorSpec
 from service.observability.metrics import Metrics
 from service.serving.local import LocalPredictor
 from tests.support.http import OCTETS, RAW, image, settings
-from tests.support.models import LATENT
+from tests.support.models import LATENT, make_model, write_model
 
 INFER = "/v2/models/first-pixel/infer"
 RAW_ROWS = {INFERENCE_HEADER.name: "0"}
@@ -146,6 +149,58 @@ async def test_models_of_other_tasks_are_run_too(client: httpx.AsyncClient) -> N
     assert bytes(images) == decoded.content
     described = (await client.get("/v2/models/ramp-encoder")).json()
     assert [output["name"] for output in described["outputs"]] == ["mean", "opposite"]
+
+
+WORDS = TensorSpec(name="words", datatype="INT64", shape=(-1, 4))
+LABEL = TensorSpec(name="label", datatype="FP32", shape=(-1, 2))
+VECTORS = TensorSpec(name="vectors", datatype="FP32", shape=(-1, 4, 3))
+LOGARITHMS = TensorSpec(name="logarithms", datatype="FP32", shape=(-1, 2))
+TABLE = np.arange(24, dtype=np.float32).reshape(8, 3)
+
+
+def table_of_words() -> onnx.ModelProto:
+    """A graph that accepts few whole numbers and gives -inf for 0. Its `label` holds no labels."""
+    nodes = [
+        helper.make_node("Gather", ["table", "words"], ["vectors"]),
+        helper.make_node("Log", ["label"], ["logarithms"]),
+    ]
+    table = numpy_helper.from_array(TABLE, "table")
+    return make_model(nodes, [table], (WORDS, LABEL), (VECTORS, LOGARITHMS))
+
+
+@pytest.mark.parametrize("determinism", ["generation", "all"])
+@pytest.mark.parametrize("is_bare", [False, True])
+async def test_a_model_of_no_other_task_is_run(tmp_path: Path, determinism: str, is_bare: bool) -> None:
+    folder = write_model(
+        tmp_path,
+        table_of_words(),
+        name="words",
+        task="inference",
+        inputs=(WORDS, LABEL),
+        outputs=(VECTORS, LOGARITHMS),
+    )
+    if is_bare:
+        (folder / MANIFEST_FILE).unlink()
+    limits = settings(tmp_path).model_copy(update={"determinism": determinism, "default_classifier": None})
+    predictor = LocalPredictor(limits, Metrics())
+    await predictor.start()
+    words, numbers = np.array([[0, 7, 1, 2], [3, 3, 3, 3]]), np.array([[0, 1], [2, 4]], np.float32)
+    sent = [
+        {"name": "words", "shape": [2, 4], "datatype": "INT64", "data": words.tolist()},
+        {"name": "label", "shape": [2, 2], "datatype": "FP32", "data": numbers.tolist()},
+    ]
+    asked = {"inputs": sent, "parameters": {"binary_data_output": True}}
+    app = create_app(predictor, limits, Metrics())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        answer = await client.post("/v2/models/words/infer", json=asked)
+        listed = (await client.get("/models")).json()["models"]
+        refused = await client.post("/classify?model=words", content=b"1", headers={"content-type": OCTETS})
+    await predictor.close()
+    seen = np.frombuffer(answer.content[int(answer.headers[INFERENCE_HEADER.name]) :], np.float32)
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(seen, np.concatenate([TABLE[words].ravel(), np.log(numbers).ravel()]))
+    assert [each["task"] for each in listed] == ["inference"]
+    assert refused.json()["error"] == "model words is for inference, expected one for classification"
 
 
 async def test_a_version_may_be_named(client: httpx.AsyncClient) -> None:

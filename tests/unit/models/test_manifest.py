@@ -43,6 +43,17 @@ def test_a_threshold_names_the_output_that_it_is_for(add_classifier: Callable[..
     assert read_manifest(folder).ood_output() == 1
 
 
+def test_a_model_for_inference_may_have_any_tensors(add_classifier: Callable[..., Path]) -> None:
+    folder = add_classifier("digits")
+    tensors = {"inputs": [Z | {"name": "label"}, IMAGES], "outputs": [IMAGES, SCORE], "labels": []}
+    rewrite(folder, task="inference", **tensors)
+    manifest = read_manifest(folder)
+    assert (manifest.condition(), manifest.labels) == (None, ())
+    rewrite(folder, task="encoding", **tensors)
+    with pytest.raises(ManifestError, match="output images is UINT8"):
+        read_manifest(folder)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

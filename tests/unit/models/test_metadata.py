@@ -90,15 +90,17 @@ def test_the_tensors_tell_a_task_that_no_metadata_name(
     assert manifest.description.endswith(f"Its tensors are those of {task}.")
 
 
-def test_tensors_of_no_known_task_need_its_name(tmp_path: Path) -> None:
+def test_other_tensors_are_those_of_inference(tmp_path: Path) -> None:
+    """Without what no client could name or split: texts, and outputs that have no rows."""
     graph = first_pixel_classifier()
-    graph.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["batch", 4]))
-    folder = bare(tmp_path / "first" / "1", graph)
-    expected = (
-        r"no inkserve\.task, expected one of classification, .*; its inputs are .*, mask FP32 \[-1, 4\]"
-    )
-    with pytest.raises(ManifestError, match=expected):
-        read_info(folder)
+    graph.graph.input.append(helper.make_tensor_value_info("label", TensorProto.FLOAT, ["batch", 4]))
+    graph.graph.output.insert(0, helper.make_tensor_value_info("names", TensorProto.STRING, ["batch"]))
+    graph.graph.output.insert(0, helper.make_tensor_value_info("total", TensorProto.FLOAT, [3]))
+    manifest = read_info(bare(tmp_path / "own" / "1", graph)).manifest
+    assert manifest.task == "inference"
+    assert [spec.name for spec in manifest.inputs] == ["images", "label"]
+    assert [spec.name for spec in manifest.outputs] == ["probabilities"]
+    assert (manifest.labels, manifest.condition()) == ((), None)
 
 
 def test_a_bare_classifiers_probabilities_need_not_come_first(tmp_path: Path) -> None:

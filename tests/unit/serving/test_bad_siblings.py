@@ -68,12 +68,12 @@ def damaged_graph(damage: Callable[[Path], object]) -> Callable[[Path, Callable[
     return lambda _, add: damage(add("bad") / MODEL_FILE)
 
 
-def as_unknown(folder: Path) -> None:
-    """Leave only the graph, with a second input."""
-    (folder / MANIFEST_FILE).unlink()
+def as_one_row(folder: Path) -> None:
+    """Leave a graph alone whose batch holds one row."""
     graph = onnx.load(folder / MODEL_FILE)
-    graph.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["batch", 4]))
+    graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(graph, folder / MODEL_FILE)
+    (folder / MANIFEST_FILE).unlink()
 
 
 def as_bare_graph(folder: Path, labels: str) -> None:
@@ -87,7 +87,7 @@ def as_bare_graph(folder: Path, labels: str) -> None:
 
 FAILED: dict[str, tuple[Callable[[Path, Callable[..., Path]], object], str]] = {
     "half a manifest": (damaged_manifest(lambda p: p.write_bytes(p.read_bytes()[:40])), "is not a manifest"),
-    "no manifest, and a graph of no known task": (lambda _, add: as_unknown(add("bad")), "is missing"),
+    "no manifest, and a graph of one row": (lambda _, add: as_one_row(add("bad")), "is missing"),
     "bad JSON in the metadata of a bare graph": (
         lambda _, add: as_bare_graph(add("bad"), '["0",'),
         "expected a JSON list of texts",
