@@ -222,11 +222,22 @@ def _export(options: argparse.Namespace) -> int:
 
 def _import(options: argparse.Namespace) -> int:
     from training.imports.imported import Options, import_network
+    from training.imports.tensors import import_tensors
 
     names = [each.name for each in dataclasses.fields(Options)]
     chosen = Options(**{name: getattr(options, name) for name in names})
     target = Target(options.models_dir, options.version, options.force)
-    import_network(options.network, options.model, target, chosen)
+    if options.task == "classification":
+        if options.axis:
+            raise ArgumentError("--axis is given, expected it only with --task inference")
+        import_network(options.network, options.model, target, chosen)
+        return 0
+    unread = [name for name in names if name != "shape" and getattr(chosen, name) != getattr(Options(), name)]
+    if unread:
+        raise ArgumentError(
+            f"--{unread[0]} is given, expected it only for classifiers, without --task inference"
+        )
+    import_tensors(options.network, options.model, target, options.shape, dict(options.axis))
     return 0
 
 

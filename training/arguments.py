@@ -250,11 +250,26 @@ def _add_import(actions: Any) -> argparse.ArgumentParser:
         "Publish a classifier that another program exported to ONNX, so that it takes pictures in batches of "
         "any size and gives probabilities. Labels, size and normalisation that no option gives are read from "
         "config.json and preprocessor_config.json beside it (transformers, timm), from its metadata "
-        "(Ultralytics) or from its nodes (skl2onnx). The command needs no data set."
+        "(Ultralytics) or from its nodes (skl2onnx). With --task inference any network is published, and its "
+        "tensors stay as they are. The command needs no data set."
     )
     command = _add(actions, "import", about)
-    command.add_argument("network", type=Path, help="ONNX file with one input")
+    command.add_argument("network", type=Path, help="ONNX file; a classifier's has one input")
     command.add_argument("model", help="name of the model to publish")
+    command.add_argument(
+        "--task",
+        choices=["classification", "inference"],
+        default="classification",
+        help="what the model is for (default: %(default)s); inference has no options of pictures and classes",
+    )
+    command.add_argument(
+        "--axis",
+        type=_size_of_axis,
+        action="append",
+        default=[],
+        metavar="NAME=SIZE",
+        help="size of a free axis that the graph names, such as sequence_length=128; with --task inference",
+    )
     command.add_argument("--labels", type=Path, help="text file with the name of a class per line")
     command.add_argument(
         "--shape",
@@ -298,6 +313,13 @@ def _add_import(actions: Any) -> argparse.ArgumentParser:
     command.add_argument("--version", type=_positive, help="version to publish (default: the next free one)")
     command.add_argument("--force", action="store_true", help="replace the version if it exists")
     return command
+
+
+def _size_of_axis(text: str) -> tuple[str, int]:
+    name, _, size = text.rpartition("=")
+    if not name:
+        raise argparse.ArgumentTypeError(f"is {text!r}, expected NAME=SIZE")
+    return name, _positive(size)
 
 
 def _add_convert(actions: Any) -> argparse.ArgumentParser:

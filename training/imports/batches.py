@@ -4,7 +4,7 @@ Its nodes are run one by one, for batches of that size and of another: the shape
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -25,13 +25,13 @@ MOST_RETURNS = 500
 """How often a choice may be taken back, so that a graph that no choice suits is given up."""
 
 
-def free_batch_axis(model: ModelProto, batch: int, rows: NDArray[Any]) -> None:
+def free_batch_axis(model: ModelProto, batch: int, rows: Mapping[str, NDArray[Any]]) -> None:
     """Let a graph take batches of any size, if its nodes show how. The caller must compare the results.
 
     The target of a reshape may leave two places for the batch. The second one is tried if the first makes a
     later node fail.
 
-    batch: the size that it was exported for. rows: values for its input, more than that.
+    batch: the size that it was exported for. rows: values for its inputs, more than that.
     """
     graph = model.graph
     trace = _Trace(model, batch, rows)
@@ -68,13 +68,13 @@ def _batch_size(input_name: str) -> list[NodeProto]:
 class _Trace:
     """The tensors of a graph for batches of two sizes, as far as its nodes have run."""
 
-    def __init__(self, model: ModelProto, batch: int, rows: NDArray[Any]) -> None:
+    def __init__(self, model: ModelProto, batch: int, rows: Mapping[str, NDArray[Any]]) -> None:
         self._model = model
         self._rows = batch
         constants = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
-        name = model.graph.input[0].name
+        small = {name: values[:batch] for name, values in rows.items()}
         self._batches = [
-            constants | {name: each, SIZE: np.array([len(each)])} for each in (rows[:batch], rows)
+            {**constants, **each, SIZE: np.array([len(next(iter(each.values())))])} for each in (small, rows)
         ]
 
     def copy(self) -> "_Trace":

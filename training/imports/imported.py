@@ -20,10 +20,9 @@ from service.models.manifest import (
     Preprocess,
     TensorSpec,
     first_problem,
-    sha256_of,
 )
-from training.cost import MULTIPLY_ADDS, multiply_adds
-from training.errors import EvaluationError, NetworkError
+from training.errors import NetworkError
+from training.imports.completed import completed
 from training.imports.hints import Hints, read_hints, read_labels
 from training.imports.network import (
     NUMBERS,
@@ -94,7 +93,7 @@ def import_network(path: Path, name: str, target: Target, options: Options) -> P
         draft = _draft(name, folder, target, given, output, options, hints)
         describe_graph(served, draft, commit="", license_name="")
         save_graph(served, folder / MODEL_FILE)
-        write_manifest(folder, _completed(draft, folder))
+        write_manifest(folder, completed(draft, folder))
         notice(_summary(given, output, normalization, draft))
         if is_dynamic(served):
             notice("a row's answer depends a little on its batch: the network is quantised dynamically")
@@ -154,17 +153,6 @@ def _draft(
         )
     except ValidationError as error:
         raise NetworkError(first_problem(error)) from None
-
-
-def _completed(draft: Manifest, folder: Path) -> Manifest:
-    """Add the checksum of the graph and, if it can be counted, its cost."""
-    graph = folder / MODEL_FILE
-    try:
-        metrics = {MULTIPLY_ADDS: multiply_adds(graph)}
-    except EvaluationError as error:
-        notice(f"the cost of a row is not known: {error}")
-        metrics = {}
-    return draft.model_copy(update={"sha256": sha256_of(graph), "metrics": metrics})
 
 
 def _summary(given: Input, output: Output, normalization: Normalization, made: Manifest) -> str:

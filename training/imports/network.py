@@ -1,6 +1,6 @@
 """A network as it was exported: its input, and what it computes for single rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from service.models.manifest import Datatype
 from service.models.tensors import DTYPES
@@ -141,23 +141,59 @@ def find_input(
         raise NetworkError(f"the inputs are {[each.name for each in model.graph.input]}, expected one")
     (value,) = model.graph.input
     datatype = value.type.tensor_type.elem_type
+    batch, row = _sizes(value, shape, shape or hint or [])
+    if not row:
+        raise NetworkError(f"input {value.name} has single numbers as rows, expected several in each")
+    return Input(value.name, datatype, row, batch, _layout(datatype, row, pictures=pictures))
+
+
+def find_inputs(
+    model: ModelProto, shape: Sequence[int] | None = None, sizes: Mapping[str, int] | None = None
+) -> list[Input]:
+    """Return all inputs of a graph, none of which is an image. Raises NetworkError.
+
+    shape: of a row, if there is one input. sizes: of free axes by their names.
+    """
+    values = model.graph.input
+    if not values or (shape is not None and len(values) > 1):
+        raise NetworkError(f"the inputs are {[each.name for each in values]}, expected one with a --shape")
+    found = []
+    for value in values:
+        for axis in value.type.tensor_type.shape.dim[1:]:
+            if axis.dim_param in (sizes or {}):
+                axis.dim_value = (sizes or {})[axis.dim_param]
+        batch, row = _sizes(value, shape, shape or [])
+        found.append(Input(value.name, value.type.tensor_type.elem_type, row, batch, None))
+    if len({each.batch for each in found}) > 1:
+        seen = ", ".join(f"{each.name} {each.batch or 'any'}" for each in found)
+        raise NetworkError(f"the inputs have batches of different sizes: {seen}, expected the same")
+    return found
+
+
+def _sizes(
+    value: ValueInfoProto, shape: Sequence[int] | None, filler: Sequence[int]
+) -> tuple[int | None, tuple[int, ...]]:
+    """Return the fixed size of an input's batch, or None, and the shape of a row. Raises NetworkError.
+
+    shape: of a row, as the user knows it. filler: sizes of the axes that the graph leaves free.
+    """
+    datatype = value.type.tensor_type.elem_type
     if datatype not in NUMBERS:
         seen = TensorProto.DataType.Name(datatype)
         raise NetworkError(f"input {value.name} has datatype {seen}, expected numbers")
     dimensions = value.type.tensor_type.shape.dim
     batch, *axes = [each.dim_value if each.dim_value > 0 else None for each in dimensions] or [None]
-    filler = shape or hint or []
     if len(filler) == len(axes):
         axes = [axis or size for axis, size in zip(axes, filler, strict=True)]
     row = tuple(size for size in axes if size is not None)
-    if not row or len(row) != len(axes) or row != tuple(shape or row):
+    if len(row) != len(axes) or row != tuple(shape or row):
         seen = ", ".join(str(each.dim_value or each.dim_param or "?") for each in dimensions)
         given = "" if shape is None else f", but --shape is {' '.join(map(str, shape))}"
         raise NetworkError(
             f"input {value.name} is ({seen}){given}; expected a batch axis and fixed sizes, or the sizes "
-            "of a row in --shape, such as --shape 3 224 224"
+            "of a row in --shape, such as --shape 3 224 224, or of a named axis in --axis"
         )
-    return Input(value.name, datatype, row, batch, _layout(datatype, row, pictures=pictures))
+    return batch, row
 
 
 def _layout(datatype: int, row: tuple[int, ...], *, pictures: bool) -> Layout | None:
@@ -168,6 +204,18 @@ def _layout(datatype: int, row: tuple[int, ...], *, pictures: bool) -> Layout | 
     if len(row) == 3 and row[2] in (1, 3):
         return "channels last"
     return "grey" if len(row) == 2 and pictures else None
+
+
+def random_rows(inputs: Sequence[Input], rows: int) -> dict[str, NDArray[Any]]:
+    """Return rows for a network's inputs: floats in 0..1, and whole numbers that are 0 or 1."""
+    random = np.random.default_rng(0)
+    values = {each.name: random.random((rows, *each.shape)) for each in inputs}
+    return {
+        each.name: (values[each.name] if each.dtype.kind == "f" else values[each.name] < 0.5).astype(
+            each.dtype
+        )
+        for each in inputs
+    }
 
 
 def silent() -> onnxruntime.RunOptions:

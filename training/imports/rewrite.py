@@ -4,7 +4,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, compose, helper
 
 from training.imports.batches import free_batch_axis
-from training.imports.network import Input
+from training.imports.network import Input, random_rows
 from training.imports.normalization import Normalization
 from training.imports.output import Output
 from training.onnx_files import constant_node, replace_parts, without_output
@@ -23,8 +23,8 @@ def rewrite(model: ModelProto, given: Input, output: Output, normalization: Norm
     """Return the graph to serve. The given one stays as it is."""
     served = compose.add_prefix(model, PREFIX)
     if given.batch is not None:
-        rows = np.random.default_rng(0).random((given.batch + MORE_ROWS, *given.shape))
-        free_batch_axis(served, given.batch, rows.astype(given.dtype))
+        rows = random_rows([given], given.batch + MORE_ROWS)
+        free_batch_axis(served, given.batch, {PREFIX + name: values for name, values in rows.items()})
     _set_input(served, given, normalization)
     _set_output(served, output)
     return without_output(served, "")
