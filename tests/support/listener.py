@@ -37,8 +37,8 @@ class Listener:
     through_asgi: list[str]
     connections: Connections
 
-    def counted(self, status: int, model: str = "first-pixel") -> float | None:
-        labels = {"route": "/classify", "model": model, "status": str(status)}
+    def counted(self, status: int, model: str = "first-pixel", route: str = "/classify") -> float | None:
+        labels = {"route": route, "model": model, "status": str(status)}
         return self.metrics.registry.get_sample_value("inkserve_requests_total", labels)
 
 

@@ -45,8 +45,7 @@ class Infer(AskingEndpoint):
         call.model = manifest.name
         asker = self._asker(headers, receive, call)
         json_bytes = _json_bytes(headers)
-        # Bytes of tensors need no decoder, so they are not held for one.
-        kind = JSON if json_bytes is None else OCTETS
+        kind = _kind(json_bytes)
         async with self._bodies.reading(scope, headers, receive, kind, asker.deadline) as body:
             asked = await self._bodies.inference(body, json_bytes, tensors_of(manifest))
         del body
@@ -88,6 +87,13 @@ class Infer(AskingEndpoint):
         version = parse_version(path)
         models, kinds = self._predictor.models(), self._settings.kinds
         return Target(find_manifest(models, path["name"], version, kinds), version)
+
+
+def _kind(json_bytes: int | None) -> str:
+    """Return the media type by which a body is read: bytes of tensors wait for no decoder, much JSON does."""
+    if json_bytes is None:
+        return JSON
+    return OCTETS if json_bytes <= ON_LOOP_BYTES else ""
 
 
 def _json_bytes(headers: Headers) -> int | None:

@@ -244,8 +244,29 @@ async def test_connections_are_forgotten(listener: Listener) -> None:
     assert not listener.state.tasks
 
 
-async def test_bodies_that_wait_to_be_decoded_are_bounded(predictor: LocalPredictor, tmp_path: Path) -> None:
-    whole = request(b" " * 40_000 + b"[]", kind="application/json")  # the event loop decodes less at once
+MUCH_JSON = b" " * 40_000 + b"[]"
+"""More than the event loop decodes at once."""
+
+
+@pytest.mark.parametrize(
+    ("whole", "route"),
+    [
+        (request(MUCH_JSON, kind="application/json"), "/classify"),
+        (
+            request(
+                MUCH_JSON,
+                path="/v2/models/first-pixel/infer",
+                kind=None,
+                extra=f"Inference-Header-Content-Length: {len(MUCH_JSON)}",
+            ),
+            "/v2/models/{name}/infer",
+        ),
+    ],
+    ids=["pixels", "tensors"],
+)
+async def test_bodies_that_wait_to_be_decoded_are_bounded(
+    predictor: LocalPredictor, tmp_path: Path, whole: bytes, route: str
+) -> None:
     async with (
         listening(predictor, tmp_path, max_waiting_bytes=20_000) as listener,
         connected(listener.port) as large,
@@ -257,7 +278,7 @@ async def test_bodies_that_wait_to_be_decoded_are_bounded(predictor: LocalPredic
         assert (response.status, response.headers["retry-after"]) == (429, "1")
         assert b"waiting to be decoded" in response.body
         assert (await exchange(large, whole[30_000:])).status == 400
-    assert listener.counted(429) == 1
+    assert listener.counted(429, route=route) == 1
 
 
 @dataclass
