@@ -11,7 +11,8 @@ import numpy as np
 from service.content import codecs, encodings, json_bodies
 from service.content.encodings import Coding
 from service.content.forms import Part, read_files
-from service.content.inference_bodies import InferenceBody, ModelTensors, read_inference
+from service.content.inference_bodies import read_inference
+from service.content.inference_requests import InferenceBody, ModelTensors
 from service.content.json_bodies import JsonNames
 from service.content.npy import rows_from_npy
 from service.content.picture_kinds import sniff

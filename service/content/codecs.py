@@ -138,11 +138,19 @@ def tensor_from_json(value: Any, shape: tuple[int, ...], spec: TensorSpec) -> Ar
 
     Raises InvalidInput, naming the value that is wrong.
     """
-    kinds, expected = ("b", "booleans") if spec.datatype == "BOOL" else ("iuf", "numbers")
     try:
         array = _array(value if isinstance(value, list) else [value], spec)
     except (ValueError, OverflowError):
         raise InvalidInput(f"{spec.name} has lists of different lengths, expected {list(shape)}") from None
+    return tensor_from_array(array, shape, spec)
+
+
+def tensor_from_array(array: Array, shape: tuple[int, ...], spec: TensorSpec) -> Array:
+    """Return a whole tensor of that shape from its elements in row-major order, of any dtype.
+
+    Raises InvalidInput, naming the value that is wrong.
+    """
+    kinds, expected = ("b", "booleans") if spec.datatype == "BOOL" else ("iuf", "numbers")
     if array.size != math.prod(shape):
         raise InvalidInput(
             f"{spec.name} has {array.size} elements, expected {math.prod(shape)} for shape {list(shape)}"

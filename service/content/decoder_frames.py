@@ -14,7 +14,7 @@ import orjson
 
 from service import errors
 from service.content.body_jobs import Job
-from service.content.inference_bodies import InferenceBody, RequestedOutput
+from service.content.inference_requests import InferenceBody, RequestedOutput
 from service.errors import RequestError
 from service.models.tensors import Array
 

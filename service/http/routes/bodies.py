@@ -19,7 +19,7 @@ from service.content.body_jobs import (
 from service.content.decoder_frames import Result
 from service.content.decoders import DecoderPool
 from service.content.encodings import Coding
-from service.content.inference_bodies import InferenceBody, ModelTensors
+from service.content.inference_requests import InferenceBody, ModelTensors
 from service.content.json_bodies import JsonMeter, JsonNames
 from service.content.picture_kinds import sniff
 from service.content.pictures import PictureLimits, TooLargeForLoop

@@ -1,7 +1,8 @@
 """The response to a request of the Open Inference Protocol."""
 
 from service.batching.request import InferenceResult
-from service.content.inference_bodies import InferenceBody, ModelTensors, write_inference
+from service.content.inference_bodies import write_inference
+from service.content.inference_requests import InferenceBody, ModelTensors
 from service.http.headers import INFERENCE_HEADER
 from service.http.responses import Response, to_json
 from service.http.routes.shared import server_timing

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Path
 
-from service.content.inference_bodies import LOW, NORMAL
+from service.content.inference_requests import LOW, NORMAL
 from service.errors import InkserveError, InvalidInput, ModelNotFound, ModelNotReady
 from service.http.routes.openapi_objects import describe_errors
 from service.http.routes.v2_schemas import (

@@ -6,7 +6,7 @@ from functools import partial
 from service.batching.request import InferenceResult, Priority
 from service.content.body_jobs import InferenceJob
 from service.content.codecs import row_bytes
-from service.content.inference_bodies import LOW, InferenceBody
+from service.content.inference_requests import LOW, InferenceBody
 from service.http.fast.endpoint import Body
 from service.http.responses import Response
 from service.http.routes.decoding_plan import DecodedPlan, DecodingPlan

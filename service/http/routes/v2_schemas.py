@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.content.inference_bodies import LOW, MAX_ID_CHARS
+from service.content.inference_requests import LOW, MAX_ID_CHARS
 from service.models.manifest import Datatype
 
 Parameters = Annotated[

@@ -13,13 +13,8 @@ from hypothesis import strategies as st
 
 from service.content import decoder_frames
 from service.content.body_jobs import BodyLimits, InferenceJob
-from service.content.inference_bodies import (
-    InferenceBody,
-    ModelTensors,
-    RequestedOutput,
-    read_inference,
-    write_inference,
-)
+from service.content.inference_bodies import read_inference, write_inference
+from service.content.inference_requests import InferenceBody, ModelTensors, RequestedOutput
 from service.errors import InvalidInput, PayloadTooLarge, RequestError
 from service.http.responses import to_json
 from service.models.manifest import Datatype, TensorSpec
