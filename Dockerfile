@@ -5,7 +5,7 @@
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 # cpu or gpu.
 ARG ENGINE=cpu
-# Any of tracing, signing and cuda (the libraries that ENGINE=gpu loads, 1.5 GB), such as "tracing signing", or empty.
+# Any of tracing, grpc, signing and cuda (the libraries that ENGINE=gpu loads, 1.5 GB), such as "tracing grpc", or empty.
 ARG EXTRAS=tracing
 # baked: the image holds models/. mounted: /models is empty, for a volume.
 ARG MODELS=baked
@@ -31,7 +31,8 @@ WORKDIR /src
 FROM builder AS dependencies
 ARG ENGINE
 ARG EXTRAS
-COPY requirements/${ENGINE}.txt requirements/tracing.txt requirements/signing.txt requirements/cuda.txt ./
+COPY requirements/${ENGINE}.txt requirements/tracing.txt requirements/grpc.txt requirements/signing.txt \
+    requirements/cuda.txt ./
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
     for lock in "${ENGINE}" ${EXTRAS}; do set -- "$@" --requirement "${lock}.txt"; done \

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # The onnxruntime to install: cpu or gpu.
 ENGINE ?= cpu
-# The extras of the image: tracing, signing, cuda or none.
+# The extras of the image: tracing, grpc, signing, cuda or none.
 EXTRAS ?= tracing
 # Options for the command that a target runs, for instance `make serve ARGS="--port 9000"`.
 ARGS ?=
@@ -136,6 +136,7 @@ lock: $(LOCKER)/.installed ## Pin and hash the packages of the image, at the ver
 	$(LOCK) --extra cuda --output-file requirements/cuda.txt pyproject.toml
 	$(LOCK) --extra tracing --output-file requirements/tracing.txt pyproject.toml
 	$(LOCK) --extra signing --output-file requirements/signing.txt pyproject.toml
+	$(LOCK) --extra grpc --output-file requirements/grpc.txt pyproject.toml
 	$(LOCK) --group loadtest --output-file requirements/loadtest.txt
 	echo hatchling | $(LOCK) --output-file requirements/build.txt -
 	printf 'cyclonedx-python-lib\npackaging\npip\n' | $(LOCK) --output-file requirements/sbom.txt -
@@ -204,6 +205,10 @@ sign: ## Sign an image or a pushed chart and its SBOM: REF=...@sha256:... KEY=co
 	@test -f "$(BOM)" || { echo "BOM is '$(BOM)', expected a file of make sbom or make chart-package" >&2; exit 2; }
 	cosign sign --key "$(KEY)" "$(REF)"
 	cosign attest --key "$(KEY)" --type cyclonedx --predicate "$(BOM)" "$(REF)"
+
+.PHONY: proto
+proto: $(VENV)/.develop ## Write the modules that protoc makes of service/grpc/*.proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. service/grpc/*.proto
 
 .PHONY: dashboard
 dashboard: $(VENV)/.develop ## Write the Grafana dashboard, helm/dashboards/inkserve.json

@@ -19,6 +19,7 @@ DOCUMENT = CHART.parent / "docs" / "settings.md"
 NARROWED: dict[str, dict[str, Any]] = {
     "port": {"minimum": 1},  # with 0 the system chooses, and the probes would not know the port
     "agent_port": {"minimum": 1},  # the pod declares it
+    "grpc_port": {"minimum": 1},
     "models_dir": {"pattern": "^/."},  # a volume is mounted there
     "drain_seconds": {"type": ["number", "null"]},  # null: the chart chooses
 }

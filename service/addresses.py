@@ -28,11 +28,12 @@ def parse_host(text: str) -> str:
     return host
 
 
-def open_listeners(host: str, port: int) -> list[socket.socket]:
+def open_listeners(host: str, port: int, *, shared: bool = False) -> list[socket.socket]:
     """Return a bound socket for each address that a host has; they do not listen yet. Raises InkserveError.
 
     They share one port, also if it is 0 and the system chooses. The socket for `::` takes IPv4 too, whatever
     the system's default: uvicorn turns that off, and a plain socket follows net.ipv6.bindv6only.
+    shared: with other sockets that say so too (SO_REUSEPORT), of any process of this user.
     """
     listeners: list[socket.socket] = []
     try:
@@ -42,7 +43,7 @@ def open_listeners(host: str, port: int) -> list[socket.socket]:
             if listeners and not port:
                 address = (address[0], listeners[0].getsockname()[1], *address[2:])
             try:
-                listeners.append(_bound(family, address))
+                listeners.append(_bound(family, address, shared))
             except OSError as error:
                 if len(addresses) == 1 or error.errno not in MISSING:
                     raise
@@ -55,10 +56,15 @@ def open_listeners(host: str, port: int) -> list[socket.socket]:
     return listeners
 
 
+def address_of(listener: socket.socket) -> str:
+    """Return an address at which a client on this machine reaches a listener."""
+    host, port = listener.getsockname()[:2]
+    return f"{bracketed(WILDCARDS.get(host, host))}:{port}"
+
+
 def url_of(listener: socket.socket, scheme: str = "http") -> str:
     """Return a URL under which a client on this machine reaches a listener."""
-    host, port = listener.getsockname()[:2]
-    return f"{scheme}://{bracketed(WILDCARDS.get(host, host))}:{port}"
+    return f"{scheme}://{address_of(listener)}"
 
 
 def ready_line(listener: socket.socket, root_path: str, scheme: str, *, playground: bool) -> str:
@@ -81,10 +87,12 @@ def _is_ipv6(host: str) -> bool:
     return True
 
 
-def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
+def _bound(family: int, address: tuple[Any, ...], shared: bool) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
         listener.bind(address)

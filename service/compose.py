@@ -11,10 +11,11 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.addresses import open_listeners
+from service.addresses import address_of, open_listeners
 from service.errors import SettingsError
 from service.hangups import Hangups
 from service.memory import freeze_and_enable_gc, give_back_free_memory
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from service.batching.queue import BatchRecord
+    from service.grpc.server import RpcServer
     from service.http.api_keys import ApiKeys
     from service.http.dispatch import Dispatch
     from service.observability.tracing import Tracing
@@ -86,6 +88,16 @@ class Parts:
         reports = None if self.settings.load_reports == "off" else self.load_reports
         return create_app(predictor, self.settings, self.metrics, gather, keys, self.tracing, reports)
 
+    def rpc_server(
+        self, predictor: "Predictor", app: "Dispatch", keys: "ApiKeys | None", *, shared: bool = False
+    ) -> "RpcServer | None":
+        """Build the gRPC server beside the HTTP application, if its port is set. Raises SettingsError."""
+        if self.settings.grpc_port is None:
+            return None
+        from service.grpc.server import RpcServer
+
+        return RpcServer(predictor, self.settings, app.lifecycle, keys, shared=shared)
+
     async def close(self) -> None:
         """Send the remaining spans."""
         if self.tracing is not None:
@@ -100,25 +112,30 @@ async def serve(settings: Settings, hangups: Hangups) -> int:
     from service.http.tls import open_tls
 
     open_tls(settings)  # fail before the models load
+    _check_grpc(settings)
     agent_listeners = (
         [] if settings.agent_port is None else open_listeners(settings.host, settings.agent_port)
     )
+    rpc_listeners = [] if settings.grpc_port is None else open_listeners(settings.host, settings.grpc_port)
     parts = Parts.open(settings)
     keys = parts.keys()
     predictor = parts.predictor()
     async with _loading(predictor) as loading:
-        await asyncio.to_thread(_import_http)
+        await asyncio.to_thread(_import_http, settings)
         from service.http.changing_files import kept_current
         from service.http.server import Server, log_ready
 
         _watch_loop(parts.metrics, "http", predictor)
         meter = LoadMeter(settings.max_queue_requests)
         parts.metrics.watch_load(lambda: meter.over(GAUGE_SECONDS).load)
+        app = parts.app(predictor, keys)
+        rpc = parts.rpc_server(predictor, app, keys)
         server = Server(
-            parts.app(predictor, keys),
+            app,
             settings,
             predictor.stop_being_ready,
             partial(log_ready, settings=settings),
+            None if rpc is None else rpc.stop,
         )
         await loading
     hangups.reload_with(predictor.reload)
@@ -129,8 +146,14 @@ async def serve(settings: Settings, hangups: Hangups) -> int:
         keep_noting(meter, parts.metrics.load_families, parts.load_reports.update, agent.update)
     )
     await agent.start()
+    if rpc is not None:
+        address = address_of(rpc_listeners[0])
+        await rpc.start(rpc_listeners)
+        logger.info("gRPC is ready at %s", address)
     async with kept_current(keys):
         await server.serve()
+    if rpc is not None:
+        await rpc.stop(0)  # what a second signal has left
     agent.close()
     noting.cancel()
     hangups.ignore()
@@ -156,10 +179,29 @@ async def _loading(predictor: "LocalPredictor") -> AsyncIterator["asyncio.Future
         raise
 
 
-def _import_http() -> None:
+def _import_http(settings: Settings) -> None:
     """Import FastAPI and uvicorn, which takes 0.2 s, while onnxruntime opens the models."""
     import service.http.app
-    import service.http.server  # noqa: F401
+    import service.http.server
+
+    if settings.grpc_port is not None:
+        import service.grpc.server  # noqa: F401
+
+
+def _check_grpc(settings: Settings) -> None:
+    """Raise SettingsError if gRPC is on and a package of its extra is missing; imports none of them."""
+    missing = [name for name in ("grpc", "google.protobuf") if not _is_installed(name)]
+    if settings.grpc_port is not None and missing:
+        raise SettingsError(
+            f"grpc_port is {settings.grpc_port}, but the extra `grpc` is missing: no module {missing[0]}"
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # a package that would hold it is missing, or its place is taken
+        return False
 
 
 async def supervise(settings: Settings, arguments: Sequence[str], hangups: Hangups, with_engine: bool) -> int:
@@ -171,6 +213,7 @@ async def supervise(settings: Settings, arguments: Sequence[str], hangups: Hangu
     # The workers need the keys and certificates; fail early, and only once, if a file is bad.
     read_keys(settings.api_keys_file)
     open_tls(settings)
+    _check_grpc(settings)
     freeze_and_enable_gc()
     if settings.socket is not None:
         return await Supervisor(settings, arguments, settings.socket, with_engine, hangups).run()
@@ -237,7 +280,15 @@ async def run_worker(settings: Settings, path: Path, link_fd: int, *listener_fds
     for seconds in (parts.metrics.busy_seconds, parts.metrics.work_seconds):
         seconds.watch("http", lambda: clock.busy_seconds() / workers)
     await run(
-        settings, path, link_fd, listener_fds, parts.metrics, parts.keys(), parts.app, parts.load_reports
+        settings,
+        path,
+        link_fd,
+        listener_fds,
+        parts.metrics,
+        parts.keys(),
+        parts.app,
+        parts.load_reports,
+        partial(parts.rpc_server, shared=True),
     )
     await parts.close()
     return 0

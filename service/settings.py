@@ -330,6 +330,12 @@ class Settings(BaseSettings):
         "weight that the service should have, by its load, and 0 while it drains; plain TCP without a key; 0 "
         "lets the system choose; if unset, there is none",
     )
+    grpc_port: Port | None = Field(
+        None,
+        description="port, on the same host, for the Open Inference Protocol over gRPC, with the API keys, "
+        "certificates and limits of HTTP; 0 lets the system choose; if unset, there is none; needs the extra "
+        "`grpc`",
+    )
     drain_seconds: float = Field(
         0.0,
         ge=0,
@@ -436,6 +442,17 @@ class Settings(BaseSettings):
     def _ports_differ(self) -> Self:
         if self.agent_port and self.agent_port == self.port:
             raise ValueError(f"agent_port is {self.agent_port}, expected another one than port")
+        if self.grpc_port and self.grpc_port in (self.port, self.agent_port):
+            raise ValueError(f"grpc_port is {self.grpc_port}, expected another one than port and agent_port")
+        return self
+
+    @model_validator(mode="after")
+    def _grpc_reads_the_key(self) -> Self:
+        if self.grpc_port is not None and self.ssl_keyfile_password_file is not None:
+            raise ValueError(
+                "ssl_keyfile_password_file is set, and so is grpc_port: expected a private key without a "
+                "password, because gRPC reads no other"
+            )
         return self
 
     @model_validator(mode="after")

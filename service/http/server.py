@@ -10,7 +10,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from types import FrameType
@@ -37,6 +37,9 @@ take four iterations until they count as open."""
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 """Errors of accept() for which a connection must make room."""
+
+FORCED_SECONDS = 0.1
+"""How long a second signal may wait to be noticed; uvicorn looks as often."""
 
 RESERVED_FILES = 256
 """File descriptors that are kept for everything but open connections: models, logs, the engine's socket, and
@@ -68,6 +71,8 @@ class Server(uvicorn.Server):
     From SIGTERM on, every response closes its connection.
     unready: called at the first signal.
     listening: called with the listener once it listens.
+    stop_others: stops the servers of other protocols when the port closes, given the seconds that their
+        requests in flight may take.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class Server(uvicorn.Server):
         settings: Settings,
         unready: Callable[[], None],
         listening: Callable[[socket.socket], None],
+        stop_others: Callable[[float], Awaitable[None]] | None = None,
     ) -> None:
         limits = Limits.of(settings)
         limits = replace(limits, max_connections=_allowed(limits.max_connections))
@@ -89,6 +95,8 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._stopping = False
         self._host = settings.host
+        self._stop_others = stop_others
+        self._shutdown_seconds = settings.shutdown_timeout_seconds
         self._acceptors: list[_Acceptor] = []
 
     @property
@@ -126,6 +134,9 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop. Connections that the kernel has completed are accepted and served first."""
+        others = None
+        if self._stop_others is not None:
+            others = asyncio.ensure_future(self._stop_others(self._shutdown_seconds))
         for acceptor in self._acceptors:
             acceptor.empty_queue()
         if self._acceptors:
@@ -134,6 +145,8 @@ class Server(uvicorn.Server):
         for acceptor in self._acceptors:
             await acceptor.close()
         await super().shutdown(sockets)
+        while others is not None and not others.done() and not self.force_exit:
+            await asyncio.wait([others], timeout=FORCED_SECONDS)
 
     def _make_protocol(self) -> Callable[[], asyncio.Protocol]:
         return partial(

@@ -33,6 +33,7 @@ ROUTES = (
     "/interpolate",
     "/explain",
     "/v2/models/{name}/infer",
+    "/inference.GRPCInferenceService/ModelInfer",
 )
 """Requests to any other route are no load: a probe must not make a shed request count for less."""
 

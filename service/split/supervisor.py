@@ -18,7 +18,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.addresses import open_listeners, ready_line
+from service.addresses import address_of, open_listeners, ready_line
 from service.errors import FrameError, InkserveError, RepositoryError, Unavailable
 from service.hangups import Hangups
 from service.observability.agent_check import AgentPort, State, state_of
@@ -142,6 +142,7 @@ class Supervisor:
         self.totals = Totals()
         self.listeners = open_listeners(settings.host, settings.port)
         port = settings.agent_port
+        self._rpc_listeners = _reserved(settings.host, settings.grpc_port)
         self._agent = AgentPort([] if port is None else open_listeners(settings.host, port), self._state)
         self._settings = settings
         self._arguments = arguments
@@ -175,6 +176,8 @@ class Supervisor:
             settings = self._settings
             scheme = "http" if settings.ssl_certfile is None else "https"
             await self._agent.start()
+            if self._rpc_listeners:
+                logger.info("gRPC is ready at %s", address_of(self._rpc_listeners[0]))
             line = ready_line(self.listeners[0], settings.root_path, scheme, playground=settings.playground)
             logger.info("%s", line)
             await asyncio.wait({stopping, *ending}, return_when=asyncio.FIRST_COMPLETED)
@@ -194,8 +197,11 @@ class Supervisor:
     def start_process(self, command: str, fds: tuple[int, ...]) -> Process:
         """Start a process of the service; it inherits only these file descriptors."""
         numbers = [str(fd) for fd in fds]
+        chosen = []
+        if self._rpc_listeners:  # the system may have chosen it, and the last of several flags counts
+            chosen = ["--grpc-port", str(self._rpc_listeners[0].getsockname()[1])]
         return start(
-            [sys.executable, "-m", "service", command, *numbers, *self._arguments],
+            [sys.executable, "-m", "service", command, *numbers, *self._arguments, *chosen],
             fds,
             {**os.environ, "INKSERVE_SOCKET": str(self._path)},
         )
@@ -285,7 +291,7 @@ class Supervisor:
         self._stopping.set()
         self._hangups.ignore()
         # The workers hold the listeners too; when the last of them closes one, connections are refused.
-        for listener in self.listeners:
+        for listener in (*self.listeners, *self._rpc_listeners):
             listener.close()
         longest = self._settings.drain_seconds + self._settings.shutdown_timeout_seconds + GRACE_SECONDS
         await asyncio.gather(*(worker.child.stop(longest) for worker in self._workers))
@@ -295,6 +301,21 @@ class Supervisor:
         if self._engine is not None:
             await self._engine.stop(self._settings.shutdown_timeout_seconds + GRACE_SECONDS)
         logger.info("stopped")
+
+
+def _reserved(host: str, port: int | None) -> list[socket.socket]:
+    """Return sockets that keep a port for the gRPC servers of the workers. Raises InkserveError.
+
+    They never listen, so the kernel gives them no connections. A port that is in use is only noticed without
+    SO_REUSEPORT, which the workers need.
+    """
+    if port is None:
+        return []
+    listeners = open_listeners(host, port)
+    port = listeners[0].getsockname()[1]
+    for listener in listeners:
+        listener.close()
+    return open_listeners(host, port, shared=True)
 
 
 @contextmanager

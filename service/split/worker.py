@@ -7,9 +7,11 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry
 
+from service.addresses import open_listeners
 from service.errors import FrameError, ModelNotReady
 from service.http.api_keys import ApiKeys
 from service.http.app import Gather
@@ -31,6 +33,18 @@ PUSH_SECONDS = 0.5
 """A killed worker loses what it has counted since its last push."""
 
 GATHER_SECONDS = 5.0
+
+
+class OtherServer(Protocol):
+    """A server of another protocol; see `service.grpc.server.RpcServer`."""
+
+    async def start(self, listeners: Sequence[socket.socket]) -> None:
+        """Listen on the addresses of these sockets."""
+        ...
+
+    async def stop(self, seconds: float) -> None:
+        """Answer the requests in flight, within these seconds, and stop."""
+        ...
 
 
 class SupervisorLink:
@@ -124,10 +138,12 @@ async def run(
     keys: ApiKeys | None,
     build_app: Callable[[Predictor, ApiKeys | None, Gather], Dispatch],
     load_reports: LoadReports,
+    build_rpc_server: Callable[[Predictor, Dispatch, ApiKeys | None], OtherServer | None],
 ) -> None:
     """Serve HTTP on listening sockets until SIGTERM, with the engine behind `path`.
 
     link_fd: the connected socket to the supervisor. load_reports: those of the application.
+    build_rpc_server: returns the gRPC server, or None if it is off.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor reloads the models
     supervisor = SupervisorLink(metrics, load_reports)
@@ -138,10 +154,22 @@ async def run(
     # The workers share a port: one that accepted connections before it has an engine would answer 503 while
     # the others answer 200.
     await predictor.connected()
-    server = Server(app, settings, predictor.stop_being_ready, lambda _: supervisor.send_ready())
+    rpc = build_rpc_server(predictor, app, keys)
+    if rpc is not None:
+        assert settings.grpc_port is not None, "gRPC is off"
+        await rpc.start(open_listeners(settings.host, settings.grpc_port, shared=True))
+    server = Server(
+        app,
+        settings,
+        predictor.stop_being_ready,
+        lambda _: supervisor.send_ready(),
+        None if rpc is None else rpc.stop,
+    )
     freeze_and_enable_gc()
     async with kept_current(keys):
         await server.serve([socket.socket(fileno=fd) for fd in listener_fds])
+    if rpc is not None:
+        await rpc.stop(0)  # what a second signal has left
     pushing.cancel()
     supervisor.push()
     await predictor.close()

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 ENGINES = {"cpu": "onnxruntime", "gpu": "onnxruntime-gpu"}
-EXTRAS = ["tracing", "signing", "cuda"]
+EXTRAS = ["tracing", "grpc", "signing", "cuda"]
 SERVICE_LOCKS = [*ENGINES, *EXTRAS]
 LOCKS = [*SERVICE_LOCKS, "loadtest", "build", "sbom"]
 

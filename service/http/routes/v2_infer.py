@@ -24,8 +24,8 @@ from service.http.routes.shared import (
     read_priority,
     read_timeout,
 )
-from service.http.routes.v2_answer import answer, tensors_of
-from service.http.routes.v2_plan import WRITE_ON_LOOP_ELEMENTS, InferPlan, chosen_priority, elements
+from service.http.routes.v2_plan import WRITE_ON_LOOP_ELEMENTS, InferPlan, elements
+from service.http.routes.v2_shared import answer, scheduled, tensors_of
 from service.http.types import JSON, OCTETS, Headers, Receive, Scope
 from service.serving.checks import check_inputs
 
@@ -49,9 +49,8 @@ class Infer(AskingEndpoint):
         async with self._bodies.reading(scope, headers, receive, kind, asker.deadline) as body:
             asked = await self._bodies.inference(body, json_bytes, tensors_of(manifest))
         del body
-        if asked.timeout:
-            asker = replace(asker, deadline=min(asker.deadline, call.received_at + asked.timeout * 1e-6))
-        asker = replace(asker, priority=chosen_priority(asked, asker.priority))
+        deadline, priority = scheduled(asked, call.received_at, asker.deadline, asker.priority)
+        asker = replace(asker, deadline=deadline, priority=priority)
         rows = check_inputs(manifest, asked.inputs, self._settings.max_request_rows)
         result = await asker.infer(target, asked.inputs, rows)
         manifest = answered_by(self._predictor, manifest, result)

@@ -1,5 +1,6 @@
 """GET /v2 and below: the server and its models, as clients of the Open Inference Protocol read them."""
 
+from collections.abc import Iterable
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Path
@@ -20,7 +21,7 @@ from service.http.routes.v2_schemas import (
     TensorMetadata,
     TransactionPolicy,
 )
-from service.models.catalogue import ModelInfo
+from service.models.catalogue import Catalogue, ModelInfo
 from service.models.manifest import MAX_VERSION, TensorSpec
 from service.observability.metrics import package_version
 from service.serving.predictor import Predictor
@@ -47,7 +48,7 @@ def routes(predictor: Predictor, settings: Settings) -> APIRouter:
     @router.get("", summary="Describe the server")
     async def server_metadata() -> ServerMetadata:
         """Tell the name of the server, its version and its extensions of the protocol."""
-        return ServerMetadata(name="inkserve", version=package_version(), extensions=[*EXTENSIONS])
+        return describe_server(EXTENSIONS)
 
     def find(name: str, version: int | None) -> ModelInfo:
         return predictor.models().find(name, version)
@@ -55,12 +56,12 @@ def routes(predictor: Predictor, settings: Settings) -> APIRouter:
     @router.get("/models/{name}", summary="Describe a model", responses=LATEST)
     async def model_metadata(name: Name) -> ModelMetadata:
         """Describe the tensors of a model's latest version."""
-        return _metadata(find(name, None), predictor)
+        return describe_model(find(name, None), predictor)
 
     @router.get("/models/{name}/versions/{version}", summary="Describe a model version", responses=PINNED)
     async def version_metadata(name: Name, version: Version) -> ModelMetadata:
         """Describe the tensors of a model version."""
-        return _metadata(find(name, version), predictor)
+        return describe_model(find(name, version), predictor)
 
     @router.get("/models/{name}/ready", summary="Readiness of a model", responses=LATEST)
     async def model_ready(name: Name) -> ModelReadiness:
@@ -77,7 +78,7 @@ def routes(predictor: Predictor, settings: Settings) -> APIRouter:
     @router.get("/models/{name}/config", summary="Configuration of a model", responses=LATEST)
     async def model_config(name: Name) -> ModelConfig:
         """Show what Triton's model configuration says of a model's latest version."""
-        return _config(find(name, None), settings)
+        return describe_config(find(name, None), settings)
 
     @router.get(
         "/models/{name}/versions/{version}/config",
@@ -86,7 +87,7 @@ def routes(predictor: Predictor, settings: Settings) -> APIRouter:
     )
     async def version_config(name: Name, version: Version) -> ModelConfig:
         """Show what Triton's model configuration says of a model version."""
-        return _config(find(name, version), settings)
+        return describe_config(find(name, version), settings)
 
     @router.post(
         "/repository/index",
@@ -95,30 +96,38 @@ def routes(predictor: Predictor, settings: Settings) -> APIRouter:
     )
     async def repository_index(asked: Index = None) -> list[IndexedModel]:
         """List the model versions that are served, and those that cannot be."""
-        models = predictor.models()
-        served = [
-            IndexedModel(
-                name=info.manifest.name, version=str(info.manifest.version), state="READY", reason=""
-            )
-            for info in models
-        ]
-        if asked is not None and asked.ready:
-            return served
-        failed = [
-            IndexedModel(
-                name=failure.name,
-                version="" if failure.version is None else str(failure.version),
-                state="UNAVAILABLE",
-                reason=failure.reason,
-            )
-            for failure in models.failures
-        ]
-        return served + failed
+        return index_of(predictor.models(), only_ready=asked is not None and asked.ready)
 
     return router
 
 
-def _metadata(info: ModelInfo, predictor: Predictor) -> ModelMetadata:
+def describe_server(extensions: Iterable[str]) -> ServerMetadata:
+    """Return what clients may know of the server. extensions: of the protocol that they use."""
+    return ServerMetadata(name="inkserve", version=package_version(), extensions=list(extensions))
+
+
+def index_of(models: Catalogue, *, only_ready: bool) -> list[IndexedModel]:
+    """Return the model versions that are served, then those that cannot be, unless `only_ready`."""
+    served = [
+        IndexedModel(name=info.manifest.name, version=str(info.manifest.version), state="READY", reason="")
+        for info in models
+    ]
+    if only_ready:
+        return served
+    failed = [
+        IndexedModel(
+            name=failure.name,
+            version="" if failure.version is None else str(failure.version),
+            state="UNAVAILABLE",
+            reason=failure.reason,
+        )
+        for failure in models.failures
+    ]
+    return served + failed
+
+
+def describe_model(info: ModelInfo, predictor: Predictor) -> ModelMetadata:
+    """Return the tensors and the versions of a model."""
     manifest = info.manifest
     return ModelMetadata(
         name=manifest.name,
@@ -133,7 +142,8 @@ def _tensor(spec: TensorSpec) -> TensorMetadata:
     return TensorMetadata(name=spec.name, datatype=spec.datatype, shape=list(spec.shape))
 
 
-def _config(info: ModelInfo, settings: Settings) -> ModelConfig:
+def describe_config(info: ModelInfo, settings: Settings) -> ModelConfig:
+    """Return what Triton's model configuration says of a model version."""
     manifest = info.manifest
     return ModelConfig(
         name=manifest.name,

@@ -6,12 +6,12 @@ from functools import partial
 from service.batching.request import InferenceResult, Priority
 from service.content.body_jobs import InferenceJob
 from service.content.codecs import row_bytes
-from service.content.inference_requests import LOW, InferenceBody
+from service.content.inference_requests import InferenceBody
 from service.http.fast.endpoint import Body
 from service.http.responses import Response
 from service.http.routes.decoding_plan import DecodedPlan, DecodingPlan
 from service.http.routes.shared import Target, answered_by
-from service.http.routes.v2_answer import answer
+from service.http.routes.v2_shared import answer, scheduled
 from service.models.manifest import Manifest
 from service.observability.histograms import Tally
 from service.serving.checks import check_inputs
@@ -54,23 +54,17 @@ class InferPlan(DecodingPlan):
         rows = check_inputs(manifest, asked.inputs, self._job.limits.max_request_rows)
         if elements(manifest, rows) > WRITE_ON_LOOP_ELEMENTS:
             return None
+        timeout, priority = scheduled(asked, 0.0, self.timeout, self._priority)
         return DecodedPlan(
-            min(self.timeout, asked.timeout * 1e-6) if asked.timeout else self.timeout,
+            timeout,
             self._predictor,
             self._target,
             asked.inputs,
             rows,
-            chosen_priority(asked, self._priority),
+            priority,
             partial(self._answer, asked),
         )
 
     def _answer(self, asked: InferenceBody, result: InferenceResult) -> Response:
         with self._encode_seconds.timing():
             return answer(answered_by(self._predictor, self._target.manifest, result), asked, result)
-
-
-def chosen_priority(asked: InferenceBody, default: Priority) -> Priority:
-    """Return the priority that a request's JSON asks for; else that of its head."""
-    if not asked.priority:
-        return default
-    return "low" if asked.priority == LOW else "normal"

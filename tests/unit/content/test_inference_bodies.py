@@ -17,10 +17,10 @@ from service.content.inference_bodies import read_inference, write_inference
 from service.content.inference_requests import InferenceBody, ModelTensors, RequestedOutput
 from service.errors import InvalidInput, PayloadTooLarge, RequestError
 from service.http.responses import to_json
-from service.models.manifest import Datatype, TensorSpec
+from service.models.manifest import TensorSpec
 from service.models.tensors import DTYPES, Array, dtype_of
+from tests.support.any_tensors import MAX_ROWS, array_of, models
 
-MAX_ROWS = 9
 Mode = Literal["flat", "nested", "binary"]
 IMAGES = TensorSpec(name="images", datatype="UINT8", shape=(-1, 2, 2))
 LABEL = TensorSpec(name="label", datatype="INT64", shape=(-1,))
@@ -35,18 +35,6 @@ class Sent(NamedTuple):
 
     body: bytes
     json_bytes: int | None
-
-
-def array_of(spec: TensorSpec, rows: int, seed: int) -> Array:
-    """Any elements that the tensor can hold."""
-    dtype, shape = dtype_of(spec), (rows, *spec.shape[1:])
-    random = np.random.default_rng(seed)
-    if dtype.kind == "b":
-        return random.integers(0, 2, shape).astype(dtype)
-    if dtype.kind == "f":
-        return random.normal(0, 100, shape).astype(dtype)
-    limits = np.iinfo(dtype)
-    return random.integers(limits.min, limits.max, shape, dtype, endpoint=True)
 
 
 def request(arrays: Sequence[tuple[TensorSpec, Array, Mode]], **members: object) -> Sent:
@@ -66,21 +54,6 @@ def request(arrays: Sequence[tuple[TensorSpec, Array, Mode]], **members: object)
         inputs.append(entry)
     text = json.dumps({"inputs": inputs, **members}).encode()
     return Sent(text + behind, len(text) if behind else None)
-
-
-@st.composite
-def models(draw: st.DrawFn) -> ModelTensors:
-    def specs(kind: str) -> tuple[TensorSpec, ...]:
-        return tuple(
-            TensorSpec(
-                name=f"{kind}{number}",
-                datatype=draw(st.sampled_from(get_args(Datatype))),
-                shape=(-1, *draw(st.lists(st.integers(1, 4), max_size=3))),
-            )
-            for number in range(draw(st.integers(1, 3)))
-        )
-
-    return ModelTensors("any", specs("in"), specs("out"))
 
 
 def decoded_elsewhere(sent: Sent, model: ModelTensors) -> InferenceBody:

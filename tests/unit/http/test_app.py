@@ -19,6 +19,7 @@ from PIL import Image
 from service.content.digits import digit_from_picture
 from service.content.latents import draw_latents
 from service.errors import InkserveError
+from service.grpc.inference import SERVICE
 from service.http.app import create_app
 from service.http.error_responses import error_response, row_of
 from service.http.routes import v2_infer
@@ -598,7 +599,7 @@ async def test_every_inference_route_counts_as_load_in_the_alerts_and_on_the_das
         for operation in operations.values()
         if "inference" in operation.get("tags", [])
     }
-    assert tagged == set(load.ROUTES)
+    assert tagged | {f"/{SERVICE}/ModelInfer"} == set(load.ROUTES)
     for place in ("rules/inkserve.yaml", "dashboards/inkserve.json"):
         queries = (ROOT / "helm" / place).read_text().replace('\\"', '"')
         assert set(re.findall(r'route=~"([^"]*)"', queries)) == {"|".join(load.ROUTES)}, place
