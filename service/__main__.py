@@ -58,6 +58,8 @@ def _serve(command: str, fds: list[int], flags: list[str]) -> int:
     import signal
 
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before anything imports onnxruntime
+    # Before anything imports grpc: its C core would log each client's failed TLS handshake, not as our lines.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Before anything imports numpy: nothing here is worth threading BLAS for, and its threads spin for 20 ms
     # of CPU time before they first sleep.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -13,6 +13,7 @@ from service.grpc.tls import open_credentials
 from service.http.api_keys import ApiKeys
 from service.http.edge import Edge
 from service.http.lifecycle import Lifecycle
+from service.http.server import RPC_CONNECTIONS
 from service.serving.predictor import Predictor
 from service.settings import Settings
 
@@ -99,7 +100,7 @@ def _options(settings: Settings, *, shared: bool) -> list[tuple[str, int]]:
         "grpc.max_metadata_size": settings.max_head_bytes,
         "grpc.absolute_max_metadata_size": settings.max_head_bytes,
         "grpc.max_concurrent_streams": STREAMS_PER_CONNECTION,
-        "grpc.max_allowed_incoming_connections": settings.max_connections,
+        "grpc.max_allowed_incoming_connections": min(settings.max_connections, RPC_CONNECTIONS),
         "grpc.server_handshake_timeout_ms": round(settings.head_timeout_seconds * 1e3),
         "grpc.max_connection_idle_ms": round(settings.keep_alive_seconds * 1e3),
         "grpc.keepalive_time_ms": PING_SECONDS * 1000,

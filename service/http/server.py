@@ -47,6 +47,10 @@ connections that are being opened and closed. At most half of all. If they ran o
 connections that wait for uvloop's own server."""
 
 
+RPC_CONNECTIONS = 1024
+"""The most connections that the gRPC server has open, if there is one. Each of them carries many calls."""
+
+
 class Application(Protocol):
     """An ASGI application with a fast path; see `service.http.dispatch.Dispatch`."""
 
@@ -84,7 +88,8 @@ class Server(uvicorn.Server):
         stop_others: Callable[[float], Awaitable[None]] | None = None,
     ) -> None:
         limits = Limits.of(settings)
-        limits = replace(limits, max_connections=_allowed(limits.max_connections))
+        others = 0 if settings.grpc_port is None else RPC_CONNECTIONS
+        limits = replace(limits, max_connections=_allowed(limits.max_connections, others))
         self._connections = Connections(limits, app.lifecycle.metrics)
         self._certificates = open_certificates(settings)
         tls = None if self._certificates is None else self._certificates.context
@@ -231,18 +236,20 @@ def log_ready(listener: socket.socket, settings: Settings) -> None:
     logger.info("%s", line)
 
 
-def _allowed(connections: int) -> int:
+def _allowed(connections: int, others: int) -> int:
     """Return how many of these connections the process may open, after raising its soft limit of descriptors.
 
-    The soft limit is often 1,024, for the sake of programs that use select().
+    others: connections of other protocols, for which descriptors are reserved too. The soft limit is often
+        1,024, for the sake of programs that use select().
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + RESERVED_FILES
+    reserved = RESERVED_FILES + others
+    wanted = connections + reserved
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         if soft < wanted:
-            most = max(soft - RESERVED_FILES, soft // 2)
+            most = max(soft - reserved, soft // 2)
             logger.info(
                 "max_connections is %d, the limit of file descriptors %d: keeping at most %d connections",
                 connections,

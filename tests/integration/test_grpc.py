@@ -74,7 +74,7 @@ async def test_a_signal_ends_the_service_after_the_calls_in_flight(
                 while (await client.call(pb.ServerReadyRequest())).ready:
                     await asyncio.sleep(0.02)
                 assert (await client.call(request)).model_name == "first-pixel"
-                codes = set()
+                codes: set[grpc.StatusCode] = set()
                 while not codes:
                     code = await client.call(request).code()
                     codes = {code} - {grpc.StatusCode.OK}

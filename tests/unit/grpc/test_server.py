@@ -172,6 +172,18 @@ async def test_a_deadline_that_has_passed_is_told(rpc: Served) -> None:
     assert rpc.calls == {("ModelInfer", "first-pixel", "504"): 1.0}
 
 
+async def test_connections_beyond_the_limit_are_closed(predictor: LocalPredictor, tmp_path: Path) -> None:
+    bounded = tiny(tmp_path).model_copy(update={"max_connections": 2})
+    async with served(predictor, bounded) as running, contextlib.AsyncExitStack() as stack:
+        seen = []
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection(*running.address.split(":"))
+            stack.callback(writer.close)
+            async with asyncio.timeout(10):
+                seen.append(bool(await reader.read(1)))
+        assert seen == [True, True, False]
+
+
 async def test_other_rpcs_are_unimplemented(rpc: Served) -> None:
     for name in ("ModelStatistics", "RepositoryModelLoad", "SystemSharedMemoryStatus", "ModelStreamInfer"):
         call = rpc.client.channel.unary_unary(f"/{SERVICE}/{name}")(b"")
