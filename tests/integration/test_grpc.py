@@ -74,11 +74,11 @@ async def test_a_signal_ends_the_service_after_the_calls_in_flight(
                 while (await client.call(pb.ServerReadyRequest())).ready:
                     await asyncio.sleep(0.02)
                 assert (await client.call(request)).model_name == "first-pixel"
-                codes: set[grpc.StatusCode] = set()
-                while not codes:
+                code = grpc.StatusCode.OK
+                while code is grpc.StatusCode.OK:
                     code = await client.call(request).code()
-                    codes = {code} - {grpc.StatusCode.OK}
-                assert codes == {grpc.StatusCode.UNAVAILABLE}
+                # gRPC cancels a call that it had received, but not yet handed over.
+                assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
         assert await asyncio.to_thread(service.process.wait, 60) == 0
 
 
