@@ -324,10 +324,28 @@ capabilities:
 {{- end }}
 {{- end }}
 
+{{- /* The port of gRPC in a Service. `kubernetes.io/h2c` tells gateways and meshes to speak HTTP/2 without TLS. */}}
+{{- define "inkserve.grpcServicePort" -}}
+{{- with .Values.settings.grpcPort }}
+- name: grpc
+  port: {{ . | int64 }}
+  targetPort: grpc
+  appProtocol: {{ ternary "https" "kubernetes.io/h2c" (eq (include "inkserve.scheme" $) "https") }}
+{{- end }}
+{{- end }}
+
 {{- /* Conflicts between values, which the schema cannot express. The service would reject them at startup. */}}
 {{- define "inkserve.check" -}}
 {{- if eq (int64 (.Values.settings.agentPort | default 0)) (include "inkserve.port" . | int64) }}
 {{- fail (printf "inkserve: settings.agentPort is %d, expected another port than settings.port" (int64 .Values.settings.agentPort)) }}
+{{- end }}
+{{- with .Values.settings.grpcPort }}
+{{- $taken := dict "settings.port" (include "inkserve.port" $ | int64) "settings.agentPort" (int64 ($.Values.settings.agentPort | default 0)) "service.port" (int64 $.Values.service.port) }}
+{{- range $name, $port := $taken }}
+{{- if eq $port (int64 $.Values.settings.grpcPort) }}
+{{- fail (printf "inkserve: settings.grpcPort is %d, expected another port than %s" $port $name) }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- $memory := .Values.settings.maxDeviceMemoryBytes }}
 {{- $provider := .Values.settings.provider | default "cpu" }}

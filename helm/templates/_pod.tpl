@@ -35,6 +35,10 @@
   ports:
     - name: http
       containerPort: {{ include "inkserve.port" $root }}
+    {{- with $values.settings.grpcPort }}
+    - name: grpc
+      containerPort: {{ . | int64 }}
+    {{- end }}
     {{- with $values.settings.agentPort }}
     - name: agent
       containerPort: {{ . | int64 }}

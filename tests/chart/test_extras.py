@@ -146,10 +146,51 @@ def test_the_agent_port_is_reached_on_each_pod_and_not_through_the_service(split
         name: [port["name"] for port in one(manifests, "Service", name)["spec"]["ports"]]
         for name in ("digits-inkserve", "digits-inkserve-headless")
     }
-    assert ports == {"digits-inkserve": ["http"], "digits-inkserve-headless": ["http", "agent"]}
+    assert ports == {
+        "digits-inkserve": ["http", "grpc"],
+        "digits-inkserve-headless": ["http", "grpc", "agent"],
+    }
     plain = render({})
     assert [port["name"] for port in server(plain)["ports"]] == ["http"]
     assert "agent" not in str(one(plain, "NetworkPolicy", "digits-inkserve"))
+
+
+@pytest.mark.parametrize(
+    ("tls", "protocol"), [("", "kubernetes.io/h2c"), ("a-certificate", "https")], ids=["plain", "tls"]
+)
+@pytest.mark.parametrize("split", [False, True])
+def test_grpc_is_reached_through_the_service_and_on_each_pod(split: bool, tls: str, protocol: str) -> None:
+    values = {
+        "settings": {"grpcPort": 9000},
+        "service": {"headless": True},
+        "split": {"enabled": split},
+        "tls": {"existingSecret": tls},
+    }
+    manifests = render(values)
+    container = server(manifests)
+    assert {"name": "grpc", "containerPort": 9000} in container["ports"]
+    assert {"name": "INKSERVE_GRPC_PORT", "value": "9000"} in container["env"]
+    for name in ("digits-inkserve", "digits-inkserve-headless"):
+        *_, port = one(manifests, "Service", name)["spec"]["ports"]
+        assert port == {"name": "grpc", "port": 9000, "targetPort": "grpc", "appProtocol": protocol}
+    entry, *_ = one(manifests, "NetworkPolicy", "digits-inkserve")["spec"]["ingress"]
+    assert {"port": "grpc", "protocol": "TCP"} in entry["ports"]
+    assert "grpc" not in str(render({}))
+
+
+@pytest.mark.parametrize(
+    ("values", "other"),
+    [
+        ({"settings": {"grpcPort": 8000}}, r"settings\.port"),
+        ({"settings": {"grpcPort": 8001, "agentPort": 8001}}, r"settings\.agentPort"),
+        ({"settings": {"grpcPort": 8080}, "service": {"port": 8080}}, r"service\.port"),
+    ],
+)
+def test_a_grpc_port_that_is_taken_is_rejected(values: dict[str, Any], other: str) -> None:
+    with pytest.raises(
+        helm_python.HelmRenderError, match=rf"settings\.grpcPort is \d+, expected another port than {other}"
+    ):
+        render(values)
 
 
 def test_an_agent_port_that_is_the_services_own_is_rejected() -> None:
