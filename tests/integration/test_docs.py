@@ -43,7 +43,7 @@ NORUN = {
     "docs/gpu.md": (6, "need a GPU, or take minutes"),
     "docs/load-testing.md": (4, "need several machines or a slow one, or run until stopped"),
     "docs/models.md": (8, "take minutes, or need Fashion-MNIST"),
-    "docs/open-inference.md": (1, "needs an environment of its own, which CI installs"),
+    "docs/open-inference.md": (2, "needs an environment that CI installs, and loads the service"),
     "docs/own-models.md": (2, "need a registry (test_registry.py makes the same calls), or a graph"),
     "docs/performance.md": (8, "take 2 to 10 minutes, or draw a picture of the documentation"),
     "docs/privacy.md": (2, "train for minutes, one of them with Flower, 1.7 GB of packages"),

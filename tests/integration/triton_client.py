@@ -1,8 +1,8 @@
-"""Asks a running service everything that Triton's client can ask, and compares the answers with one another.
+"""Asks a running service everything that Triton's clients can ask, and compares the answers with one another.
 
-Run as `python triton_client.py HOST:PORT DIGITS` by the interpreter of .cache/clients, which has tritonclient
-and nothing of inkserve. DIGITS: a file of raw 28x28 digits 0 to 9. Prints how many requests were answered as
-expected.
+Run as `python triton_client.py HTTP GRPC DIGITS` by the interpreter of .cache/clients, which has tritonclient
+and nothing of inkserve. HTTP, GRPC: addresses such as 127.0.0.1:8000. DIGITS: a file of raw 28x28 digits 0
+to 9. Prints how many requests were answered as expected.
 """
 
 import asyncio
@@ -11,11 +11,12 @@ import sys
 from typing import Any
 
 import numpy as np
+import tritonclient.grpc as rpc
 import tritonclient.http as blocking
 import tritonclient.http.aio as concurrent
 from tritonclient.utils import InferenceServerException
 
-HOST, DIGITS = sys.argv[1:]
+HOST, RPC_HOST, DIGITS = sys.argv[1:]
 IMAGES = np.fromfile(DIGITS, np.uint8).reshape(-1, 28, 28)
 MODEL, GENERATOR = "mlp", "gan"
 
@@ -41,8 +42,8 @@ def metadata(client: blocking.InferenceServerClient) -> int:
     return 9
 
 
-def digits(client: blocking.InferenceServerClient) -> int:
-    """Classify the digits in every combination of formats."""
+def digits(client: blocking.InferenceServerClient) -> tuple[np.ndarray, int]:
+    """Classify the digits in every combination of formats. Returns their probabilities, too."""
     seen = []
     for binary_input, binary_output, coding, request_id, as_sent in itertools.product(
         (True, False), (True, False, None), (None, "gzip", "deflate"), ("", "an id"), (True, False)
@@ -62,7 +63,7 @@ def digits(client: blocking.InferenceServerClient) -> int:
         seen.append(result.as_numpy("probabilities"))
     assert all((each == seen[0]).all() for each in seen)
     assert seen[0].argmax(1).tolist() == list(range(10))
-    return len(seen)
+    return seen[0], len(seen)
 
 
 def classes(client: blocking.InferenceServerClient) -> int:
@@ -135,6 +136,36 @@ async def concurrently() -> int:
         return len(asked)
 
 
+def over_grpc(expected: np.ndarray) -> int:
+    """Ask the same over gRPC. expected: the probabilities that came over HTTP."""
+    with rpc.InferenceServerClient(RPC_HOST) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready(MODEL, "1")
+        assert not client.is_model_ready("none")
+        assert client.get_model_metadata(MODEL).inputs[0].shape == [-1, 28, 28]
+        assert client.get_model_config(MODEL).config.max_batch_size > 1
+        assert MODEL in {each.name for each in client.get_model_repository_index().models}
+        tensor = rpc.InferInput("images", list(IMAGES.shape), "UINT8")
+        tensor.set_data_from_numpy(IMAGES)
+        result = client.infer(MODEL, [tensor], request_id="an id", priority=2, timeout=20_000_000)
+        assert result.get_response().id == "an id"
+        assert (result.as_numpy("probabilities") == expected).all()
+        asked = rpc.InferRequestedOutput("probabilities", class_count=1)
+        (texts,) = client.infer(MODEL, [tensor], outputs=[asked]).as_numpy("probabilities").T
+        assert [text.decode().split(":")[1:] for text in texts] == [[str(digit)] * 2 for digit in range(10)]
+        for status, ask in (
+            ("NOT_FOUND", lambda: client.infer("none", [tensor])),
+            ("INVALID_ARGUMENT", lambda: client.infer(GENERATOR, [tensor])),
+            ("DEADLINE_EXCEEDED", lambda: client.infer(MODEL, [tensor], timeout=1)),
+            ("UNIMPLEMENTED", lambda: client.load_model(MODEL)),
+        ):
+            assert error_of(ask).status() == f"StatusCode.{status}"
+    return 13
+
+
 with blocking.InferenceServerClient(HOST, concurrency=4) as client:
-    checks = (metadata, digits, classes, generation, errors)
-    print(sum(check(client) for check in checks) + asyncio.run(concurrently()))
+    metadata_requests = metadata(client)
+    expected, digits_requests = digits(client)
+    others = classes(client) + generation(client) + errors(client)
+    print(metadata_requests + digits_requests + others + asyncio.run(concurrently()) + over_grpc(expected))
