@@ -1,5 +1,6 @@
 """The gRPC server: its ports, its bounds and its end. Knows nothing of models or messages."""
 
+import logging
 import socket
 from collections.abc import Sequence
 
@@ -47,6 +48,7 @@ class RpcServer:
         *,
         shared: bool = False,
     ) -> None:
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_is_not_of_a_client_that_left)
         self._credentials = open_credentials(settings)
         self._health = health.Health(predictor)
         self._server = grpc.aio.server(options=_options(settings, shared=shared))
@@ -89,6 +91,11 @@ class RpcServer:
         """Refuse new calls and connections; wait for the calls in flight, then cancel those that are left."""
         self._health.stop()
         await self._server.stop(seconds)
+
+
+def _is_not_of_a_client_that_left(record: logging.LogRecord) -> bool:
+    """Whether a log line is not the traceback of a response whose client left at the same moment."""
+    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
 
 
 def _options(settings: Settings, *, shared: bool) -> list[tuple[str, int]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import socket
@@ -161,6 +162,16 @@ async def test_a_deadline_that_passes_takes_the_rows_out_of_the_queue(
     assert time.monotonic() - started < 5
     await rpc.counts("ModelInfer", "first-pixel", "504")
     assert held.cancelled == 1
+
+
+@pytest.mark.usefixtures("rpc")
+async def test_grpcs_tracebacks_of_clients_that_have_left_are_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """They come if a client leaves in the very moment of its response."""
+    for error in (grpc.aio.InternalError("execute_batch"), ValueError("another")):
+        logging.getLogger("grpc._cython.cygrpc").error("raised in core", exc_info=error)
+    assert [record.exc_info and str(record.exc_info[1]) for record in caplog.records] == ["another"]
 
 
 async def test_a_deadline_that_has_passed_is_told(rpc: Served) -> None:
