@@ -1,4 +1,4 @@
-"""The errors of the domain; only `service.http.error_responses` maps them to HTTP status codes.
+"""The errors of the domain, without status codes: `service.http` and `service.grpc` have tables of these.
 
 InkserveError
 ├── RequestError            the caller's mistake
