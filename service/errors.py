@@ -20,12 +20,15 @@ InkserveError
 │   └── ShuttingDown        the service accepts no new work
 ├── EngineError             the device or the graph failed on a valid batch
 │   ├── OutOfMemory         the device's memory is full
+│   ├── RowsFailed          some rows of a batch failed, the others have their outputs
 │   └── ProviderError       onnxruntime's provider cannot run any model on this machine
 ├── RepositoryError         a model folder that must not be served
 │   └── ManifestError       manifest.json is missing, malformed or wrong
 ├── FrameError              another process sent an invalid or unexpected frame
 └── SettingsError           the environment or the flags are not valid settings
 """
+
+from typing import Any
 
 
 class InkserveError(Exception):
@@ -110,6 +113,19 @@ class EngineError(InkserveError):
 
 class OutOfMemory(EngineError):
     """The device's memory is full."""
+
+
+class RowsFailed(EngineError):
+    """Some rows of a batch failed. Never leaves the batcher, which delivers the others.
+
+    outputs: arrays (rows, ...); what they hold for the failed rows means nothing.
+    failed: whether each row failed, an array (rows,) of bool.
+    """
+
+    def __init__(self, message: str, outputs: tuple[Any, ...], failed: Any) -> None:
+        super().__init__(message)
+        self.outputs = outputs
+        self.failed = failed
 
 
 class ProviderError(EngineError):

@@ -9,7 +9,8 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from service.batching.deadlines import Deadlines
 from service.batching.device import Device, Runner
 from service.batching.items import Group, Item
 from service.batching.mirror import QueueState
-from service.batching.queue import Batch, BatchQueue, BatchRecord
+from service.batching.queue import Batch, BatchQueue, BatchRecord, Part
 from service.batching.request import (
     Array,
     Done,
@@ -31,7 +32,7 @@ from service.batching.request import (
     RequestGroup,
 )
 from service.batching.retries import Refusal
-from service.errors import EngineError, ShuttingDown
+from service.errors import EngineError, RowsFailed, ShuttingDown
 
 logger = logging.getLogger(__name__)
 
@@ -242,8 +243,12 @@ class Batcher:
             if item.traceparent is not None:
                 traceparents.append(item.traceparent)
         failed, scored = isinstance(outcome, Exception), None
-        if isinstance(outcome, Exception):
-            self._fail(batch, outcome)
+        if isinstance(outcome, RowsFailed):
+            logger.error("%d of %d rows failed", outcome.failed.sum(), batch.rows, exc_info=outcome)
+            self._deliver_apart(batch, outcome, started, ended)
+        elif isinstance(outcome, Exception):
+            logger.error("a batch of %d rows failed", batch.rows, exc_info=outcome)
+            self._fail(batch.parts, f"the batch failed: {outcome}")
         else:
             if self._scored is not None:
                 scored = outcome[self._scored][: batch.rows]
@@ -361,10 +366,23 @@ class Batcher:
             group.outputs = [tuple([output[row - start :] for output in outputs])]
             group.queue_seconds, group.compute_seconds = started - group.enqueued, compute_seconds
 
-    def _fail(self, batch: Batch, error: Exception) -> None:
-        logger.error("a batch of %d rows failed", batch.rows, exc_info=error)
-        outcome = EngineError(f"the batch failed: {error}")
-        for item, _, stop in batch.parts:
+    def _deliver_apart(self, batch: Batch, error: RowsFailed, started: float, ended: float) -> None:
+        """Deliver the error to the requests that have failed rows, and to the others their outputs."""
+        offset = 0
+        for item, start, stop in batch.parts:
+            for first, last in _requests_in(item, start, stop):
+                rows = slice(offset + first - start, offset + last - start)
+                parts = [Part(item, first, last)]
+                if error.failed[rows].any():
+                    self._fail(parts, f"the model failed on the request's rows: {error}")
+                else:
+                    outputs = tuple([output[rows] for output in error.outputs])
+                    self._deliver(replace(batch, parts=parts), outputs, started, ended)
+            offset += stop - start
+
+    def _fail(self, parts: Sequence[Part], reason: str) -> None:
+        outcome = EngineError(reason)
+        for item, _, stop in parts:
             if isinstance(item, Group):
                 failed = item.begun_in(0, stop).stop
                 with self._device.lock:
@@ -398,6 +416,14 @@ class Batcher:
         with self._device.lock:
             if not self._entered:
                 self._enter_when_due()
+
+
+def _requests_in(item: Item, start: int, stop: int) -> list[tuple[int, int]]:
+    """Return the rows among start..stop of each request that an item holds."""
+    if not isinstance(item, Group):
+        return [(start, stop)]
+    requests = range(item.ended_by(start), item.begun_in(0, stop).stop)
+    return [(max(start, item.start_of(each)), min(stop, item.ends[each])) for each in requests]
 
 
 def _never(_: Outcome) -> None:

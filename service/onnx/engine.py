@@ -7,6 +7,7 @@ import logging
 import math
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from service.errors import EngineError, ManifestError, OutOfMemory
+from service.errors import EngineError, ManifestError, OutOfMemory, RowsFailed
 from service.models.manifest import STRINGS_ADVICE, Manifest, TensorSpec
 from service.models.samples import random_rows
 from service.models.tensors import Array, dtype_of
@@ -42,6 +43,10 @@ of `flow` alone take 1 to 1.6 s."""
 COMPARING_SECONDS = 1.0
 """No further batch size is compared with the fixed one after this long. One that is left out costs speed, but
 never changes a bit."""
+
+MOST_RUNS_APART = 32
+"""A batch that failed runs again in so many parts at most: one wrong row among 256 needs 16. The rows of the
+parts that are left fail too."""
 
 CONVOLUTIONS = {"Conv", "ConvInteger", "ConvTranspose", "QLinearConv"}
 """ONNX's convolutions. onnxruntime records a graph's nodes before it fuses these with their neighbours."""
@@ -245,29 +250,74 @@ class Engine:
             with the dtype and shape of the manifest; the n add up to `rows`.
         Returns a function that waits for the outputs; call it once, with at most `depth` batches in flight.
             It returns one array per output in the manifest's order, (rows, ...), owned by the caller.
-        Both raise EngineError if the device or the graph fails. If its memory is full, the batch runs once
-        more in halves, where smaller buckets exist for them.
+        Both raise EngineError if the device or the graph fails, and RowsFailed if only some rows fail, such
+        as those with an index beyond a table. If the device's memory is full, the batch runs once more in
+        halves, where smaller buckets exist for them.
         """
         bucket = self._idle[0][self.bucket_for(rows)]
         for index, buffer in enumerate(bucket.inputs):
             np.concatenate([arrays[index] for arrays in parts], out=buffer[:rows])
         # The rows after these keep an earlier batch's data: padding, whose outputs are not read.
         try:
-            return self._launch(bucket, rows)
+            return partial(self._end, self._launch(bucket, rows), bucket, rows)
         except OutOfMemory as error:
             half = (rows + 1) // 2
             if rows == 1 or self.bucket_for(half) == self.bucket_for(rows):
                 raise
             logger.warning("%s; its %d rows are run in two halves", error, rows)
             inputs = [buffer[:rows].copy() for buffer in bucket.inputs]
+        except EngineError as error:
+            made = self._run_apart(bucket, rows, error)
+            return lambda: made
         return partial(_joined, [self._run_part(inputs, 0, half), self._run_part(inputs, half, rows)])
+
+    def _end(self, wait: Callable[[], tuple[Array, ...]], bucket: _Bucket, rows: int) -> tuple[Array, ...]:
+        try:
+            return wait()
+        except OutOfMemory:
+            raise
+        except EngineError as error:
+            return self._run_apart(bucket, rows, error)
+
+    def _run_apart(self, bucket: _Bucket, rows: int, error: EngineError) -> tuple[Array, ...]:
+        """Run a batch that failed in halves, and these again, to find the rows that fail.
+
+        Returns the outputs if no half fails. Raises the error for a single row, else RowsFailed.
+        """
+        inputs = [buffer[:rows].copy() for buffer in bucket.inputs]
+        for buffer in bucket.inputs:
+            buffer[:rows] = 0  # or what failed would be the padding of later batches
+        if rows == 1:
+            raise error
+        outputs = tuple(np.zeros((rows, *spec.shape[1:]), dtype_of(spec)) for spec in self._manifest.outputs)
+        failed = np.ones(rows, bool)
+        untried, runs = deque(_halves(0, rows)), 0
+        while untried and runs < MOST_RUNS_APART:
+            start, stop = untried.popleft()
+            runs += 1
+            try:
+                made = self._run_part(inputs, start, stop)
+            except EngineError:
+                untried += _halves(start, stop) if stop - start > 1 else []
+                continue
+            for output, part in zip(outputs, made, strict=True):
+                output[start:stop] = part
+            failed[start:stop] = False
+        if failed.any():
+            raise RowsFailed(str(error), outputs, failed) from error
+        return outputs
 
     def _run_part(self, inputs: Sequence[Array], start: int, stop: int) -> tuple[Array, ...]:
         """Run some rows of a batch's inputs as a batch of their own, in a bucket of the free slot."""
         bucket = self._idle[0][self.bucket_for(stop - start)]
         for array, buffer in zip(inputs, bucket.inputs, strict=True):
             buffer[: stop - start] = array[start:stop]
-        return self._launch(bucket, stop - start)()
+        try:
+            return self._launch(bucket, stop - start)()
+        except EngineError:
+            for buffer in bucket.inputs:
+                buffer[: stop - start] = 0  # as above
+            raise
 
     def _launch(self, bucket: _Bucket, rows: int) -> Callable[[], tuple[Array, ...]]:
         try:
@@ -336,6 +386,11 @@ class Engine:
             yield OverlappedBinding(
                 self._session, size, device_inputs, device_outputs, device_id, graph_id, streams
             )
+
+
+def _halves(start: int, stop: int) -> list[tuple[int, int]]:
+    middle = (start + stop + 1) // 2
+    return [(start, middle), (middle, stop)]
 
 
 def _joined(outputs: Sequence[tuple[Array, ...]]) -> tuple[Array, ...]:

@@ -16,7 +16,7 @@ from service.batching.batcher import Batcher
 from service.batching.items import Group, Item
 from service.batching.queue import Batch, BatchQueue, BatchRecord
 from service.batching.request import Array, InferenceRequest, InferenceResult, Outcome, Priority, RequestGroup
-from service.errors import DeadlineExceeded, EngineError, QueueFull
+from service.errors import DeadlineExceeded, EngineError, QueueFull, RowsFailed
 
 NEAR, FAR = 1e6, 1e9
 """Seconds: no test takes as long, so only what it does itself makes deadlines pass."""
@@ -50,7 +50,8 @@ class Device:
 class Bench:
     """A batcher whose batches begin and end as the test says, and what its requests got.
 
-    rows: of each request, as values that no other row has. got: its outcomes.
+    rows: of each request, as values that no other row has. got: its outcomes. wrong: values that failed on
+        their own.
     """
 
     def __init__(self, max_batch_size: int, max_queue_rows: int = 10_000, max_queue_requests: int = 10_000):
@@ -66,6 +67,7 @@ class Bench:
         self.cancels: list[Callable[[], None]] = []
         self.cancelled: set[int] = set()
         self.running: list[tuple[Batch, Array]] = []
+        self.wrong: set[float] = set()
 
     def new(self, rows: int) -> Array:
         values = 1000.0 * len(self.rows) + np.arange(rows, dtype=np.float64)[:, None]
@@ -126,6 +128,16 @@ class Bench:
             now = time.monotonic()
             self.batcher.finish(batch, error or (values * 2,), now, now)
 
+    def finish_partly(self, failing: int) -> None:
+        """Let some rows of the batch fail. failing: a bit for each of the first rows."""
+        if self.running:
+            batch, values = self.running.pop(0)
+            failed = np.array([failing >> row & 1 for row in range(len(values))], bool)
+            self.wrong |= set(values[failed, 0].tolist())
+            outputs = np.where(failed[:, None], -1, values * 2)
+            now = time.monotonic()
+            self.batcher.finish(batch, RowsFailed("no such number", (outputs,), failed), now, now)
+
     def expire(self) -> None:
         """Let the near deadlines pass."""
         for item in self.queue.expire(time.monotonic() + (NEAR + FAR) / 2):
@@ -165,7 +177,10 @@ groups = st.tuples(
 singles = st.tuples(st.just("one"), st.integers(1, 40), seconds, st.sampled_from(["normal", "low"]))
 events = st.sampled_from([("take",), ("take",), ("finish",), ("fail",), ("expire",)])
 cancels = st.tuples(st.just("cancel"), st.integers(0, 99))
-steps = st.lists(st.one_of(groups, events, events, events, singles, cancels), min_size=5, max_size=40)
+partial_failures = st.tuples(st.just("fail partly"), st.integers(1, 2**16))
+steps = st.lists(
+    st.one_of(groups, events, events, events, singles, cancels, partial_failures), min_size=5, max_size=40
+)
 """Rows of groups of low priority are split where a batch is full, whatever their size."""
 
 
@@ -191,6 +206,8 @@ def follow(steps: list[Any], max_batch_size: int) -> None:
                 bench.submit_group([rows for rows, _ in parts], [until for _, until in parts], priority)
             case "cancel", index:
                 bench.cancel(index)
+            case "fail partly", failing:
+                bench.finish_partly(failing)
             case ("fail",):
                 failures = True
                 bench.finish(RuntimeError("the device fell off the bus"))
@@ -205,10 +222,14 @@ def follow(steps: list[Any], max_batch_size: int) -> None:
         if index in bench.cancelled:
             continue
         (outcome,) = outcomes
+        is_wrong = not bench.wrong.isdisjoint(bench.rows[index][:, 0].tolist())
         if isinstance(outcome, InferenceResult):
             assert np.array_equal(outcome.outputs[0], 2 * bench.rows[index])
+            assert not is_wrong
+        elif isinstance(outcome, EngineError):
+            assert failures or is_wrong
         else:
-            assert isinstance(outcome, DeadlineExceeded) or (failures and isinstance(outcome, EngineError))
+            assert isinstance(outcome, DeadlineExceeded)
     assert (bench.queue.rows, bench.queue.requests) == (0, 0)
     assert bench.batcher.requests_running == 0
 
@@ -289,6 +310,23 @@ async def test_a_batch_that_fails_leaves_the_requests_behind_it() -> None:
     bench.finish(RuntimeError("no"))
     bench.drain()
     assert outcomes_of(bench) == [EngineError] * 16 + [[2000.0 * index] for index in range(16, 20)]
+
+
+async def test_rows_that_fail_take_no_other_request_with_them() -> None:
+    bench = Bench(16)
+    bench.submit_group([1, 2, 1, 1, 2], [FAR] * 5)
+    bench.submit(2, FAR)
+    bench.take()
+    bench.finish_partly(0b0000101)
+    assert outcomes_of(bench) == [
+        EngineError,
+        EngineError,
+        *([2000.0 * each] for each in (2, 3)),
+        *([2000.0 * each, 2000.0 * each + 2] for each in (4, 5)),
+    ]
+    bench.submit(1, FAR)
+    bench.drain()
+    assert outcomes_of(bench)[-1] == [12000.0]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The Open Inference Protocol's routes: what they pass on to the models, and what they tell of them."""
 
+import asyncio
 import gzip
 import json
 import time
@@ -201,6 +202,43 @@ async def test_a_model_of_no_other_task_is_run(tmp_path: Path, determinism: str,
         np.testing.assert_allclose(seen, np.concatenate([TABLE[words].ravel(), np.log(numbers).ravel()]))
     assert [each["task"] for each in listed] == ["inference"]
     assert refused.json()["error"] == "model words is for inference, expected one for classification"
+
+
+async def test_a_value_that_the_graph_refuses_fails_its_own_request(tmp_path: Path) -> None:
+    write_model(
+        tmp_path,
+        table_of_words(),
+        name="words",
+        task="inference",
+        inputs=(WORDS, LABEL),
+        outputs=(VECTORS, LOGARITHMS),
+    )
+    limits, metrics = settings(tmp_path).model_copy(update={"default_classifier": None}), Metrics()
+    predictor = LocalPredictor(limits, metrics)
+    await predictor.start()
+    words = [0, 1, 99, 2, 3]  # the table has 8
+    bodies = [
+        {
+            "inputs": [
+                {"name": "words", "shape": [1, 4], "datatype": "INT64", "data": [word] * 4},
+                {"name": "label", "shape": [1, 2], "datatype": "FP32", "data": [1, 1]},
+            ],
+            "outputs": [{"name": "vectors"}],
+        }
+        for word in words
+    ]
+    app = create_app(predictor, limits, Metrics())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        answers = await asyncio.gather(*(client.post("/v2/models/words/infer", json=body) for body in bodies))
+    await predictor.close()
+    assert [answer.status_code for answer in answers] == [200, 200, 500, 200, 200]
+    assert "the model failed on the request's rows" in answers[2].json()["error"]
+    for word, answer in zip(words, answers, strict=True):
+        if word != 99:
+            assert outputs(answer)["vectors"] == TABLE[[word] * 4].ravel().tolist()
+    labels = {"model": "words", "version": "1"}
+    assert metrics.registry.get_sample_value("inkserve_batch_failures_total", labels) == 1
+    assert metrics.registry.get_sample_value("inkserve_rows_total", labels) == len(words)
 
 
 async def test_a_version_may_be_named(client: httpx.AsyncClient) -> None:

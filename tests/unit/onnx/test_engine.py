@@ -4,7 +4,8 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,10 +15,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from service.errors import EngineError, ManifestError
+from service.errors import EngineError, ManifestError, RowsFailed
 from service.models.manifest import MODEL_FILE, TensorSpec, read_manifest
+from service.onnx import engine as engine_module
 from service.onnx.engine import TRIES, WARM_UP_SECONDS, Engine, bucket_sizes
 from service.onnx.session import EngineOptions
 from tests.support.models import (
@@ -460,7 +464,9 @@ def test_a_manifest_that_contradicts_the_graph_raises_an_error(
         open_engine(folder, **changes)
 
 
-def test_a_failing_graph_raises_an_engine_error_and_can_run_again(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def lookup(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """A graph that fails for a label above 9."""
     nodes = [
         helper.make_node("Cast", ["label"], ["index"], to=TensorProto.INT64),
         helper.make_node("Gather", ["table", "index"], ["probabilities"]),
@@ -468,18 +474,66 @@ def test_a_failing_graph_raises_an_engine_error_and_can_run_again(tmp_path: Path
     table = numpy_helper.from_array(np.eye(10, dtype=np.float32), "table")
     one_label = TensorSpec(name="label", datatype="INT64", shape=(-1,))
     folder = write_model(
-        tmp_path,
+        tmp_path_factory.mktemp("lookup"),
         make_model(nodes, [table], (one_label,), (PROBABILITIES,)),
         name="lookup",
         task="classification",
         inputs=(one_label,),
         outputs=(PROBABILITIES,),
     )
-    engine = open_engine(folder)
+    return open_engine(folder)
+
+
+def test_a_failing_graph_raises_an_engine_error_and_can_run_again(lookup: Engine) -> None:
     with pytest.raises(EngineError, match="out of data bounds"):
-        engine.run([(np.array([10]),)], 1)
-    (probabilities,) = engine.run([(np.array([9]),)], 1)
+        lookup.run([(np.array([10]),)], 1)
+    (probabilities,) = lookup.run([(np.array([9]),)], 1)
     assert probabilities.argmax() == 9
+
+
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=8), st.sets(st.integers(0, 7), min_size=1), st.data())
+def test_only_the_rows_that_fail_are_lost(
+    lookup: Engine, labels: list[int], wrong: set[int], data: st.DataObject
+) -> None:
+    """And none of them is the padding of a later batch, which would fail with it."""
+    sent = np.array([10 if row in wrong else label for row, label in enumerate(labels)])
+    failed = sent == 10
+    if not failed.any():
+        return
+    with pytest.raises(RowsFailed, match="out of data bounds") as caught:
+        lookup.run([(sent,)], len(sent))
+    assert caught.value.failed.tolist() == failed.tolist()
+    (probabilities,) = caught.value.outputs
+    assert probabilities[~failed].argmax(axis=1).tolist() == sent[~failed].tolist()
+    later = np.array(data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=8)))
+    with counting_runs(lookup) as runs:
+        assert lookup.run([(later,)], len(later))[0].argmax(axis=1).tolist() == later.tolist()
+    assert len(runs) == 1
+
+
+def test_a_batch_whose_rows_all_fail_is_given_up_early(
+    lookup: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "MOST_RUNS_APART", 5)
+    with counting_runs(lookup) as runs, pytest.raises(RowsFailed) as caught:
+        lookup.run([(np.full(8, 10),)], 8)
+    assert caught.value.failed.all()
+    assert runs == [8, 4, 4, 2, 2, 2]
+
+
+@contextmanager
+def counting_runs(engine: Engine) -> Iterator[list[int]]:
+    """Note the rows of each run."""
+    rows: list[int] = []
+    launch = engine._launch
+
+    def note(bucket: Any, size: int) -> Any:
+        rows.append(size)
+        return launch(bucket, size)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_launch", note)
+        yield rows
 
 
 def exact_generator() -> onnx.ModelProto:
