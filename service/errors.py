@@ -116,13 +116,13 @@ class OutOfMemory(EngineError):
 
 
 class RowsFailed(EngineError):
-    """Some rows of a batch failed. Never leaves the batcher, which delivers the others.
+    """Some rows of a batch failed. The batcher delivers the others.
 
     outputs: arrays (rows, ...); what they hold for the failed rows means nothing.
     failed: whether each row failed, an array (rows,) of bool.
     """
 
-    def __init__(self, message: str, outputs: tuple[Any, ...], failed: Any) -> None:
+    def __init__(self, message: str, outputs: tuple[Any, ...] = (), failed: Any = None) -> None:
         super().__init__(message)
         self.outputs = outputs
         self.failed = failed

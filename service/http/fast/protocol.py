@@ -22,7 +22,7 @@ from service.http.fast.bodies import Framing, PartialBody, RejectedBody, framing
 from service.http.fast.call import FastCall, encode
 from service.http.fast.connections import Connections
 from service.http.fast.corked import CorkedTransport
-from service.http.fast.endpoint import FastPath, KnownHead, Plan
+from service.http.fast.endpoint import BodyPlan, FastPath, KnownHead, Plan
 from service.http.fast.exchange import HIGH_WATER, STATUS_LINES, Exchange
 from service.http.fast.head import END_OF_HEAD, MalformedRequest, RequestHead, read_head
 from service.http.headers import TIMEOUT
@@ -287,14 +287,16 @@ class HttpProtocol(asyncio.Protocol):
         missing = end - len(data)
         body = memoryview(data)[body_at:end]
         refusal = plan.check_admission()
+        bound: BodyPlan | None = None
         if refusal is None and missing <= 0:
             bound = plan.for_body(body)
             if bound is None:
                 return self._begin_exchange(data, body_at)
-            self._start_call(fast_path, known, plan).submit(bound, body, admitted=True)
-            return data[end:] if missing < 0 else b""
-        call = self._start_call(fast_path, known, plan)
-        if refusal is None:
+        self.idle_since, self.deadline = None, math.inf
+        call = self._call = FastCall(self, fast_path, known, plan, self._began)
+        if bound is not None:
+            call.submit(bound, body, admitted=True)
+        elif refusal is None:
             self._body = PartialBody(data[:body_at], known.content_length, body, plan.memory())
             self.deadline = self._receive_until(call.deadline)
             self._hold(len(body))
@@ -304,11 +306,6 @@ class HttpProtocol(asyncio.Protocol):
         else:
             self.reply(call, call.rejected(plan.reject(refusal)))
         return data[end:] if missing < 0 else b""
-
-    def _start_call(self, fast_path: FastPath, known: KnownHead, plan: Plan) -> FastCall:
-        self.idle_since, self.deadline = None, math.inf
-        call = self._call = FastCall(self, fast_path, known, plan, self._began)
-        return call
 
     def _receive_fast_body(self, body: PartialBody | RejectedBody, data: bytes) -> None:
         """Handle more bytes of a request whose body was incomplete."""
