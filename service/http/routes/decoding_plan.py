@@ -6,21 +6,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from service.batching.request import Done, InferenceRequest, InferenceResult, Priority
-from service.batching.retries import Refusal
 from service.content.pictures import TooLargeForLoop
-from service.errors import QueueFull
 from service.http.fast.endpoint import Body, BodyPlan
 from service.http.responses import Response
+from service.http.routes.raw_plan import HeadPlan
 from service.http.routes.shared import Target
 from service.models.tensors import Array
 from service.observability.histograms import Tally
 from service.serving.predictor import Cancel, Predictor
 
 
-class DecodingPlan(ABC):
+class DecodingPlan(HeadPlan, ABC):
     """The plan for requests with one head; see `service.http.fast.endpoint.Plan`.
 
-    likely_rows: of a request, as its head tells. decode_seconds: receives what decoding a body takes.
+    decode_seconds: receives what decoding a body takes.
     """
 
     def __init__(
@@ -32,22 +31,12 @@ class DecodingPlan(ABC):
         likely_rows: int,
         decode_seconds: Tally,
     ) -> None:
-        self.model = target.manifest.name
-        self.timeout = timeout
-        self._predictor = predictor
-        self._catalogue = predictor.models()
-        self._target = target
-        self._priority = priority
-        self._likely_rows = likely_rows
+        super().__init__(predictor, target, timeout, priority, likely_rows)
         self._decode_seconds = decode_seconds
 
     @abstractmethod
     def _decode(self, body: Body) -> BodyPlan | None:
         """Return the plan for a body, None for the ASGI path. Raises RequestError, TooLargeForLoop."""
-
-    def is_valid(self) -> bool:
-        """Whether the served models have not changed since the plan was made."""
-        return self._predictor.models() is self._catalogue
 
     def for_body(self, body: Body) -> BodyPlan | None:
         """Return the plan for a body, or None if the event loop should not answer it."""
@@ -65,17 +54,6 @@ class DecodingPlan(ABC):
     def memory(self) -> None:
         """Return None: any memory is as good for a body that must be decoded."""
         return
-
-    def check_admission(self) -> Refusal | None:
-        """Return the reason to reject the rows now, or None; see `Predictor.check_admission`."""
-        return self._predictor.check_admission(
-            self.model, self._target.version, self._likely_rows, self.timeout, self._priority
-        )
-
-    def reject(self, refusal: Refusal) -> QueueFull:
-        """Note the rejection; returns the error that says when to return."""
-        version = self._target.version
-        return refusal.error(self._predictor.note_rejection(self.model, version, refusal, self._likely_rows))
 
 
 @dataclass(slots=True)

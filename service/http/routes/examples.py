@@ -7,6 +7,7 @@ from service.errors import ModelNotFound
 from service.http.routes.generate import MIXED
 from service.http.routes.schemas import GenerateRequest
 from service.models.catalogue import Catalogue
+from service.models.manifest import Manifest
 from service.settings import Settings
 
 SEVEN = (
@@ -33,21 +34,13 @@ def generate_fields(models: Catalogue, settings: Settings) -> Mapping[str, str |
     return fields.model_dump(exclude_none=True)
 
 
-def model_name(models: Catalogue) -> str | None:
-    """Return the name of a model that is served, or None."""
-    return next((info.manifest.name for info in models), None)
+def model(models: Catalogue) -> Manifest | None:
+    """Return a model version that is served, or None."""
+    return next((info.manifest for info in models), None)
 
 
-def model_version(models: Catalogue) -> int | None:
-    """Return a version of the model of that name, or None."""
-    return next((info.manifest.version for info in models), None)
-
-
-def infer_body(models: Catalogue) -> Mapping[str, object] | None:
-    """Return a JSON body of POST /v2/models/{name}/infer for the model of that name, or None."""
-    info = next(iter(models), None)
-    if info is None:
-        return None
+def infer_body(manifest: Manifest) -> Mapping[str, object]:
+    """Return a JSON body of POST /v2/models/{name}/infer for that model."""
     inputs = [
         {
             "name": spec.name,
@@ -55,7 +48,7 @@ def infer_body(models: Catalogue) -> Mapping[str, object] | None:
             "datatype": spec.datatype,
             "data": [False if spec.datatype == "BOOL" else 0] * math.prod(spec.shape[1:]),
         }
-        for spec in info.manifest.inputs
+        for spec in manifest.inputs
     ]
     return {"inputs": inputs}
 

@@ -122,8 +122,10 @@ class Description:
             document["security"] = [{"key": []}]
         for path, operation in _operations(document):
             self._complete_operation(path, operation)
-        _fill_in(document, "name", examples.model_name(models))
-        _fill_in(document, "version", examples.model_version(models))
+        shown = examples.model(models)
+        if shown is not None:
+            _fill_in(document, "name", shown.name)
+            _fill_in(document, "version", shown.version)
 
     def _complete_operation(self, path: str, operation: Json) -> None:
         """Add what all operations have in common."""
@@ -154,9 +156,9 @@ def _schemas() -> Json:
     return schemas
 
 
-def _fill_in(document: Json, name: str, value: str | int | None) -> None:
-    """Give a parameter of paths an example, if there is one."""
+def _fill_in(document: Json, name: str, value: str | int) -> None:
+    """Give a parameter of paths an example."""
     for _, operation in _operations(document):
         for parameter in operation["parameters"]:
-            if (parameter["name"], parameter["in"]) == (name, "path") and value is not None:
+            if (parameter["name"], parameter["in"]) == (name, "path"):
                 parameter["example"] = value

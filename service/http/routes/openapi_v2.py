@@ -77,8 +77,8 @@ def _infer(models: Catalogue, operation: str, path: list[Json]) -> Json:
 
 
 def _example(models: Catalogue) -> Json:
-    body = examples.infer_body(models)
-    return {} if body is None else named_example("a row of zeros", body)
+    shown = examples.model(models)
+    return {} if shown is None else named_example("a row of zeros", examples.infer_body(shown))
 
 
 def _answer() -> Json:

@@ -7,7 +7,6 @@ from service.http.fast.endpoint import Body
 from service.http.routes.classify_options import ClassifyOptions
 from service.http.routes.decoding_plan import DecodedPlan, DecodingPlan
 from service.observability.histograms import Tally
-from service.serving.checks import check_inputs
 from service.serving.predictor import Predictor
 
 
@@ -23,13 +22,13 @@ class RowsPlan(DecodingPlan):
         self._job = job
 
     def _decode(self, body: Body) -> DecodedPlan:
-        inputs = {self._job.spec.name: self._job.run(bytes(body), on_loop=True)}
+        images = self._job.run(bytes(body), on_loop=True)
         return DecodedPlan(
             self.timeout,
             self._predictor,
             self._target,
-            inputs,
-            check_inputs(self._target.manifest, inputs, self._job.limits.max_request_rows),
+            {self._job.spec.name: images},
+            len(images),
             self._priority,
             partial(self._options.respond, self._predictor),
         )

@@ -24,7 +24,7 @@ from service.http.routes.shared import (
     read_priority,
     read_timeout,
 )
-from service.http.routes.v2_plan import WRITE_ON_LOOP_ELEMENTS, InferPlan, elements
+from service.http.routes.v2_plan import WRITE_ON_LOOP_ELEMENTS, InferPlan, row_elements
 from service.http.routes.v2_shared import answer, scheduled, tensors_of
 from service.http.types import JSON, OCTETS, Headers, Receive, Scope
 from service.serving.checks import check_inputs
@@ -54,7 +54,7 @@ class Infer(AskingEndpoint):
         rows = check_inputs(manifest, asked.inputs, self._settings.max_request_rows)
         result = await asker.infer(target, asked.inputs, rows)
         manifest = answered_by(self._predictor, manifest, result)
-        large = elements(manifest, rows) > WRITE_ON_LOOP_ELEMENTS
+        large = rows * row_elements(manifest) > WRITE_ON_LOOP_ELEMENTS
         with self._encode_seconds.of("inference").timing():
             return await off_loop(large, answer, manifest, asked, result)
 

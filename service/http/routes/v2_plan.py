@@ -21,9 +21,9 @@ WRITE_ON_LOOP_ELEMENTS = 16 * 1024
 """JSON of more elements is written on a thread."""
 
 
-def elements(manifest: Manifest, rows: int) -> int:
-    """Return the elements of all outputs for this many rows."""
-    return rows * sum(math.prod(spec.shape[1:]) for spec in manifest.outputs)
+def row_elements(manifest: Manifest) -> int:
+    """Return the elements of all outputs for one row."""
+    return sum(math.prod(spec.shape[1:]) for spec in manifest.outputs)
 
 
 class InferPlan(DecodingPlan):
@@ -46,13 +46,14 @@ class InferPlan(DecodingPlan):
         likely = 1 if job.json_bytes is None else min(max(1, behind // row), most)
         super().__init__(predictor, target, timeout, priority, likely, decode_seconds)
         self._job = job
+        self._most_rows = WRITE_ON_LOOP_ELEMENTS // row_elements(target.manifest)
         self._encode_seconds = encode_seconds
 
     def _decode(self, body: Body) -> DecodedPlan | None:
         manifest = self._target.manifest
         asked = self._job.read(body)
         rows = check_inputs(manifest, asked.inputs, self._job.limits.max_request_rows)
-        if elements(manifest, rows) > WRITE_ON_LOOP_ELEMENTS:
+        if rows > self._most_rows:
             return None
         timeout, priority = scheduled(asked, 0.0, self.timeout, self._priority)
         return DecodedPlan(
