@@ -10,29 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.batching.request import InferenceRequest
 from service.errors import QueueFull
 from service.grpc import open_inference_pb2 as pb
 from service.serving.local import LocalPredictor
 from tests.support.http import image
 from tests.support.models import LATENT
+from tests.support.noted import Noted
 from tests.support.rpc import MODEL_INFER, Served, infer_request
 
 REQUEST = infer_request(np.stack([image(7)]))
-
-
-class Noted:
-    """The requests that reach a predictor."""
-
-    def __init__(self, predictor: LocalPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.requests: list[InferenceRequest] = []
-        submit = predictor.submit
-
-        def note(request: InferenceRequest, *arguments: Any, **options: Any) -> Any:
-            self.requests.append(request)
-            return submit(request, *arguments, **options)
-
-        monkeypatch.setattr(predictor, "submit", note)
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from service.batching.request import InferenceRequest
 from service.content.body_jobs import ON_LOOP_BYTES
 from service.http.app import create_app
 from service.http.headers import INFERENCE_HEADER
@@ -24,6 +23,7 @@ from service.observability.metrics import Metrics
 from service.serving.local import LocalPredictor
 from tests.support.http import OCTETS, RAW, image, settings
 from tests.support.models import LATENT, make_model, write_model
+from tests.support.noted import Noted
 
 INFER = "/v2/models/first-pixel/infer"
 RAW_ROWS = {INFERENCE_HEADER.name: "0"}
@@ -41,20 +41,6 @@ async def client(
     app = create_app(predictor, settings(tmp_path), metrics)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         yield client
-
-
-class Noted:
-    """The requests that reach a predictor."""
-
-    def __init__(self, predictor: LocalPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.requests: list[InferenceRequest] = []
-        submit = predictor.submit
-
-        def note(request: InferenceRequest, *arguments: Any, **options: Any) -> Any:
-            self.requests.append(request)
-            return submit(request, *arguments, **options)
-
-        monkeypatch.setattr(predictor, "submit", note)
 
 
 @pytest.fixture

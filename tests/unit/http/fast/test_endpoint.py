@@ -41,6 +41,7 @@ from tests.support.http import exchange, image, png, request
 from tests.support.listener import Listener, listening
 from tests.support.live import connected
 from tests.support.log_stream import logging_to_memory
+from tests.support.noted import Noted
 
 OCTETS = "application/octet-stream"
 RAW = image(7).tobytes()
@@ -406,16 +407,12 @@ async def test_a_known_head_follows_a_reload(
 
 
 async def test_tensors_follow_a_reload_and_say_how_long_they_may_take(
-    listener: Listener, predictor: LocalPredictor, add_classifier: Callable[..., Path]
+    listener: Listener,
+    predictor: LocalPredictor,
+    add_classifier: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[InferenceRequest] = []
-    submit = predictor.submit
-
-    def note(request: InferenceRequest, *arguments: Any, **options: Any) -> Cancel:
-        asked.append(request)
-        return submit(request, *arguments, **options)
-
-    predictor.submit = note  # type: ignore[method-assign]
+    asked = Noted(predictor, monkeypatch).requests
     wish = tensors(binary=True, parameters={"timeout": 2_000_000, "priority": 2})
     async with connected(listener.port) as connection:
         assert b'"model_version":"1"' in (await exchange(connection, request(**wish))).body
