@@ -14,7 +14,6 @@ from onnx import ModelProto
 from pydantic import ValidationError
 
 from service.models.manifest import (
-    MODEL_FILE,
     UNKNOWN_SHA256,
     Manifest,
     Preprocess,
@@ -22,7 +21,6 @@ from service.models.manifest import (
     first_problem,
 )
 from training.errors import NetworkError
-from training.imports.completed import completed
 from training.imports.hints import Hints, read_hints, read_labels
 from training.imports.network import (
     NUMBERS,
@@ -31,21 +29,23 @@ from training.imports.network import (
     find_input,
     is_dynamic,
     read_network,
-    silent,
 )
 from training.imports.normalization import Normalization
 from training.imports.output import Holds, Output, find_output
+from training.imports.publication import (
+    ADVICE,
+    COMPARED_ROWS,
+    DYNAMIC_TOLERANCE,
+    TOLERANCE,
+    publish,
+    run_batch,
+)
 from training.imports.rewrite import IMAGES, PROBABILITIES, VALUES, rewrite
-from training.onnx_files import open_graph, save_graph
-from training.provenance.metadata import describe_graph
-from training.terminal import command_line, notice
-from training.versions import Target, staging, write_manifest
+from training.terminal import command_line
+from training.versions import Target
 
-COMPARED_ROWS = 3
-
-TOLERANCE, FLOAT16_TOLERANCE, DYNAMIC_TOLERANCE = 1e-3, 3e-2, 0.1
-"""The largest accepted difference of a probability, as a fraction of it. The last one is for networks that
-are quantised dynamically: the scale of a whole batch rounds each of its rows."""
+FLOAT16_TOLERANCE = 3e-2
+"""`TOLERANCE` of networks in float16."""
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,13 @@ def import_network(path: Path, name: str, target: Target, options: Options) -> P
     output = find_output(model, network.outputs, answers, options.output, options.holds)
     served = rewrite(model, given, output, normalization)
     _check_equal(served, given, rows, output.probabilities(answers[network.outputs.index(output.name)]))
-    with staging([name], target) as (folder,):
-        draft = _draft(name, folder, target, given, output, options, hints)
-        describe_graph(served, draft, commit="", license_name="")
-        save_graph(served, folder / MODEL_FILE)
-        write_manifest(folder, completed(draft, folder))
-        notice(_summary(given, output, normalization, draft))
-        if is_dynamic(served):
-            notice("a row's answer depends a little on its batch: the network is quantised dynamically")
-    return target.models_dir / name / folder.name
+    return publish(
+        served,
+        name,
+        target,
+        lambda version: _draft(name, version, target, given, output, options, hints),
+        lambda made: _summary(given, output, normalization, made),
+    )
 
 
 def _normalization(options: Options, hint: Normalization) -> Normalization:
@@ -111,30 +109,25 @@ def _normalization(options: Options, hint: Normalization) -> Normalization:
 
 def _check_equal(served: ModelProto, given: Input, rows: NDArray[Any], expected: NDArray[np.float64]) -> None:
     """Check that the graph gives a batch the probabilities that the network gives. Raises NetworkError."""
-    advice = "export the network with a free batch axis, in PyTorch by dynamic_shapes"
-    try:
-        session = open_graph(served)
-        (made,) = session.run([PROBABILITIES], {session.get_inputs()[0].name: rows}, silent())
-    except Exception as error:  # onnxruntime raises its own types
-        raise NetworkError(f"it does not run in a batch of {len(rows)}; {advice}: {error}") from None
+    made = run_batch(served, {served.graph.input[0].name: rows})[PROBABILITIES]
     tolerance = FLOAT16_TOLERANCE if given.dtype == np.float16 else TOLERANCE
     tolerance = DYNAMIC_TOLERANCE if is_dynamic(served) else tolerance
     if made.shape != expected.shape or not np.allclose(made, expected, rtol=tolerance, atol=1e-6):
         raise NetworkError(
             f"a batch of {len(rows)} rows gives other probabilities than each row alone, expected the same "
-            f"within {tolerance:g}; {advice}"
+            f"within {tolerance:g}; {ADVICE}"
         )
 
 
 def _draft(
-    name: str, folder: Path, target: Target, given: Input, output: Output, options: Options, hints: Hints
+    name: str, version: int, target: Target, given: Input, output: Output, options: Options, hints: Hints
 ) -> Manifest:
     """The manifest without the graph's checksum. Raises NetworkError."""
     pixels = given.layout is not None
     try:
         return Manifest(
             name=name,
-            version=int(folder.name),
+            version=version,
             task="classification",
             description="A classifier that another program exported to ONNX.",
             inputs=(

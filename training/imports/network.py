@@ -141,7 +141,7 @@ def find_input(
         raise NetworkError(f"the inputs are {[each.name for each in model.graph.input]}, expected one")
     (value,) = model.graph.input
     datatype = value.type.tensor_type.elem_type
-    batch, row = _sizes(value, shape, shape or hint or [])
+    batch, row = _sizes(value, shape, shape or hint or [], "")
     if not row:
         raise NetworkError(f"input {value.name} has single numbers as rows, expected several in each")
     return Input(value.name, datatype, row, batch, _layout(datatype, row, pictures=pictures))
@@ -162,7 +162,7 @@ def find_inputs(
         for axis in value.type.tensor_type.shape.dim[1:]:
             if axis.dim_param in (sizes or {}):
                 axis.dim_value = (sizes or {})[axis.dim_param]
-        batch, row = _sizes(value, shape, shape or [])
+        batch, row = _sizes(value, shape, shape or [], ", or of a named axis in --axis")
         found.append(Input(value.name, value.type.tensor_type.elem_type, row, batch, None))
     if len({each.batch for each in found}) > 1:
         seen = ", ".join(f"{each.name} {each.batch or 'any'}" for each in found)
@@ -171,11 +171,12 @@ def find_inputs(
 
 
 def _sizes(
-    value: ValueInfoProto, shape: Sequence[int] | None, filler: Sequence[int]
+    value: ValueInfoProto, shape: Sequence[int] | None, filler: Sequence[int], advice: str
 ) -> tuple[int | None, tuple[int, ...]]:
     """Return the fixed size of an input's batch, or None, and the shape of a row. Raises NetworkError.
 
     shape: of a row, as the user knows it. filler: sizes of the axes that the graph leaves free.
+    advice: another way to give these sizes, for the error.
     """
     datatype = value.type.tensor_type.elem_type
     if datatype not in NUMBERS:
@@ -191,7 +192,7 @@ def _sizes(
         given = "" if shape is None else f", but --shape is {' '.join(map(str, shape))}"
         raise NetworkError(
             f"input {value.name} is ({seen}){given}; expected a batch axis and fixed sizes, or the sizes "
-            "of a row in --shape, such as --shape 3 224 224, or of a named axis in --axis"
+            f"of a row in --shape, such as --shape 3 224 224{advice}"
         )
     return batch, row
 

@@ -7,36 +7,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto, compose, helper
-from onnxruntime import InferenceSession
 from pydantic import ValidationError
 
-from service.models.manifest import MODEL_FILE, UNKNOWN_SHA256, Manifest, TensorSpec, first_problem
+from service.models.manifest import UNKNOWN_SHA256, Manifest, TensorSpec, first_problem
 from service.models.tensors import DTYPES
 from training.errors import NetworkError
 from training.imports.batches import free_batch_axis
-from training.imports.completed import completed
-from training.imports.network import (
-    NUMBERS,
-    Input,
-    find_inputs,
-    is_dynamic,
-    random_rows,
-    read_network,
-    silent,
+from training.imports.network import NUMBERS, Input, find_inputs, is_dynamic, random_rows, read_network
+from training.imports.publication import (
+    ADVICE,
+    COMPARED_ROWS,
+    DYNAMIC_TOLERANCE,
+    TOLERANCE,
+    Tensors,
+    publish,
+    run,
+    run_batch,
 )
 from training.imports.rewrite import MORE_ROWS, PREFIX
-from training.onnx_files import open_graph, replace_parts, save_graph, without_output
-from training.provenance.metadata import describe_graph
-from training.terminal import command_line, notice
-from training.versions import Target, staging, write_manifest
-
-COMPARED_ROWS = 3
-
-TOLERANCE, DYNAMIC_TOLERANCE = 1e-3, 0.1
-"""The largest accepted difference of a number, as a fraction of the largest one in its output. The second one
-is for networks that are quantised dynamically: the scale of a whole batch rounds each of its rows."""
-
-Tensors = Mapping[str, NDArray[Any]]
+from training.onnx_files import open_graph, replace_parts, without_output
+from training.terminal import command_line
+from training.versions import Target
 
 
 def import_tensors(
@@ -53,15 +44,13 @@ def import_tensors(
     expected, lost = _each_alone(model, inputs, rows)
     served = _served(model, inputs, expected)
     _check_equal(served, rows, expected)
-    with staging([name], target) as (folder,):
-        draft = _draft(name, folder, target, inputs, expected)
-        describe_graph(served, draft, commit="", license_name="")
-        save_graph(served, folder / MODEL_FILE)
-        write_manifest(folder, completed(draft, folder))
-        if lost:
-            notice(f"left out, because they have no row for each of the input: {', '.join(lost)}")
-        notice(_summary(inputs, draft))
-    return target.models_dir / name / folder.name
+    return publish(
+        served,
+        name,
+        target,
+        lambda version: _draft(name, version, target, inputs, expected),
+        lambda made: _summary(inputs, made, lost),
+    )
 
 
 def _each_alone(model: ModelProto, inputs: Sequence[Input], rows: Tensors) -> tuple[Tensors, list[str]]:
@@ -73,7 +62,7 @@ def _each_alone(model: ModelProto, inputs: Sequence[Input], rows: Tensors) -> tu
     try:
         session = open_graph(model)
         answers = [
-            _run(
+            run(
                 session, {key: np.repeat(values[row : row + 1], size, axis=0) for key, values in rows.items()}
             )
             for row in range(COMPARED_ROWS)
@@ -93,11 +82,6 @@ def _each_alone(model: ModelProto, inputs: Sequence[Input], rows: Tensors) -> tu
             f"for {size} rows the outputs are {', '.join(lost)}, expected one with a row for each"
         )
     return found, lost
-
-
-def _run(session: InferenceSession, rows: Tensors) -> dict[str, Any]:
-    names = [each.name for each in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(rows), silent()), strict=True))
 
 
 def _served(model: ModelProto, inputs: Sequence[Input], outputs: Tensors) -> ModelProto:
@@ -129,17 +113,13 @@ def _number_of(values: NDArray[Any]) -> int:
 
 def _check_equal(served: ModelProto, rows: Tensors, expected: Tensors) -> None:
     """Check that the graph gives a batch what the network gives each row. Raises NetworkError."""
-    advice = "export the network with a free batch axis, in PyTorch by dynamic_shapes"
-    try:
-        made = _run(open_graph(served), rows)
-    except Exception as error:  # onnxruntime raises its own types
-        raise NetworkError(f"it does not run in a batch of {COMPARED_ROWS}; {advice}: {error}") from None
+    made = run_batch(served, rows)
     tolerance = DYNAMIC_TOLERANCE if is_dynamic(served) else TOLERANCE
     for name, values in expected.items():
         if not _agree(made[name], values, tolerance):
             raise NetworkError(
                 f"a batch of {COMPARED_ROWS} rows gives another {name} than each row alone, expected the "
-                f"same within {tolerance:g} of its largest number; {advice}"
+                f"same within {tolerance:g} of its largest number; {ADVICE}"
             )
 
 
@@ -151,12 +131,12 @@ def _agree(made: NDArray[Any], expected: NDArray[Any], tolerance: float) -> bool
     return np.allclose(made, expected, rtol=0, atol=allowed, equal_nan=True)
 
 
-def _draft(name: str, folder: Path, target: Target, inputs: Sequence[Input], outputs: Tensors) -> Manifest:
+def _draft(name: str, version: int, target: Target, inputs: Sequence[Input], outputs: Tensors) -> Manifest:
     """The manifest without the graph's checksum. Raises NetworkError."""
     try:
         return Manifest(
             name=name,
-            version=int(folder.name),
+            version=version,
             task="inference",
             description="A network that another program exported to ONNX.",
             inputs=tuple(
@@ -179,9 +159,10 @@ def _draft(name: str, folder: Path, target: Target, inputs: Sequence[Input], out
         raise NetworkError(first_problem(error)) from None
 
 
-def _summary(inputs: Sequence[Input], made: Manifest) -> str:
-    """Name the tensors, as /v2/models/{name} does."""
-    lines = [
+def _summary(inputs: Sequence[Input], made: Manifest, lost: Sequence[str]) -> str:
+    """Name the tensors, as /v2/models/{name} does. lost: describes the outputs that were left out."""
+    lines = [f"left out, because they have no row for each of the input: {', '.join(lost)}"] if lost else []
+    lines += [
         f"{kind} {spec.name}: {spec.datatype} {list(spec.shape)}"
         for kind, specs in (("input", made.inputs), ("output", made.outputs))
         for spec in specs
