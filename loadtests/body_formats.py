@@ -40,6 +40,7 @@ from loadtests.peers.wire import (
 )
 from loadtests.processes import Server, ServerFailed, end_servers_on_sigterm, free_port, serving
 from loadtests.progress import say
+from loadtests.samples import Sample, sample_of
 from service.content.codecs import png_from_image
 
 MODEL = "mlp"
@@ -54,14 +55,6 @@ class Format:
 
     path: str
     wire: Wire
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One format in one slice. cpu_seconds: user and system time of the service per request."""
-
-    cpu_seconds: float
-    requests_per_second: float
 
 
 @dataclass(frozen=True)
@@ -186,13 +179,8 @@ def _knows(target: _Target, each: Format) -> bool:
 def _load(target: _Target, each: Format, seconds: float) -> Sample:
     """Load one service. Raises ServerFailed unless every response is 200."""
     body, headers = each.wire.encode(images_of(1))
-    began = target.server.cpu_seconds()
     url = f"http://127.0.0.1:{target.port}{each.path}"
-    load = wrk.post(url, body, headers, connections=CONNECTIONS, seconds=seconds)
-    cpu_seconds = target.server.cpu_seconds() - began
-    if load.errors or not load.requests:
-        raise ServerFailed(f"{load.errors} requests failed, {load.requests} were answered with 200")
-    return Sample(cpu_seconds / load.requests, load.requests / load.seconds)
+    return sample_of(target.server, url, body, headers, connections=CONNECTIONS, seconds=seconds)
 
 
 def report(slices: Sequence[Slice]) -> str:

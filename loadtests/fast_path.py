@@ -28,6 +28,7 @@ from loadtests.peers.measure import images_of, right_answer
 from loadtests.peers.wire import OCTETS, RAW, Headers, Images, Probabilities, Wire, agrees
 from loadtests.processes import Server, ServerFailed, end_servers_on_sigterm, free_port, serving
 from loadtests.progress import say
+from loadtests.samples import Sample, sample_of
 
 MODEL = "mlp-int8"
 PATH = f"/classify?model={MODEL}"
@@ -50,14 +51,6 @@ class Configuration:
     headers: Mapping[str, str] = field(default_factory=dict)
     directory: Path = ROOT
     limit: float | None = None
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One configuration in one slice. cpu_seconds: user and system time of the service per request."""
-
-    cpu_seconds: float
-    requests_per_second: float
 
 
 Slice = Mapping[str, Sample]
@@ -188,12 +181,7 @@ def _load(target: _Target, seconds: float) -> Sample:
     """Load one service. Raises ServerFailed unless every response is 200."""
     body, headers = target.wire.encode(images_of(1))
     url = f"http://127.0.0.1:{target.port}{PATH}"
-    before = target.server.cpu_seconds()
-    load = wrk.post(url, body, headers, connections=CONNECTIONS, seconds=seconds)
-    cpu_seconds = target.server.cpu_seconds() - before
-    if load.errors or not load.requests:
-        raise ServerFailed(f"{load.errors} requests failed, {load.requests} were answered with 200")
-    return Sample(cpu_seconds / load.requests, load.requests / load.seconds)
+    return sample_of(target.server, url, body, headers, connections=CONNECTIONS, seconds=seconds)
 
 
 def ratio(slices: Sequence[Slice], name: str, to: str = DEFAULT) -> float:

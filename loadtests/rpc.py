@@ -14,7 +14,6 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 
 import grpc
 import psutil
@@ -23,20 +22,13 @@ from loadtests.arguments import at_least_one
 from loadtests.interrupts import exit_code
 from loadtests.machine import describe
 from loadtests.peers.measure import images_of
+from loadtests.samples import Sample
 from tests.support.live import Service, connected, serving
 from tests.support.rpc import MODEL_INFER, channel_to, infer_request
 
 MODEL = "mlp"
 CHANNELS = 4
 ROWS_ALONE = {"inference-header-content-length": "0"}
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A protocol in one slice. cpu_seconds: user and system time of the service per request."""
-
-    cpu_seconds: float
-    requests_per_second: float
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

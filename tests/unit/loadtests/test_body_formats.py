@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from loadtests.body_formats import FORMATS, Sample, Slice, report
+from loadtests.body_formats import FORMATS, Slice, report
 from loadtests.peers.measure import images_of
 from loadtests.peers.wire import V2_HEADER
+from loadtests.samples import Sample
 
 
 def test_the_table_has_medians_and_ratios_of_neighbours() -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.fast_path import DEFAULT, Configuration, Sample, main, missed, ratio, report
+from loadtests.fast_path import DEFAULT, Configuration, main, missed, ratio, report
+from loadtests.samples import Sample
 
 LOG = Configuration("log", ["--access-log"], limit=1.3)
 OTHER = Configuration("default at abc", directory=Path("/elsewhere"))

@@ -1,6 +1,7 @@
 """The comparison of gRPC and HTTP: its medians and its ratio."""
 
-from loadtests.rpc import Sample, report
+from loadtests.rpc import report
+from loadtests.samples import Sample
 
 
 def test_the_ratio_is_the_median_of_neighbouring_slices() -> None:
