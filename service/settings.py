@@ -264,8 +264,9 @@ class Settings(BaseSettings):
         8 * 1024 * 1024,
         ge=64 * 1024,
         description="maximum bytes of the bodies that wait to be decoded, in all processes together, with "
-        "those that have come in part but without raw rows and bodies of at most 16 KiB, which wait for no "
-        "decoder; one more body per process may wait, of up to `max_body_bytes`; a request beyond gets 429",
+        "those that have come in part; raw rows do not count, nor do bodies of at most 16 KiB on "
+        "the fast path, which wait for no decoder; one more body per process may wait, of up to "
+        "`max_body_bytes`; a request beyond gets 429",
     )
     request_timeout_seconds: float = Field(
         30.0,
