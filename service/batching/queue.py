@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """The rows that run next, in order. low_rows: those of low priority among them."""
+    """The rows that run next, in order, one part of each item. low_rows: those of low priority among them."""
 
     parts: list[Part]
     rows: int
@@ -321,12 +321,18 @@ class BatchQueue:
         if low.rows == self.rows or small_arrive:
             most = min(most, self.mixed_rows)
         space = most
+        of_first_half = 0
         if large.rows:
             first = space - space // 2
             space -= first - self._fill(small, first, parts)
+            of_first_half = len(parts)
             space = self._fill(large, space, parts)
         if space and small.rows:
+            of_others = len(parts)
             space = self._fill(small, space, parts)
+            if of_first_half and parts[of_first_half - 1].item is parts[of_others].item:
+                item, start, _ = parts[of_first_half - 1]
+                parts[of_first_half - 1] = Part(item, start, parts.pop(of_others).stop)
         low_rows = 0
         if space and low_due:
             space_low = min(space, self.low_rows) if small_arrive else space

@@ -120,6 +120,7 @@ class Bench:
             ]
             values = np.concatenate(parts)
             assert len(values) == batch.rows
+            assert len({part.item for part in batch.parts}) == len(batch.parts)
             self.running.append((batch, values))
 
     def finish(self, error: Exception | None = None) -> None:
@@ -277,6 +278,21 @@ async def test_a_request_over_two_batches_counts_the_time_of_both() -> None:
     assert [len(record.queue_seconds) for record in bench.records] == [
         len(record.request_rows) for record in bench.records
     ]
+
+
+async def test_a_request_on_both_sides_of_a_large_one_counts_their_batch_once() -> None:
+    bench = Bench(8)
+    bench.submit(3, FAR)
+    bench.queue.small_rows = 5
+    bench.submit(5, FAR)
+    bench.take()
+    ((batch, values),) = bench.running
+    assert values[:, 0].tolist() == [1000.0, 1001.0, 1002.0, 1003.0, 1004.0, 0.0, 1.0, 2.0]
+    bench.batcher.finish(batch, (values * 2,), 10.0, 13.0)
+    for (outcome,) in bench.got:
+        assert isinstance(outcome, InferenceResult)
+        assert outcome.compute_seconds == 3.0
+    assert outcomes_of(bench) == [[0.0, 2.0, 4.0], [2000.0, 2002.0, 2004.0, 2006.0, 2008.0]]
 
 
 async def test_a_cancelled_request_is_not_computed() -> None:
