@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -27,12 +27,11 @@ from service.observability.metrics import Metrics
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
-
     from service.batching.queue import BatchRecord
     from service.grpc.server import RpcServer
     from service.http.api_keys import ApiKeys
     from service.http.dispatch import Dispatch
+    from service.observability.statistics import Gather
     from service.observability.tracing import Tracing
     from service.serving.local import LocalPredictor
     from service.serving.predictor import Predictor
@@ -80,7 +79,7 @@ class Parts:
         self,
         predictor: "Predictor",
         keys: "ApiKeys | None",
-        gather: "Callable[[], Awaitable[CollectorRegistry]] | None" = None,
+        gather: "Gather | None" = None,
     ) -> "Dispatch":
         """Build the HTTP application over a predictor. gather: the metrics of all processes, if several."""
         from service.http.app import create_app
@@ -89,14 +88,20 @@ class Parts:
         return create_app(predictor, self.settings, self.metrics, gather, keys, self.tracing, reports)
 
     def rpc_server(
-        self, predictor: "Predictor", app: "Dispatch", keys: "ApiKeys | None", *, shared: bool = False
+        self,
+        predictor: "Predictor",
+        app: "Dispatch",
+        keys: "ApiKeys | None",
+        gather: "Gather | None" = None,
+        *,
+        shared: bool = False,
     ) -> "RpcServer | None":
         """Build the gRPC server beside the HTTP application, if its port is set. Raises SettingsError."""
         if self.settings.grpc_port is None:
             return None
         from service.grpc.server import RpcServer
 
-        return RpcServer(predictor, self.settings, app.lifecycle, keys, shared=shared)
+        return RpcServer(predictor, self.settings, app.lifecycle, keys, gather, shared=shared)
 
     async def close(self) -> None:
         """Send the remaining spans."""

@@ -227,8 +227,10 @@ class Batcher:
     ) -> None:
         """Deliver to a batch's requests their rows of the outputs, or its error."""
         queue_seconds, request_rows, traceparents = [], [], []
+        requests = len(batch.parts)
         for item, start, stop in batch.parts:
             if isinstance(item, Group):
+                requests += len(item.held_in(start, stop)) - 1
                 begun = item.begun_in(start, stop)
                 if begun:
                     queue_seconds += [started - item.enqueued] * len(begun)
@@ -243,11 +245,13 @@ class Batcher:
             if item.traceparent is not None:
                 traceparents.append(item.traceparent)
         failed, scored = isinstance(outcome, Exception), None
+        failed_requests = failed_rows = 0
         if isinstance(outcome, RowsFailed):
             logger.error("%d of %d rows failed", outcome.failed.sum(), batch.rows, exc_info=outcome)
-            self._deliver_apart(batch, outcome, started, ended)
+            failed_requests, failed_rows = self._deliver_apart(batch, outcome, started, ended)
         elif isinstance(outcome, Exception):
             logger.error("a batch of %d rows failed", batch.rows, exc_info=outcome)
+            failed_requests, failed_rows = requests, batch.rows
             self._fail(batch.parts, f"the batch failed: {outcome}")
         else:
             if self._scored is not None:
@@ -266,6 +270,9 @@ class Batcher:
                     on_loop,
                     request_rows,
                     scored,
+                    requests,
+                    failed_requests,
+                    failed_rows,
                 )
             )
         except Exception:  # the queued requests must not be lost with it
@@ -366,19 +373,26 @@ class Batcher:
             group.outputs = [tuple([output[row - start :] for output in outputs])]
             group.queue_seconds, group.compute_seconds = started - group.enqueued, compute_seconds
 
-    def _deliver_apart(self, batch: Batch, error: RowsFailed, started: float, ended: float) -> None:
-        """Deliver the error to the requests that have failed rows, and to the others their outputs."""
-        offset = 0
+    def _deliver_apart(
+        self, batch: Batch, error: RowsFailed, started: float, ended: float
+    ) -> tuple[int, int]:
+        """Deliver the error to the requests that have failed rows, and to the others their outputs.
+
+        Returns how many requests got the error, and how many rows of the batch they have.
+        """
+        offset = failed_requests = failed_rows = 0
         for item, start, stop in batch.parts:
             for first, last in _requests_in(item, start, stop):
                 rows = slice(offset + first - start, offset + last - start)
                 parts = [Part(item, first, last)]
                 if error.failed[rows].any():
+                    failed_requests, failed_rows = failed_requests + 1, failed_rows + last - first
                     self._fail(parts, f"the model failed on the request's rows: {error}")
                 else:
                     outputs = tuple([output[rows] for output in error.outputs])
                     self._deliver(replace(batch, parts=parts), outputs, started, ended)
             offset += stop - start
+        return failed_requests, failed_rows
 
     def _fail(self, parts: Sequence[Part], reason: str) -> None:
         outcome = EngineError(reason)
@@ -422,8 +436,9 @@ def _requests_in(item: Item, start: int, stop: int) -> list[tuple[int, int]]:
     """Return the rows among start..stop of each request that an item holds."""
     if not isinstance(item, Group):
         return [(start, stop)]
-    requests = range(item.ended_by(start), item.begun_in(0, stop).stop)
-    return [(max(start, item.start_of(each)), min(stop, item.ends[each])) for each in requests]
+    return [
+        (max(start, item.start_of(each)), min(stop, item.ends[each])) for each in item.held_in(start, stop)
+    ]
 
 
 def _never(_: Outcome) -> None:

@@ -70,10 +70,14 @@ class Group(Item):
         """Return the requests whose first row is among the rows start..stop."""
         return range(self._begun_before(start), self._begun_before(stop))
 
+    def held_in(self, start: int, stop: int) -> range:
+        """Return the requests that have rows among start..stop."""
+        return range(self.ended_by(start), self._begun_before(stop))
+
     def traced_in(self, start: int, stop: int) -> list[str]:
         """Return the traceparents of the traced requests that have rows among start..stop."""
-        requests = slice(self.ended_by(start), self._begun_before(stop))
-        return [each for each in (self.traceparents or ())[requests] if each is not None]
+        held = self.held_in(start, stop)
+        return [each for each in (self.traceparents or ())[held.start : held.stop] if each is not None]
 
     def ended_by(self, row: int) -> int:
         """Return how many requests have all their rows before this one."""

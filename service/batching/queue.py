@@ -49,6 +49,7 @@ class BatchRecord(NamedTuple):
         started in this batch.
     traceparents: those of the traced requests with rows in this batch. on_loop: the event loop ran it.
     scored: the rows' output that the batcher keeps for metrics, or None.
+    requests: how many have rows in this batch. failed_requests, failed_rows: those that failed with it.
     """
 
     rows: int
@@ -61,6 +62,9 @@ class BatchRecord(NamedTuple):
     on_loop: bool = False
     request_rows: Sequence[int] = ()
     scored: Array | None = None
+    requests: int = 0
+    failed_requests: int = 0
+    failed_rows: int = 0
 
 
 class BatchQueue:

@@ -1,6 +1,7 @@
 """The RPCs of the Open Inference Protocol over a predictor: what `/v2` offers over HTTP."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from google.protobuf.json_format import ParseDict
@@ -15,15 +16,17 @@ from service.grpc.tensors import read_infer, write_infer
 from service.http.routes.shared import answered_by, find_manifest, parse_version, server_timing
 from service.http.routes.v2_models import describe_config, describe_model, describe_server, index_of
 from service.http.routes.v2_shared import labels_of, scheduled, tensors_of
+from service.http.routes.v2_statistics import chosen, describe
 from service.models.catalogue import ModelInfo
 from service.observability.metrics import Metrics
+from service.observability.statistics import Gather, collect_statistics
 from service.serving.checks import check_inputs
 from service.serving.predictor import Predictor, infer
 from service.settings import Settings
 
 SERVICE = "inference.GRPCInferenceService"
 
-EXTENSIONS = ("classification", "model_configuration", "schedule_policy")
+EXTENSIONS = ("classification", "model_configuration", "schedule_policy", "statistics")
 """Triton's extensions of the protocol that are served over gRPC."""
 
 FORMAT = "inference"
@@ -35,9 +38,12 @@ M = TypeVar("M", bound=Message)
 class Inference:
     """The RPCs. Each takes a serialized request and returns a serialized response."""
 
-    def __init__(self, predictor: Predictor, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, predictor: Predictor, settings: Settings, metrics: Metrics, gather: Gather | None = None
+    ) -> None:
         self._predictor = predictor
         self._settings = settings
+        self._collect_statistics = partial(collect_statistics, metrics, gather)
         self._decode_seconds = metrics.decode_seconds
         self._encode_seconds = metrics.encode_seconds
 
@@ -51,6 +57,7 @@ class Inference:
             "ModelMetadata": ("/v2/models", self.model_metadata),
             "ModelConfig": ("/v2/models", self.model_config),
             "ModelInfer": ("/v2/models", self.model_infer),
+            "ModelStatistics": ("/v2/models", self.model_statistics),
             "RepositoryIndex": ("/v2/repository/index", self.repository_index),
         }
 
@@ -91,6 +98,15 @@ class Inference:
         response = pb.ModelConfigResponse()
         _filled(response.config, config)
         return _answer(response)
+
+    async def model_statistics(self, message: bytes, _: Incoming) -> Answer:
+        """Tell what a model has computed, or all of them if none is named."""
+        asked = parse(pb.ModelStatisticsRequest, message)
+        version = _version(asked.version)
+        models = self._predictor.models()
+        infos = chosen(self._predictor, asked.name, version) if asked.name else models
+        described = describe(infos, await self._collect_statistics())
+        return _answer(_filled(pb.ModelStatisticsResponse(), described))
 
     async def repository_index(self, message: bytes, _: Incoming) -> Answer:
         """List the model versions that are served, and those that cannot be."""

@@ -15,6 +15,7 @@ from service.http.api_keys import ApiKeys
 from service.http.edge import Edge
 from service.http.lifecycle import Lifecycle
 from service.http.server import RPC_CONNECTIONS
+from service.observability.statistics import Gather
 from service.serving.predictor import Predictor
 from service.settings import Settings
 
@@ -35,6 +36,7 @@ class RpcServer:
     """A server over a predictor.
 
     lifecycle: of HTTP, whose metrics, log and traces get these requests too.
+    gather: collects the metrics of the whole service, if it has several processes.
     shared: other processes listen on the same port.
     Raises SettingsError.
     """
@@ -45,6 +47,7 @@ class RpcServer:
         settings: Settings,
         lifecycle: Lifecycle,
         keys: ApiKeys | None,
+        gather: Gather | None = None,
         *,
         shared: bool = False,
     ) -> None:
@@ -53,7 +56,7 @@ class RpcServer:
         self._health = health.Health(predictor)
         self._server = grpc.aio.server(options=_options(settings, shared=shared))
         calls = Calls(lifecycle, keys, Edge.of(settings), settings)
-        endpoints = inference.Inference(predictor, settings, lifecycle.metrics).endpoints()
+        endpoints = inference.Inference(predictor, settings, lifecycle.metrics, gather).endpoints()
         self._add(
             inference.SERVICE,
             {

@@ -1,12 +1,12 @@
 """Assembles the HTTP application from its routes."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi import Response as FastApiResponse
 from fastapi.exceptions import RequestValidationError
-from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
@@ -20,7 +20,7 @@ from service.http.error_responses import error_response, plain_error
 from service.http.fast.endpoint import FastPath
 from service.http.lifecycle import Call, Lifecycle
 from service.http.responses import Response
-from service.http.routes import docs, health, models, playground, v2_infer, v2_models
+from service.http.routes import docs, health, models, playground, v2_infer, v2_models, v2_statistics
 from service.http.routes.bodies import BodyDecoder
 from service.http.routes.classify import Classify
 from service.http.routes.explain import Explain
@@ -35,13 +35,12 @@ from service.observability import protobuf_exposition
 from service.observability.access_log import open_access_log
 from service.observability.load_reports import LoadReports
 from service.observability.metrics import Metrics, package_version
+from service.observability.statistics import Gather, collect_statistics
 from service.serving.predictor import Predictor
 from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.observability.tracing import Tracing
-
-Gather = Callable[[], Awaitable[CollectorRegistry]]
 
 METRICS_OFFERED = (
     *(choose_encoder(accept)[1].partition(";")[0] for accept in ("", "application/openmetrics-text")),
@@ -73,6 +72,8 @@ def create_app(
     app.include_router(docs.routes())
     app.include_router(health.routes(predictor))
     app.include_router(models.routes(predictor, settings))
+    # Before `/v2/models/{name}`, because `/v2/models/stats` is the statistics of all models.
+    app.include_router(v2_statistics.routes(predictor, partial(collect_statistics, metrics, gather)))
     app.include_router(v2_models.routes(predictor, settings))
     _add_operations(app, metrics, gather)
     app.include_router(playground.routes(settings))

@@ -132,6 +132,13 @@ class Metrics:
         self.batches = self._counter("batches", "Batches run.", *by_version, "reason")
         self.batch_failures = self._counter("batch_failures", "Batches that failed.", *by_version)
         self.rows = self._counter("rows", "Rows run.", *by_version)
+        self.failed_rows = self._counter("failed_rows", "Rows of the requests that failed.", *by_version)
+        text = "Requests that failed on the device."
+        self.failed_requests = self._counter("failed_requests", text, *by_version)
+        text = "Seconds of the batches with a request's rows, summed over requests, by how these ended."
+        self.request_compute_seconds = self._counter("request_compute_seconds", text, *by_version, "result")
+        text = "When the last batch ended, in seconds since 1970; 0 before the first."
+        self.last_batch = self._gauge("last_batch_timestamp_seconds", text, *by_version)
         self.abstained = self._counter("abstained", "Rows whose ood_score is above the limit.", *by_version)
         self.padding_rows = self._counter(
             "padding_rows", "Padding rows run, on top of the real rows.", *by_version
@@ -234,6 +241,20 @@ class Metrics:
             collector(registry=self.registry)
         self._watch_log()
 
+    def inference_families(self) -> Iterable[Metric]:
+        """Return the families that `service.observability.statistics` reads."""
+        self.registry.count_deferred()
+        sources = (
+            self.queue_seconds,
+            self.request_compute_seconds,
+            self.batches,
+            self.rows,
+            self.failed_rows,
+            self.failed_requests,
+            self.last_batch,
+        )
+        return [family for source in sources for family in source.collect()]
+
     def load_families(self) -> Iterable[Metric]:
         """Return the families that `service.observability.load` reads, without collecting all others."""
         self.registry.count_deferred()
@@ -280,6 +301,11 @@ class BatchMetrics:
         self._queue = metrics.queue_seconds.of(*of)
         self._request_rows = metrics.request_rows.of(*of)
         self._failures = metrics.batch_failures.labels(*of)
+        self._failed_rows = metrics.failed_rows.labels(*of)
+        self._failed_requests = metrics.failed_requests.labels(*of)
+        self._answered_compute = metrics.request_compute_seconds.labels(*of, "ok")
+        self._failed_compute = metrics.request_compute_seconds.labels(*of, "failed")
+        self._last_batch = metrics.last_batch.labels(*of)
 
     def observe(
         self,
@@ -306,6 +332,27 @@ class BatchMetrics:
         self._request_rows.extend(request_rows)
         if failed:
             self._failures.inc()
+
+    def observe_requests(
+        self,
+        *,
+        answered_seconds: float,
+        failed_seconds: float,
+        failed_requests: int,
+        failed_rows: int,
+        last_ended: float,
+    ) -> None:
+        """Count what several batches were to their requests.
+
+        answered_seconds: each batch's, times the requests with rows in it that did not fail.
+        failed_seconds: times those that did. last_ended: when the last of the batches ended, in seconds since
+            1970.
+        """
+        self._answered_compute.inc(answered_seconds)
+        self._failed_compute.inc(failed_seconds)
+        self._failed_requests.inc(failed_requests)
+        self._failed_rows.inc(failed_rows)
+        self._last_batch.set(last_ended)
 
 
 class ScoreMetrics:

@@ -1,6 +1,7 @@
 """A model version that is ready to run: its engine, its batcher, and the batches not counted yet."""
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -62,6 +63,18 @@ class LoadedModel:
                 queue_seconds=batch.queue_seconds,
                 request_rows=batch.request_rows,
                 failed=batch.failed,
+            )
+        if self.records:
+            last = self.records[-1]
+            failed = [batch for batch in self.records if batch.failed]
+            failed_seconds = sum(batch.compute_seconds * batch.failed_requests for batch in failed)
+            seconds = sum(batch.compute_seconds * batch.requests for batch in self.records)
+            self.metrics.observe_requests(
+                answered_seconds=seconds - failed_seconds,
+                failed_seconds=failed_seconds,
+                failed_requests=sum(batch.failed_requests for batch in failed),
+                failed_rows=sum(batch.failed_rows for batch in failed),
+                last_ended=time.time() - time.monotonic() + last.started + last.compute_seconds,
             )
         if self.scores is not None:
             scored = [batch.scored for batch in self.records if batch.scored is not None]

@@ -14,13 +14,13 @@ from prometheus_client import CollectorRegistry
 from service.addresses import open_listeners
 from service.errors import FrameError, ModelNotReady
 from service.http.api_keys import ApiKeys
-from service.http.app import Gather
 from service.http.changing_files import kept_current
 from service.http.dispatch import Dispatch
 from service.http.server import Server
 from service.memory import freeze_and_enable_gc
 from service.observability.load_reports import LoadReports
 from service.observability.metrics import Metrics
+from service.observability.statistics import Gather
 from service.serving.predictor import Predictor
 from service.settings import Settings
 from service.split import messages
@@ -138,7 +138,7 @@ async def run(
     keys: ApiKeys | None,
     build_app: Callable[[Predictor, ApiKeys | None, Gather], Dispatch],
     load_reports: LoadReports,
-    build_rpc_server: Callable[[Predictor, Dispatch, ApiKeys | None], OtherServer | None],
+    build_rpc_server: Callable[[Predictor, Dispatch, ApiKeys | None, Gather], OtherServer | None],
 ) -> None:
     """Serve HTTP on listening sockets until SIGTERM, with the engine behind `path`.
 
@@ -154,7 +154,7 @@ async def run(
     # The workers share a port: one that accepted connections before it has an engine would answer 503 while
     # the others answer 200.
     await predictor.connected()
-    rpc = build_rpc_server(predictor, app, keys)
+    rpc = build_rpc_server(predictor, app, keys, supervisor.gather)
     if rpc is not None:
         assert settings.grpc_port is not None, "gRPC is off"
         await rpc.start(open_listeners(settings.host, settings.grpc_port, shared=True))

@@ -12,7 +12,7 @@ from tests.support.live import ROOT, serving
 PYTHON = ROOT / ".cache" / "clients" / "bin" / "python"
 SCRIPT = Path(__file__).with_name("triton_client.py")
 DIGITS = ROOT / "tests" / "digits" / "digits.raw"
-REQUESTS = 9 + 72 + 2 + 2 + 8 + 200 + 13
+REQUESTS = 13 + 72 + 2 + 2 + 8 + 200 + 15
 
 pytestmark = pytest.mark.skipif(
     not PYTHON.exists() and not os.environ.get("CI"), reason="tritonclient is missing: make clients"

@@ -39,7 +39,17 @@ def metadata(client: blocking.InferenceServerClient) -> int:
     assert client.get_model_config(MODEL, "1")["max_batch_size"] > 1
     index = {each["name"]: each["state"] for each in client.get_model_repository_index()}
     assert index[MODEL] == index[GENERATOR] == "READY"
-    return 9
+    before, *_ = client.get_inference_statistics(MODEL, "1")["model_stats"]
+    client.infer(MODEL, [images_input(blocking.InferInput, True)])
+    after, *_ = client.get_inference_statistics(MODEL)["model_stats"]
+    assert after["inference_count"] == before["inference_count"] + len(IMAGES)
+    for name in ("success", "queue", "compute_infer"):
+        one, other = before["inference_stats"][name], after["inference_stats"][name]
+        assert other["count"] == one["count"] + 1
+        assert other["ns"] > one["ns"]
+    every = {each["name"] for each in client.get_inference_statistics()["model_stats"]}
+    assert {MODEL, GENERATOR} <= every
+    return 13
 
 
 def digits(client: blocking.InferenceServerClient) -> tuple[np.ndarray, int]:
@@ -146,6 +156,9 @@ def over_grpc(expected: np.ndarray) -> int:
         assert client.get_model_metadata(MODEL).inputs[0].shape == [-1, 28, 28]
         assert client.get_model_config(MODEL).config.max_batch_size > 1
         assert MODEL in {each.name for each in client.get_model_repository_index().models}
+        (told,) = client.get_inference_statistics(MODEL, "1").model_stats
+        assert told.inference_stats.success.count > 0
+        assert {each.name for each in client.get_inference_statistics().model_stats} >= {MODEL, GENERATOR}
         tensor = rpc.InferInput("images", list(IMAGES.shape), "UINT8")
         tensor.set_data_from_numpy(IMAGES)
         result = client.infer(MODEL, [tensor], request_id="an id", priority=2, timeout=20_000_000)
@@ -161,7 +174,7 @@ def over_grpc(expected: np.ndarray) -> int:
             ("UNIMPLEMENTED", lambda: client.load_model(MODEL)),
         ):
             assert error_of(ask).status() == f"StatusCode.{status}"
-    return 13
+    return 15
 
 
 with blocking.InferenceServerClient(HOST, concurrency=4) as client:

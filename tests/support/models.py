@@ -1,5 +1,6 @@
 """Tiny models, made on the spot."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -265,3 +266,43 @@ def add_reader(models_dir: Path) -> None:
         inputs=(IMAGES,),
         outputs=(PROBABILITIES,),
     )
+
+
+VECTORS_OF_WORDS = np.arange(24, dtype=np.float32).reshape(8, 3)
+
+
+def add_words(models_dir: Path) -> Path:
+    """A model of no other task: it fails for words that are not in its table, and gives -inf for 0.
+
+    Its input `label` holds no labels.
+    """
+    inputs = (
+        TensorSpec(name="words", datatype="INT64", shape=(-1, 4)),
+        TensorSpec(name="label", datatype="FP32", shape=(-1, 2)),
+    )
+    outputs = (
+        TensorSpec(name="vectors", datatype="FP32", shape=(-1, 4, 3)),
+        TensorSpec(name="logarithms", datatype="FP32", shape=(-1, 2)),
+    )
+    nodes = [
+        helper.make_node("Gather", ["table", "words"], ["vectors"]),
+        helper.make_node("Log", ["label"], ["logarithms"]),
+    ]
+    graph = make_model(nodes, [numpy_helper.from_array(VECTORS_OF_WORDS, "table")], inputs, outputs)
+    return write_model(models_dir, graph, name="words", task="inference", inputs=inputs, outputs=outputs)
+
+
+def words_body(words: Sequence[int]) -> dict[str, object]:
+    """The JSON of a request with one row for each word, which the row repeats."""
+    rows, repeated = len(words), [[each] * 4 for each in words]
+    return {
+        "inputs": [
+            {
+                "name": "words",
+                "shape": [rows, 4],
+                "datatype": "INT64",
+                "data": repeated,
+            },
+            {"name": "label", "shape": [rows, 2], "datatype": "FP32", "data": [1] * 2 * rows},
+        ]
+    }

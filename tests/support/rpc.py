@@ -90,9 +90,10 @@ async def served(
     settings: Settings,
     keys: ApiKeys | None = None,
     credentials: grpc.ChannelCredentials | None = None,
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[Served]:
-    """Serve gRPC on a port of the system's choice."""
-    metrics = Metrics()
+    """Serve gRPC on a port of the system's choice. metrics: of its own if None."""
+    metrics = metrics or Metrics()
     server = RpcServer(predictor, settings, Lifecycle(metrics), keys)
     listeners = open_listeners("127.0.0.1", 0)
     address = address_of(listeners[0])

@@ -27,7 +27,7 @@ from service.observability.metrics import package_version
 from service.serving.predictor import Predictor
 from service.settings import Settings
 
-EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "schedule_policy")
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "schedule_policy", "statistics")
 """Triton's extensions of the protocol that are served."""
 
 PLATFORM = "onnx_onnxv1"

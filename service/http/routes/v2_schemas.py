@@ -101,6 +101,45 @@ class ModelConfig(_Body):
     response_cache: ResponseCache
 
 
+class Duration(_Body):
+    """How often something was done, and how long it took in all."""
+
+    count: int = Field(ge=0)
+    ns: int = Field(ge=0)
+
+
+class InferenceStatistics(_Body):
+    """What was done for requests, as Triton counts it: each request has all of its batches' time."""
+
+    success: Duration = Field(description="Requests that ran and did not fail, in the queue and in batches.")
+    fail: Duration = Field(description="Requests that failed on the device. Rejected ones are not counted.")
+    queue: Duration = Field(description="Requests that began to run, from submission to their first batch.")
+    compute_input: Duration = Field(description="0 ns: part of `compute_infer`.")
+    compute_infer: Duration = Field(description="Requests that ran and did not fail, in batches.")
+    compute_output: Duration = Field(description="0 ns: part of `compute_infer`.")
+    cache_hit: Duration = Field(description="0: responses are not cached.")
+    cache_miss: Duration = Field(description="0: responses are not cached.")
+
+
+class ModelStatistics(_Body):
+    """What a model version has computed since the service started."""
+
+    name: str
+    version: str
+    last_inference: int = Field(
+        ge=0, description="When its last batch ended, in milliseconds since 1970; 0 before the first."
+    )
+    inference_count: int = Field(ge=0, description="Rows run, without those of requests that failed.")
+    execution_count: int = Field(ge=0, description="Batches run.")
+    inference_stats: InferenceStatistics
+
+
+class StatisticsOfModels(_Body):
+    """The statistics of one or more model versions."""
+
+    model_stats: list[ModelStatistics]
+
+
 class IndexedModel(_Body):
     """A model version in the models folder, or a whole model that cannot be served."""
 

@@ -128,6 +128,7 @@ class Bench:
             batch, values = self.running.pop(0)
             now = time.monotonic()
             self.batcher.finish(batch, error or (values * 2,), now, now)
+            self.check_record(values, np.full(len(values), error is not None))
 
     def finish_partly(self, failing: int) -> None:
         """Let some rows of the batch fail. failing: a bit for each of the first rows."""
@@ -138,6 +139,16 @@ class Bench:
             outputs = np.where(failed[:, None], -1, values * 2)
             now = time.monotonic()
             self.batcher.finish(batch, RowsFailed("no such number", (outputs,), failed), now, now)
+            self.check_record(values, failed)
+
+    def check_record(self, values: Array, failed: Array) -> None:
+        """Compare the last record with the batch's rows, of which some failed."""
+        of_request = values[:, 0] // 1000
+        failed_requests = np.unique(of_request[failed])
+        failed_rows = int(np.isin(of_request, failed_requests).sum())
+        record = self.records[-1]
+        assert record.requests == len(np.unique(of_request))
+        assert (record.failed_requests, record.failed_rows) == (len(failed_requests), failed_rows)
 
     def expire(self) -> None:
         """Let the near deadlines pass."""

@@ -1,22 +1,28 @@
 """The RPCs over a real connection: what they pass on to the models, and what they tell of them."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import numpy as np
 import pytest
+from google.protobuf.json_format import ParseDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.errors import QueueFull
 from service.grpc import open_inference_pb2 as pb
+from service.http.app import create_app
+from service.observability.metrics import Metrics
 from service.serving.local import LocalPredictor
 from tests.support.http import image
+from tests.support.http import settings as tiny
 from tests.support.models import LATENT
 from tests.support.noted import Noted
-from tests.support.rpc import MODEL_INFER, Served, infer_request
+from tests.support.rpc import MODEL_INFER, Served, infer_request, served
 
 REQUEST = infer_request(np.stack([image(7)]))
 
@@ -193,3 +199,39 @@ async def test_a_damaged_request_is_answered_or_is_the_clients_mistake(
     code, details = await call.code(), await call.details()
     assert code.name in ("OK", "INVALID_ARGUMENT", "NOT_FOUND", "DEADLINE_EXCEEDED"), details
     assert bool(details) == (code is not grpc.StatusCode.OK)
+
+
+async def test_the_statistics_are_those_of_http(
+    add_classifier: Callable[..., Path], add_generator: Callable[..., Path], tmp_path: Path
+) -> None:
+    add_classifier()
+    add_classifier("first-pixel", 3)
+    add_generator()
+    limits, metrics = tiny(tmp_path).model_copy(update={"serve_versions": "all"}), Metrics()
+    predictor = LocalPredictor(limits, metrics)
+    await predictor.start()
+    transport = httpx.ASGITransport(create_app(predictor, limits, metrics))
+    async with (
+        served(predictor, limits, metrics=metrics) as rpc,
+        httpx.AsyncClient(transport=transport, base_url="http://test") as http,
+    ):
+        for version in ("1", "3"):
+            await rpc.client.call(infer_request(np.stack([image(7)]), model_version=version))
+        for asked, path in (
+            (pb.ModelStatisticsRequest(), "/v2/models/stats"),
+            (pb.ModelStatisticsRequest(name="first-pixel"), "/v2/models/first-pixel/stats"),
+            (
+                pb.ModelStatisticsRequest(name="first-pixel", version="3"),
+                "/v2/models/first-pixel/versions/3/stats",
+            ),
+        ):
+            expected = (await http.get(path)).json()
+            assert ParseDict(expected, pb.ModelStatisticsResponse()) == await rpc.client.call(asked)
+        assert [each["inference_count"] for each in expected["model_stats"]] == [1]
+        for unknown in (
+            pb.ModelStatisticsRequest(name="none"),
+            pb.ModelStatisticsRequest(name="ramp", version="9"),
+        ):
+            seen, _ = await error_of(rpc.client.call(unknown))
+            assert seen is grpc.StatusCode.NOT_FOUND
+    await predictor.close()

@@ -59,6 +59,7 @@ async def test_keys_open_what_they_open_over_http(predictor: LocalPredictor, tmp
             pb.ModelReadyRequest(name="ramp"),
             pb.ModelMetadataRequest(name="ramp"),
             pb.ModelConfigRequest(name="ramp"),
+            pb.ModelStatisticsRequest(name="ramp"),
         )
         for requests, allowed, denied in (
             (inferring, KEY, OTHER),
@@ -196,7 +197,12 @@ async def test_connections_beyond_the_limit_are_closed(predictor: LocalPredictor
 
 
 async def test_other_rpcs_are_unimplemented(rpc: Served) -> None:
-    for name in ("ModelStatistics", "RepositoryModelLoad", "SystemSharedMemoryStatus", "ModelStreamInfer"):
+    for name in (
+        "RepositoryModelUnload",
+        "RepositoryModelLoad",
+        "SystemSharedMemoryStatus",
+        "ModelStreamInfer",
+    ):
         call = rpc.client.channel.unary_unary(f"/{SERVICE}/{name}")(b"")
         assert await code_of(call) == "UNIMPLEMENTED"
 

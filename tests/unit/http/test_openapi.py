@@ -146,7 +146,7 @@ def showing(path: str, absent: Sequence[str] = (), wrong: Sequence[str] = ()) ->
     return statuses | ({400: [Ask(path=each) for each in wrong]} if wrong else {})
 
 
-OF_A_MODEL = ("", "/config", "/ready")
+OF_A_MODEL = ("", "/config", "/ready", "/stats")
 """What the Open Inference Protocol shows of a model."""
 
 ASKED: dict[tuple[str, str], dict[int, list[Ask]]] = {
@@ -252,6 +252,14 @@ ASKED: dict[tuple[str, str], dict[int, list[Ask]]] = {
             [f"/v2/models/another/versions/0{each}", f"/v2/models/another/versions/x{each}"],
         )
         for each in OF_A_MODEL
+    },
+    ("GET", "/v2/models/stats"): {
+        200: [Ask()],
+        401: [Ask(key=None)],
+        403: [Ask(key=ADMIN_KEY)],
+        405: [Ask(method="POST")],
+        500: [Ask(faults={"models": BUG}), Ask(faults={"gather": BUG})],
+        503: [Ask(faults={"models": NO_ENGINE}), Ask(faults={"gather": NO_ENGINE})],
     },
     ("POST", "/v2/repository/index"): {
         200: [Ask(key=ADMIN_KEY), Ask(b'{"ready":true}', JSON, key=ADMIN_KEY)],

@@ -11,18 +11,16 @@ from typing import Any
 
 import httpx
 import numpy as np
-import onnx
 import pytest
-from onnx import helper, numpy_helper
 
 from service.content.body_jobs import ON_LOOP_BYTES
 from service.http.app import create_app
 from service.http.headers import INFERENCE_HEADER
-from service.models.manifest import MANIFEST_FILE, TensorSpec
+from service.models.manifest import MANIFEST_FILE
 from service.observability.metrics import Metrics
 from service.serving.local import LocalPredictor
 from tests.support.http import OCTETS, RAW, image, settings
-from tests.support.models import LATENT, make_model, write_model
+from tests.support.models import LATENT, VECTORS_OF_WORDS, add_words, words_body
 from tests.support.noted import Noted
 
 INFER = "/v2/models/first-pixel/infer"
@@ -138,34 +136,10 @@ async def test_models_of_other_tasks_are_run_too(client: httpx.AsyncClient) -> N
     assert [output["name"] for output in described["outputs"]] == ["mean", "opposite"]
 
 
-WORDS = TensorSpec(name="words", datatype="INT64", shape=(-1, 4))
-LABEL = TensorSpec(name="label", datatype="FP32", shape=(-1, 2))
-VECTORS = TensorSpec(name="vectors", datatype="FP32", shape=(-1, 4, 3))
-LOGARITHMS = TensorSpec(name="logarithms", datatype="FP32", shape=(-1, 2))
-TABLE = np.arange(24, dtype=np.float32).reshape(8, 3)
-
-
-def table_of_words() -> onnx.ModelProto:
-    """A graph that accepts few whole numbers and gives -inf for 0. Its `label` holds no labels."""
-    nodes = [
-        helper.make_node("Gather", ["table", "words"], ["vectors"]),
-        helper.make_node("Log", ["label"], ["logarithms"]),
-    ]
-    table = numpy_helper.from_array(TABLE, "table")
-    return make_model(nodes, [table], (WORDS, LABEL), (VECTORS, LOGARITHMS))
-
-
 @pytest.mark.parametrize("determinism", ["generation", "all"])
 @pytest.mark.parametrize("is_bare", [False, True])
 async def test_a_model_of_no_other_task_is_run(tmp_path: Path, determinism: str, is_bare: bool) -> None:
-    folder = write_model(
-        tmp_path,
-        table_of_words(),
-        name="words",
-        task="inference",
-        inputs=(WORDS, LABEL),
-        outputs=(VECTORS, LOGARITHMS),
-    )
+    folder = add_words(tmp_path)
     if is_bare:
         (folder / MANIFEST_FILE).unlink()
     limits = settings(tmp_path).model_copy(update={"determinism": determinism, "default_classifier": None})
@@ -185,34 +159,19 @@ async def test_a_model_of_no_other_task_is_run(tmp_path: Path, determinism: str,
     await predictor.close()
     seen = np.frombuffer(answer.content[int(answer.headers[INFERENCE_HEADER.name]) :], np.float32)
     with np.errstate(divide="ignore"):
-        np.testing.assert_allclose(seen, np.concatenate([TABLE[words].ravel(), np.log(numbers).ravel()]))
+        expected = np.concatenate([VECTORS_OF_WORDS[words].ravel(), np.log(numbers).ravel()])
+    np.testing.assert_allclose(seen, expected)
     assert [each["task"] for each in listed] == ["inference"]
     assert refused.json()["error"] == "model words is for inference, expected one for classification"
 
 
 async def test_a_value_that_the_graph_refuses_fails_its_own_request(tmp_path: Path) -> None:
-    write_model(
-        tmp_path,
-        table_of_words(),
-        name="words",
-        task="inference",
-        inputs=(WORDS, LABEL),
-        outputs=(VECTORS, LOGARITHMS),
-    )
+    add_words(tmp_path)
     limits, metrics = settings(tmp_path).model_copy(update={"default_classifier": None}), Metrics()
     predictor = LocalPredictor(limits, metrics)
     await predictor.start()
     words = [0, 1, 99, 2, 3]  # the table has 8
-    bodies = [
-        {
-            "inputs": [
-                {"name": "words", "shape": [1, 4], "datatype": "INT64", "data": [word] * 4},
-                {"name": "label", "shape": [1, 2], "datatype": "FP32", "data": [1, 1]},
-            ],
-            "outputs": [{"name": "vectors"}],
-        }
-        for word in words
-    ]
+    bodies = [words_body([word]) | {"outputs": [{"name": "vectors"}]} for word in words]
     app = create_app(predictor, limits, Metrics())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         answers = await asyncio.gather(*(client.post("/v2/models/words/infer", json=body) for body in bodies))
@@ -221,7 +180,7 @@ async def test_a_value_that_the_graph_refuses_fails_its_own_request(tmp_path: Pa
     assert "the model failed on the request's rows" in answers[2].json()["error"]
     for word, answer in zip(words, answers, strict=True):
         if word != 99:
-            assert outputs(answer)["vectors"] == TABLE[[word] * 4].ravel().tolist()
+            assert outputs(answer)["vectors"] == VECTORS_OF_WORDS[[word] * 4].ravel().tolist()
     labels = {"model": "words", "version": "1"}
     assert metrics.registry.get_sample_value("inkserve_batch_failures_total", labels) == 1
     assert metrics.registry.get_sample_value("inkserve_rows_total", labels) == len(words)
@@ -280,7 +239,8 @@ async def test_requests_are_counted_by_route_and_model(client: httpx.AsyncClient
         ("GET", "/v2/models/none/ready", 404),
         ("GET", "/v2/models/ramp/versions/9/config", 404),
         ("GET", "/v2/models/ramp/versions/x", 400),
-        ("GET", "/v2/models/ramp/stats", 404),
+        ("GET", "/v2/models/none/stats", 404),
+        ("GET", "/v2/models/ramp/versions/9/stats", 404),
         ("POST", "/v2/repository/models/ramp/load", 404),
         ("GET", "/v2/systemsharedmemory/status", 404),
         ("POST", "/v2/trace/setting", 404),
