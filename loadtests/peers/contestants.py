@@ -5,7 +5,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loadtests.machine import ROOT
@@ -155,10 +155,14 @@ PYTRITON = Contestant(
     environment={"LD_LIBRARY_PATH": "{libraries}"},
 )
 INKSERVE = inkserve("inkserve", "raw, defaults")
+OPEN_INFERENCE = replace(
+    inkserve("inkserve-v2", "V2 binary, defaults"), path="/v2/models/mlp/infer", wire=wire.V2_BINARY
+)
 
 EVERY: tuple[Contestant, ...] = (
     ASGI,
     INKSERVE,
+    OPEN_INFERENCE,
     inkserve("inkserve-int8", "raw, defaults, int8 model", model="mlp-int8"),
     inkserve("inkserve-split", "raw, 2 HTTP workers and an engine", ["--workers", "2"]),
     BATCHER,
