@@ -118,7 +118,7 @@ gpu-service: $(VENV)/.develop ## Load the service on a GPU in all its forms; nee
 	$(BIN)/python -m loadtests.gpu_service $(ARGS)
 
 .PHONY: peers
-peers: $(VENV)/.develop ## Measure inkserve and other model servers; needs wrk (30 min)
+peers: $(VENV)/.develop ## Measure inkserve and other model servers; needs wrk (25 min)
 	$(BIN)/python -m loadtests.peers $(ARGS)
 
 .PHONY: chaos
