@@ -65,6 +65,47 @@ def read_inference(
     )
 
 
+class RepeatedRequest:
+    """A request whose elements are all behind its JSON, to read others with the same JSON without parsing it.
+
+    Clients send the same JSON again and again: it says nothing of the elements.
+
+    asked: the request without its inputs.
+    """
+
+    def __init__(self, text: bytes, body_bytes: int, asked: InferenceBody) -> None:
+        self.asked = asked._replace(inputs={})
+        self._text = text
+        self._body_bytes = body_bytes
+        self._tensors = [(name, each.shape, each.dtype, each.nbytes) for name, each in asked.inputs.items()]
+
+    @classmethod
+    def of(
+        cls, body: bytes | memoryview, json_bytes: int | None, asked: InferenceBody
+    ) -> "RepeatedRequest | None":
+        """Return what `read_inference` made of a body, or None if the JSON holds elements.
+
+        json_bytes: as there.
+        """
+        if json_bytes is None or sum(each.nbytes for each in asked.inputs.values()) != len(body) - json_bytes:
+            return None
+        return cls(bytes(body[:json_bytes]), len(body), asked)
+
+    def is_in(self, body: bytes | memoryview) -> bool:
+        """Whether a body has this JSON, and as many bytes behind it."""
+        return len(body) == self._body_bytes and body[: len(self._text)] == self._text
+
+    def inputs(self, body: bytes | memoryview) -> Mapping[str, Array]:
+        """Return the inputs in such a body: views of it if they are aligned."""
+        inputs: dict[str, Array] = {}
+        at = len(self._text)
+        for name, shape, dtype, size in self._tensors:
+            array: Array = np.ndarray(shape, dtype, body, at)
+            inputs[name] = array if array.flags.aligned else array.copy()
+            at += size
+        return inputs
+
+
 def write_inference(
     request: InferenceBody, model: ModelTensors, version: int, arrays: Sequence[Array], labels: Sequence[str]
 ) -> tuple[Mapping[str, object], list[bytes]]:

@@ -40,9 +40,51 @@ def answer(manifest: Manifest, asked: InferenceBody, result: InferenceResult) ->
     """
     tensors, labels = tensors_of(manifest), labels_of(manifest)
     fields, behind = write_inference(asked, tensors, result.version, result.outputs, labels)
-    text, timing = to_json(fields), server_timing(result)
+    text = to_json(fields)
     if not behind:
-        return Response(text, timing=timing, model=manifest.name)
+        return Response(text, timing=server_timing(result), model=manifest.name)
+    return _with_bytes(manifest.name, text, behind, result)
+
+
+def _with_bytes(model: str, text: bytes, behind: Sequence[bytes], result: InferenceResult) -> Response:
+    """Return a response whose JSON is followed by the bytes of tensors."""
     told = ((INFERENCE_HEADER.wire, b"%d" % len(text)),)
     body = b"".join([text, *behind])
-    return Response(body, OCTETS, headers=told, timing=timing, model=manifest.name)
+    return Response(body, OCTETS, headers=told, timing=server_timing(result), model=model)
+
+
+class RepeatedAnswers:
+    """The responses to a request that comes again and again, if all of its outputs are behind the JSON.
+
+    The JSON then says nothing of the elements, and is made once for each version and shape.
+    asked: without its inputs.
+    """
+
+    def __init__(self, asked: InferenceBody) -> None:
+        self._asked = asked
+        self._made_for: tuple[object, ...] = ()
+        self._text = b""
+        self._places: Sequence[int] = ()
+
+    @classmethod
+    def of(cls, asked: InferenceBody) -> "RepeatedAnswers | None":
+        """Return the responses to a request, or None if their JSON holds elements."""
+        named = asked.outputs
+        binary = all(each.binary and not each.classes for each in named) if named else asked.binary
+        return cls(asked) if binary else None
+
+    def answer(self, manifest: Manifest, result: InferenceResult) -> Response:
+        """Do what `answer` does for the request."""
+        outputs = result.outputs
+        made_for = result.version, *[output.shape for output in outputs]
+        if made_for != self._made_for:
+            response = answer(manifest, self._asked, result)
+            names = [spec.name for spec in manifest.outputs]
+            asked = [each.name for each in self._asked.outputs] or names
+            self._places = [names.index(name) for name in asked]
+            bytes_behind = sum(outputs[place].nbytes for place in self._places)
+            self._text = response.body[: len(response.body) - bytes_behind]
+            self._made_for = made_for
+            return response
+        behind = [outputs[place].tobytes() for place in self._places]
+        return _with_bytes(manifest.name, self._text, behind, result)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from service.content import decoder_frames
 from service.content.body_jobs import BodyLimits, InferenceJob
-from service.content.inference_bodies import read_inference, write_inference
+from service.content.inference_bodies import RepeatedRequest, read_inference, write_inference
 from service.content.inference_requests import InferenceBody, ModelTensors, RequestedOutput
 from service.errors import InvalidInput, PayloadTooLarge, RequestError
 from service.http.responses import to_json
@@ -97,6 +97,19 @@ def test_any_tensors_come_through_in_any_format(model: ModelTensors, rows: int, 
         assert asked == outputs
         rest = read._replace(inputs={}, outputs=())
         assert rest == InferenceBody(text, {}, (), binary=True, timeout=7, priority=2)
+    repeated = RepeatedRequest.of(*sent, read)
+    assert (repeated is None) == any(mode != "binary" for _, _, mode in arrays)
+    if repeated is not None:
+        others = [(spec, array_of(spec, rows, data.draw(seeds)), mode) for spec, _, mode in arrays]
+        again = request(others, id=text, outputs=outputs, parameters=parameters)
+        assert repeated.is_in(again.body)
+        inputs = repeated.inputs(again.body)
+        for spec, array, _ in others:
+            np.testing.assert_array_equal(inputs[spec.name], array, strict=True)
+            assert inputs[spec.name].flags.aligned
+        assert repeated.asked == read._replace(inputs={})
+        assert not repeated.is_in(again.body + b"\0")
+        assert not repeated.is_in(again.body.replace(b'"timeout": 7', b'"timeout": 8'))
 
 
 def read_response(answer: bytes, json_bytes: int) -> dict[str, Any]:

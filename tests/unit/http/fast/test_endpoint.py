@@ -66,9 +66,9 @@ async def impatient(predictor: LocalPredictor, tmp_path: Path) -> AsyncIterator[
         yield listener
 
 
-def tensors(rows: int = 1, *, binary: bool = False, **members: object) -> dict[str, Any]:
-    """A request of the Open Inference Protocol. members: more of its JSON."""
-    pixels = np.stack([image(place) for place in range(rows)])
+def tensors(rows: int = 1, *, binary: bool = False, first: int = 0, **members: object) -> dict[str, Any]:
+    """A request of the Open Inference Protocol. first: its first class. members: more of its JSON."""
+    pixels = np.stack([image((first + place) % 10) for place in range(rows)])
     sent: dict[str, Any] = {"name": "images", "shape": pixels.shape, "datatype": "UINT8"}
     sent |= {"parameters": {"binary_data_size": pixels.nbytes}} if binary else {"data": pixels.tolist()}
     text = json.dumps({"inputs": [sent], **members}).encode()
@@ -145,6 +145,44 @@ async def test_both_paths_answer_alike(listener: Listener, case: str) -> None:
         n: v for n, v in asgi.headers.items() if n not in changing
     }
     assert fast.headers.keys() - {"date"} == asgi.headers.keys() - {"date"}
+
+
+BEHIND = {"parameters": {"binary_data": True}}
+MEMBERS: tuple[dict[str, object], ...] = (
+    {},
+    {"parameters": {"binary_data_output": True}},
+    {"parameters": {"binary_data_output": True, "timeout": 1}},
+    {"outputs": [{"name": "probabilities", **BEHIND}]},
+    {"outputs": [{"name": "probabilities"}]},
+    {"outputs": [{"name": "probabilities", "parameters": {"binary_data": True, "classification": 3}}]},
+    {"outputs": [{"name": "none", **BEHIND}]},
+    {"id": "mine", "parameters": {"binary_data_output": True}},
+)
+firsts = st.integers(0, 9)
+wishes = st.one_of(
+    st.builds(
+        lambda members, first, binary: tensors(2, binary=binary, first=first, **members),
+        st.sampled_from(MEMBERS),
+        firsts,
+        st.sampled_from([True, True, False]),
+    ),
+    firsts.map(lambda first: ROWS_ONLY | {"body": image(first).tobytes()}),
+)
+
+
+@pytest.mark.slow
+@hypothesis_settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(wishes, min_size=2, max_size=9))
+async def test_json_that_comes_again_is_answered_as_if_it_were_new(
+    listener: Listener, wishes: list[dict[str, Any]]
+) -> None:
+    async with connected(listener.port) as fast, connected(listener.port) as asgi:
+        for wish in wishes:
+            one = await exchange(fast, request(**wish))
+            other = await exchange(asgi, request(**wish, chunked=True))
+            late = re.compile(rb"passed \d+\.\d+ s before")
+            assert one.status == other.status
+            assert late.sub(b"", one.body) == late.sub(b"", other.body)
 
 
 async def test_the_fast_path_is_taken(listener: Listener) -> None:
