@@ -163,7 +163,10 @@ class DeferredHistogram:
     def of(self, *values: str) -> Tally:
         """Return the observations with these values of the labels."""
         assert len(values) == len(self._labels)
-        return self._tallies.setdefault(values, Tally(self._bounds))
+        tally = self._tallies.get(values)
+        if tally is None:  # making one takes 2 us
+            tally = self._tallies[values] = Tally(self._bounds)
+        return tally
 
     def collect(self) -> Iterator[Metric]:
         """Return the histogram now."""
