@@ -2,6 +2,7 @@
 
     python -m loadtests.rpc
     python -m loadtests.rpc --images 64 --callers 8
+    python -m loadtests.rpc --delay-seconds 0.001
 
 One Python process asks a service for the same rows of mlp over both protocols, in slices that alternate: over
 HTTP as raw rows to /v2/models/mlp/infer, over gRPC as raw contents. Callers of gRPC share four channels.
@@ -38,8 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--callers", type=at_least_one, default=64, help="requests in flight (64)")
     parser.add_argument("--rounds", type=at_least_one, default=3, help="slices for each protocol (3)")
     parser.add_argument("--seconds", type=at_least_one, default=3, help="length of a slice (3)")
+    parser.add_argument("--delay-seconds", default="0", help="the service's --max-batch-delay-seconds (0)")
     parsed = parser.parse_args(arguments)
-    with serving("--grpc-port", "0") as service:
+    with serving("--grpc-port", "0", "--max-batch-delay-seconds", parsed.delay_seconds) as service:
         samples = asyncio.run(_measure(service, parsed))
     print(report(samples))
     return 0
