@@ -34,9 +34,12 @@ OPERATIONS = [
     ("GET", "/v2"),
     ("GET", "/v2/models/{name}"),
     ("GET", "/v2/models/{name}/config"),
+    ("GET", "/v2/models/{name}/stats"),
+    ("GET", "/v2/models/stats"),
     ("GET", "/v2/models/{name}/ready"),
     ("GET", "/v2/models/{name}/versions/{version}"),
     ("GET", "/v2/models/{name}/versions/{version}/config"),
+    ("GET", "/v2/models/{name}/versions/{version}/stats"),
     ("GET", "/v2/models/{name}/versions/{version}/ready"),
     ("POST", "/v2/repository/index"),
 ]
