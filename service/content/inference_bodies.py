@@ -65,6 +65,10 @@ def read_inference(
     )
 
 
+REPEATED_JSON_BYTES = 4096
+"""Longer JSON is not kept: each of many heads may have some."""
+
+
 class RepeatedRequest:
     """A request whose elements are all behind its JSON, to read others with the same JSON without parsing it.
 
@@ -83,11 +87,13 @@ class RepeatedRequest:
     def of(
         cls, body: bytes | memoryview, json_bytes: int | None, asked: InferenceBody
     ) -> "RepeatedRequest | None":
-        """Return what `read_inference` made of a body, or None if the JSON holds elements.
+        """Return what `read_inference` made of a body, or None if the JSON holds elements or is long.
 
         json_bytes: as there.
         """
-        if json_bytes is None or sum(each.nbytes for each in asked.inputs.values()) != len(body) - json_bytes:
+        if json_bytes is None or json_bytes > REPEATED_JSON_BYTES:
+            return None
+        if sum(each.nbytes for each in asked.inputs.values()) != len(body) - json_bytes:
             return None
         return cls(bytes(body[:json_bytes]), len(body), asked)
 

@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 
 from service.content import decoder_frames
 from service.content.body_jobs import BodyLimits, InferenceJob
-from service.content.inference_bodies import RepeatedRequest, read_inference, write_inference
+from service.content.inference_bodies import (
+    REPEATED_JSON_BYTES,
+    RepeatedRequest,
+    read_inference,
+    write_inference,
+)
 from service.content.inference_requests import InferenceBody, ModelTensors, RequestedOutput
 from service.errors import InvalidInput, PayloadTooLarge, RequestError
 from service.http.responses import to_json
@@ -98,7 +103,8 @@ def test_any_tensors_come_through_in_any_format(model: ModelTensors, rows: int, 
         rest = read._replace(inputs={}, outputs=())
         assert rest == InferenceBody(text, {}, (), binary=True, timeout=7, priority=2)
     repeated = RepeatedRequest.of(*sent, read)
-    assert (repeated is None) == any(mode != "binary" for _, _, mode in arrays)
+    is_long = sent.json_bytes is not None and sent.json_bytes > REPEATED_JSON_BYTES
+    assert (repeated is None) == (is_long or any(mode != "binary" for _, _, mode in arrays))
     if repeated is not None:
         others = [(spec, array_of(spec, rows, data.draw(seeds)), mode) for spec, _, mode in arrays]
         again = request(others, id=text, outputs=outputs, parameters=parameters)
@@ -346,3 +352,8 @@ def outcome(sent: Sent) -> tuple[InferenceBody, str]:
         return read_inference(sent.body, sent.json_bytes, MODEL, MAX_ROWS), ""
     except RequestError as error:
         return InferenceBody("", {}), str(error)
+
+
+def test_long_json_is_not_kept() -> None:
+    sent = request([(ONE.inputs[0], np.zeros((1, 2, 2), np.uint8), "binary")], note="x" * REPEATED_JSON_BYTES)
+    assert RepeatedRequest.of(*sent, read_inference(*sent, ONE, MAX_ROWS)) is None
