@@ -325,18 +325,14 @@ class BatchQueue:
         if low.rows == self.rows or small_arrive:
             most = min(most, self.mixed_rows)
         space = most
-        of_first_half = 0
+        large_parts: list[Part] = []
         if large.rows:
             first = space - space // 2
             space -= first - self._fill(small, first, parts)
-            of_first_half = len(parts)
-            space = self._fill(large, space, parts)
+            space = self._fill(large, space, large_parts)
         if space and small.rows:
-            of_others = len(parts)
             space = self._fill(small, space, parts)
-            if of_first_half and parts[of_first_half - 1].item is parts[of_others].item:
-                item, start, _ = parts[of_first_half - 1]
-                parts[of_first_half - 1] = Part(item, start, parts.pop(of_others).stop)
+        parts += large_parts
         low_rows = 0
         if space and low_due:
             space_low = min(space, self.low_rows) if small_arrive else space
@@ -359,7 +355,7 @@ class BatchQueue:
         self._low_share.note_ended(began, seconds * batch.low_rows / batch.rows)
 
     def _fill(self, lane: "_Lane", space: int, parts: list[Part]) -> int:
-        """Move rows from the lane into the parts; returns the remaining space."""
+        """Move rows from the lane into its parts of the batch; returns the remaining space."""
         before = space
         items = lane.items
         while space and items:
@@ -369,7 +365,10 @@ class BatchQueue:
                 continue
             start = item.taken
             stop = item.taken = min(item.rows, start + space)
-            parts.append(Part(item, start, stop))
+            if start and parts and parts[-1].item is item:  # the first half of the batch has cut it
+                parts[-1] = Part(item, parts[-1].start, stop)
+            else:
+                parts.append(Part(item, start, stop))
             space -= stop - start
             if isinstance(item, Group):
                 self.requests -= item.ended_by(stop) - item.ended_by(start)
