@@ -78,13 +78,11 @@ class RepeatedAnswers:
         outputs = result.outputs
         made_for = result.version, *[output.shape for output in outputs]
         if made_for != self._made_for:
-            response = answer(manifest, self._asked, result)
+            fields, _ = write_inference(self._asked, tensors_of(manifest), result.version, outputs, ())
             names = [spec.name for spec in manifest.outputs]
             asked = [each.name for each in self._asked.outputs] or names
+            self._text = to_json(fields)
             self._places = [names.index(name) for name in asked]
-            bytes_behind = sum(outputs[place].nbytes for place in self._places)
-            self._text = response.body[: len(response.body) - bytes_behind]
             self._made_for = made_for
-            return response
         behind = [outputs[place].tobytes() for place in self._places]
         return _with_bytes(manifest.name, self._text, behind, result)
