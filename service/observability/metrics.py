@@ -130,7 +130,8 @@ class Metrics:
             buckets=ROWS,
         )
         self.batches = self._counter("batches", "Batches run.", *by_version, "reason")
-        self.batch_failures = self._counter("batch_failures", "Batches that failed.", *by_version)
+        text = "Batches that failed, or in which a request did."
+        self.batch_failures = self._counter("batch_failures", text, *by_version)
         self.rows = self._counter("rows", "Rows run.", *by_version)
         self.failed_rows = self._counter("failed_rows", "Rows of the requests that failed.", *by_version)
         text = "Requests that failed on the device."
